@@ -1,0 +1,116 @@
+//! Egress: how packets leave. One interface, statically dispatched, and one module for each I/O design.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::drops::Drops;
+
+/// A socket or device that packets leave through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port(pub u32);
+
+/// Where a datagram goes, and how. Datagrams with equal targets and sizes leave as one superpacket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The socket it leaves through.
+    pub port: Port,
+    /// The destination.
+    pub to: SocketAddr,
+    /// The source address to use (IP_PKTINFO), or the kernel's choice.
+    pub from: Option<IpAddr>,
+    /// The two ECN bits of the outer header (RFC 3168).
+    pub ecn: u8,
+}
+
+/// Which packets go first when there is not room for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// User data.
+    Data,
+    /// STUN, handshakes, keepalives: has reserved slots and goes ahead in the waiting queues.
+    Control,
+}
+
+/// What became of the packets appended so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Everything is with the kernel or accounted for.
+    Done,
+    /// Something waits for a socket or device to become writable; slow sources down and call [`Egress::flush`] again
+    /// on write-readiness, and after 1 ms at the latest.
+    Waiting,
+}
+
+/// Figures an egress keeps about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressStats {
+    /// Packets (segments) appended.
+    pub offered: u64,
+    /// Packets (segments) the kernel took.
+    pub sent: u64,
+    /// Bytes the kernel took, without virtio_net headers.
+    pub sent_bytes: u64,
+    /// Operations (system calls or submission entries) that carried them.
+    pub operations: u64,
+    /// `io_uring_enter` calls, or system calls for the designs without a ring.
+    pub enters: u64,
+    /// Times a packet had to wait in a socket's waiting queue.
+    pub waited: u64,
+    /// Times the ring was full and its queue was submitted and waited for.
+    pub ring_full: u64,
+    /// Times the completion thread was woken.
+    pub completion_wakeups: u64,
+    /// Superpackets resent one by one after EMSGSIZE, EINVAL or EIO.
+    pub gso_fallbacks: u64,
+    /// Lost packets by cause.
+    pub drops: Drops,
+}
+
+/// How packets leave.
+///
+/// `offered = sent + Σ drops + pending` holds at every return, where pending is what [`Egress::pending`] says.
+pub trait Egress {
+    /// Registers a UDP socket. The egress keeps the descriptor open until [`Egress::remove`] has drained it.
+    ///
+    /// # Errors
+    /// When the design has no room for another port, or the kernel refuses.
+    fn add_socket(&mut self, fd: Arc<OwnedFd>) -> io::Result<Port>;
+
+    /// Registers a TUN device with virtio_net headers and the given offloads.
+    ///
+    /// # Errors
+    /// As [`Egress::add_socket`].
+    fn add_device(&mut self, fd: Arc<OwnedFd>, offloads: crate::sys::tun::Offloads) -> io::Result<Port>;
+
+    /// Forgets a port. What still waits for it is dropped and counted as [`crate::drops::Cause::EgressClosed`].
+    fn remove(&mut self, port: Port);
+
+    /// Appends one datagram of exactly `len` bytes: `fill` writes it straight into the memory it leaves from.
+    /// When `fill` answers `false` nothing is appended. `len` is at most 65,507.
+    fn append(&mut self, target: &Target, len: usize, class: Class, fill: impl FnOnce(&mut [u8]) -> bool);
+
+    /// Appends one whole IP packet for a TUN device; neighbours of one flow leave as one TSO or USO superpacket.
+    fn deliver(&mut self, device: Port, packet: &[u8]);
+
+    /// Hands everything to the kernel: called when a batch of input is used up. Also retries what waits.
+    ///
+    /// # Errors
+    /// Only what ends the program: a broken ring or descriptor.
+    fn flush(&mut self, now: Instant) -> io::Result<Flush>;
+
+    /// Packets appended whose fate is not known yet.
+    fn pending(&self) -> u64;
+
+    /// Ports whose packets wait for write-readiness now.
+    fn waiting_ports(&self) -> impl Iterator<Item = Port>;
+
+    /// Figures so far.
+    fn stats(&self) -> EgressStats;
+
+    /// Submits what is queued, waits for every completion until `deadline`, and counts the rest as
+    /// [`crate::drops::Cause::Shutdown`].
+    fn shutdown(&mut self, deadline: Instant) -> EgressStats;
+}

@@ -1,0 +1,127 @@
+//! Ingress: how packets come in. Two implementations, one interface; a handler sees superpackets as the kernel gave them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// The caller's name for a source; comes back with everything received from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u32);
+
+/// What a source is, and so how it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A UDP socket with UDP_GRO, packet info and SO_RXQ_OVFL switched on (see [`crate::sys::udp::UdpSocket`]).
+    Udp,
+    /// A TUN device whose packets start with a virtio_net header (see [`crate::sys::tun::Tun`]).
+    Tun,
+    /// A descriptor whose bytes the application reads itself (a signalfd, a listener): only readiness is reported.
+    Ready,
+}
+
+/// What was received, and where it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meta {
+    /// From a UDP socket.
+    Udp {
+        /// The sender.
+        from: SocketAddr,
+        /// The local address it was sent to, when the kernel said so (IP_PKTINFO).
+        to: Option<IpAddr>,
+        /// Segment size in bytes: the bytes are datagrams of this size one after another, the last may be shorter.
+        /// Equal to the length for a single datagram; never zero unless the datagram is empty.
+        segment_size: usize,
+    },
+    /// From a TUN device: a virtio_net header and one IP packet or superpacket.
+    Tun,
+    /// The source is readable.
+    Ready,
+}
+
+/// One superpacket, valid until the handler returns.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// Its source.
+    pub token: Token,
+    /// What it is.
+    pub meta: Meta,
+    /// Its bytes, writable so that headers can be changed in place.
+    pub bytes: &'a mut [u8],
+}
+
+impl<'a> Received<'a> {
+    /// The datagrams of a UDP superpacket in order. An empty datagram is yielded as an empty slice.
+    pub fn segments(bytes: &'a mut [u8], segment_size: usize) -> Segments<'a> {
+        Segments { once_empty: bytes.is_empty(), rest: bytes, segment_size: segment_size.max(1) }
+    }
+}
+
+/// Iterator over the datagrams of a superpacket; see [`Received::segments`].
+#[derive(Debug)]
+pub struct Segments<'a> {
+    rest: &'a mut [u8],
+    segment_size: usize,
+    once_empty: bool,
+}
+
+impl<'a> Iterator for Segments<'a> {
+    type Item = &'a mut [u8];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return std::mem::take(&mut self.once_empty).then_some(&mut []);
+        }
+        let rest = std::mem::take(&mut self.rest);
+        let (segment, rest) = rest.split_at_mut(self.segment_size.min(rest.len()));
+        self.rest = rest;
+        Some(segment)
+    }
+}
+
+/// Figures an ingress keeps about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IngressStats {
+    /// Superpackets handed over.
+    pub superpackets: u64,
+    /// Datagrams or TUN reads in them.
+    pub packets: u64,
+    /// System calls made.
+    pub system_calls: u64,
+    /// Superpackets the kernel dropped because a socket's receive buffer was full (SO_RXQ_OVFL), in skbs.
+    pub kernel_drops_skbs: u64,
+    /// Superpackets longer than the buffer, dropped.
+    pub truncated: u64,
+    /// Receive errors that were survived.
+    pub errors: u64,
+    /// Times a multishot receive ended and was armed again.
+    pub rearmed: u64,
+}
+
+/// How packets come in.
+pub trait Ingress {
+    /// Starts reading `fd`, which must be non-blocking and stay open until [`Ingress::remove`].
+    ///
+    /// # Errors
+    /// What the kernel answers (ENOMEM, EMFILE…); nothing was registered then.
+    fn add(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()>;
+
+    /// Stops reading a source. Nothing of it is handed over afterwards.
+    fn remove(&mut self, token: Token);
+
+    /// Stops (`false`) or resumes (`true`) reading a source, to slow it down.
+    fn set_reading(&mut self, token: Token, reading: bool);
+
+    /// Asks to be woken, once, when a UDP source can be written again.
+    fn wake_when_writable(&mut self, token: Token);
+
+    /// Waits at most `timeout` for something to arrive, then hands over what is there, a bounded amount, in order for
+    /// each source. Returns early when a source asked about became writable.
+    ///
+    /// # Errors
+    /// Only what ends the program: a broken descriptor or ring.
+    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()>;
+
+    /// Figures so far.
+    fn stats(&self) -> IngressStats;
+}

@@ -1,0 +1,18 @@
+//! The io_uring packet engine, and the WireGuard tunnel endpoint built on it.
+
+pub mod cli;
+pub mod config;
+pub mod driver;
+pub mod drops;
+pub mod egress;
+pub mod engine;
+pub mod ingress;
+pub mod log;
+pub mod netlink;
+pub mod offload;
+pub mod packet;
+pub mod stun;
+pub mod sys;
+pub mod tunnel;
+pub mod turn;
+pub mod wire;

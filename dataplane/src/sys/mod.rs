@@ -1,0 +1,2 @@
+//! The only folder with unsafe code.
+pub mod tun;
