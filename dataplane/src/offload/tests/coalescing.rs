@@ -228,7 +228,7 @@ fn missing_offloads_and_lying_lengths_go_alone() {
     assert_eq!(inspect(&tcp, Offloads { uso: false, ..ALL }).kind(), Kind::Tcp4);
     assert_eq!(inspect(&udp, Offloads { tso: false, ..ALL }).kind(), Kind::Udp6);
     assert_eq!(inspect(&[&tcp[..], &[0]].concat(), ALL).kind(), Kind::Alone, "bytes behind the packet");
-    let mut short = udp.clone();
+    let mut short = udp;
     short[45] -= 1; // UDP length, which the checksum covers twice
     assert_eq!(inspect(&short, ALL).kind(), Kind::Alone);
     let mut unsummed = Spec::new(true, false, 100).build();
