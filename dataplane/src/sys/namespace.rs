@@ -1,0 +1,42 @@
+//! User and network namespaces (namespaces(7)), for the lab and for tests.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Moves this process into a new user namespace, as its root, and a new network namespace.
+/// Works without privileges where user namespaces are allowed. Call it while the process has one thread.
+///
+/// # Errors
+/// EPERM where user namespaces are forbidden (`kernel.unprivileged_userns_clone`, AppArmor), EINVAL with more threads.
+pub fn unshare_user_and_net() -> io::Result<()> {
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET)?;
+    // The order is the kernel's: gid_map can be written without privileges only after setgroups is denied.
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
+
+/// Moves the calling thread into a new network namespace; needs CAP_SYS_ADMIN in its user namespace.
+///
+/// # Errors
+/// EPERM without the capability.
+pub fn unshare_net() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNET)
+}
+
+/// Moves the calling thread into the network namespace that `namespace` refers to (setns(2)).
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN, EINVAL when it is not a network namespace.
+pub fn enter(namespace: impl AsFd) -> io::Result<()> {
+    // SAFETY: setns takes two integers and touches no memory of ours.
+    let answer = unsafe { libc::setns(namespace.as_fd().as_raw_fd(), libc::CLONE_NEWNET) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn unshare(flags: i32) -> io::Result<()> {
+    // SAFETY: unshare takes one integer. CLONE_NEWUSER and CLONE_NEWNET separate no memory and no descriptors.
+    let answer = unsafe { libc::unshare(flags) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,56 @@
+//! Signals as a readable descriptor (signalfd(2)), so that they arrive between two batches and never inside one.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// SIGTERM and SIGINT of this process. They are blocked in the thread that makes this and in those it starts later.
+#[derive(Debug)]
+pub struct StopSignals {
+    fd: OwnedFd,
+}
+
+impl StopSignals {
+    /// Blocks the signals and opens the descriptor. Call it before other threads start.
+    ///
+    /// # Errors
+    /// What sigprocmask(2) and signalfd(2) answer.
+    pub fn new() -> io::Result<Self> {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset writes the whole set through a pointer to memory of the right type.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: sigemptyset has initialised it.
+        let mut set = unsafe { set.assume_init() };
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            // SAFETY: `set` is initialised and the signal number is valid.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+        // SAFETY: `set` is initialised; the old mask is not asked for.
+        let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if blocked != 0 {
+            return Err(io::Error::from_raw_os_error(blocked));
+        }
+        // SAFETY: `set` is initialised; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: signalfd has just returned this descriptor and nobody else has it.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// The descriptor to wait on.
+    #[must_use]
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// The number of the next pending signal, if there is one.
+    #[must_use]
+    pub fn take(&self) -> Option<i32> {
+        let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+        // SAFETY: the buffer lives in this frame and its length is given.
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
+        // The first member of struct signalfd_siginfo is the signal number.
+        (read == info.len() as isize).then(|| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
+    }
+}

@@ -1,0 +1,27 @@
+//! Socket options that no safe crate offers.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Sets an `int` socket option (setsockopt(2)).
+pub(super) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let value_ptr: *const i32 = &raw const value;
+    // SAFETY: `value` lives on this stack frame until the call returns and is exactly as long as the length says.
+    let answer = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, value_ptr.cast(), size_of::<i32>() as libc::socklen_t)
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Asks for socket buffers of `bytes`: past the sysctl limit with CAP_NET_ADMIN, up to it without.
+pub(super) fn set_buffers(fd: BorrowedFd<'_>, receive: usize, send: usize) {
+    let buffers =
+        [(receive, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (send, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)];
+    for (bytes, force, polite) in buffers {
+        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+        if set_option(fd, libc::SOL_SOCKET, force, bytes).is_err() {
+            // The kernel clamps to net.core.{r,w}mem_max; what it granted is read back by the caller.
+            let _ = set_option(fd, libc::SOL_SOCKET, polite, bytes);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! UDP sockets with superpackets both ways (UDP_GRO, UDP_SEGMENT), packet info and drop counts.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::address::RawAddress;
+use super::message::{self, RECEIVE_CONTROL, SendHeader};
+use super::socket;
+use crate::egress::{Port, Target};
+use crate::ingress::Meta;
+
+/// Longest superpacket or datagram that can arrive, in bytes.
+pub const RECEIVE_LEN: usize = 65_536;
+
+/// How a socket is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpOptions {
+    /// Receive superpackets (UDP_GRO).
+    pub gro: bool,
+    /// Receive buffer asked for, in bytes; the kernel grants up to net.core.rmem_max without CAP_NET_ADMIN.
+    pub receive_buffer: usize,
+    /// Send buffer asked for, in bytes; likewise with net.core.wmem_max.
+    pub send_buffer: usize,
+    /// Learn the local address of each datagram (IP_PKTINFO); needed on wildcard addresses.
+    pub packet_info: bool,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self { gro: true, receive_buffer: 8 << 20, send_buffer: 8 << 20, packet_info: true }
+    }
+}
+
+/// A bound, non-blocking UDP socket.
+#[derive(Clone, Debug)]
+pub struct UdpSocket {
+    fd: Arc<OwnedFd>,
+    local: SocketAddr,
+}
+
+impl UdpSocket {
+    /// Binds a socket. IPv6 sockets take IPv6 only, so that a mapped IPv4 address cannot pass for one.
+    ///
+    /// # Errors
+    /// What socket(2) and bind(2) answer; the message names the address.
+    pub fn bind(address: SocketAddr, options: &UdpOptions) -> io::Result<Self> {
+        Self::bind_plain(address, options)
+            .map_err(|error| io::Error::new(error.kind(), format!("UDP socket on {address}: {error}")))
+    }
+
+    fn bind_plain(address: SocketAddr, options: &UdpOptions) -> io::Result<Self> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM.nonblocking().cloexec(),
+            Some(Protocol::UDP),
+        )?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket::set_buffers(socket.as_fd(), options.receive_buffer, options.send_buffer);
+        socket::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+        if options.packet_info {
+            let (level, name) = match address {
+                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+            };
+            socket::set_option(socket.as_fd(), level, name, 1)?;
+        }
+        socket.bind(&address.into())?;
+        if options.gro {
+            // Kernels before 5.0 lack it; datagrams then arrive one by one and everything else works.
+            let _ = socket::set_option(socket.as_fd(), libc::IPPROTO_UDP, message::UDP_GRO, 1);
+        }
+        let local = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))?;
+        Ok(Self { fd: Arc::new(socket.into()), local })
+    }
+
+    /// The address it is bound to.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The descriptor, to register with an ingress and an egress.
+    #[must_use]
+    pub fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    /// Sends `bytes` as datagrams of `segment_size` bytes (the last may be shorter) in one system call, now or never.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the send buffer is full, or what sendmsg(2) answers. All or nothing was sent.
+    pub fn send_segments(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        ecn: u8,
+        bytes: &[u8],
+        segment_size: usize,
+    ) -> io::Result<()> {
+        send_message(&self.fd, &Target { port: Port(0), to, from, ecn }, bytes, segment_size)
+    }
+
+    /// Receives what is there, up to the batch's capacity, without waiting. Zero messages when nothing is there.
+    ///
+    /// # Errors
+    /// What recvmmsg(2) answers, other than `WouldBlock`. An ICMP error that was pending is reported once and harmless.
+    pub fn receive_batch(&self, batch: &mut ReceiveBatch) -> io::Result<usize> {
+        let capacity = batch.capacity();
+        Self::receive_from(self.fd.as_fd(), batch, capacity)
+    }
+
+    /// As [`UdpSocket::receive_batch`] for a socket known by its descriptor, at most `messages` superpackets.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::receive_batch`].
+    pub fn receive_from(fd: BorrowedFd<'_>, batch: &mut ReceiveBatch, messages: usize) -> io::Result<usize> {
+        batch.receive(fd.as_raw_fd(), messages)
+    }
+}
+
+/// One `sendmsg` of a datagram or superpacket with `MSG_DONTWAIT`.
+///
+/// # Errors
+/// As [`UdpSocket::send_segments`].
+pub fn send_message(fd: &OwnedFd, target: &Target, bytes: &[u8], segment_size: usize) -> io::Result<()> {
+    let mut header = SendHeader::default();
+    // The kernel only reads through this pointer: the payload of a sendmsg is not written to.
+    header.prepare(target, bytes.as_ptr().cast_mut(), bytes.len(), segment_size);
+    loop {
+        // SAFETY: `header` and `bytes` live on in this frame until the call returns; `prepare` filled in their
+        // addresses and lengths and neither has moved since.
+        let sent = unsafe {
+            libc::sendmsg(fd.as_raw_fd(), header.message(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+        };
+        if sent >= 0 {
+            return if sent as usize == bytes.len() {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            };
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Buffers for one `recvmmsg`.
+pub struct ReceiveBatch {
+    headers: Box<[libc::mmsghdr]>,
+    /// Held for the kernel to write to through `headers`.
+    vectors: Box<[libc::iovec]>,
+    names: Box<[RawAddress]>,
+    controls: Box<[[u64; RECEIVE_CONTROL / 8]]>,
+    buffers: Box<[Box<[u8]>]>,
+    received: usize,
+}
+
+// SAFETY: the raw pointers in `headers` and `vectors` point into boxes that this value owns and that do not move.
+unsafe impl Send for ReceiveBatch {}
+
+impl ReceiveBatch {
+    /// Room for `messages` superpackets of up to `bytes` each; memory is touched only as far as it is used.
+    #[must_use]
+    pub fn new(messages: usize, bytes: usize) -> Self {
+        let messages = messages.max(1);
+        let mut batch = Self {
+            headers: (0..messages)
+                .map(|_| libc::mmsghdr { msg_hdr: message::empty_message(), msg_len: 0 })
+                .collect(),
+            vectors: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; messages].into(),
+            names: vec![RawAddress::default(); messages].into(),
+            controls: vec![[0; RECEIVE_CONTROL / 8]; messages].into(),
+            buffers: (0..messages).map(|_| vec![0; bytes].into_boxed_slice()).collect(),
+            received: 0,
+        };
+        for index in 0..messages {
+            batch.vectors[index] =
+                libc::iovec { iov_base: batch.buffers[index].as_mut_ptr().cast(), iov_len: bytes };
+            let header = &mut batch.headers[index].msg_hdr;
+            header.msg_name = batch.names[index].as_mut_ptr();
+            header.msg_iov = &raw mut batch.vectors[index];
+            header.msg_iovlen = 1;
+            header.msg_control = batch.controls[index].as_mut_ptr().cast();
+            header.msg_namelen = super::address::ADDRESS_LEN as u32;
+            header.msg_controllen = RECEIVE_CONTROL;
+        }
+        batch
+    }
+
+    /// How many superpackets fit.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.headers.len()
+    }
+
+    fn receive(&mut self, fd: i32, messages: usize) -> io::Result<usize> {
+        // The kernel has shortened the lengths of those it used last.
+        for header in self.headers.iter_mut().take(self.received) {
+            header.msg_hdr.msg_namelen = super::address::ADDRESS_LEN as u32;
+            header.msg_hdr.msg_controllen = RECEIVE_CONTROL;
+        }
+        self.received = 0;
+        let messages = messages.clamp(1, self.headers.len()) as u32;
+        // SAFETY: every header points at a name, a vector, a buffer and a control area that this value owns, boxed, so
+        // that they stay where they are; their lengths were set in `new` and above.
+        let count = unsafe {
+            libc::recvmmsg(fd, self.headers.as_mut_ptr(), messages, libc::MSG_DONTWAIT, std::ptr::null_mut())
+        };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
+                _ => Err(error),
+            };
+        }
+        self.received = count as usize;
+        Ok(self.received)
+    }
+
+    /// The superpackets of the last receive, in order of arrival. A truncated one, or one of no IP family, has no meta.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = Arrival<'_>> {
+        let parts =
+            self.headers.iter().zip(self.names.iter()).zip(self.controls.iter()).zip(self.buffers.iter_mut());
+        parts.take(self.received).map(|(((header, name), control), buffer)| {
+            let len = (header.msg_len as usize).min(buffer.len());
+            let control_len = header.msg_hdr.msg_controllen.min(RECEIVE_CONTROL);
+            let (info, truncated) =
+                (control_info(control, control_len), header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0);
+            let meta = name.decode().filter(|_| !truncated).map(|from| Meta::Udp {
+                from,
+                to: info.to,
+                segment_size: info.segment_size.filter(|&size| size > 0).unwrap_or(len).min(len),
+            });
+            Arrival { meta, dropped: info.dropped, bytes: &mut buffer[..len] }
+        })
+    }
+}
+
+/// Parses the control words of a received message.
+pub(super) fn control_info(control: &[u64; RECEIVE_CONTROL / 8], len: usize) -> message::ReceiveInfo {
+    let mut bytes = [0u8; RECEIVE_CONTROL];
+    let words = len.div_ceil(8).min(control.len());
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(&control[..words]) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    message::parse_control(&bytes[..len])
+}
+
+/// One received superpacket.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    /// Always `Meta::Udp`; `None` when it was truncated or has no IP source.
+    pub meta: Option<Meta>,
+    /// The socket's drop count in skbs, when the kernel said so.
+    pub dropped: Option<u32>,
+    /// Its bytes.
+    pub bytes: &'a mut [u8],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (UdpSocket, UdpSocket) {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let bind = || UdpSocket::bind(any, &UdpOptions::default()).expect("loopback socket");
+        (bind(), bind())
+    }
+
+    #[test]
+    fn a_superpacket_crosses_loopback_whole() {
+        let (sender, receiver) = pair();
+        let bytes: Vec<u8> = (0..10 * 1000 + 300).map(|index| index as u8).collect();
+        sender.send_segments(receiver.local_addr(), None, 0, &bytes, 1000).expect("sent");
+        let mut batch = ReceiveBatch::new(16, RECEIVE_LEN);
+        let mut seen = Vec::new();
+        for _ in 0..100 {
+            receiver.receive_batch(&mut batch).expect("received");
+            for arrival in batch.iter_mut() {
+                let Some(Meta::Udp { from, to, segment_size }) = arrival.meta else { panic!("no meta") };
+                assert_eq!(from, sender.local_addr());
+                assert_eq!(to, Some(receiver.local_addr().ip()));
+                assert!(segment_size == 1000 || arrival.bytes.len() <= 1000);
+                seen.extend_from_slice(arrival.bytes);
+            }
+            if seen.len() == bytes.len() {
+                break;
+            }
+        }
+        assert_eq!(seen, bytes);
+    }
+
+    #[test]
+    fn a_datagram_longer_than_the_buffer_is_reported_not_cut() {
+        let (sender, receiver) = pair();
+        sender.send_segments(receiver.local_addr(), None, 0, &[1; 600], 600).expect("sent");
+        let mut batch = ReceiveBatch::new(1, 100);
+        assert_eq!(receiver.receive_batch(&mut batch).expect("received"), 1);
+        assert!(batch.iter_mut().next().expect("arrival").meta.is_none());
+    }
+
+    #[test]
+    fn an_empty_datagram_is_an_arrival() {
+        let (sender, receiver) = pair();
+        sender.send_segments(receiver.local_addr(), None, 0, &[], 0).expect("sent");
+        let mut batch = ReceiveBatch::new(2, 100);
+        assert_eq!(receiver.receive_batch(&mut batch).expect("received"), 1);
+        let arrival = batch.iter_mut().next().expect("arrival");
+        assert!(arrival.meta.is_some());
+        assert!(arrival.bytes.is_empty());
+    }
+}

@@ -1,0 +1,164 @@
+//! The netlink handle against the kernel, in a user and network namespace of its own: no privilege needed, nothing of the
+//! machine touched. Where user namespaces are forbidden each test says that it was skipped.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::process::Command;
+
+use dataplane::netlink::Handle;
+use rustix::thread::UnshareFlags;
+
+/// Set for the process that runs inside the namespace.
+const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
+
+/// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle. A user namespace can
+/// only be made by a process with one thread (unshare(2)), which a test never is, so util-linux's `unshare` makes it.
+fn inside_namespace(test: &str) -> Option<Handle> {
+    if std::env::var_os(INSIDE).is_some() {
+        return Some(Handle::open().unwrap());
+    }
+    let unshare = |program: &std::ffi::OsStr, arguments: &[&str]| {
+        #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net"])
+            .arg(program)
+            .args(arguments)
+            .env(INSIDE, "1")
+            .output()
+    };
+    match unshare("true".as_ref(), &[]) {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            println!("skipped: no user namespace: {}", String::from_utf8_lossy(&output.stderr));
+            return None;
+        }
+        Err(error) => {
+            println!("skipped: cannot run util-linux's `unshare`: {error}");
+            return None;
+        }
+    }
+    let program = std::env::current_exe().unwrap();
+    let output = unshare(program.as_os_str(), &["--exact", test, "--nocapture"]).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("1 passed"), "the test did not run inside the namespace: {text}");
+    None
+}
+
+#[test]
+fn links_addresses_and_routes_work_at_once() {
+    let Some(mut handle) = inside_namespace("links_addresses_and_routes_work_at_once") else { return };
+    let loopback = handle.link_index("lo").unwrap();
+    handle.set_up(loopback).unwrap();
+
+    let (left, right) = handle.add_veth("left", "right").unwrap();
+    assert_eq!(handle.link_index("right").unwrap(), right);
+    handle.set_mtu(left, 1280).unwrap();
+    handle.set_txqueuelen(left, 77).unwrap();
+    let v4 = "10.9.0.1/24".parse().unwrap();
+    let v6 = "fd00:9::1/64".parse().unwrap();
+    handle.add_address(left, v4).unwrap();
+    handle.add_address(left, v6).unwrap();
+    handle.set_up(left).unwrap();
+    handle.set_up(right).unwrap();
+    let addresses: Vec<_> = handle.addresses().unwrap().into_iter().filter(|a| a.index == left).collect();
+    assert!(addresses.iter().any(|address| address.net == v4), "{addresses:?}");
+    assert!(addresses.iter().any(|address| address.net == v6), "{addresses:?}");
+    assert_eq!(std::fs::read_to_string("/proc/self/net/dev").unwrap().matches("left").count(), 1);
+
+    // No duplicate address detection: an IPv6 address can be bound in the next instruction.
+    UdpSocket::bind("[fd00:9::1]:0").unwrap();
+
+    handle.add_route(left, "192.0.2.0/24".parse().unwrap()).unwrap();
+    handle.add_route(left, "2001:db8::/32".parse().unwrap()).unwrap();
+    // The kernel made this one with the address.
+    handle.add_route(left, "10.9.0.0/24".parse().unwrap()).unwrap();
+    handle.add_route_via("198.51.100.0/24".parse().unwrap(), "10.9.0.2".parse().unwrap()).unwrap();
+    let routes = std::fs::read_to_string("/proc/self/net/route").unwrap();
+    assert!(routes.contains("000200C0"), "192.0.2.0 is missing: {routes}");
+    assert!(routes.contains("006433C6\t0200090A"), "198.51.100.0 via 10.9.0.2 is missing: {routes}");
+
+    handle.delete_link(left).unwrap();
+    assert!(handle.link_index("right").is_err(), "a veth goes with its peer");
+}
+
+#[test]
+fn refusals_name_the_remedy() {
+    let Some(mut handle) = inside_namespace("refusals_name_the_remedy") else { return };
+    let (left, right) = handle.add_veth("left", "right").unwrap();
+    for index in [left, right] {
+        handle.set_up(index).unwrap();
+    }
+    handle.add_address(left, "10.9.0.1/24".parse().unwrap()).unwrap();
+
+    let error = handle.add_route(right, "10.9.0.0/24".parse().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("another interface"), "{error}");
+    let error = handle.link_index("nowhere").unwrap_err().to_string();
+    assert!(error.contains("nowhere") && error.contains("does not exist"), "{error}");
+    let error = handle
+        .add_route_via("203.0.113.0/24".parse().unwrap(), "172.16.0.1".parse().unwrap())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("gateway"), "{error}");
+    // The handle is in step with the kernel after refusals.
+    assert_eq!(handle.link_index("left").unwrap(), left);
+}
+
+#[test]
+fn without_the_capability_the_error_names_it() {
+    // Not in a namespace of its own: an index that no machine has, so that even root changes nothing.
+    let error = Handle::open().unwrap().set_up(u32::MAX >> 1).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("CAP_NET_ADMIN") || text.contains("does not exist"), "{text}");
+}
+
+#[test]
+fn a_veth_moves_and_a_token_bucket_shapes_and_drops() {
+    let Some(mut near) = inside_namespace("a_veth_moves_and_a_token_bucket_shapes_and_drops") else { return };
+    let (left, right) = near.add_veth("left", "right").unwrap();
+    near.set_up(left).unwrap();
+    near.add_address(left, "10.9.0.1/24".parse().unwrap()).unwrap();
+
+    // A thread may have a network namespace of its own; its descriptor is what the interface moves to.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (go, wait) = std::sync::mpsc::channel();
+    let far = std::thread::spawn(move || {
+        #[expect(deprecated, reason = "unsound only with CLONE_FILES, which is not used here")]
+        rustix::thread::unshare(UnshareFlags::NEWNET).unwrap();
+        sender.send(std::fs::File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
+        wait.recv().unwrap();
+        let mut handle = Handle::open().unwrap();
+        let right = handle.link_index("right").unwrap();
+        handle.set_up(right).unwrap();
+        handle.add_address(right, "10.9.0.2/24".parse().unwrap()).unwrap();
+        UdpSocket::bind("10.9.0.2:7000").unwrap()
+    });
+    let namespace = receiver.recv().unwrap();
+    near.move_to_namespace(right, namespace.as_fd()).unwrap();
+    assert!(near.link_index("right").is_err());
+    go.send(()).unwrap();
+    let far = far.join().unwrap();
+    far.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+
+    // 40 datagrams of 1,000 bytes at once: 2 fit the burst, 10 the queue, the rest is lost without a word to the sender.
+    near.add_tbf(left, 100_000, 2_200, 10_500).unwrap();
+    let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
+    socket.connect("10.9.0.2:7000").unwrap();
+    // The first datagram waits for the neighbour to be resolved and so is sent alone.
+    socket.send(&[0; 10]).unwrap();
+    let mut buffer = [0; 2_000];
+    far.recv(&mut buffer).unwrap();
+    for _ in 0..40 {
+        socket.send(&[0; 1_000]).unwrap();
+    }
+    let mut received = 0;
+    while far.recv(&mut buffer).is_ok() {
+        received += 1;
+    }
+    let qdisc = near.qdisc_stats(left).unwrap();
+    assert!(qdisc.drops > 0 && received > 0, "{received} received, {qdisc:?}");
+    assert_eq!(received + qdisc.drops, 40, "{qdisc:?}");
+    assert!(near.link_stats(left).unwrap().tx_packets >= u64::from(received));
+}
