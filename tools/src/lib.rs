@@ -1,1 +1,4 @@
-//! (in progress)
+//! The lab: generates load, records latency histograms and exact ledgers, and compares them.
+
+pub mod report;
+pub mod run;
