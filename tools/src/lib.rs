@@ -1,4 +1,9 @@
 //! The lab: generates load, records latency histograms and exact ledgers, and compares them.
 
+pub mod cli;
+pub mod compare;
+pub mod format;
+pub mod reflect;
 pub mod report;
 pub mod run;
+pub mod units;
