@@ -62,9 +62,11 @@ fn probe<F: Framing>(spec: &RunSpec, path: &Path, run_id: u64, framing: &mut F) 
     let mut answered = false;
     while !answered {
         let now = monotonic_ns();
-        let stopped = spec.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
-        if now > deadline || stopped {
-            return Err(Problem::Setup(no_answer(spec, last_error, stopped)));
+        if spec.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(Problem::Interrupted);
+        }
+        if now > deadline {
+            return Err(Problem::Setup(no_answer(spec, last_error)));
         }
         if now >= next_probe {
             next_probe = now + PROBE_EVERY_NS;
@@ -100,10 +102,7 @@ fn send_probe(spec: &RunSpec, path: &Path, run_id: u64, now: u64) -> std::io::Re
     path.sockets[flow.socket].send_segments(flow.to, None, 0, &frame, frame.len())
 }
 
-fn no_answer(spec: &RunSpec, last_error: Option<std::io::Error>, stopped: bool) -> String {
-    if stopped {
-        return "interrupted before the far end had answered".to_owned();
-    }
+fn no_answer(spec: &RunSpec, last_error: Option<std::io::Error>) -> String {
     let target: SocketAddr = spec.target;
     let cause = last_error.map(|error| format!(" (last error: {error})")).unwrap_or_default();
     if spec.kind.is_turn() {

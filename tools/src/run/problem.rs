@@ -9,12 +9,15 @@ pub enum Problem {
     Usage(String),
     /// The far end, a socket or a permission is missing (exit code 5); the message names the step and the fix.
     Setup(String),
+    /// SIGINT or SIGTERM came before anything was measured (exit code 130).
+    Interrupted,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(message) | Self::Setup(message) => formatter.write_str(message),
+            Self::Interrupted => formatter.write_str("interrupted before anything was measured"),
         }
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::distribution::Distribution;
 use super::ledger::Ledger;
+use crate::units;
 
 /// Smallest share of the schedule that must have been sent.
 const OFFERED_MIN: f64 = 0.999;
@@ -129,8 +130,8 @@ pub fn judge(
     if late > lateness_limit_ns && late > quarter {
         limited.push(format!(
             "p99.9 of the sender's lateness is {} (limit {}); free a core or lower --rate",
-            microseconds(late),
-            microseconds(lateness_limit_ns.max(quarter))
+            units::nanoseconds(late),
+            units::nanoseconds(lateness_limit_ns.max(quarter))
         ));
     }
     if observed.peer_refused > 0 {
@@ -160,10 +161,6 @@ pub fn judge(
 /// The p99.9, or the largest value when there are too few samples for it.
 fn lateness_p999(distribution: &Distribution) -> u64 {
     distribution.quantile("p99.9").and_then(|quantile| quantile.value_ns).or(distribution.max_ns).unwrap_or(0)
-}
-
-fn microseconds(ns: u64) -> String {
-    format!("{:.1} µs", ns as f64 / 1e3)
 }
 
 #[cfg(test)]
