@@ -4,9 +4,11 @@
 //! every piece but the last has an even length, and [`finish`] makes the header field of the total. 2^47 pieces fit
 //! before a `u64` could overflow.
 
-/// Bytes a step of the wide loop takes in. 64 bytes are four SSE2 or two AVX2 registers, enough for the adds of one
-/// to hide the latency of the others.
-const STEP: usize = 64;
+/// Bytes a step of the wide loop takes in: the lanes are four SSE2 registers. Measured on a Zen core, steps of 64 are as
+/// fast, steps of 16 and 128 slower by 50 %, and so is adding 64 bits with carry.
+const STEP: usize = 32;
+/// Bytes copied at a time before they are summed: an even number, and a fraction of any first-level cache.
+const BLOCK: usize = 8192;
 /// Lanes of the wide loop. The words are summed 32 bits at a time into 64: no carry to care for.
 const LANES: usize = STEP / 4;
 
@@ -21,21 +23,19 @@ pub fn sum(bytes: &[u8]) -> u64 {
     total(&lanes, rest)
 }
 
-/// Copies `source` to `target` and returns the [`sum`] of it, reading the bytes once.
+/// Copies `source` to `target` and returns the [`sum`] of it. The bytes come from memory once: a block is summed while
+/// the copy has left it in the innermost cache. Summing in registers between load and store reads less, but needs the
+/// compiler's 16-byte stores where `memcpy` has wider ones, and took 140 ns for 1,400 bytes into a slot against 87 ns.
 ///
 /// # Panics
 /// When the lengths differ, as `copy_from_slice` does: both are the caller's own.
 pub fn copy_and_sum(target: &mut [u8], source: &[u8]) -> u64 {
     assert_eq!(target.len(), source.len(), "copy between different lengths");
-    let (steps, rest) = source.as_chunks::<STEP>();
-    let (target_steps, target_rest) = target.as_chunks_mut::<STEP>();
-    let mut lanes = [0u64; LANES];
-    for (target_step, step) in target_steps.iter_mut().zip(steps) {
-        *target_step = *step;
-        add_step(&mut lanes, step);
-    }
-    target_rest.copy_from_slice(rest);
-    total(&lanes, rest)
+    let blocks = target.chunks_mut(BLOCK).zip(source.chunks(BLOCK));
+    blocks.fold(0, |total, (target, source)| {
+        target.copy_from_slice(source);
+        total + sum(source)
+    })
 }
 
 /// The sum of the TCP or UDP pseudo header without its length (RFC 9293 section 3.1, RFC 8200 section 8.1).
@@ -77,7 +77,7 @@ pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
     finish(!checksum as u64 + !old as u64 + new as u64)
 }
 
-/// Adds 64 bytes to the lanes. Written on arrays of known length so that the compiler makes vector code of it.
+/// Adds a step to the lanes. Written on arrays of known length so that the compiler makes vector code of it.
 #[inline(always)]
 fn add_step(lanes: &mut [u64; LANES], step: &[u8; STEP]) {
     let (words, _) = step.as_chunks::<4>();
@@ -156,7 +156,7 @@ mod tests {
 
         #[test]
         fn copy_copies_and_sums(
-            bytes in prop::collection::vec(any::<u8>(), 0..3000), start in 0usize..70, gap in 0usize..70,
+            bytes in prop::collection::vec(any::<u8>(), 0..20_000), start in 0usize..70, gap in 0usize..70,
         ) {
             let source = &bytes[start.min(bytes.len())..];
             let mut target = vec![0xa5; gap + source.len() + 1];

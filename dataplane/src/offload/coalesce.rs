@@ -15,7 +15,7 @@
 
 use super::candidate::{Candidate, Flow, Kind};
 use super::checksum;
-use super::headers::{self, IPV6_LEN, TCP_CHECKSUM, TCP_FLAGS, UDP_CHECKSUM, flags};
+use super::headers::{self, IPV6_LEN, TCP_CHECKSUM, TCP_FLAGS, TCP_LEN, UDP_CHECKSUM, flags};
 use super::virtio::{self, Gso, PartialChecksum};
 
 /// Segments in one superpacket. Linux before 6.11 takes no more for UDP (`UDP_MAX_SEGMENTS`).
@@ -121,28 +121,23 @@ impl Superpacket {
         let (first_ip, first) = first.split_at(self.ip_header_len);
         let (ip, header) = header.split_at(self.ip_header_len);
         let same_ip = if self.kind.is_v4() {
-            // Version, TOS; flags; TTL, protocol; addresses. The identification has to count up as Linux makes it when it
-            // takes superpackets apart, but where DF is set it has no meaning (RFC 6864 section 4.1).
+            // The identification has to count up as Linux makes it when it takes superpackets apart, but where DF is set
+            // it has no meaning (RFC 6864 section 4.1).
             let df = headers::word(ip, 6) & 0x4000 != 0;
             let identification = headers::word(first_ip, 4).wrapping_add(self.segments as u16);
-            ip[..2] == first_ip[..2]
-                && ip[6..10] == first_ip[6..10]
-                && ip[12..] == first_ip[12..]
-                && (df || headers::word(ip, 4) == identification)
+            same(first_ip, ip, &IPV4_SAME) && (df || headers::word(ip, 4) == identification)
         } else {
-            // Version, traffic class, flow label; next header, hop limit, addresses.
-            ip[..4] == first_ip[..4] && ip[6..] == first_ip[6..]
+            same(first_ip, ip, &IPV6_SAME)
         };
-        // Ports; for TCP also acknowledgement, header length, flags, window, urgent pointer, options. CWR is the first
-        // segment's only: a packet with it starts anew. PSH on the first has closed the superpacket.
+        if !self.kind.is_tcp() {
+            return same_ip && same(first, header, &PORTS_SAME);
+        }
+        // CWR is the first segment's only: a packet with it starts anew. PSH on the first has closed the superpacket.
         same_ip
-            && header[..4] == first[..4]
-            && (!self.kind.is_tcp()
-                || (candidate.sequence == self.next_sequence
-                    && candidate.flags & !flags::PSH == first[TCP_FLAGS] & !flags::CWR
-                    && header[8..TCP_FLAGS] == first[8..TCP_FLAGS]
-                    && header[TCP_FLAGS + 1..TCP_CHECKSUM] == first[TCP_FLAGS + 1..TCP_CHECKSUM]
-                    && header[TCP_CHECKSUM + 2..] == first[TCP_CHECKSUM + 2..]))
+            && candidate.sequence == self.next_sequence
+            && candidate.flags & !flags::PSH == first[TCP_FLAGS] & !flags::CWR
+            && same(first, header, &TCP_SAME)
+            && same(&first[TCP_LEN..], &header[TCP_LEN..], &[u32::MAX; 10])
     }
 
     /// Makes the headers those of the whole and returns its length in bytes, virtio_net header included. A single packet
@@ -212,4 +207,27 @@ impl Superpacket {
     pub fn len(&self) -> usize {
         self.len
     }
+}
+
+/// IPv4: version, header length, TOS; flags, fragment offset; TTL, protocol; addresses.
+const IPV4_SAME: [u32; 5] = [0xffff_0000, 0x0000_ffff, 0xffff_0000, u32::MAX, u32::MAX];
+/// IPv6: version, traffic class, flow label; next header, hop limit; addresses.
+const IPV6_SAME: [u32; 10] = {
+    let mut same = [u32::MAX; 10];
+    same[1] = 0x0000_ffff;
+    same
+};
+/// UDP: ports.
+const PORTS_SAME: [u32; 1] = [u32::MAX];
+/// TCP: ports; acknowledgement; header length, reserved bits, window; urgent pointer.
+const TCP_SAME: [u32; 5] = [u32::MAX, 0, u32::MAX, 0xff00_ffff, 0x0000_ffff];
+
+/// Whether two headers are equal in the bits of `masks`, word by word, as far as the shortest of the three goes. Without
+/// branches: headers of one flow nearly always are, and this is half the time of a slice comparison for each field.
+fn same(one: &[u8], other: &[u8], masks: &[u32]) -> bool {
+    let words = one.as_chunks::<4>().0.iter().zip(other.as_chunks::<4>().0).zip(masks);
+    let difference = words.fold(0, |difference, ((one, other), mask)| {
+        difference | ((u32::from_ne_bytes(*one) ^ u32::from_ne_bytes(*other)) & mask.to_be())
+    });
+    difference == 0
 }

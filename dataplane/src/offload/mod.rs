@@ -18,7 +18,7 @@
 //! identification of packets with DF, which has no meaning: RFC 6864 section 4.1).
 //!
 //! Everything here is arithmetic on byte slices: no kernel, no allocation, no clock, and no input that panics. The
-//! payload is read once, by a copy that sums as it goes ([`checksum::copy_and_sum`]).
+//! payload comes from memory once, for the copy and for the checksum ([`checksum::copy_and_sum`]).
 
 pub mod candidate;
 pub mod checksum;
