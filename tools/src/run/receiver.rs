@@ -20,8 +20,8 @@ use super::spec::RunSpec;
 const BATCH: usize = 32;
 /// Longest wait without looking at the clock and the end of the run.
 const WAIT_NS: i64 = 5_000_000;
-/// How long after the drain a datagram is still booked, as late.
-const LINGER_NS: u64 = 100_000_000;
+/// Shortest and longest time after the drain in which a datagram is still booked, as late; half the drain in between.
+const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
 /// Silence after which a run without losses ends before its drain does.
 const QUIET_NS: u64 = 100_000_000;
 /// Most lines of the interval log; the interval grows with longer runs.
@@ -110,7 +110,7 @@ impl Receiver {
     }
 
     /// Receives until the drain is over: the set time after the last send, or earlier when every datagram has arrived
-    /// and 100 ms were silent. What comes in the 100 ms after the drain is booked as late.
+    /// and 100 ms were silent. What comes soon after the drain is booked as late.
     ///
     /// # Errors
     /// What epoll(7) answers.
@@ -122,13 +122,14 @@ impl Receiver {
         shared: &Shared,
     ) -> std::io::Result<()> {
         let mut poller = Poller::new(sockets)?;
+        let linger_ns = (drain_ns / 2).clamp(LINGER_NS.0, LINGER_NS.1);
         loop {
             let now = monotonic_ns();
             let done = shared.sender_done_ns.load(Ordering::Acquire);
             if done != 0 {
                 let all = self.arrivals.unique() == shared.sent.load(Ordering::Relaxed);
                 let quiet = now.saturating_sub(done.max(self.last_arrival_ns)) > QUIET_NS;
-                if now > done + drain_ns + LINGER_NS || (all && quiet) {
+                if now > done + drain_ns + linger_ns || (all && quiet) {
                     break;
                 }
             }
