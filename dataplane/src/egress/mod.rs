@@ -1,5 +1,21 @@
 //! Egress: how packets leave. One interface, statically dispatched, and one module for each I/O design.
 
+mod direct;
+mod errno;
+mod ports;
+pub mod probe;
+mod runtime;
+pub mod sim;
+mod staging;
+mod threaded;
+pub mod uring;
+mod waiting;
+
+pub use direct::{Direct, WhenBusy};
+pub use runtime::Runtime;
+pub use threaded::Threaded;
+pub use uring::Uring;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -42,6 +58,9 @@ pub enum Flush {
     /// Something waits for a socket or device to become writable; slow sources down and call [`Egress::flush`] again
     /// on write-readiness, and after 1 ms at the latest.
     Waiting,
+    /// The design suspends the loop (`--io suspend`): read nothing more and call [`Egress::flush`] again at once; it
+    /// waits for write-readiness itself, at most 10 ms a call.
+    Suspended,
 }
 
 /// Figures an egress keeps about itself.
@@ -51,7 +70,7 @@ pub struct EgressStats {
     pub offered: u64,
     /// Packets (segments) the kernel took.
     pub sent: u64,
-    /// Bytes the kernel took, without virtio_net headers.
+    /// Bytes the kernel took, virtio_net headers included.
     pub sent_bytes: u64,
     /// Operations (system calls or submission entries) that carried them.
     pub operations: u64,
@@ -110,7 +129,7 @@ pub trait Egress {
     /// Figures so far.
     fn stats(&self) -> EgressStats;
 
-    /// Submits what is queued, waits for every completion until `deadline`, and counts the rest as
-    /// [`crate::drops::Cause::Shutdown`].
-    fn shutdown(&mut self, deadline: Instant) -> EgressStats;
+    /// Ends: submits what is filled, reaps, stops the design's threads, and counts what has not left as
+    /// [`crate::drops::Cause::Shutdown`]. Flush until [`Egress::pending`] is zero before, for as long as there is time.
+    fn close(&mut self) -> EgressStats;
 }

@@ -1,5 +1,11 @@
 //! Ingress: how packets come in. Two implementations, one interface; a handler sees superpackets as the kernel gave them.
 
+mod epoll;
+mod uring;
+
+pub use epoll::Epoll;
+pub use uring::UringIngress;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
@@ -124,4 +130,9 @@ pub trait Ingress {
 
     /// Figures so far.
     fn stats(&self) -> IngressStats;
+}
+
+/// The error that ends the program when its TUN device can no longer be read.
+fn device_gone(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("the TUN interface is gone: {error}; was it deleted?"))
 }

@@ -1,1 +1,278 @@
-//! (in progress)
+//! The ingress ring: multishot receives and reads into a ring of provided buffers (io_uring_register_buf_ring(3)).
+//!
+//! One thread owns it. A buffer belongs to the kernel until a completion names it, then to the callback for the time of
+//! the call, then to the kernel again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::address::{self, ADDRESS_LEN};
+use super::message::{self, RECEIVE_CONTROL, ReceiveInfo};
+
+const GROUP: u16 = 0;
+/// `struct io_uring_recvmsg_out`.
+const OUT_HEADER: usize = 16;
+/// What a multishot receive puts in front of the payload.
+const FRONT: usize = OUT_HEADER + ADDRESS_LEN.next_multiple_of(4) + RECEIVE_CONTROL;
+/// Payload that fits, in bytes: a superpacket, or a TUN superpacket with its header.
+pub const PAYLOAD: usize = 65_536 + 64;
+/// Size of one buffer.
+const BUFFER: usize = (FRONT + PAYLOAD).next_multiple_of(64);
+/// Completions taken at a time.
+const BATCH: usize = 64;
+
+/// An anonymous mapping.
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Mapping {
+    fn new(len: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range is the mapping just made.
+        let _ = unsafe { libc::madvise(base, len, libc::MADV_DONTFORK) };
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(Self { base, len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made in `new`; its owner drops it after the kernel has let go of it.
+        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A completion.
+#[derive(Debug)]
+pub struct Event<'a> {
+    /// As given when it was armed.
+    pub user_data: u64,
+    /// Bytes or a negative errno.
+    pub result: i32,
+    /// Whether more completions of this operation follow; if not, arm it again.
+    pub more: bool,
+    /// The buffer's used part, if one was used.
+    pub bytes: Option<&'a mut [u8]>,
+}
+
+/// What a multishot receive wrote into a buffer.
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    /// The sender; `None` when it has no IP address or the datagram was truncated.
+    pub from: Option<SocketAddr>,
+    /// What the control messages say.
+    pub info: ReceiveInfo,
+    /// The payload.
+    pub payload: &'a mut [u8],
+}
+
+/// Takes a received buffer apart; `None` when it is shorter than its own header.
+#[must_use]
+pub fn parse_datagram(bytes: &mut [u8]) -> Option<Datagram<'_>> {
+    let (front, payload) = bytes.split_at_mut_checked(FRONT)?;
+    // struct io_uring_recvmsg_out: namelen, controllen, payloadlen, flags, each 32 bits wide.
+    let word = |index: usize| -> Option<u32> {
+        let bytes = front.get(index * 4..index * 4 + 4)?;
+        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    };
+    let (control_len, payload_len, flags) = (word(1)? as usize, word(2)? as usize, word(3)?);
+    let name = OUT_HEADER..OUT_HEADER + ADDRESS_LEN;
+    let control = FRONT - RECEIVE_CONTROL;
+    let info = message::parse_control(front.get(control..control + control_len.min(RECEIVE_CONTROL))?);
+    let truncated = flags & libc::MSG_TRUNC as u32 != 0 || payload_len > payload.len();
+    let from = address::decode(&front[name]).filter(|_| !truncated);
+    Some(Datagram { from, info, payload: &mut payload[..payload_len.min(PAYLOAD)] })
+        .filter(|datagram| datagram.payload.len() == payload_len || truncated)
+}
+
+/// The ring and its buffers.
+pub struct ReceiveRing {
+    ring: IoUring,
+    buffers: Mapping,
+    entries: Mapping,
+    count: u16,
+    tail: u16,
+    /// Read by the kernel for as long as a receive is armed.
+    template: Box<libc::msghdr>,
+    enters: u64,
+}
+
+// SAFETY: the pointers are to mappings and a box that this value owns; it is used by one thread at a time.
+unsafe impl Send for ReceiveRing {}
+
+impl ReceiveRing {
+    /// Sets up a ring with `count` buffers (a power of two); the calling thread owns it from then on.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) and io_uring_register(2) answer.
+    pub fn new(count: u16) -> io::Result<Self> {
+        let count = count.next_power_of_two();
+        let mut builder = IoUring::builder();
+        builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_cqsize(4096);
+        let ring: IoUring = builder.dontfork().build(256)?;
+        let buffers = Mapping::new(usize::from(count) * BUFFER)?;
+        let entries = Mapping::new(usize::from(count) * size_of::<types::BufRingEntry>())?;
+        let mut template = Box::new(message::empty_message());
+        template.msg_namelen = ADDRESS_LEN as u32;
+        template.msg_controllen = RECEIVE_CONTROL;
+        let address = entries.base.as_ptr() as u64;
+        // SAFETY: the mapping holds `count` entries, is page-aligned and lives until the ring is gone (see `drop`).
+        unsafe { ring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0)? };
+        let mut this = Self { ring, buffers, entries, count, tail: 0, template, enters: 0 };
+        (0..count).for_each(|buffer| this.provide(buffer));
+        this.publish();
+        Ok(this)
+    }
+
+    /// `io_uring_enter` calls so far.
+    #[must_use]
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    /// Puts a buffer into the ring of provided buffers.
+    fn provide(&mut self, buffer: u16) {
+        let index = usize::from(self.tail & (self.count - 1));
+        let base: *mut types::BufRingEntry = self.entries.base.as_ptr().cast();
+        // SAFETY: `index` is below the number of entries that the mapping holds.
+        let entry = unsafe { base.add(index) };
+        // SAFETY: the entry is ours until `publish` moves the tail past it; the mapping is zeroed, valid memory.
+        let entry = unsafe { &mut *entry };
+        entry.set_addr(self.buffer_start(buffer) as u64);
+        entry.set_len(BUFFER as u32);
+        entry.set_bid(buffer);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Lets the kernel see the buffers provided so far.
+    fn publish(&self) {
+        let base: *const types::BufRingEntry = self.entries.base.as_ptr().cast();
+        // SAFETY: `base` is the registered ring; the tail lies inside its first entry.
+        let tail = unsafe { types::BufRingEntry::tail(base) };
+        // SAFETY: the kernel reads this aligned 16-bit word atomically; an atomic has the same layout.
+        let tail = unsafe { &*tail.cast::<AtomicU16>() };
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    fn buffer_start(&self, buffer: u16) -> *mut u8 {
+        assert!(buffer < self.count);
+        // SAFETY: `buffer` is below the number of buffers that the mapping holds.
+        unsafe { self.buffers.base.as_ptr().add(usize::from(buffer) * BUFFER) }
+    }
+
+    /// Arms a multishot receive on a UDP socket.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) answers when the queue had to be submitted first.
+    pub fn arm_receive(&mut self, fd: BorrowedFd<'_>, user_data: u64) -> io::Result<()> {
+        let entry =
+            opcode::RecvMsgMulti::new(types::Fd(fd.as_raw_fd()), &raw const *self.template, GROUP).build();
+        self.push(entry.user_data(user_data))
+    }
+
+    /// Arms a multishot read of a device.
+    ///
+    /// # Errors
+    /// As [`ReceiveRing::arm_receive`].
+    pub fn arm_read(&mut self, fd: BorrowedFd<'_>, user_data: u64) -> io::Result<()> {
+        let entry = opcode::ReadMulti::new(types::Fd(fd.as_raw_fd()), 0, GROUP).build();
+        self.push(entry.user_data(user_data))
+    }
+
+    /// Arms a one-shot poll for readiness (poll(2) flags).
+    ///
+    /// # Errors
+    /// As [`ReceiveRing::arm_receive`].
+    pub fn arm_poll(&mut self, fd: BorrowedFd<'_>, flags: i16, user_data: u64) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), flags as u32).build();
+        self.push(entry.user_data(user_data))
+    }
+
+    /// Cancels what is armed under `user_data`; its last completion still comes.
+    pub fn cancel(&self, user_data: u64) {
+        // ENOENT: it had already ended, which is what was wanted.
+        let _ = self
+            .ring
+            .submitter()
+            .register_sync_cancel(None, types::CancelBuilder::user_data(user_data).all());
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        if self.ring.submission().is_full() {
+            self.enters += 1;
+            self.ring.submit()?;
+        }
+        // SAFETY: what entries point at (the template) lives as long as the ring; buffers are the provided ones.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.map_err(|_| io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Submits what was armed and waits for a completion, at most `timeout` (`None`: for ever).
+    ///
+    /// # Errors
+    /// Fatal ones.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if !self.ring.completion().is_empty() && self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        self.enters += 1;
+        let timespec = timeout.map(types::Timespec::from);
+        let mut args = types::SubmitArgs::new();
+        if let Some(timespec) = &timespec {
+            args = args.timespec(timespec);
+        }
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hands over up to 64 completions, in order, and gives their buffers back. The answer is how many there were.
+    pub fn drain(&mut self, mut each: impl FnMut(Event<'_>)) -> usize {
+        let mut events = [(0u64, 0i32, 0u32); BATCH];
+        let mut count = 0;
+        for entry in self.ring.completion().take(BATCH) {
+            events[count] = (entry.user_data(), entry.result(), entry.flags());
+            count += 1;
+        }
+        for &(user_data, result, flags) in &events[..count] {
+            let buffer = cqueue::buffer_select(flags).filter(|&buffer| buffer < self.count);
+            let bytes = buffer.map(|buffer| {
+                let len = usize::try_from(result).unwrap_or(0).min(BUFFER);
+                // SAFETY: the completion has given this buffer to us; it goes back only below, after `each` is done.
+                unsafe { std::slice::from_raw_parts_mut(self.buffer_start(buffer), len) }
+            });
+            each(Event { user_data, result, more: cqueue::more(flags), bytes });
+            if let Some(buffer) = buffer {
+                self.provide(buffer);
+            }
+        }
+        self.publish();
+        count
+    }
+}
+
+impl Drop for ReceiveRing {
+    fn drop(&mut self) {
+        // Waits until nothing is armed any more, so that the kernel writes into no buffer after it is unmapped.
+        let _ = self.ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
+        let _ = self.ring.submitter().unregister_buf_ring(GROUP);
+    }
+}

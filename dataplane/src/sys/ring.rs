@@ -1,1 +1,277 @@
-//! (in progress)
+//! The egress ring: pushes sends and device writes, submits them, and hands slots back with their results.
+//!
+//! It comes in two halves. The submitting half belongs to one thread; the reaping half is `Send` and goes behind a lock
+//! so that either the completion thread or the submitter reaps.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::slab::{SLOT_LEN, Slab, Slot};
+use crate::egress::Target;
+
+struct Shared {
+    ring: IoUring,
+    slab: Arc<Slab>,
+    /// Operations pushed whose slot has not come back.
+    in_flight: AtomicU32,
+    /// Completions that matched no slot in flight: zero unless this program or the kernel has a bug.
+    foreign: AtomicU32,
+}
+
+/// The submitting half.
+pub struct SubmitHalf {
+    shared: Arc<Shared>,
+    /// Slots from here on are registered with the kernel as buffer 0.
+    registered_from: usize,
+    queued: u32,
+    enters: u64,
+}
+
+/// The reaping half.
+pub struct ReapHalf {
+    shared: Arc<Shared>,
+}
+
+/// Sets up a ring for the slots of `slab`; slots from `register_from` on are registered for device writes.
+/// The calling thread is the submitter from then on.
+///
+/// # Errors
+/// What io_uring_setup(2) answers. A limit on locked memory only costs the registration: see
+/// [`SubmitHalf::is_registered`].
+pub fn new(slab: Arc<Slab>, register_from: usize) -> io::Result<(SubmitHalf, ReapHalf)> {
+    let entries = (slab.count() as u32).next_power_of_two();
+    let mut builder = IoUring::builder();
+    // Twice the slots would do: the rest keeps entries readable for the submitter after the reaper has moved on.
+    builder.setup_cqsize(entries * 4).setup_submit_all().setup_single_issuer().setup_coop_taskrun();
+    let ring: IoUring = builder.dontfork().build(entries)?;
+    let mut registered_from = slab.count();
+    if register_from < slab.count() {
+        let range = libc::iovec {
+            iov_base: slab.start_of(register_from).cast(),
+            iov_len: (slab.count() - register_from) * SLOT_LEN,
+        };
+        // SAFETY: the range is part of the slab's mapping, which `shared` keeps for as long as the ring.
+        if unsafe { ring.submitter().register_buffers(&[range]) }.is_ok() {
+            registered_from = register_from;
+        }
+    }
+    let shared = Arc::new(Shared { ring, slab, in_flight: AtomicU32::new(0), foreign: AtomicU32::new(0) });
+    let submit = SubmitHalf { shared: shared.clone(), registered_from, queued: 0, enters: 0 };
+    Ok((submit, ReapHalf { shared }))
+}
+
+impl SubmitHalf {
+    /// Whether the device slots are registered; without it device writes go through plain, unregistered memory.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.registered_from < self.shared.slab.count()
+    }
+
+    /// `io_uring_enter` calls so far.
+    #[must_use]
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    /// Queues a datagram or superpacket of `len` bytes. With `link`, the next operation waits for this one and is
+    /// cancelled when it fails.
+    pub fn push_send(
+        &mut self,
+        slot: Slot,
+        fd: BorrowedFd<'_>,
+        target: &Target,
+        len: usize,
+        segment_size: usize,
+        link: bool,
+    ) {
+        assert!(len <= SLOT_LEN);
+        let payload = self.shared.slab.address(&slot);
+        let header = self.shared.slab.header(&slot);
+        // SAFETY: `slot` is the only key to this header and is owned here.
+        let header_ref = unsafe { &mut *header };
+        header_ref.prepare(target, payload, len, segment_size);
+        let flags = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32;
+        let entry =
+            opcode::SendMsg::new(types::Fd(fd.as_raw_fd()), header_ref.message()).flags(flags).build();
+        self.push(slot, entry, link);
+    }
+
+    /// Queues a write of `len` bytes to a device.
+    pub fn push_write(&mut self, slot: Slot, fd: BorrowedFd<'_>, len: usize) {
+        assert!(len <= SLOT_LEN);
+        let payload = self.shared.slab.address(&slot);
+        let fd = types::Fd(fd.as_raw_fd());
+        let entry = match slot.index() >= self.registered_from {
+            true => opcode::WriteFixed::new(fd, payload, len as u32, 0).build(),
+            false => opcode::Write::new(fd, payload, len as u32).build(),
+        };
+        self.push(slot, entry, false);
+    }
+
+    fn push(&mut self, slot: Slot, entry: squeue::Entry, link: bool) {
+        let flags = if link { squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
+        let entry = entry.flags(flags).user_data(self.shared.slab.hand_over(slot));
+        self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: this half is the only user of the submission queue and is borrowed mutably.
+        let mut queue = unsafe { self.shared.ring.submission_shared() };
+        // SAFETY: what the entry points at is the slot and the header beside it, which belong to the kernel from
+        // here to the terminal completion: `hand_over` consumed the slot.
+        let pushed = unsafe { queue.push(&entry) };
+        assert!(pushed.is_ok(), "the submission queue is as large as the slab");
+        self.queued += 1;
+    }
+
+    /// Submits everything queued. The answer is how many operations went.
+    ///
+    /// # Errors
+    /// EAGAIN or EBUSY when the kernel wants completions reaped first (what was not submitted stays queued); others
+    /// are fatal.
+    pub fn submit(&mut self) -> io::Result<usize> {
+        let mut submitted = 0;
+        while self.queued > 0 {
+            self.enters += 1;
+            match self.shared.ring.submit() {
+                Ok(count) => {
+                    self.queued -= count as u32;
+                    submitted += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) if submitted > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(submitted)
+    }
+
+    /// Shows the results of the last `count` completions without consuming them. `false` when the reaper has already
+    /// taken some of them, or the kernel has not posted all: then reap to know.
+    pub fn peek_last(&self, count: usize, mut each: impl FnMut(i32)) -> bool {
+        // SAFETY: this reads the queue beside the reaper. It is never dropped, so the head is not written back. The
+        // entries stay as they are: only operations of this thread post new ones, and the queue holds four times the
+        // slots.
+        let mut queue = ManuallyDrop::new(unsafe { self.shared.ring.completion_shared() });
+        let Some(older) = queue.len().checked_sub(count) else { return false };
+        for entry in queue.by_ref().skip(older) {
+            each(entry.result());
+        }
+        true
+    }
+
+    /// Operations pushed whose slot has not come back.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed) as usize
+    }
+
+    /// Cancels everything in flight; completions still have to be reaped.
+    pub fn cancel_all(&mut self) {
+        let _ = self.shared.ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
+    }
+}
+
+impl ReapHalf {
+    /// Takes every completion there is and hands its slot and result (bytes or a negative errno) over, in the order
+    /// in which the kernel completed them. The answer is how many there were.
+    pub fn reap(&mut self, mut each: impl FnMut(Slot, i32)) -> usize {
+        // SAFETY: this half is the only consumer of the completion queue and is borrowed mutably.
+        let queue = unsafe { self.shared.ring.completion_shared() };
+        let mut count = 0;
+        for entry in queue {
+            if cqueue::more(entry.flags()) {
+                continue;
+            }
+            match self.shared.slab.take_back(entry.user_data()) {
+                Some(slot) => {
+                    count += 1;
+                    each(slot, entry.result());
+                }
+                None => {
+                    self.shared.foreign.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        self.shared.in_flight.fetch_sub(count as u32, Ordering::Relaxed);
+        count
+    }
+
+    /// Waits in the kernel until a completion is there or `timeout` has passed.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) answers, other than ETIME and EINTR.
+    pub fn wait(&self, timeout: Duration) -> io::Result<()> {
+        let timespec = types::Timespec::from(timeout);
+        let args = types::SubmitArgs::new().timespec(&timespec);
+        let flags = submit_flags();
+        // SAFETY: nothing is submitted; `args` and `timespec` live in this frame until the call returns.
+        let answer = unsafe { self.shared.ring.submitter().enter(0, 1, flags, Some(&args)) };
+        match answer {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Operations pushed whose slot has not come back.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed) as usize
+    }
+
+    /// Completions that matched no slot in flight.
+    #[must_use]
+    pub fn foreign(&self) -> u64 {
+        u64::from(self.shared.foreign.load(Ordering::Relaxed))
+    }
+}
+
+/// IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, as numbers: the crate's flag type is private.
+fn submit_flags() -> u32 {
+    1 | 8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::egress::Port;
+    use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn linked_sends_leave_in_order_and_are_known_when_submit_returns() {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let bind =
+            || UdpSocket::bind(any, &UdpOptions { gro: false, ..UdpOptions::default() }).expect("socket");
+        let (sender, receiver) = (bind(), bind());
+        let (slab, slots) = Slab::new(16).expect("mapped");
+        let slab = Arc::new(slab);
+        let Ok((mut submit, mut reap)) = new(slab.clone(), 16) else {
+            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
+            println!("left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)");
+            return;
+        };
+        let target = Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0 };
+        for (index, mut slot) in slots.into_iter().enumerate() {
+            slab.bytes(&mut slot)[0] = index as u8;
+            submit.push_send(slot, sender.fd().as_fd(), &target, 1, 1, index < 15);
+        }
+        assert_eq!(submit.submit().expect("submitted"), 16);
+        let mut results = Vec::new();
+        assert!(submit.peek_last(16, |result| results.push(result)), "every result is there");
+        assert_eq!(results, vec![1; 16]);
+        let mut slots = Vec::new();
+        assert_eq!(reap.reap(|slot, _| slots.push(slot.index())), 16);
+        assert_eq!(slots, (0..16).collect::<Vec<_>>());
+        assert_eq!((submit.in_flight(), reap.foreign()), (0, 0));
+        assert!(!submit.peek_last(16, |_| {}), "the reaper has taken them");
+        let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
+        receiver.receive_batch(&mut batch).expect("received");
+        let seen: Vec<u8> = batch.iter_mut().map(|arrival| arrival.bytes[0]).collect();
+        assert_eq!(seen, (0..16).collect::<Vec<u8>>());
+    }
+}

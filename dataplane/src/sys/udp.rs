@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -111,7 +111,16 @@ impl UdpSocket {
     /// # Errors
     /// What recvmmsg(2) answers, other than `WouldBlock`. An ICMP error that was pending is reported once and harmless.
     pub fn receive_batch(&self, batch: &mut ReceiveBatch) -> io::Result<usize> {
-        batch.receive(self.fd.as_raw_fd())
+        let capacity = batch.capacity();
+        Self::receive_from(self.fd.as_fd(), batch, capacity)
+    }
+
+    /// As [`UdpSocket::receive_batch`] for a socket known by its descriptor, at most `messages` superpackets.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::receive_batch`].
+    pub fn receive_from(fd: BorrowedFd<'_>, batch: &mut ReceiveBatch, messages: usize) -> io::Result<usize> {
+        batch.receive(fd.as_raw_fd(), messages)
     }
 }
 
@@ -180,6 +189,8 @@ impl ReceiveBatch {
             header.msg_iov = &raw mut batch.vectors[index];
             header.msg_iovlen = 1;
             header.msg_control = batch.controls[index].as_mut_ptr().cast();
+            header.msg_namelen = super::address::ADDRESS_LEN as u32;
+            header.msg_controllen = RECEIVE_CONTROL;
         }
         batch
     }
@@ -190,20 +201,14 @@ impl ReceiveBatch {
         self.headers.len()
     }
 
-    fn receive(&mut self, fd: i32) -> io::Result<usize> {
-        for header in self.headers.iter_mut().take(self.received.max(1)) {
+    fn receive(&mut self, fd: i32, messages: usize) -> io::Result<usize> {
+        // The kernel has shortened the lengths of those it used last.
+        for header in self.headers.iter_mut().take(self.received) {
             header.msg_hdr.msg_namelen = super::address::ADDRESS_LEN as u32;
             header.msg_hdr.msg_controllen = RECEIVE_CONTROL;
         }
-        // Headers past the last batch still have the lengths that were set when they were last used.
-        for header in self.headers.iter_mut().skip(self.received.max(1)) {
-            if header.msg_hdr.msg_controllen != RECEIVE_CONTROL {
-                header.msg_hdr.msg_controllen = RECEIVE_CONTROL;
-                header.msg_hdr.msg_namelen = super::address::ADDRESS_LEN as u32;
-            }
-        }
         self.received = 0;
-        let messages = self.headers.len() as u32;
+        let messages = messages.clamp(1, self.headers.len()) as u32;
         // SAFETY: every header points at a name, a vector, a buffer and a control area that this value owns, boxed, so
         // that they stay where they are; their lengths were set in `new` and above.
         let count = unsafe {

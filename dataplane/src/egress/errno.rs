@@ -1,0 +1,75 @@
+//! What each errno means for a packet: one table, so that every design answers alike (reliability.md section 2b).
+
+use crate::drops::Cause;
+
+/// What to do with a packet or superpacket whose operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The socket is busy: keep it, in order, until the socket can be written.
+    Busy,
+    /// Nothing is wrong with it: an earlier one failed or a signal came. Send it again at once, in order.
+    Again,
+    /// Perhaps the error was another packet's (a pending ICMP error): send it again once, then drop it.
+    Once(Cause),
+    /// The superpacket was refused as such: send its segments one by one.
+    Resegment,
+    /// Lost.
+    Drop(Cause),
+    /// The descriptor is gone or wrong: the program must not go on.
+    Fatal,
+}
+
+/// The verdict on a UDP send of `segments` datagrams that failed with `errno`.
+#[must_use]
+pub fn judge_send(errno: i32, segments: usize) -> Verdict {
+    match errno {
+        libc::EAGAIN => Verdict::Busy,
+        libc::ECANCELED | libc::EINTR => Verdict::Again,
+        libc::EMSGSIZE | libc::EINVAL | libc::EIO if segments > 1 => Verdict::Resegment,
+        libc::EMSGSIZE => Verdict::Drop(Cause::EgressTooBig),
+        libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => {
+            Verdict::Once(Cause::EgressUnreachable)
+        }
+        libc::EPERM | libc::EACCES => Verdict::Drop(Cause::EgressDenied),
+        libc::ENOBUFS | libc::ENOMEM => Verdict::Drop(Cause::EgressNoMemory),
+        libc::EBADF | libc::ENOTSOCK | libc::ENXIO => Verdict::Fatal,
+        _ => Verdict::Drop(Cause::EgressInvalid),
+    }
+}
+
+/// The verdict on a TUN write that failed with `errno`. EBADFD: the interface was deleted.
+#[must_use]
+pub fn judge_write(errno: i32) -> Verdict {
+    match errno {
+        libc::EAGAIN => Verdict::Busy,
+        libc::ECANCELED | libc::EINTR => Verdict::Again,
+        libc::EIO => Verdict::Drop(Cause::TunDown),
+        libc::ENOBUFS | libc::ENOMEM => Verdict::Drop(Cause::EgressNoMemory),
+        libc::EPERM | libc::EACCES => Verdict::Drop(Cause::EgressDenied),
+        libc::EBADFD | libc::EBADF | libc::ENXIO => Verdict::Fatal,
+        _ => Verdict::Drop(Cause::EgressInvalid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_superpacket_is_taken_apart_and_a_datagram_is_not() {
+        assert_eq!(judge_send(libc::EMSGSIZE, 2), Verdict::Resegment);
+        assert_eq!(judge_send(libc::EMSGSIZE, 1), Verdict::Drop(Cause::EgressTooBig));
+        assert_eq!(judge_send(libc::EINVAL, 1), Verdict::Drop(Cause::EgressInvalid));
+    }
+
+    #[test]
+    fn every_errno_has_a_verdict_and_only_wrong_descriptors_are_fatal() {
+        for errno in 1..134 {
+            for verdict in [judge_send(errno, 1), judge_send(errno, 9), judge_write(errno)] {
+                let wrong = [libc::EBADF, libc::ENOTSOCK, libc::ENXIO, libc::EBADFD].contains(&errno);
+                assert!(verdict != Verdict::Fatal || wrong, "errno {errno}");
+            }
+        }
+        assert_eq!(judge_write(libc::EBADFD), Verdict::Fatal);
+    }
+}

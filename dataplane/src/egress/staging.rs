@@ -1,0 +1,443 @@
+//! Filling slots: packets are appended where a neighbour to the same destination waits, else a fresh slot is opened.
+//!
+//! Slots leave in the order in which they were opened, and a flow has at most one open slot, so the order of every flow
+//! is kept.
+
+use std::sync::Arc;
+
+use super::{Class, Port, Target};
+use crate::offload::candidate::{Flow, Kind as Mergeable, inspect};
+use crate::offload::coalesce::Superpacket;
+use crate::sys::slab::{SLOT_LEN, Slab, Slot};
+use crate::sys::tun::Offloads;
+
+/// Segments in one UDP superpacket: UDP_MAX_SEGMENTS before Linux 6.11.
+pub const SEGMENTS_MAX: usize = 64;
+/// Payload of one UDP superpacket: what a UDP length field holds over IPv4.
+pub const BYTES_MAX: usize = 65_507;
+/// Destinations whose slot may stay open while a batch is worked on. A power of two.
+const OPEN_SOCKET_SLOTS: usize = 64;
+/// Inner flows whose slot may stay open while a batch is worked on.
+const OPEN_DEVICE_SLOTS: usize = 8;
+/// Slots that only control packets may take.
+pub const RESERVED_SLOTS: usize = 4;
+
+/// A slot with something in it.
+#[derive(Debug)]
+pub struct Filled {
+    /// Its memory.
+    pub slot: Slot,
+    /// Bytes in it; set for a device when it is sealed.
+    pub len: usize,
+    /// Position in the order of opening.
+    pub order: u32,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a slot holds.
+#[derive(Debug)]
+pub enum Content {
+    /// Datagrams of one size, the last may be shorter.
+    Datagrams {
+        /// Where they go.
+        target: Target,
+        /// Their size in bytes.
+        segment_size: usize,
+        /// How many.
+        segments: usize,
+        /// Which go first when there is not room for all.
+        class: Class,
+    },
+    /// A virtio_net header and an IP packet or superpacket.
+    Device {
+        /// The device.
+        port: Port,
+        /// IP packets in it.
+        segments: usize,
+        /// The state of coalescing; `None` once it is sealed.
+        superpacket: Option<Superpacket>,
+    },
+}
+
+impl Filled {
+    /// The port it leaves through.
+    pub fn port(&self) -> Port {
+        match &self.content {
+            Content::Datagrams { target, .. } => target.port,
+            Content::Device { port, .. } => *port,
+        }
+    }
+
+    /// Packets in it.
+    pub fn segments(&self) -> usize {
+        match &self.content {
+            Content::Datagrams { segments, .. } => *segments,
+            Content::Device { superpacket: Some(superpacket), .. } => superpacket.segments(),
+            Content::Device { segments, .. } => *segments,
+        }
+    }
+
+    /// Which go first.
+    pub fn class(&self) -> Class {
+        match &self.content {
+            Content::Datagrams { class, .. } => *class,
+            Content::Device { .. } => Class::Data,
+        }
+    }
+}
+
+/// Where a datagram can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Behind its neighbours in filled slot number so and so.
+    Open(usize),
+    /// Into a fresh slot.
+    Fresh,
+    /// No slot is free: make room first.
+    Full,
+}
+
+/// The slots of one egress that are free or being filled.
+pub struct Staging {
+    slab: Arc<Slab>,
+    free_sockets: Vec<Slot>,
+    free_devices: Vec<Slot>,
+    /// Slots from here on belong to devices.
+    devices_from: usize,
+    filled: Vec<Filled>,
+    /// Index into `filled`, plus one, by hash of port and destination.
+    open_sockets: [u16; OPEN_SOCKET_SLOTS],
+    /// Indices into `filled` of device slots that may still take a packet.
+    open_devices: Vec<usize>,
+    gso: bool,
+    /// Only smaller segments are put together: the path refused a superpacket of this segment size.
+    segment_limit: usize,
+}
+
+impl Staging {
+    /// Takes all slots of a slab; those from `devices_from` on are for devices.
+    pub fn new(slab: Arc<Slab>, slots: Vec<Slot>, devices_from: usize, gso: bool) -> Self {
+        let count = slots.len();
+        let mut staging = Self {
+            slab,
+            free_sockets: Vec::with_capacity(count),
+            free_devices: Vec::with_capacity(count),
+            devices_from,
+            filled: Vec::with_capacity(count),
+            open_sockets: [0; OPEN_SOCKET_SLOTS],
+            open_devices: Vec::with_capacity(OPEN_DEVICE_SLOTS),
+            gso,
+            segment_limit: usize::MAX,
+        };
+        // The last one released is the first one taken: it is the one still in the cache.
+        slots.into_iter().rev().for_each(|slot| staging.release(slot));
+        staging
+    }
+
+    /// The slots' memory.
+    pub fn slab(&self) -> &Slab {
+        &self.slab
+    }
+
+    /// Free slots, of both kinds.
+    pub fn free_count(&self) -> usize {
+        self.free_sockets.len() + self.free_devices.len()
+    }
+
+    /// Slots being filled.
+    pub fn filled_count(&self) -> usize {
+        self.filled.len()
+    }
+
+    /// Takes a slot back.
+    pub fn release(&mut self, slot: Slot) {
+        match slot.index() < self.devices_from {
+            true => self.free_sockets.push(slot),
+            false => self.free_devices.push(slot),
+        }
+    }
+
+    /// A free slot for datagrams that are kept elsewhere.
+    pub fn take_socket_slot(&mut self) -> Option<Slot> {
+        self.free_sockets.pop()
+    }
+
+    /// A free slot for a device packet that is kept elsewhere.
+    pub fn take_device_slot(&mut self) -> Option<Slot> {
+        self.free_devices.pop()
+    }
+
+    /// Whether a device packet would find a slot.
+    pub fn has_device_slot(&self) -> bool {
+        !self.free_devices.is_empty()
+    }
+
+    /// Puts only segments below `size` bytes together from now on; `usize::MAX` lifts the limit.
+    pub fn set_segment_limit(&mut self, size: usize) {
+        self.segment_limit = size;
+    }
+
+    /// The limit of [`Staging::set_segment_limit`].
+    pub fn segment_limit(&self) -> usize {
+        self.segment_limit
+    }
+
+    /// Where a datagram of `len` bytes can go.
+    pub fn place(&self, target: &Target, len: usize, wanted: Class) -> Place {
+        if let Some(index) = usize::from(self.open_sockets[bucket(target)]).checked_sub(1)
+            && let Some(Filled {
+                content: Content::Datagrams { target: other, segment_size, segments, class },
+                len: used,
+                ..
+            }) = self.filled.get(index)
+        {
+            let fits = len <= *segment_size && *segments < SEGMENTS_MAX && used + len <= BYTES_MAX;
+            // A shorter datagram before would have closed the slot: all so far are of the same size.
+            if fits && other == target && *class == wanted && used == &(segment_size * segments) {
+                return Place::Open(index);
+            }
+        }
+        let reserved = if wanted == Class::Control { 0 } else { RESERVED_SLOTS.min(self.devices_from / 4) };
+        if self.free_sockets.len() > reserved { Place::Fresh } else { Place::Full }
+    }
+
+    /// Appends a datagram of `len` bytes at a place that [`Staging::place`] has just named. `false` when `fill` refused,
+    /// or the place is [`Place::Full`].
+    pub fn append(
+        &mut self,
+        place: Place,
+        target: &Target,
+        len: usize,
+        class: Class,
+        fill: impl FnOnce(&mut [u8]) -> bool,
+    ) -> bool {
+        match place {
+            Place::Full => false,
+            Place::Open(index) => {
+                let filled = &mut self.filled[index];
+                let bytes = &mut self.slab.bytes(&mut filled.slot)[filled.len..filled.len + len];
+                if !fill(bytes) {
+                    return false;
+                }
+                filled.len += len;
+                if let Content::Datagrams { segments, .. } = &mut filled.content {
+                    *segments += 1;
+                }
+                true
+            }
+            Place::Fresh => {
+                let Some(mut slot) = self.free_sockets.pop() else { return false };
+                if !fill(&mut self.slab.bytes(&mut slot)[..len]) {
+                    self.free_sockets.push(slot);
+                    return false;
+                }
+                // An empty datagram has no segment size, so it stays alone.
+                let open = self.gso && len > 0 && len < self.segment_limit;
+                self.open_sockets[bucket(target)] = if open { self.filled.len() as u16 + 1 } else { 0 };
+                let content = Content::Datagrams { target: *target, segment_size: len, segments: 1, class };
+                let order = self.filled.len() as u32;
+                self.filled.push(Filled { slot, len, order, content });
+                true
+            }
+        }
+    }
+
+    /// Appends an IP packet for a device; `false` when no slot is free.
+    pub fn deliver(&mut self, port: Port, packet: &[u8], offloads: Offloads) -> bool {
+        let offloads = if self.gso { offloads } else { Offloads::default() };
+        let candidate = inspect(packet, offloads);
+        if candidate.kind() != Mergeable::Alone && self.join(port, packet, &candidate) {
+            return true;
+        }
+        let Some(mut slot) = self.free_devices.pop() else { return false };
+        if let Some(flow) = candidate.flow() {
+            self.close_conflicting(port, flow);
+        }
+        let superpacket = Superpacket::start(self.slab.bytes(&mut slot), packet, &candidate);
+        if superpacket.is_open() {
+            if self.open_devices.len() == OPEN_DEVICE_SLOTS {
+                self.open_devices.remove(0);
+            }
+            self.open_devices.push(self.filled.len());
+        }
+        let content = Content::Device { port, segments: 1, superpacket: Some(superpacket) };
+        let order = self.filled.len() as u32;
+        self.filled.push(Filled { slot, len: 0, order, content });
+        true
+    }
+
+    /// Merges a packet into an open superpacket of its flow.
+    fn join(
+        &mut self,
+        device: Port,
+        packet: &[u8],
+        candidate: &crate::offload::candidate::Candidate,
+    ) -> bool {
+        // The newest first: neighbours are mostly of the same flow.
+        for position in (0..self.open_devices.len()).rev() {
+            let filled = &mut self.filled[self.open_devices[position]];
+            if let Content::Device { port, superpacket: Some(superpacket), .. } = &mut filled.content
+                && *port == device
+                && superpacket.flow() == candidate.flow()
+                && superpacket.try_append(self.slab.bytes(&mut filled.slot), packet, candidate)
+            {
+                if !superpacket.is_open() {
+                    self.open_devices.remove(position);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Closes open superpackets that a later packet of `flow` must not overtake.
+    fn close_conflicting(&mut self, device: Port, flow: Flow) {
+        let filled = &self.filled;
+        self.open_devices.retain(|&index| match &filled[index].content {
+            Content::Device { port, superpacket: Some(superpacket), .. } => {
+                *port != device || !superpacket.flow().is_some_and(|other| other.conflicts(flow))
+            }
+            _ => false,
+        });
+    }
+
+    /// Closes every slot and moves them to `out` in order, each ready to leave.
+    pub fn seal(&mut self, out: &mut Vec<Filled>) {
+        if self.filled.is_empty() {
+            return;
+        }
+        self.open_sockets = [0; OPEN_SOCKET_SLOTS];
+        self.open_devices.clear();
+        for filled in &mut self.filled {
+            if let Content::Device { segments, superpacket, .. } = &mut filled.content
+                && let Some(superpacket) = superpacket.take()
+            {
+                *segments = superpacket.segments();
+                filled.len = superpacket.finish(self.slab.bytes(&mut filled.slot));
+            }
+            debug_assert!(filled.len <= SLOT_LEN);
+        }
+        out.append(&mut self.filled);
+    }
+}
+
+/// A cheap, unkeyed hash: a collision only costs a superpacket.
+fn bucket(target: &Target) -> usize {
+    let address = match target.to.ip() {
+        std::net::IpAddr::V4(v4) => u64::from(v4.to_bits()),
+        std::net::IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64 ^ v6.to_bits() as u64,
+    };
+    let key = address ^ u64::from(target.to.port()) << 32 ^ u64::from(target.port.0) << 48;
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - OPEN_SOCKET_SLOTS.trailing_zeros())) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staging(count: usize, gso: bool) -> Staging {
+        let (slab, slots) = Slab::new(count).expect("mapped");
+        Staging::new(Arc::new(slab), slots, count, gso)
+    }
+
+    fn target(port: u16) -> Target {
+        Target { port: Port(0), to: ([192, 0, 2, 1], port).into(), from: None, ecn: 0 }
+    }
+
+    fn put(staging: &mut Staging, target: &Target, bytes: &[u8]) -> bool {
+        let place = staging.place(target, bytes.len(), Class::Data);
+        staging.append(place, target, bytes.len(), Class::Data, |slot| {
+            slot.copy_from_slice(bytes);
+            true
+        })
+    }
+
+    fn sealed(staging: &mut Staging) -> Vec<(u16, usize, usize, Vec<u8>)> {
+        let mut out = Vec::new();
+        staging.seal(&mut out);
+        out.into_iter()
+            .map(|mut filled| {
+                let bytes = staging.slab.bytes(&mut filled.slot)[..filled.len].to_vec();
+                let Content::Datagrams { target, segment_size, segments, .. } = filled.content else {
+                    panic!("device")
+                };
+                staging.release(filled.slot);
+                (target.to.port(), segment_size, segments, bytes)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn equal_neighbours_share_a_slot_and_a_shorter_one_closes_it() {
+        let mut staging = staging(8, true);
+        for bytes in [&b"aaaa"[..], b"bbbb", b"cc", b"dd"] {
+            assert!(put(&mut staging, &target(1), bytes));
+        }
+        let slots = sealed(&mut staging);
+        assert_eq!(slots, vec![(1, 4, 3, b"aaaabbbbcc".to_vec()), (1, 2, 1, b"dd".to_vec())]);
+    }
+
+    #[test]
+    fn a_flow_keeps_its_order_between_other_flows() {
+        let mut staging = staging(8, true);
+        for (port, bytes) in [(1, &b"a1"[..]), (2, b"b1"), (1, b"a2"), (2, b"b2!"), (1, b"a3")] {
+            assert!(put(&mut staging, &target(port), bytes));
+        }
+        let slots = sealed(&mut staging);
+        let of = |port| {
+            slots.iter().filter(|slot| slot.0 == port).flat_map(|slot| slot.3.clone()).collect::<Vec<u8>>()
+        };
+        assert_eq!(of(1), b"a1a2a3");
+        assert_eq!(of(2), b"b1b2!");
+        assert_eq!(slots.len(), 3);
+    }
+
+    #[test]
+    fn a_slot_takes_64_segments_and_no_more_bytes_than_udp_does() {
+        let mut staging = staging(8, true);
+        (0..65).for_each(|_| assert!(put(&mut staging, &target(1), b"x")));
+        assert_eq!(sealed(&mut staging).iter().map(|slot| slot.2).collect::<Vec<_>>(), vec![64, 1]);
+        (0..3).for_each(|_| assert!(put(&mut staging, &target(1), &[0; 30_000])));
+        assert_eq!(sealed(&mut staging).iter().map(|slot| slot.2).collect::<Vec<_>>(), vec![2, 1]);
+    }
+
+    #[test]
+    fn without_gso_every_datagram_has_its_slot() {
+        let mut staging = staging(8, false);
+        (0..3).for_each(|_| assert!(put(&mut staging, &target(1), b"x")));
+        assert_eq!(sealed(&mut staging).len(), 3);
+    }
+
+    #[test]
+    fn the_last_slots_are_for_control_packets() {
+        let mut staging = staging(16, false);
+        let mut data = 0;
+        while put(&mut staging, &target(1), b"x") {
+            data += 1;
+        }
+        assert_eq!(data, 16 - RESERVED_SLOTS);
+        assert_eq!(staging.place(&target(1), 1, Class::Data), Place::Full);
+        assert_eq!(staging.place(&target(1), 1, Class::Control), Place::Fresh);
+        assert_eq!(staging.free_count() + staging.filled_count(), 16);
+    }
+
+    #[test]
+    fn a_refusing_closure_appends_nothing() {
+        let mut staging = staging(8, true);
+        assert!(put(&mut staging, &target(1), b"aa"));
+        for _ in 0..2 {
+            let place = staging.place(&target(1), 2, Class::Data);
+            assert!(!staging.append(place, &target(1), 2, Class::Data, |_| false));
+        }
+        assert_eq!(sealed(&mut staging), vec![(1, 2, 1, b"aa".to_vec())]);
+        assert_eq!(staging.free_count(), 8);
+    }
+
+    #[test]
+    fn an_empty_datagram_stays_alone() {
+        let mut staging = staging(8, true);
+        (0..2).for_each(|_| assert!(put(&mut staging, &target(1), b"")));
+        assert_eq!(sealed(&mut staging).len(), 2);
+    }
+}

@@ -1,0 +1,99 @@
+//! The hand-over of slots between the submitting thread and whoever reaps, and when the completion thread is woken.
+//!
+//! Slots come back through two bounded queues: those whose operation succeeded are free, those that failed go to the
+//! submitter with their result. Both hold every slot there is, so a push never fails.
+//!
+//! The completion thread sleeps until half the ring waits to be reaped: with sparse traffic it costs nothing.
+
+use super::sync::{AtomicBool, AtomicUsize, Ordering, Queue};
+
+/// What submitter and reaper share besides the ring. `T` owns a slot.
+pub struct Handover<T> {
+    free: Queue<T>,
+    failed: Queue<(T, i32)>,
+    /// Completions that nobody has reaped yet.
+    unreaped: AtomicUsize,
+    /// The completion thread is woken when so many wait.
+    threshold: usize,
+    /// The completion thread is parked, or about to.
+    asleep: AtomicBool,
+    stopped: AtomicBool,
+}
+
+impl<T> Handover<T> {
+    /// For `slots` slots, waking the completion thread at `threshold` completions.
+    pub fn new(slots: usize, threshold: usize) -> Self {
+        Self {
+            free: Queue::new(slots),
+            failed: Queue::new(slots),
+            unreaped: AtomicUsize::new(0),
+            threshold: threshold.max(1),
+            asleep: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// The submitter has handed `operations` to the kernel. `true`: unpark the completion thread now.
+    #[must_use]
+    pub fn submitted(&self, operations: usize) -> bool {
+        // SeqCst here and in `next_work`: either this sees `asleep`, or the reaper sees the new count.
+        let unreaped = self.unreaped.fetch_add(operations, Ordering::SeqCst) + operations;
+        unreaped >= self.threshold && self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    /// A reaper gives back a slot whose operation succeeded.
+    ///
+    /// # Panics
+    /// When more slots come back than there are: a slot was duplicated.
+    pub fn give_back(&self, slot: T) {
+        assert!(self.free.push(slot).is_ok(), "more free slots than there are");
+    }
+
+    /// A reaper gives back a slot whose operation failed, for the submitter to judge.
+    ///
+    /// # Panics
+    /// As [`Handover::give_back`].
+    pub fn give_back_failed(&self, slot: T, result: i32) {
+        assert!(self.failed.push((slot, result)).is_ok(), "more failed slots than there are");
+    }
+
+    /// A reaper has taken `operations` completions and given all their slots back.
+    pub fn reaped(&self, operations: usize) {
+        self.unreaped.fetch_sub(operations, Ordering::SeqCst);
+    }
+
+    /// The submitter takes a free slot.
+    pub fn take_free(&self) -> Option<T> {
+        self.free.pop()
+    }
+
+    /// The submitter takes a failed slot and its result.
+    pub fn take_failed(&self) -> Option<(T, i32)> {
+        self.failed.pop()
+    }
+
+    /// The completion thread waits for work. `park` must return at the latest when the thread is unparked, also when
+    /// that came first. `false`: stop.
+    pub fn next_work(&self, mut park: impl FnMut()) -> bool {
+        loop {
+            if self.stopped.load(Ordering::SeqCst) {
+                return false;
+            }
+            if self.unreaped.load(Ordering::SeqCst) >= self.threshold {
+                return true;
+            }
+            self.asleep.store(true, Ordering::SeqCst);
+            let work =
+                self.unreaped.load(Ordering::SeqCst) >= self.threshold || self.stopped.load(Ordering::SeqCst);
+            if !work {
+                park();
+            }
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Tells the completion thread to stop; unpark it afterwards.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,152 @@
+//! Sending again what waits for a busy socket: the oldest first, more at a time as long as the socket takes it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::super::errno::{Verdict, judge_send, judge_write};
+use super::super::waiting::{Change, Record, To};
+use super::super::{Class, Port};
+use super::completion::Expected;
+use super::{Flight, Reap, Submit, Uring, fatal};
+use crate::sys::slab::{SLOT_LEN, Slot};
+
+/// Records sent again in one submit, at most.
+const BURST_MAX: usize = 16;
+
+/// What became of a burst.
+enum Outcome {
+    /// The socket took all of it, or something was dropped and the rest can go on.
+    GoOn,
+    /// The socket is still busy.
+    Busy,
+}
+
+impl<S: Submit, R: Reap> Uring<S, R> {
+    /// Tries every port that has something waiting.
+    pub(super) fn retry_all(&mut self, now: Instant) -> io::Result<()> {
+        for position in (0..self.waiting.len()).rev() {
+            if let Some(&port) = self.waiting.get(position) {
+                self.retry_port(port, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what waits for one port until it is busy again or nothing is left.
+    pub(super) fn retry_port(&mut self, port: Port, now: Instant) -> io::Result<()> {
+        let mut burst = 1;
+        while !self.unsettled {
+            let Some(entry) = self.ports.get_mut(port) else { break };
+            entry.state.expire(now, &mut self.stats.drops);
+            if entry.state.is_empty() {
+                break;
+            }
+            let records = self.push_waiting(port, burst);
+            if records.is_empty() {
+                // No slot is free; the next flush goes on.
+                return Ok(());
+            }
+            self.enter(records.len())?;
+            self.stats.operations += records.len() as u64;
+            if let Outcome::Busy = self.settle_burst(port, &records)? {
+                return Ok(());
+            }
+            burst = (burst * 2).min(BURST_MAX);
+        }
+        if self.ports.get(port).is_none_or(|entry| entry.state.is_empty()) {
+            self.waiting.retain(|&other| other != port);
+        }
+        Ok(())
+    }
+
+    /// Copies up to `burst` records into slots and pushes them, linked. A second copy, because what waits must not hold
+    /// a slot.
+    fn push_waiting(&mut self, port: Port, burst: usize) -> Vec<(usize, Record)> {
+        let mut slots: Vec<(Slot, Record, usize)> = Vec::with_capacity(BURST_MAX);
+        let Some(entry) = self.ports.get(port) else { return Vec::new() };
+        let device = matches!(entry.kind, super::Kind::Device(_));
+        while slots.len() < burst {
+            let slot = if device { self.staging.take_device_slot() } else { self.staging.take_socket_slot() };
+            let Some(mut slot) = slot else { break };
+            let Some((record, len)) = entry.state.peek(slots.len(), self.staging.slab().bytes(&mut slot))
+            else {
+                self.staging.release(slot);
+                break;
+            };
+            debug_assert!(len <= SLOT_LEN);
+            slots.push((slot, record, len));
+        }
+        let count = slots.len();
+        let fd = entry.fd.clone();
+        let mut pushed = Vec::with_capacity(count);
+        for (position, (slot, record, len)) in slots.into_iter().enumerate() {
+            let index = slot.index();
+            let flight = Flight { to: record.to, len, segments: record.segments, class: Class::Data };
+            self.flights[index] = Some(flight);
+            self.completer.expect(index, Expected { len, segments: record.segments });
+            let link = position + 1 < count;
+            match record.to {
+                To::Target(target, size) => self.submit.push_send(slot, fd.as_fd(), &target, len, size, link),
+                To::Device(_) => self.submit.push_write(slot, fd.as_fd(), len),
+            }
+            pushed.push((index, record));
+        }
+        pushed
+    }
+
+    /// Reaps a burst and takes out of the queue what left or was lost; the rest stays where it is.
+    fn settle_burst(&mut self, port: Port, records: &[(usize, Record)]) -> io::Result<Outcome> {
+        // The completion thread is not needed for these: they are reaped right here.
+        let _ = self.completer.handover.submitted(records.len());
+        self.completer.reap();
+        if self.submit.in_flight() > 0 {
+            self.completer.wait(Duration::from_millis(100))?;
+        }
+        self.unsettled = self.submit.in_flight() > 0;
+        self.recycle();
+        let mut failed = std::mem::take(&mut self.failed);
+        while let Some(failure) = self.completer.handover.take_failed() {
+            failed.push(failure);
+        }
+        let mut outcome = Outcome::GoOn;
+        let mut stopped = false;
+        for (index, record) in records {
+            let result = failed.iter().find(|(slot, _)| slot.index() == *index).map(|&(_, result)| result);
+            let Some(entry) = self.ports.get_mut(port) else { break };
+            let Some(result) = result else {
+                // It left, or it is still with the kernel, which owns it now.
+                entry.state.pop();
+                continue;
+            };
+            if stopped {
+                continue;
+            }
+            stopped = true;
+            let verdict = match record.to {
+                _ if result >= 0 => Verdict::Drop(crate::drops::Cause::EgressInvalid),
+                To::Target(..) => judge_send(-result, record.segments),
+                To::Device(_) => judge_write(-result),
+            };
+            match verdict {
+                Verdict::Busy => outcome = Outcome::Busy,
+                Verdict::Again => {}
+                Verdict::Once(_) if !record.retried => entry.state.replace_front(Change::Forgiven),
+                Verdict::Once(cause) | Verdict::Drop(cause) => {
+                    entry.state.pop();
+                    self.stats.drops.add(cause, record.segments as u64);
+                }
+                Verdict::Resegment => {
+                    entry.state.replace_front(Change::Resegment);
+                    self.stats.gso_fallbacks += 1;
+                }
+                Verdict::Fatal => return Err(fatal(result)),
+            }
+        }
+        for (slot, _) in failed.drain(..) {
+            self.staging.release(slot);
+        }
+        self.failed = failed;
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,260 @@
+//! The waiting queue of one socket: what it could not take yet, in order, in its own bounded memory.
+//!
+//! A slot of the ring is never held for a busy socket, so one busy socket cannot hold up the others. The memory is
+//! allocated when the socket is busy for the first time.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{Class, Port, Target};
+use crate::drops::{Cause, Drops};
+
+/// Payload kept for one socket, in bytes.
+pub const WAITING_BYTES: usize = 256 * 1024;
+/// Of it, what only control packets may take.
+const CONTROL_BYTES: usize = 16 * 1024;
+/// Records kept for one socket.
+const RECORDS: usize = 1024;
+/// How long a packet may wait.
+pub const WAITING_TIME: Duration = Duration::from_millis(20);
+
+/// Where a record goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// A datagram or superpacket with this segment size in bytes.
+    Target(Target, usize),
+    /// A device: the bytes start with a virtio_net header.
+    Device(Port),
+}
+
+/// One packet or superpacket that waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    /// Where it goes.
+    pub to: To,
+    /// Packets in it.
+    pub segments: usize,
+    /// Whether an error that may not have been its own has been forgiven once.
+    pub retried: bool,
+    len: usize,
+    since: Instant,
+}
+
+/// A first-in first-out queue of records with their bytes in one buffer.
+#[derive(Debug, Default)]
+struct Fifo {
+    records: VecDeque<Record>,
+    bytes: VecDeque<u8>,
+}
+
+impl Fifo {
+    fn push(&mut self, record: Record, bytes: &[u8]) {
+        self.records.push_back(record);
+        self.bytes.extend(bytes);
+    }
+
+    fn pop(&mut self) -> Option<Record> {
+        let record = self.records.pop_front()?;
+        self.bytes.drain(..record.len);
+        Some(record)
+    }
+}
+
+/// What one socket could not take yet.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    control: Fifo,
+    data: Fifo,
+}
+
+impl Waiting {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.control.records.is_empty() && self.data.records.is_empty()
+    }
+
+    /// Packets that wait.
+    pub fn packets(&self) -> u64 {
+        self.control.records.iter().chain(&self.data.records).map(|record| record.segments as u64).sum()
+    }
+
+    /// Payload bytes that wait; never above [`WAITING_BYTES`].
+    pub fn len(&self) -> usize {
+        self.control.bytes.len() + self.data.bytes.len()
+    }
+
+    /// Appends a record. The oldest of its class make room when the queue is full, and are counted.
+    pub fn push(
+        &mut self,
+        to: To,
+        segments: usize,
+        retried: bool,
+        class: Class,
+        bytes: &[u8],
+        now: Instant,
+        drops: &mut Drops,
+    ) {
+        let (fifo, limit) = match class {
+            Class::Control => (&mut self.control, CONTROL_BYTES),
+            Class::Data => (&mut self.data, WAITING_BYTES - CONTROL_BYTES),
+        };
+        if bytes.len() > limit {
+            drops.add(Cause::EgressQueueFull, segments as u64);
+            return;
+        }
+        while fifo.bytes.len() + bytes.len() > limit || fifo.records.len() >= RECORDS {
+            let Some(oldest) = fifo.pop() else { break };
+            drops.add(Cause::EgressQueueFull, oldest.segments as u64);
+        }
+        fifo.push(Record { to, segments, retried, len: bytes.len(), since: now }, bytes);
+    }
+
+    /// Puts a failed superpacket's segments back at the front as single datagrams, or a record that may be tried again.
+    pub fn replace_front(&mut self, change: Change) {
+        let fifo = self.front_fifo();
+        let Some(front) = fifo.records.front_mut() else { return };
+        match (change, front.to) {
+            (Change::Forgiven, _) => front.retried = true,
+            (Change::Resegment, To::Target(target, size)) if size > 0 => {
+                let whole = *front;
+                fifo.records.pop_front();
+                let mut rest = whole.len;
+                let mut singles = Vec::with_capacity(whole.segments);
+                while rest > 0 {
+                    let len = size.min(rest);
+                    singles.push(Record { to: To::Target(target, len), segments: 1, len, ..whole });
+                    rest -= len;
+                }
+                for single in singles.into_iter().rev() {
+                    fifo.records.push_front(single);
+                }
+            }
+            (Change::Resegment, _) => {}
+        }
+    }
+
+    fn front_fifo(&mut self) -> &mut Fifo {
+        if self.control.records.is_empty() { &mut self.data } else { &mut self.control }
+    }
+
+    /// Record number `index` from the front, control first, and copies its bytes into `out`.
+    pub fn peek(&self, index: usize, out: &mut [u8]) -> Option<(Record, usize)> {
+        let control = self.control.records.len();
+        let (fifo, index) =
+            if index < control { (&self.control, index) } else { (&self.data, index - control) };
+        let record = *fifo.records.get(index)?;
+        let start: usize = fifo.records.iter().take(index).map(|record| record.len).sum();
+        let (front, back) = fifo.bytes.as_slices();
+        let from_front = front.get(start..).unwrap_or_default();
+        let head = from_front.len().min(record.len);
+        out[..head].copy_from_slice(&from_front[..head]);
+        let back_start = start.saturating_sub(front.len());
+        out[head..record.len].copy_from_slice(&back[back_start..back_start + record.len - head]);
+        Some((record, record.len))
+    }
+
+    /// Takes the front record out.
+    pub fn pop(&mut self) -> Option<Record> {
+        self.front_fifo().pop()
+    }
+
+    /// Takes out what has waited longer than [`WAITING_TIME`], and counts it.
+    pub fn expire(&mut self, now: Instant, drops: &mut Drops) {
+        for fifo in [&mut self.control, &mut self.data] {
+            while fifo
+                .records
+                .front()
+                .is_some_and(|record| now.saturating_duration_since(record.since) > WAITING_TIME)
+            {
+                if let Some(record) = fifo.pop() {
+                    drops.add(Cause::EgressExpired, record.segments as u64);
+                }
+            }
+        }
+    }
+
+    /// Drops everything under one cause.
+    pub fn clear(&mut self, cause: Cause, drops: &mut Drops) {
+        drops.add(cause, self.packets());
+        *self = Self::default();
+    }
+}
+
+/// A change to the front record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Its segments are sent one by one.
+    Resegment,
+    /// It has had its second chance.
+    Forgiven,
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may read the clock")]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target { port: Port(0), to: ([192, 0, 2, 1], 9).into(), from: None, ecn: 0 }
+    }
+
+    fn push(waiting: &mut Waiting, class: Class, bytes: &[u8], now: Instant, drops: &mut Drops) {
+        waiting.push(To::Target(target(), bytes.len()), 1, false, class, bytes, now, drops);
+    }
+
+    fn drain(waiting: &mut Waiting) -> Vec<Vec<u8>> {
+        let mut out = [0; 70_000];
+        let mut all = Vec::new();
+        while let Some((_, len)) = waiting.peek(0, &mut out) {
+            all.push(out[..len].to_vec());
+            waiting.pop();
+        }
+        all
+    }
+
+    #[test]
+    fn order_is_kept_and_control_goes_first() {
+        let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
+        push(&mut waiting, Class::Data, b"one", now, &mut drops);
+        push(&mut waiting, Class::Data, b"two", now, &mut drops);
+        push(&mut waiting, Class::Control, b"ctl", now, &mut drops);
+        assert_eq!(drain(&mut waiting), vec![b"ctl".to_vec(), b"one".to_vec(), b"two".to_vec()]);
+        assert_eq!(drops.total(), 0);
+    }
+
+    #[test]
+    fn the_bound_holds_and_the_oldest_make_room() {
+        let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
+        for index in 0..3000u32 {
+            push(&mut waiting, Class::Data, &[index.to_be_bytes(); 100].concat(), now, &mut drops);
+            assert!(waiting.len() <= WAITING_BYTES);
+        }
+        let kept = waiting.packets();
+        assert_eq!(kept + drops.get(Cause::EgressQueueFull), 3000);
+        assert_eq!(
+            drain(&mut waiting).last().map(|bytes| bytes[..4].to_vec()),
+            Some(2999u32.to_be_bytes().to_vec())
+        );
+    }
+
+    #[test]
+    fn what_waits_too_long_expires_and_is_counted() {
+        let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
+        push(&mut waiting, Class::Data, b"old", now, &mut drops);
+        push(&mut waiting, Class::Data, b"new", now + WAITING_TIME, &mut drops);
+        waiting.expire(now + WAITING_TIME + Duration::from_millis(1), &mut drops);
+        assert_eq!(drops.get(Cause::EgressExpired), 1);
+        assert_eq!(drain(&mut waiting), vec![b"new".to_vec()]);
+    }
+
+    #[test]
+    fn a_refused_superpacket_comes_back_as_its_segments() {
+        let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
+        waiting.push(To::Target(target(), 4), 3, false, Class::Data, b"aaaabbbbcc", now, &mut drops);
+        push(&mut waiting, Class::Data, b"next", now, &mut drops);
+        waiting.replace_front(Change::Resegment);
+        assert_eq!(waiting.packets(), 4);
+        let expected: Vec<Vec<u8>> = [&b"aaaa"[..], b"bbbb", b"cc", b"next"].map(<[u8]>::to_vec).into();
+        assert_eq!(drain(&mut waiting), expected);
+    }
+}

@@ -1,0 +1,203 @@
+//! Ingress by epoll and recvmmsg: cheapest for many sockets with little traffic each.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{Timespec, epoll};
+
+use super::{Ingress, IngressStats, Meta, Received, Source, Token};
+use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
+
+/// Superpackets taken from one source before the next has its turn.
+const BATCH: usize = 16;
+/// Sources looked at in one poll.
+const EVENTS: usize = 64;
+/// A TUN superpacket with its virtio_net header, with slack.
+const DEVICE_LEN: usize = 65_536 + 64;
+
+struct Entry {
+    fd: OwnedFd,
+    source: Source,
+    reading: bool,
+    writing: bool,
+    /// Superpackets asked for at once: a source that rarely has more than one is not asked for more, because the kernel
+    /// looks once more after every packet.
+    width: usize,
+    /// Poll in which the source last had as much as was asked for.
+    full_in: u64,
+    dropped: u32,
+}
+
+/// See the module.
+pub struct Epoll {
+    epoll: OwnedFd,
+    sources: HashMap<Token, Entry, foldhash::fast::RandomState>,
+    events: Vec<epoll::Event>,
+    batch: ReceiveBatch,
+    device: Box<[u8]>,
+    polls: u64,
+    stats: IngressStats,
+}
+
+impl Epoll {
+    /// Opens the epoll descriptor.
+    ///
+    /// # Errors
+    /// What epoll_create1(2) answers.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            sources: HashMap::default(),
+            events: Vec::with_capacity(EVENTS),
+            batch: ReceiveBatch::new(BATCH, RECEIVE_LEN),
+            device: vec![0; DEVICE_LEN].into(),
+            polls: 0,
+            stats: IngressStats::default(),
+        })
+    }
+
+    fn modify(&mut self, token: Token, change: impl FnOnce(&mut Entry)) {
+        let Some(entry) = self.sources.get_mut(&token) else { return };
+        change(entry);
+        let flags = interest(entry);
+        let data = epoll::EventData::new_u64(u64::from(token.0));
+        // It was registered with this descriptor, so this cannot fail short of memory; then the next change mends it.
+        let _ = epoll::modify(&self.epoll, &entry.fd, data, flags);
+    }
+
+    fn read_source(&mut self, token: Token, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+        match self.sources.get(&token) {
+            Some(Entry { source: Source::Udp, reading: true, .. }) => {
+                self.read_socket(token, handler);
+                Ok(())
+            }
+            Some(Entry { source: Source::Tun, reading: true, .. }) => self.read_device(token, handler),
+            Some(Entry { source: Source::Ready, .. }) => {
+                handler(Received { token, meta: Meta::Ready, bytes: &mut [] });
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read_socket(&mut self, token: Token, handler: &mut impl FnMut(Received<'_>)) {
+        let Some(entry) = self.sources.get_mut(&token) else { return };
+        self.stats.system_calls += 1;
+        let count = match UdpSocket::receive_from(entry.fd.as_fd(), &mut self.batch, entry.width) {
+            Ok(count) => count,
+            Err(_) => {
+                // An ICMP error of an earlier send, or memory short for a moment: the socket goes on.
+                self.stats.errors += 1;
+                return;
+            }
+        };
+        if count < entry.width {
+            entry.width = count.max(1);
+        } else {
+            if entry.full_in + 1 == self.polls {
+                entry.width = (entry.width * 4).min(BATCH);
+            }
+            entry.full_in = self.polls;
+        }
+        for arrival in self.batch.iter_mut() {
+            if let Some(dropped) = arrival.dropped {
+                self.stats.kernel_drops_skbs += u64::from(dropped.wrapping_sub(entry.dropped));
+                entry.dropped = dropped;
+            }
+            let Some(meta @ Meta::Udp { segment_size, .. }) = arrival.meta else {
+                self.stats.truncated += 1;
+                continue;
+            };
+            self.stats.superpackets += 1;
+            self.stats.packets += (arrival.bytes.len().div_ceil(segment_size.max(1))).max(1) as u64;
+            handler(Received { token, meta, bytes: arrival.bytes });
+        }
+    }
+
+    fn read_device(&mut self, token: Token, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+        for _ in 0..BATCH {
+            let Some(entry) = self.sources.get(&token) else { break };
+            self.stats.system_calls += 1;
+            match rustix::io::read(&entry.fd, &mut self.device[..]) {
+                Ok(0) => break,
+                Ok(len) => {
+                    self.stats.superpackets += 1;
+                    self.stats.packets += 1;
+                    handler(Received { token, meta: Meta::Tun, bytes: &mut self.device[..len] });
+                }
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => break,
+                Err(errno) => return Err(super::device_gone(errno.into())),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn interest(entry: &Entry) -> epoll::EventFlags {
+    let mut flags = epoll::EventFlags::empty();
+    flags.set(epoll::EventFlags::IN, entry.reading);
+    flags.set(epoll::EventFlags::OUT, entry.writing);
+    flags
+}
+
+impl Ingress for Epoll {
+    fn add(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()> {
+        let fd = fd.try_clone_to_owned()?;
+        let entry = Entry { fd, source, reading: true, writing: false, width: 1, full_in: 0, dropped: 0 };
+        epoll::add(&self.epoll, &entry.fd, epoll::EventData::new_u64(u64::from(token.0)), interest(&entry))?;
+        self.sources.insert(token, entry);
+        Ok(())
+    }
+
+    fn remove(&mut self, token: Token) {
+        if let Some(entry) = self.sources.remove(&token) {
+            let _ = epoll::delete(&self.epoll, &entry.fd);
+        }
+    }
+
+    fn set_reading(&mut self, token: Token, reading: bool) {
+        if self.sources.get(&token).is_some_and(|entry| entry.reading != reading) {
+            self.modify(token, |entry| entry.reading = reading);
+        }
+    }
+
+    fn wake_when_writable(&mut self, token: Token) {
+        if self.sources.get(&token).is_some_and(|entry| !entry.writing) {
+            self.modify(token, |entry| entry.writing = true);
+        }
+    }
+
+    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        self.polls += 1;
+        self.stats.system_calls += 1;
+        self.events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let events = std::mem::take(&mut self.events);
+        let mut result = Ok(());
+        for event in &events {
+            let token = Token(event.data.u64() as u32);
+            let flags = event.flags;
+            if flags.contains(epoll::EventFlags::OUT) {
+                self.modify(token, |entry| entry.writing = false);
+            }
+            if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
+                result = result.and(self.read_source(token, handler));
+            }
+        }
+        self.events = events;
+        result
+    }
+
+    fn stats(&self) -> IngressStats {
+        self.stats
+    }
+}

@@ -1,0 +1,209 @@
+//! Ingress by io_uring: multishot receives and reads with provided buffers.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::{Ingress, IngressStats, Meta, Received, Source, Token};
+use crate::sys::receive_ring::{Event, ReceiveRing, parse_datagram};
+
+/// Provided buffers, 64 KiB each; only what is used is ever touched.
+const BUFFERS: u16 = 32;
+
+/// What an operation is, in the upper bits of its user data.
+const RECEIVE: u64 = 0;
+const WRITABLE: u64 = 1;
+
+struct Entry {
+    fd: OwnedFd,
+    source: Source,
+    reading: bool,
+    /// A receive is armed with the kernel.
+    armed: bool,
+    writing: bool,
+    /// Tells operations of an earlier source with this token apart.
+    generation: u32,
+    dropped: u32,
+}
+
+/// See the module.
+pub struct UringIngress {
+    ring: ReceiveRing,
+    sources: HashMap<Token, Entry, foldhash::fast::RandomState>,
+    generation: u32,
+    /// Receives that ended and are armed again once the buffers are back.
+    ended: Vec<Token>,
+    stats: IngressStats,
+}
+
+fn user_data(token: Token, generation: u32, operation: u64) -> u64 {
+    u64::from(token.0) | u64::from(generation & 0x00ff_ffff) << 32 | operation << 56
+}
+
+impl UringIngress {
+    /// Sets up the ring; the calling thread owns it from then on.
+    ///
+    /// # Errors
+    /// As [`ReceiveRing::new`].
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            ring: ReceiveRing::new(BUFFERS)?,
+            sources: HashMap::default(),
+            generation: 0,
+            ended: Vec::with_capacity(64),
+            stats: IngressStats::default(),
+        })
+    }
+
+    fn arm(&mut self, token: Token) -> io::Result<()> {
+        let Some(entry) = self.sources.get_mut(&token).filter(|entry| entry.reading && !entry.armed) else {
+            return Ok(());
+        };
+        let data = user_data(token, entry.generation, RECEIVE);
+        match entry.source {
+            Source::Udp => self.ring.arm_receive(entry.fd.as_fd(), data)?,
+            Source::Tun => self.ring.arm_read(entry.fd.as_fd(), data)?,
+            Source::Ready => self.ring.arm_poll(entry.fd.as_fd(), libc::POLLIN, data)?,
+        }
+        entry.armed = true;
+        Ok(())
+    }
+}
+
+/// Deals with one completion.
+fn complete(
+    event: Event<'_>,
+    sources: &mut HashMap<Token, Entry, foldhash::fast::RandomState>,
+    ended: &mut Vec<Token>,
+    stats: &mut IngressStats,
+    handler: &mut impl FnMut(Received<'_>),
+) -> io::Result<()> {
+    let token = Token(event.user_data as u32);
+    let Some(entry) = sources.get_mut(&token) else { return Ok(()) };
+    let generation = (event.user_data >> 32) as u32 & 0x00ff_ffff;
+    if generation != entry.generation & 0x00ff_ffff {
+        return Ok(());
+    }
+    if event.user_data >> 56 == WRITABLE {
+        entry.writing = false;
+        return Ok(());
+    }
+    if !event.more {
+        entry.armed = false;
+        ended.push(token);
+    }
+    if event.result < 0 {
+        return survive(event.result, entry.source, stats);
+    }
+    match (entry.source, event.bytes) {
+        (Source::Ready, _) => handler(Received { token, meta: Meta::Ready, bytes: &mut [] }),
+        (Source::Tun, Some(bytes)) if !bytes.is_empty() => {
+            stats.superpackets += 1;
+            stats.packets += 1;
+            handler(Received { token, meta: Meta::Tun, bytes });
+        }
+        (Source::Udp, Some(bytes)) => hand_over(token, entry, bytes, stats, handler),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn hand_over(
+    token: Token,
+    entry: &mut Entry,
+    bytes: &mut [u8],
+    stats: &mut IngressStats,
+    handler: &mut impl FnMut(Received<'_>),
+) {
+    let Some(datagram) = parse_datagram(bytes) else {
+        stats.truncated += 1;
+        return;
+    };
+    if let Some(dropped) = datagram.info.dropped {
+        stats.kernel_drops_skbs += u64::from(dropped.wrapping_sub(entry.dropped));
+        entry.dropped = dropped;
+    }
+    let Some(from) = datagram.from else {
+        stats.truncated += 1;
+        return;
+    };
+    let len = datagram.payload.len();
+    let segment_size = datagram.info.segment_size.filter(|&size| size > 0).unwrap_or(len).min(len);
+    stats.superpackets += 1;
+    stats.packets += len.div_ceil(segment_size.max(1)).max(1) as u64;
+    let meta = Meta::Udp { from, to: datagram.info.to, segment_size };
+    handler(Received { token, meta, bytes: datagram.payload });
+}
+
+/// Receive errors that are survived: the operation is armed again. ENOBUFS: every buffer was in use.
+fn survive(result: i32, source: Source, stats: &mut IngressStats) -> io::Result<()> {
+    let errno = -result;
+    if source == Source::Tun && matches!(errno, libc::EBADFD | libc::EBADF | libc::EIO | libc::ENODEV) {
+        return Err(super::device_gone(io::Error::from_raw_os_error(errno)));
+    }
+    if !matches!(errno, libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR) {
+        stats.errors += 1;
+    }
+    Ok(())
+}
+
+impl Ingress for UringIngress {
+    fn add(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()> {
+        let fd = fd.try_clone_to_owned()?;
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let entry = Entry { fd, source, reading: true, armed: false, writing: false, generation, dropped: 0 };
+        self.sources.insert(token, entry);
+        self.arm(token)
+    }
+
+    fn remove(&mut self, token: Token) {
+        if let Some(entry) = self.sources.remove(&token) {
+            self.ring.cancel(user_data(token, entry.generation, RECEIVE));
+            self.ring.cancel(user_data(token, entry.generation, WRITABLE));
+        }
+    }
+
+    fn set_reading(&mut self, token: Token, reading: bool) {
+        let Some(entry) = self.sources.get_mut(&token).filter(|entry| entry.reading != reading) else {
+            return;
+        };
+        entry.reading = reading;
+        if reading {
+            // Its last receive may not have ended yet; then its last completion arms it again.
+            let _ = self.arm(token);
+        } else {
+            self.ring.cancel(user_data(token, entry.generation, RECEIVE));
+        }
+    }
+
+    fn wake_when_writable(&mut self, token: Token) {
+        let Some(entry) = self.sources.get_mut(&token).filter(|entry| !entry.writing) else { return };
+        let data = user_data(token, entry.generation, WRITABLE);
+        entry.writing = self.ring.arm_poll(entry.fd.as_fd(), libc::POLLOUT, data).is_ok();
+    }
+
+    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+        self.ring.wait(timeout)?;
+        let Self { ring, sources, ended, stats, .. } = self;
+        let mut result = Ok(());
+        ring.drain(|event| {
+            let done = complete(event, sources, ended, stats, handler);
+            if result.is_ok() {
+                result = done;
+            }
+        });
+        for index in 0..self.ended.len() {
+            self.stats.rearmed += 1;
+            self.arm(self.ended[index])?;
+        }
+        self.ended.clear();
+        self.stats.system_calls = self.ring.enters();
+        result
+    }
+
+    fn stats(&self) -> IngressStats {
+        self.stats
+    }
+}

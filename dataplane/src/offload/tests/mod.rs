@@ -1,0 +1,6 @@
+//! Tests of splitting and coalescing, together because they are each other's inverse.
+
+mod build;
+mod coalescing;
+mod round_trip;
+mod splitting;
