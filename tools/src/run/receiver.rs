@@ -34,7 +34,7 @@ pub struct Shared {
     pub sender_done_ns: AtomicU64,
     /// Measured datagrams that were sent; valid once `sender_done_ns` is set.
     pub sent: AtomicU64,
-    /// Set when the main receiver has finished, for the peer thread.
+    /// Set when the main receiver has ended, for the peer thread.
     pub finished: AtomicBool,
 }
 
@@ -78,10 +78,14 @@ pub struct Receiver {
     pub clock_backwards: u64,
     /// Arrivals with this run's id that the schedule does not have.
     pub unknown: u64,
+    /// Datagrams that came back after one which the peer had sent later.
+    pub down_reordered: u64,
     size: usize,
     run_id: u64,
     start_ns: u64,
     last_arrival_ns: u64,
+    /// Latest return stamp of each flow.
+    turned_ns: Vec<u64>,
 }
 
 impl Receiver {
@@ -102,6 +106,8 @@ impl Receiver {
             interval_ns,
             clock_backwards: 0,
             unknown: 0,
+            down_reordered: 0,
+            turned_ns: vec![0; intended_by_flow.len()],
             size: spec.size,
             run_id,
             start_ns: timing.start_ns,
@@ -139,7 +145,6 @@ impl Receiver {
             })?;
             framing.tick();
         }
-        shared.finished.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -156,10 +161,23 @@ impl Receiver {
 
     fn book(&mut self, header: &Header, now: u64, late: bool) {
         match self.arrivals.arrive(header.flow, header.seq, late) {
-            Arrival::First => self.measure(header, now),
+            Arrival::First => {
+                self.order(header);
+                self.measure(header, now);
+            }
+            Arrival::Late => self.order(header),
             Arrival::Unknown => self.unknown += 1,
-            Arrival::Late | Arrival::Duplicate => {}
+            Arrival::Duplicate => {}
         }
+    }
+
+    /// The peer's stamps rise with each datagram it returns, so a lower one after a higher one was overtaken.
+    fn order(&mut self, header: &Header) {
+        let latest = &mut self.turned_ns[header.flow as usize];
+        if header.turned_ns < *latest {
+            self.down_reordered += 1;
+        }
+        *latest = header.turned_ns.max(*latest);
     }
 
     fn measure(&mut self, header: &Header, now: u64) {
