@@ -1,14 +1,34 @@
 //! The loop: wait, hand over, flush, timers. The only place of the engine that reads the clock.
 
 use std::io;
-use std::time::Instant;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::drops::Drops;
-use crate::egress::Egress;
-use crate::ingress::{Ingress, Received};
+use crate::egress::{Egress, EgressStats, Flush};
+use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
+use crate::sys::signal::StopSignals;
+
+/// The token of the driver's own source; ports, and so applications' tokens, never get that far.
+const SIGNALS: Token = Token(u32::MAX);
+/// How long control traffic and timers may have to wait under load.
+const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
+/// How soon a waiting queue is tried again when no write-readiness comes.
+const RETRY_INTERVAL: Duration = Duration::from_millis(1);
+/// How long the drain at the end may take.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// What runs on the loop: the tunnel endpoint or the relay.
+///
+/// The number of a port and the token of its source are the same: an application adds a socket to the egress first, and
+/// then to the ingress under `Token(port.0)`.
 pub trait Application {
+    /// The TUN device, if there is one and it is open already: the probe of `--io auto` writes to it.
+    fn device(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
     /// Registers sockets and devices, once, before the first packet.
     ///
     /// # Errors
@@ -49,4 +69,141 @@ pub enum Next {
     Continue,
     /// Drain and return.
     Stop,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    /// How packets came in.
+    pub ingress: IngressStats,
+    /// How packets left.
+    pub egress: EgressStats,
+    /// What the application lost.
+    pub application: Drops,
+}
+
+/// Runs `application` until it stops or a stop signal arrives, then drains.
+///
+/// # Errors
+/// Set-up failures, and a broken ring or descriptor.
+#[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
+pub fn run<A: Application, I: Ingress, E: Egress>(
+    application: &mut A,
+    ingress: &mut I,
+    egress: &mut E,
+    signals: &StopSignals,
+) -> io::Result<Ledger> {
+    ingress.add(signals.fd().as_fd(), SIGNALS, Source::Ready)?;
+    application.start(ingress, egress, Instant::now())?;
+    let mut state = Loop::new(Instant::now());
+    while !state.stopping {
+        state.turn(application, ingress, egress, signals)?;
+    }
+    application.stop(egress, Instant::now());
+    drain(egress)?;
+    let egress = egress.close();
+    Ok(Ledger { ingress: ingress.stats(), egress, application: application.drops() })
+}
+
+/// Flushes until nothing is pending, for as long as there is time.
+#[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
+fn drain(egress: &mut impl Egress) -> io::Result<()> {
+    let deadline = Instant::now() + DRAIN_TIME;
+    loop {
+        let now = Instant::now();
+        let flush = egress.flush(now)?;
+        if now >= deadline || (flush == Flush::Done && egress.pending() == 0) {
+            return Ok(());
+        }
+        if flush == Flush::Done {
+            // Everything is with the kernel and only has to be reaped, or with a thread that is still writing.
+            return Ok(());
+        }
+        std::thread::sleep(RETRY_INTERVAL);
+    }
+}
+
+/// The state of the loop between two turns.
+struct Loop {
+    now: Instant,
+    next_control: Instant,
+    flush: Flush,
+    slowed: bool,
+    stopping: bool,
+}
+
+impl Loop {
+    fn new(now: Instant) -> Self {
+        Self { now, next_control: now, flush: Flush::Done, slowed: false, stopping: false }
+    }
+
+    /// One turn: a batch of input, its output, what is due.
+    #[expect(clippy::disallowed_methods, reason = "the driver is where time enters, once a batch")]
+    fn turn<A: Application, I: Ingress, E: Egress>(
+        &mut self,
+        application: &mut A,
+        ingress: &mut I,
+        egress: &mut E,
+        signals: &StopSignals,
+    ) -> io::Result<()> {
+        if self.flush == Flush::Suspended {
+            // The design stops the loop: only signals and timers get their turn.
+            self.now = Instant::now();
+            self.stopping |= signals.take().is_some();
+        } else {
+            let timeout = self.timeout(application);
+            let mut signalled = false;
+            let mut now = None;
+            ingress.poll(timeout, &mut |received| {
+                if received.token == SIGNALS {
+                    signalled = true;
+                    return;
+                }
+                let now = *now.get_or_insert_with(Instant::now);
+                application.handle(received, egress, now);
+            })?;
+            self.now = now.unwrap_or_else(Instant::now);
+            self.stopping |= signalled && signals.take().is_some();
+        }
+        if self.now >= self.next_control || application.poll_timeout().is_some_and(|due| due <= self.now) {
+            self.next_control = self.now + CONTROL_INTERVAL;
+            application.handle_timeout(egress, self.now);
+        }
+        self.stopping |= application.maintain(ingress, egress, self.now) == Next::Stop;
+        self.flush = egress.flush(self.now)?;
+        self.react(application, ingress, egress);
+        if !ingress.has_more() {
+            egress.idle();
+        }
+        Ok(())
+    }
+
+    /// How long the next wait may last.
+    fn timeout(&self, application: &impl Application) -> Option<Duration> {
+        let due = application.poll_timeout().map(|due| due.saturating_duration_since(self.now));
+        let retry = (self.flush == Flush::Waiting).then_some(RETRY_INTERVAL);
+        match (due, retry) {
+            (Some(due), Some(retry)) => Some(due.min(retry)),
+            (due, retry) => due.or(retry),
+        }
+    }
+
+    /// Slows sources down while something waits, and asks to be woken when it can leave.
+    fn react<A: Application, I: Ingress, E: Egress>(
+        &mut self,
+        application: &mut A,
+        ingress: &mut I,
+        egress: &E,
+    ) {
+        let waiting = self.flush == Flush::Waiting;
+        if waiting != self.slowed {
+            self.slowed = waiting;
+            application.slow_down(ingress, !waiting);
+        }
+        if waiting {
+            for port in egress.waiting_ports() {
+                ingress.wake_when_writable(Token(port.0));
+            }
+        }
+    }
 }

@@ -1,10 +1,18 @@
 //! Chooses how packets come in and leave, once, and runs an application on the choice.
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 
-use crate::driver::Application;
+use crate::driver::{self, Application, Ledger};
+use crate::drops::Drops;
+use crate::egress::probe::{self, probe, setup_reason};
+use crate::egress::{Direct, Egress, Runtime, Threaded, Uring, WhenBusy};
+use crate::ingress::{Epoll, UringIngress};
+use crate::sys::signal::StopSignals;
 
 /// How packets leave (`--io`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -67,14 +75,155 @@ pub struct EngineArgs {
     pub completions: Option<Completions>,
 }
 
+impl EngineArgs {
+    /// Usage errors that the flags alone show.
+    ///
+    /// # Errors
+    /// The text names the flags.
+    pub fn check(&self) -> Result<(), String> {
+        match (self.io, self.completions) {
+            (Io::Uring | Io::Auto, _) | (_, None) => Ok(()),
+            _ => Err("--completions only goes with --io uring: the other designs have no completions".into()),
+        }
+    }
+}
+
 /// Runs `application` until it stops or SIGTERM or SIGINT arrives, then drains and logs the ledger.
 ///
 /// # Errors
 /// Set-up failures, each with its remedy, and a broken ring or descriptor.
 pub fn run<A: Application>(
-    _application: A,
-    _args: &EngineArgs,
-    _default_ingress: IngressKind,
+    mut application: A,
+    args: &EngineArgs,
+    default_ingress: IngressKind,
 ) -> io::Result<()> {
-    Err(io::Error::other("in progress"))
+    args.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
+    let signals = StopSignals::new()?;
+    let gso = args.gso == Switch::On;
+    let io = choose(args.io, application.device());
+    let application = &mut application;
+    match io {
+        Io::Uring | Io::Auto => {
+            let completions = args.completions.unwrap_or(Completions::Thread);
+            let egress = Uring::new(gso, completions, now()).map_err(|error| {
+                io::Error::new(error.kind(), format!("--io uring: {}", setup_reason(&error)))
+            })?;
+            run_with(application, egress, args, default_ingress, &signals)
+        }
+        Io::Threaded => run_with(application, Threaded::new(gso)?, args, default_ingress, &signals),
+        Io::Suspend => {
+            run_with(application, Direct::new(WhenBusy::Suspend, gso)?, args, default_ingress, &signals)
+        }
+        Io::Drop => run_with(application, Direct::new(WhenBusy::Drop, gso)?, args, default_ingress, &signals),
+        Io::Runtime => {
+            let egress = Runtime::new().map_err(|error| {
+                io::Error::new(error.kind(), format!("--io runtime: {}", setup_reason(&error)))
+            })?;
+            run_with(application, egress, args, default_ingress, &signals)
+        }
+    }
+}
+
+/// Decides what `auto` means here, in one log line.
+fn choose(io: Io, device: Option<Arc<OwnedFd>>) -> Io {
+    if io != Io::Auto {
+        tracing::info!("I/O design: {}", name(io));
+        return io;
+    }
+    match probe(device, now()) {
+        Ok(()) => {
+            tracing::info!("I/O design: uring, the probe succeeded");
+            Io::Uring
+        }
+        Err(reason) => {
+            tracing::info!("I/O design: suspend, because uring is not available: {reason}");
+            Io::Suspend
+        }
+    }
+}
+
+/// The flag value of a design.
+fn name(io: Io) -> String {
+    io.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+#[expect(clippy::disallowed_methods, reason = "set-up happens before the driver reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn run_with<A: Application, E: Egress>(
+    application: &mut A,
+    mut egress: E,
+    args: &EngineArgs,
+    default_ingress: IngressKind,
+    signals: &StopSignals,
+) -> io::Result<()> {
+    let ledger = match args.ingress.unwrap_or(default_ingress) {
+        IngressKind::Epoll => driver::run(application, &mut Epoll::new()?, &mut egress, signals)?,
+        IngressKind::Uring => match UringIngress::new() {
+            Ok(mut ingress) => driver::run(application, &mut ingress, &mut egress, signals)?,
+            Err(error) if args.ingress.is_none() => {
+                tracing::info!("ingress: epoll, because io_uring is not available: {}", setup_reason(&error));
+                driver::run(application, &mut Epoll::new()?, &mut egress, signals)?
+            }
+            Err(error) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("--ingress uring: {}", setup_reason(&error)),
+                ));
+            }
+        },
+    };
+    // Designs with threads of their own are only through with the socket once the egress is gone.
+    drop(egress);
+    tracing::info!(figures = %figures(&ledger), "ledger");
+    Ok(())
+}
+
+/// The ledger as one JSON object: the lab reads it.
+fn figures(ledger: &Ledger) -> serde_json::Value {
+    let causes = |drops: &Drops| -> serde_json::Map<String, serde_json::Value> {
+        drops.iter().map(|(cause, packets)| (cause.name().to_owned(), packets.into())).collect()
+    };
+    let (egress, ingress) = (&ledger.egress, &ledger.ingress);
+    let segments_per_operation = egress.sent as f64 / (egress.operations.max(1)) as f64;
+    serde_json::json!({
+        "offered": egress.offered,
+        "sent": egress.sent,
+        "sent_bytes": egress.sent_bytes,
+        "unexplained": egress.offered as i64 - egress.sent as i64 - egress.drops.total() as i64,
+        "operations": egress.operations,
+        "enters": egress.enters,
+        "segments_per_operation": segments_per_operation,
+        "waited": egress.waited,
+        "ring_full": egress.ring_full,
+        "completion_wakeups": egress.completion_wakeups,
+        "gso_fallbacks": egress.gso_fallbacks,
+        "kernel_workers": probe::kernel_workers(),
+        "egress_drops": causes(&egress.drops),
+        "application_drops": causes(&ledger.application),
+        "ingress": {
+            "superpackets": ingress.superpackets,
+            "packets": ingress.packets,
+            "system_calls": ingress.system_calls,
+            "kernel_drops_skbs": ingress.kernel_drops_skbs,
+            "truncated": ingress.truncated,
+            "errors": ingress.errors,
+            "rearmed": ingress.rearmed,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_need_the_ring() {
+        let args = |io, completions| EngineArgs { io, ingress: None, gso: Switch::On, completions };
+        assert!(args(Io::Uring, Some(Completions::Inline)).check().is_ok());
+        assert!(args(Io::Suspend, None).check().is_ok());
+        assert!(args(Io::Suspend, Some(Completions::Thread)).check().is_err());
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  schedule (seed) ─► sender thread ─► path under test ─► receiver thread ─► ledger, histograms
-//!                                        (TURN kinds: a peer thread is the far end)
+//!                                    (TURN kinds: a peer thread is the far end)
 //! ```
 
 pub mod clock;
@@ -14,12 +14,14 @@ mod measure;
 mod pace;
 pub mod path;
 pub mod payload;
+mod peer;
 mod problem;
 pub mod receiver;
 mod result;
 pub mod schedule;
 pub mod sender;
 mod spec;
+mod turn;
 pub mod verdict;
 
 use std::net::SocketAddr;
@@ -33,6 +35,7 @@ pub use spec::{Arrivals, CHANNELS_PER_ALLOCATION, Kind, Pace, RunSpec};
 use clock::monotonic_ns;
 use path::Path;
 use payload::{Header, Parsed, Phase};
+use peer::{Books, Peer};
 use receiver::{Framing, Plain, Poller};
 
 /// How often the check that the far end answers is repeated.
@@ -45,13 +48,35 @@ const PROBE_EVERY_NS: u64 = 200_000_000;
 pub fn run(spec: &RunSpec, progress: impl Fn(f64)) -> anyhow::Result<RunResult> {
     spec.check()?;
     let run_id = run_id();
-    let path = Path::plain(spec)?;
-    probe(spec, &path, run_id, &mut Plain)?;
-    measure::measure(spec, &path, run_id, Plain, progress)
+    if !spec.kind.is_turn() {
+        let path = Path::plain(spec)?;
+        probe(spec, &path, run_id, &mut Plain, None)?;
+        let (result, _) = measure::measure(spec, &path, run_id, Plain, None, progress)?;
+        return Ok(result);
+    }
+    let turn::Relayed { path, mut framing, peers } = turn::connect(spec)?;
+    let probed = Peer::new(&peers, Books::new(spec, run_id, &[]))
+        .map_err(|error| Problem::Setup(format!("cannot wait for the relay's datagrams: {error}")))
+        .and_then(|mut peer| probe(spec, &path, run_id, &mut framing, Some(&mut peer)));
+    if let Err(problem) = probed {
+        framing.close();
+        return Err(problem.into());
+    }
+    let (mut result, mut framing) = measure::measure(spec, &path, run_id, framing, Some(&peers), progress)?;
+    result.verdict.notes.extend(framing.trouble().map(str::to_owned));
+    framing.close();
+    Ok(result)
 }
 
 /// Sends a datagram on the first flow until it comes back: a run against nothing would only measure its absence.
-fn probe<F: Framing>(spec: &RunSpec, path: &Path, run_id: u64, framing: &mut F) -> Result<(), Problem> {
+/// `peer` is the far end when it is in this process.
+fn probe<F: Framing>(
+    spec: &RunSpec,
+    path: &Path,
+    run_id: u64,
+    framing: &mut F,
+    mut peer: Option<&mut Peer<'_>>,
+) -> Result<(), Problem> {
     let failed = |error: std::io::Error| Problem::Setup(format!("cannot send to {}: {error}", spec.target));
     // A tunnel may first have to make its handshake, which is tried again after 5 s (WireGuard's REKEY_TIMEOUT).
     let patience_ns = if spec.kind == Kind::Tunnel { 12_000_000_000 } else { 3_000_000_000 };
@@ -80,6 +105,9 @@ fn probe<F: Framing>(spec: &RunSpec, path: &Path, run_id: u64, framing: &mut F) 
             })
             .map_err(failed)?;
         framing.tick();
+        if let Some(peer) = &mut peer {
+            peer.poll(u64::MAX).map_err(failed)?;
+        }
     }
     Ok(())
 }

@@ -20,8 +20,8 @@ use super::spec::RunSpec;
 const BATCH: usize = 32;
 /// Longest wait without looking at the clock and the end of the run.
 const WAIT_NS: i64 = 5_000_000;
-/// How long after the drain a datagram is still booked, as late.
-const LINGER_NS: u64 = 100_000_000;
+/// Shortest and longest time after the drain in which a datagram is still booked, as late; half the drain in between.
+const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
 /// Silence after which a run without losses ends before its drain does.
 const QUIET_NS: u64 = 100_000_000;
 /// Most lines of the interval log; the interval grows with longer runs.
@@ -34,7 +34,7 @@ pub struct Shared {
     pub sender_done_ns: AtomicU64,
     /// Measured datagrams that were sent; valid once `sender_done_ns` is set.
     pub sent: AtomicU64,
-    /// Set when the main receiver has finished, for the peer thread.
+    /// Set when the main receiver has ended, for the peer thread.
     pub finished: AtomicBool,
 }
 
@@ -78,10 +78,14 @@ pub struct Receiver {
     pub clock_backwards: u64,
     /// Arrivals with this run's id that the schedule does not have.
     pub unknown: u64,
+    /// Datagrams that came back after one which the peer had sent later.
+    pub down_reordered: u64,
     size: usize,
     run_id: u64,
     start_ns: u64,
     last_arrival_ns: u64,
+    /// Latest return stamp of each flow.
+    turned_ns: Vec<u64>,
 }
 
 impl Receiver {
@@ -102,6 +106,8 @@ impl Receiver {
             interval_ns,
             clock_backwards: 0,
             unknown: 0,
+            down_reordered: 0,
+            turned_ns: vec![0; intended_by_flow.len()],
             size: spec.size,
             run_id,
             start_ns: timing.start_ns,
@@ -110,7 +116,7 @@ impl Receiver {
     }
 
     /// Receives until the drain is over: the set time after the last send, or earlier when every datagram has arrived
-    /// and 100 ms were silent. What comes in the 100 ms after the drain is booked as late.
+    /// and 100 ms were silent. What comes soon after the drain is booked as late.
     ///
     /// # Errors
     /// What epoll(7) answers.
@@ -122,13 +128,14 @@ impl Receiver {
         shared: &Shared,
     ) -> std::io::Result<()> {
         let mut poller = Poller::new(sockets)?;
+        let linger_ns = (drain_ns / 2).clamp(LINGER_NS.0, LINGER_NS.1);
         loop {
             let now = monotonic_ns();
             let done = shared.sender_done_ns.load(Ordering::Acquire);
             if done != 0 {
                 let all = self.arrivals.unique() == shared.sent.load(Ordering::Relaxed);
                 let quiet = now.saturating_sub(done.max(self.last_arrival_ns)) > QUIET_NS;
-                if now > done + drain_ns + LINGER_NS || (all && quiet) {
+                if now > done + drain_ns + linger_ns || (all && quiet) {
                     break;
                 }
             }
@@ -138,7 +145,6 @@ impl Receiver {
             })?;
             framing.tick();
         }
-        shared.finished.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -155,10 +161,23 @@ impl Receiver {
 
     fn book(&mut self, header: &Header, now: u64, late: bool) {
         match self.arrivals.arrive(header.flow, header.seq, late) {
-            Arrival::First => self.measure(header, now),
+            Arrival::First => {
+                self.order(header);
+                self.measure(header, now);
+            }
+            Arrival::Late => self.order(header),
             Arrival::Unknown => self.unknown += 1,
-            Arrival::Late | Arrival::Duplicate => {}
+            Arrival::Duplicate => {}
         }
+    }
+
+    /// The peer's stamps rise with each datagram it returns, so a lower one after a higher one was overtaken.
+    fn order(&mut self, header: &Header) {
+        let latest = &mut self.turned_ns[header.flow as usize];
+        if header.turned_ns < *latest {
+            self.down_reordered += 1;
+        }
+        *latest = header.turned_ns.max(*latest);
     }
 
     fn measure(&mut self, header: &Header, now: u64) {

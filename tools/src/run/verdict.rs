@@ -56,10 +56,12 @@ impl Verdict {
 }
 
 /// What the generator observed about itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Observations {
     /// There and back.
     pub ledger: Ledger,
+    /// Whether the ledgers of both legs balance, where there are any.
+    pub legs_balance: bool,
     /// Datagrams (superpackets count once) that our own sockets dropped because their receive buffers were full.
     pub own_socket_drops: u64,
     /// Datagrams that arrived before they were sent.
@@ -91,7 +93,7 @@ pub fn judge(
     let mut limited = Vec::new();
     let mut notes = Vec::new();
     let ledger = &observed.ledger;
-    if !ledger.balances() {
+    if !(ledger.balances() && observed.legs_balance) {
         invalid.push(format!("the ledger does not balance: {ledger:?}"));
     }
     if observed.own_socket_drops > 0 {
@@ -175,8 +177,18 @@ mod tests {
     }
 
     fn fine() -> Observations {
-        let ledger = Ledger { intended: 1_000, sent: 1_000, received: 1_000, ..Ledger::default() };
-        Observations { ledger, ..Observations::default() }
+        Observations {
+            ledger: Ledger { intended: 1_000, sent: 1_000, received: 1_000, ..Ledger::default() },
+            legs_balance: true,
+            own_socket_drops: 0,
+            clock_backwards: 0,
+            suspended_ns: 0,
+            unknown_arrivals: 0,
+            steal: None,
+            peer_refused: 0,
+            interrupted: false,
+            slack_error: None,
+        }
     }
 
     fn verdict(observed: &Observations, lateness_ns: u64, service_ns: u64) -> Verdict {
@@ -205,7 +217,7 @@ mod tests {
     #[test]
     fn a_sender_behind_its_schedule_limits_the_run() {
         let ledger = Ledger { intended: 1_000, sent: 998, unsent: 2, received: 998, ..Ledger::default() };
-        let behind = Observations { ledger, ..Observations::default() };
+        let behind = Observations { ledger, ..fine() };
         assert_eq!(verdict(&behind, 1_000, 50_000).validity, Validity::GeneratorLimited);
         let interrupted = Observations { interrupted: true, ..behind };
         assert_eq!(verdict(&interrupted, 1_000, 50_000).validity, Validity::Valid);
