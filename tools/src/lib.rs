@@ -2,7 +2,9 @@
 
 pub mod cli;
 pub mod compare;
+pub mod demo;
 pub mod format;
+pub mod netns;
 pub mod reflect;
 pub mod report;
 pub mod run;

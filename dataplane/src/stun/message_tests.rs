@@ -278,6 +278,7 @@ proptest! {
         prop_assert_eq!(message.unknown_attributes().collect::<Vec<_>>(), vec![AttributeType(1), AttributeType(2)]);
         prop_assert_eq!(message.username(), Some(&b"u"[..]));
         prop_assert_eq!(message.data(), Some(&data[..]));
+        prop_assert_eq!(&buffer[message.data_range().unwrap()], &data[..]);
         prop_assert!(message.verify_integrity(&key));
         prop_assert!(!message.verify_integrity(&Key::from_bytes(b"other")));
         prop_assert_eq!(message.verify_fingerprint(), with_fingerprint.then_some(true));
