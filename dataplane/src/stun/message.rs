@@ -332,7 +332,7 @@ impl<'a> Message<'a> {
     /// CHANNEL-NUMBER.
     ///
     /// # Errors
-    /// When it is not four bytes long or the number is reserved.
+    /// When it is not four bytes long or no ChannelData could carry the number.
     pub fn channel_number(&self) -> Result<Option<ChannelNumber>, BadAttribute> {
         self.decoded(AttributeType::CHANNEL_NUMBER, |value| {
             let &[high, low, _, _] = value else { return None };

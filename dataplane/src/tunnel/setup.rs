@@ -11,7 +11,7 @@ use crate::netlink;
 use crate::stun::AddressFamily;
 use crate::stun::channel_data;
 use crate::sys::tun::Tun;
-use crate::sys::udp::{UdpOptions, UdpSocket};
+use crate::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use crate::turn::ClientConfig;
 use crate::wire::wireguard::DATA_OVERHEAD;
 
@@ -171,7 +171,7 @@ fn relay_family(peers: &[(PeerIndex, SocketAddr)], warnings: &mut Vec<String>) -
 pub fn bind_sockets(port: u16, gro: bool) -> io::Result<Sockets> {
     /// With a port chosen by the kernel for one family, it may be taken in the other.
     const ATTEMPTS: usize = 16;
-    let options = UdpOptions { gro, ..UdpOptions::default() };
+    let options = UdpOptions { gro, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
     let bind = |address: IpAddr, port: u16| UdpSocket::bind(SocketAddr::new(address, port), &options);
     let mut attempt = 0;
     loop {

@@ -126,25 +126,27 @@ pub fn authenticate(
 pub struct Nonces {
     current: hmac::Key,
     previous: hmac::Key,
-    rotates_at: Instant,
+    /// Unset until the first look at the time.
+    rotates_at: Option<Instant>,
 }
 
 impl Nonces {
     /// Two fresh keys.
-    pub fn new(random: &mut Random, now: Instant) -> Self {
-        Self { current: fresh(random), previous: fresh(random), rotates_at: now + NONCE_PERIOD }
+    pub fn new(random: &mut Random) -> Self {
+        Self { current: fresh(random), previous: fresh(random), rotates_at: None }
     }
 
     /// Rotates the keys when it is time.
     pub fn advance(&mut self, random: &mut Random, now: Instant) {
-        if now < self.rotates_at {
+        let rotates_at = *self.rotates_at.get_or_insert(now + NONCE_PERIOD);
+        if now < rotates_at {
             return;
         }
         let current = std::mem::replace(&mut self.current, fresh(random));
         // After a pause of two periods the current key is as outdated as the previous one.
-        let recent = now < self.rotates_at + NONCE_PERIOD;
+        let recent = now < rotates_at + NONCE_PERIOD;
         self.previous = if recent { current } else { fresh(random) };
-        self.rotates_at = now + NONCE_PERIOD;
+        self.rotates_at = Some(now + NONCE_PERIOD);
     }
 
     /// The nonce to hand to a client.
@@ -188,8 +190,7 @@ mod tests {
 
     #[test]
     fn a_nonce_is_for_one_address_and_port_only() {
-        let now = origin();
-        let nonces = Nonces::new(&mut Random::from_seed(&[1; 32]), now);
+        let nonces = Nonces::new(&mut Random::from_seed(&[1; 32]));
         let client: SocketAddr = "192.0.2.1:1000".parse().unwrap();
         let nonce = nonces.issue(client);
         assert!(nonces.is_valid(client, &nonce));
@@ -204,7 +205,8 @@ mod tests {
     fn a_nonce_lives_for_one_to_two_periods() {
         let start = origin();
         let mut random = Random::from_seed(&[1; 32]);
-        let mut nonces = Nonces::new(&mut random, start);
+        let mut nonces = Nonces::new(&mut random);
+        nonces.advance(&mut random, start);
         let client: SocketAddr = "192.0.2.1:1000".parse().unwrap();
         let nonce = nonces.issue(client);
         nonces.advance(&mut random, start + NONCE_PERIOD - Duration::from_secs(1));
@@ -219,7 +221,8 @@ mod tests {
     fn a_nonce_dies_during_a_long_silence() {
         let start = origin();
         let mut random = Random::from_seed(&[1; 32]);
-        let mut nonces = Nonces::new(&mut random, start);
+        let mut nonces = Nonces::new(&mut random);
+        nonces.advance(&mut random, start);
         let client: SocketAddr = "192.0.2.1:1000".parse().unwrap();
         let nonce = nonces.issue(client);
         nonces.advance(&mut random, start + 2 * NONCE_PERIOD);

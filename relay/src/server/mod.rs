@@ -26,7 +26,7 @@ use self::auth::{Credentials, Nonces};
 use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
-use self::reply::Replies;
+use self::reply::{Refusals, Replies};
 use self::table::Table;
 
 pub use self::allocation::{
@@ -67,6 +67,15 @@ pub struct ExternalAddress {
     pub local: Option<IpAddr>,
 }
 
+/// Which channel numbers clients may bind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelNumbers {
+    /// 0x4000 to 0x4FFF.
+    Rfc8656,
+    /// 0x4000 to 0x7FFF.
+    Rfc5766,
+}
+
 /// What the server is told once.
 #[derive(Debug)]
 pub struct Settings {
@@ -81,6 +90,8 @@ pub struct Settings {
     pub relay_addresses: Vec<IpAddr>,
     /// Addresses that are called something else outside.
     pub external: Vec<ExternalAddress>,
+    /// Which channel numbers clients may bind.
+    pub channel_numbers: ChannelNumbers,
     /// Most allocations in all; beyond it 508.
     pub allocations_max: u32,
     /// Most allocations of one user; beyond it 486.
@@ -170,6 +181,7 @@ pub struct Server {
     policy: PeerPolicy,
     relay_addresses: Vec<IpAddr>,
     external: Vec<ExternalAddress>,
+    channel_numbers: ChannelNumbers,
     allocations_max: u32,
     allocations_per_user_max: u32,
     nonces: Nonces,
@@ -177,6 +189,7 @@ pub struct Server {
     random: Random,
     table: Table,
     replies: Replies,
+    refusals: Refusals,
     commands: VecDeque<Command>,
 }
 
@@ -186,22 +199,24 @@ impl Server {
     /// # Panics
     /// When the realm is longer than [`REALM_LEN_MAX`] or the port range is empty: check configuration before.
     #[must_use]
-    pub fn new(settings: Settings, seed: &[u8; 32], now: Instant) -> Self {
+    pub fn new(settings: Settings, seed: &[u8; 32]) -> Self {
         assert!(settings.credentials.realm().len() <= REALM_LEN_MAX, "the realm is too long");
         assert!(!settings.relay_ports.is_empty(), "there are no relay ports");
         let mut random = Random::from_seed(seed);
         Self {
-            nonces: Nonces::new(&mut random, now),
+            nonces: Nonces::new(&mut random),
             ports: Ports::new(settings.relay_ports),
             credentials: settings.credentials,
             policy: settings.policy,
             relay_addresses: settings.relay_addresses,
             external: settings.external,
+            channel_numbers: settings.channel_numbers,
             allocations_max: settings.allocations_max,
             allocations_per_user_max: settings.allocations_per_user_max,
             random,
             table: Table::default(),
             replies: Replies::new(),
+            refusals: Refusals::default(),
             commands: VecDeque::new(),
         }
     }
@@ -339,6 +354,11 @@ impl Server {
     #[must_use]
     pub fn allocations(&self) -> usize {
         self.table.len()
+    }
+
+    /// Requests answered with an error so far, by error code; codes that were not used are left out.
+    pub fn refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.refusals.iter()
     }
 
     /// The socket of a deleted allocation is closed: its index and port are free again.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use dataplane::stun::{Class, Key, Message, Method, TransactionId, Writer};
+use dataplane::stun::{Class, ErrorCode, Key, Message, Method, TransactionId, Writer};
 
 /// Room for the longest answer: 401 with a realm of [`REALM_LEN_MAX`] bytes, nonce, integrity and fingerprint.
 const REPLY_LEN_MAX: usize = 512;
@@ -77,5 +77,25 @@ impl Replies {
         writer.xor_peer_address(peer);
         self.len = writer.finish_before_data(len)?;
         Some(&self.buffer[..self.len])
+    }
+}
+
+/// The error codes this server answers with.
+const CODES: [u16; 12] = [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508];
+
+/// One counter for each error code.
+#[derive(Debug, Default)]
+pub(super) struct Refusals([u64; CODES.len()]);
+
+impl Refusals {
+    pub fn count(&mut self, code: ErrorCode) {
+        debug_assert!(CODES.contains(&code.0), "{code:?} is not in the list");
+        for (count, known) in self.0.iter_mut().zip(CODES) {
+            *count += u64::from(known == code.0);
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        CODES.into_iter().zip(self.0).filter(|&(_, count)| count > 0)
     }
 }

@@ -12,7 +12,9 @@ use super::allocation::{Allocation, BindError, PortChoice, State};
 use super::auth::{Unauthentic, UserId, authenticate};
 use super::ports::{Token, Want};
 use super::reply::Envelope;
-use super::{AllocationId, ClientSocket, FromClient, OpenFailure, Opened, PeerSocket, Server};
+use super::{
+    AllocationId, ChannelNumbers, ClientSocket, FromClient, OpenFailure, Opened, PeerSocket, Server,
+};
 
 /// Lifetime of an allocation in seconds when none is asked for, and the shortest (RFC 8656 section 7.2).
 pub const LIFETIME_DEFAULT_S: u32 = 600;
@@ -384,7 +386,8 @@ impl Server {
         let (Some(number), Some(peer)) = (message.channel_number()?, message.xor_peer_address()?) else {
             return Err(BAD_REQUEST.into());
         };
-        if peer.port() == 0 {
+        let is_allowed = number.is_assigned() || self.channel_numbers == ChannelNumbers::Rfc5766;
+        if peer.port() == 0 || !is_allowed {
             return Err(BAD_REQUEST.into());
         }
         self.check_peer(id, peer)?;
@@ -438,6 +441,7 @@ impl Server {
 
     /// 401 and 438: how to do it right (RFC 8489 section 9.2.4).
     fn answer_challenge(&mut self, envelope: Envelope, client: &ClientSocket, code: ErrorCode) -> FromClient {
+        self.refusals.count(code);
         let nonce = self.nonces.issue(client.address);
         let realm = self.credentials.realm().as_bytes();
         self.replies.answer(envelope, Class::Error, None, |writer| {
@@ -448,6 +452,7 @@ impl Server {
 
     /// Without a reason phrase: it would only make answers longer than requests.
     fn answer_error(&mut self, envelope: Envelope, user: Option<UserId>, refusal: Refusal) -> FromClient {
+        self.refusals.count(refusal.code);
         let key = user.map(|user| &self.credentials.user(user).key);
         self.replies.answer(envelope, Class::Error, key, |writer| {
             writer.error_code(refusal.code, "");

@@ -142,7 +142,7 @@ fn channel_data_that_is_wrong_is_dropped() {
         (Cause::MalformedOuter, short),
         (Cause::MalformedOuter, vec![0x40]),
         (Cause::MalformedOuter, vec![0x40, 1, 0xff, 0xff]),
-        (Cause::MalformedOuter, channel_data(0x5000, b"x")),
+        (Cause::NoChannel, channel_data(0x5000, b"x")),
         (Cause::NoChannel, channel_data(0x4002, b"x")),
     ] {
         assert_eq!(fixture.handle(&alice.client, &datagram), FromClient::Drop(cause));

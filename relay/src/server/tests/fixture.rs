@@ -34,6 +34,7 @@ pub fn settings() -> Settings {
         relay_ports: 50_000..=50_999,
         relay_addresses: vec![LOCAL.parse().unwrap(), "2600::4".parse().unwrap()],
         external: Vec::new(),
+        channel_numbers: ChannelNumbers::Rfc8656,
         allocations_max: 100,
         allocations_per_user_max: 10,
     }
@@ -53,7 +54,7 @@ impl Fixture {
 
     pub fn with(settings: Settings) -> Self {
         let now = origin();
-        Self { server: Server::new(settings, &[9; 32], now), now, transactions: 0 }
+        Self { server: Server::new(settings, &[9; 32]), now, transactions: 0 }
     }
 
     pub fn wait(&mut self, seconds: u64) {

@@ -559,6 +559,23 @@ fn channels_are_bound_by_the_rules() {
 }
 
 #[test]
+fn clients_of_rfc_5766_may_bind_its_channels() {
+    let mut settings = settings();
+    settings.channel_numbers = ChannelNumbers::Rfc5766;
+    let mut fixture = Fixture::with(settings);
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    for (number, expected) in
+        [(0x3fff, Some(400)), (0x4000, None), (0x5000, None), (0x7fff, None), (0x8000, Some(400))]
+    {
+        let peer = format!("192.0.2.9:{}", number / 2);
+        assert_eq!(fixture.bind(&alice, number, &peer), expected, "{number:#x}");
+    }
+    let out = channel_data(0x7fff, b"x");
+    assert!(matches!(fixture.handle(&alice.client, &out), FromClient::Forward { .. }));
+}
+
+#[test]
 fn a_channel_is_quiet_for_five_minutes_after_it_expired() {
     let mut fixture = Fixture::new();
     let alice = User::alice();
