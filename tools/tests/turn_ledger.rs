@@ -126,8 +126,9 @@ impl BadRelay {
             external: Vec::new(),
             allocations_max: 4,
             allocations_per_user_max: 4,
+            channel_numbers: relay::server::ChannelNumbers::Rfc8656,
         };
-        let server = Server::new(settings, &[7; 32], now());
+        let server = Server::new(settings, &[7; 32]);
         let relay = Self { listener, relayed: None, server, up: Way::new(seed), down: Way::new(seed + 1) };
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);

@@ -3,7 +3,7 @@
 use super::world::{World, enter, sh};
 
 fn uclient(world: &World, server: &str, peer: &str, flags: &str) {
-    let echo = world.start("b", &["turnutils_peer", "-p", "3480", "-L", peer, "-v"], "Creating");
+    let echo = world.start("b", &["turnutils_peer", "-p", "3480", "-L", peer, "-v"], "98:end");
     let text = sh(&format!(
         "ip netns exec a timeout 60 turnutils_uclient -u user -w secret -e {peer} -r 3480 -n 200 -m 4 -l 170 -z 5 {flags} {server}"
     ));

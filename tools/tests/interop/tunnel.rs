@@ -190,7 +190,7 @@ fn the_tunnel_goes_through_coturn() {
         "--cli-password",
         "x",
     ];
-    let relay = world.start("r", &turnserver, "listener opened on");
+    let relay = world.start("r", &turnserver, "Total General servers");
     carry_relayed(&world, "10.1.0.1:3478");
     drop(relay);
 }

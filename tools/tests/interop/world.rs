@@ -103,7 +103,7 @@ pub fn sh(script: &str) -> String {
 /// The output of a shell command that may fail.
 pub fn try_sh(script: &str) -> Output {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    command("sh").args(["-c", script]).env("PATH", path).stdin(Stdio::null()).output().unwrap()
+    command("sh").args(["-ec", script]).env("PATH", path).stdin(Stdio::null()).output().unwrap()
 }
 
 impl World {
@@ -112,13 +112,13 @@ impl World {
         for (host, link, near, far) in [("a", "1", "2", "1"), ("b", "2", "2", "1")] {
             sh(&format!(
                 "ip netns list | grep -qw r || ip netns add r; ip netns add {host}
-                 ip link add {host}0 netns {host} type veth peer name {host}r netns r
+                 ip link add {host}0 netns {host} type veth peer name r{host} netns r
                  ip -n {host} addr add 10.{link}.0.{near}/24 dev {host}0
                  ip -n {host} addr add fd0{link}::{near}/64 dev {host}0 nodad
-                 ip -n r addr add 10.{link}.0.{far}/24 dev {host}r
-                 ip -n r addr add fd0{link}::{far}/64 dev {host}r nodad
+                 ip -n r addr add 10.{link}.0.{far}/24 dev r{host}
+                 ip -n r addr add fd0{link}::{far}/64 dev r{host} nodad
                  ip -n {host} link set lo up; ip -n r link set lo up
-                 ip -n {host} link set {host}0 up; ip -n r link set {host}r up
+                 ip -n {host} link set {host}0 up; ip -n r link set r{host} up
                  ip -n {host} route add default via 10.{link}.0.{far}
                  ip -n {host} -6 route add default via fd0{link}::{far}"
             ));
