@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use dataplane::config::{self, Config};
+use proptest::prelude::*;
 
 const PRIVATE: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
 const PEER: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
@@ -284,4 +285,28 @@ fn the_file_names_the_interface() {
     assert_eq!(name("sixteen-letters1.conf"), None);
     assert_eq!(name("my tunnel.conf"), None);
     assert_eq!(name(".."), None);
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_answered_without_showing_a_key(
+        lines in prop::collection::vec(
+            (
+                prop::sample::select(vec![
+                    "[Interface]", "[Peer]", "[", "PrivateKey =", "PublicKey =", "PresharedKey=", "Address =",
+                    "AllowedIPs =", "Endpoint =", "MTU =", "ListenPort =", "PersistentKeepalive =", "#towpath:",
+                    "#towpath: Relay =", "#towpath: RelayUsername =", "#", "", "=",
+                ]),
+                prop_oneof![Just(PRIVATE.to_owned()), Just(PEER.to_owned()), Just("10.0.0.1/8".to_owned()), ".{0,40}"],
+            ),
+            0..12,
+        )
+    ) {
+        let text: String = lines.iter().map(|(start, rest)| format!("{start} {rest}\n")).collect();
+        if let Err(error) = load(&text) {
+            let shown = error.to_string();
+            prop_assert!(!shown.contains(&PRIVATE[..10]) && !shown.contains(&PEER[..10]), "{}", shown);
+            prop_assert!(error.line.is_none_or(|line| (1..=text.lines().count()).contains(&line)));
+        }
+    }
 }
