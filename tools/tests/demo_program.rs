@@ -1,6 +1,6 @@
 //! `towpath-lab demo` as a person runs it: it succeeds or says what is missing, and it leaves nothing behind.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -126,7 +126,10 @@ fn no_uring() -> Option<String> {
         _ if error.kind() == std::io::ErrorKind::OutOfMemory => {
             format!("{error}: raise the limit of locked memory (ulimit -l)")
         }
-        _ => format!("{error}: the kernel lacks it or a sandbox (seccomp) forbids it"),
+        _ if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            "a sandbox forbids it: in a container, --security-opt seccomp=unconfined".to_owned()
+        }
+        _ => format!("{error}: it needs Linux 6.1 with CONFIG_IO_URING"),
     })
 }
 

@@ -155,9 +155,11 @@ fn row(cell: &Measurement, steady: &Outcome, burst: Option<&Outcome>) -> Vec<Cel
     let mut cells = vec![Cell::from(cell.design), Cell::from(cell.route.name())];
     match steady {
         Outcome::Measured(measured) => cells.extend(steady_cells(measured)),
+        // The widest column has the reason; the figures stay empty.
         Outcome::Unavailable(reason) => {
-            cells.push(Cell::new(format!("unavailable: {reason}"), Tone::Weak));
-            cells.resize(STEADY_END, Cell::default());
+            cells.resize(HEADER.len() - 1, Cell::default());
+            cells.push(Cell::from(format!("unavailable: {reason}")));
+            return cells;
         }
         Outcome::Failed(_) => {
             cells.push(Cell::new("failed", Tone::Bad));
