@@ -294,6 +294,7 @@ impl Relay {
             receive_buffer: RELAY_SOCKET_BUFFER,
             send_buffer: RELAY_SOCKET_BUFFER,
             packet_info: false,
+            ..UdpOptions::default()
         };
         let opened = UdpSocket::bind(address, &options).and_then(|socket| {
             let port = register(&socket, ingress, egress)?;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use dataplane::engine::{self, IngressKind, Switch};
 use dataplane::netlink;
-use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
@@ -73,7 +73,12 @@ fn bind(addresses: &[SocketAddr], gro: bool) -> io::Result<Vec<UdpSocket>> {
     let mut sockets = Vec::new();
     for address in addresses {
         // Only a wildcard socket has to be told where a datagram went.
-        let options = UdpOptions { gro, packet_info: address.ip().is_unspecified(), ..UdpOptions::default() };
+        let options = UdpOptions {
+            gro,
+            packet_info: address.ip().is_unspecified(),
+            patience: LISTEN_PATIENCE,
+            ..UdpOptions::default()
+        };
         let socket = UdpSocket::bind(*address, &options).map_err(|error| {
             let remedy = match error.kind() {
                 io::ErrorKind::AddrInUse => {

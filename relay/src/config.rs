@@ -353,8 +353,11 @@ impl FromStr for PeerRange {
     fn from_str(text: &str) -> Result<Self, String> {
         let single = || text.parse().ok().map(|address: IpAddr| IpNet::from(address));
         let net = text.parse().ok().or_else(single);
-        net.map(Self)
-            .ok_or_else(|| "peers are a network or an address, for example 10.1.0.0/16 or ::1".into())
+        net.map(Self).ok_or_else(|| {
+            format!(
+                "{text:?} is no peer range: write a network or an address, for example 10.1.0.0/16 or ::1"
+            )
+        })
     }
 }
 
