@@ -1,6 +1,10 @@
 //! The relay as a process, over real sockets on loopback, on every I/O design and ingress.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test panics when it cannot go on and says where"
+)]
 
 mod harness;
 
@@ -14,8 +18,9 @@ use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
 use dataplane::sys::udp::{UdpOptions, UdpSocket as FastSocket};
 use harness::{Client, RelayProcess, code, program, receive, socket};
 
-/// Bind, allocate, send both ways by channel and by indication, delete; then stop.
-fn whole_story(flags: &[&str]) {
+/// Bind, allocate, send both ways by channel and by indication, delete; then stop. The longest payload has `longest`
+/// bytes.
+fn whole_story(flags: &[&str], longest: usize) {
     let relay = RelayProcess::on_loopback(flags);
     let mut client = Client::new(relay.listen[0]);
     let bare = binding();
@@ -48,8 +53,9 @@ fn whole_story(flags: &[&str]) {
         writer.channel_number(number).xor_peer_address(peer_address);
     };
     assert_eq!(code(&client.ask(Method::ChannelBind, bind)), None);
-    for payload in [&b""[..], b"x", b"channel", &[9; 9000]] {
+    for payload in [&b""[..], b"x", b"channel", &vec![9; longest]] {
         client.socket.send(&channel_message(number, payload)).unwrap();
+        println!("to the peer: {} bytes", payload.len());
         assert_eq!(receive(&peer), (payload.to_vec(), relayed));
         peer.send_to(payload, relayed).unwrap();
         let (datagram, _) = receive(&client.socket);
@@ -96,30 +102,30 @@ fn channel_message(number: ChannelNumber, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn whole_story_on_uring() {
-    whole_story(&["--io", "uring", "--ingress", "epoll"]);
-    whole_story(&["--io", "uring", "--ingress", "uring"]);
-    whole_story(&["--io", "uring", "--completions", "inline"]);
+    whole_story(&["--io", "uring", "--ingress", "epoll"], 9000);
+    whole_story(&["--io", "uring", "--ingress", "uring"], 9000);
+    whole_story(&["--io", "uring", "--completions", "inline"], 9000);
 }
 
 #[test]
 fn whole_story_on_threaded() {
-    whole_story(&["--io", "threaded", "--ingress", "epoll"]);
+    whole_story(&["--io", "threaded", "--ingress", "epoll"], 2000);
 }
 
 #[test]
 fn whole_story_on_suspend() {
-    whole_story(&["--io", "suspend", "--ingress", "epoll"]);
-    whole_story(&["--io", "suspend", "--gso", "off"]);
+    whole_story(&["--io", "suspend", "--ingress", "epoll"], 9000);
+    whole_story(&["--io", "suspend", "--gso", "off"], 9000);
 }
 
 #[test]
 fn whole_story_on_drop() {
-    whole_story(&["--io", "drop", "--ingress", "uring"]);
+    whole_story(&["--io", "drop", "--ingress", "uring"], 9000);
 }
 
 #[test]
 fn whole_story_on_runtime() {
-    whole_story(&["--io", "runtime"]);
+    whole_story(&["--io", "runtime"], 9000);
 }
 
 #[test]
@@ -165,6 +171,43 @@ fn superpackets_keep_their_order_both_ways() {
     }
     let (status, log) = relay.stop();
     assert!(status.success(), "{log}");
+}
+
+/// Sockets come and go under the same numbers; what arrives late must not reach the next owner.
+fn churn(flags: &[&str]) {
+    let relay = RelayProcess::on_loopback(flags);
+    let mut client = Client::new(relay.listen[0]);
+    let number = ChannelNumber::MIN;
+    let mut old: Option<std::net::SocketAddr> = None;
+    for round in 0..40_u8 {
+        let relayed = client.allocate();
+        let peer = socket();
+        let bind = |writer: &mut Writer<'_>| {
+            writer.channel_number(number).xor_peer_address(peer.local_addr().unwrap());
+        };
+        assert_eq!(code(&client.ask(Method::ChannelBind, bind)), None);
+        if let Some(old) = old.filter(|&old| old != relayed) {
+            peer.send_to(b"late", old).unwrap();
+        }
+        peer.send_to(&[round], relayed).unwrap();
+        assert_eq!(receive(&client.socket).0, channel_message(number, &[round]));
+        client.socket.send(&channel_message(number, &[round])).unwrap();
+        assert_eq!(receive(&peer), (vec![round], relayed));
+        let delete = |writer: &mut Writer<'_>| {
+            writer.lifetime(0);
+        };
+        assert_eq!(code(&client.ask(Method::Refresh, delete)), None);
+        old = Some(relayed);
+    }
+    let (status, log) = relay.stop();
+    assert!(status.success() && log.contains("\\\"unexplained\\\":0"), "{log}");
+}
+
+#[test]
+fn sockets_that_come_and_go_are_not_mixed_up() {
+    churn(&["--io", "uring", "--ingress", "uring"]);
+    churn(&["--io", "suspend", "--ingress", "epoll"]);
+    churn(&["--io", "threaded", "--ingress", "uring"]);
 }
 
 #[test]
