@@ -71,7 +71,8 @@ fn coturn(ip: &str) -> Option<Relay> {
 
 fn spec(relay: &Relay, kind: Kind) -> RunSpec {
     RunSpec {
-        rate_pps: 1_000.0,
+        // Few enough that default socket buffers hold more than half of the run while the machine starves someone.
+        rate_pps: 500.0,
         size: 203,
         flows: 6,
         allocations: 2,
@@ -90,7 +91,7 @@ fn carries(relay: &Relay, kind: Kind, change: impl Fn(RunSpec) -> RunSpec) {
     let result = run(&change(spec(relay, kind)), |_| {}).unwrap();
     let (up, down) = (result.ledger_up.unwrap(), result.ledger_down.unwrap());
     for ledger in [result.ledger, up, down] {
-        assert!(ledger.balances() && ledger.sent > 400, "{ledger:?}");
+        assert!(ledger.balances() && ledger.sent > 200, "{ledger:?}");
         let harmed = (ledger.lost, ledger.late, ledger.duplicate, ledger.reordered, ledger.corrupt);
         assert_eq!(harmed, (0, 0, 0, 0, 0), "{ledger:?}");
     }

@@ -7,10 +7,12 @@
 //!
 //! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of cookies.
 
+pub mod app;
 pub mod key;
 pub mod noise;
 pub mod peer;
 pub mod routes;
+pub mod setup;
 
 mod incoming;
 mod limiter;
@@ -249,12 +251,13 @@ impl Tunnel {
         self.peers[peer.0 as usize].path
     }
 
-    /// Sets where `peer` is reached, and starts a handshake if anything waits for that.
+    /// Sets where `peer` is reached, and starts a handshake if anything waits for that. `None` says that the way is
+    /// being made anew: packets wait for it.
     pub fn set_path(&mut self, index: PeerIndex, path: Option<Path>, now: Instant) {
         let peer = &mut self.peers[index.0 as usize];
         let was_unreachable = peer.path.is_none();
         peer.path = path;
-        peer.awaits_path &= path.is_none();
+        peer.awaits_path = path.is_none();
         if path.is_some() && was_unreachable {
             peer.timers.persistent_now(now);
             if !peer.staged.is_empty() {
@@ -290,7 +293,7 @@ impl Tunnel {
     /// Drops what still waits for handshakes; for the end of the program.
     pub fn stop(&mut self) {
         for peer in &mut self.peers {
-            peer.staged.clear(&mut self.staged_bytes, Cause::NoSession, &mut self.drops);
+            peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
         }
     }
 
@@ -317,8 +320,14 @@ impl Tunnel {
         peer.staged.expire(&mut self.staged_bytes, &mut self.drops, now);
         while let Some(due) = self.peers[index.0 as usize].timers.poll(now) {
             match due {
-                Due::Initiate => self.start_handshake(index, now),
-                Due::Retransmit => self.initiate(index, now),
+                Due::Initiate => {
+                    self.peers[index.0 as usize].forget_source();
+                    self.start_handshake(index, now);
+                }
+                Due::Retransmit => {
+                    self.peers[index.0 as usize].forget_source();
+                    self.initiate(index, now);
+                }
                 Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
                 Due::GiveUp => {
                     let peer = &mut self.peers[index.0 as usize];

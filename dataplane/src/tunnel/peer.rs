@@ -114,6 +114,13 @@ impl Peer {
         [self.timers.next(), self.staged.next_expiry()].into_iter().flatten().min()
     }
 
+    /// Nothing comes back: the local address the peer once sent to may be gone, so the kernel chooses again.
+    pub(super) fn forget_source(&mut self) {
+        if let Some(Path::Direct { from, .. }) = &mut self.path {
+            *from = None;
+        }
+    }
+
     /// Whether the session has outlived its time while the machine was suspended, looked up once a second.
     pub(super) fn slept_past_expiry(&mut self, now: Instant) -> bool {
         const INTERVAL: Duration = Duration::from_secs(1);

@@ -46,6 +46,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Send every datagram back: the far end of `run udp` and `run tunnel`
     Reflect(reflect::Args),
+    /// Tunnel and relay on every I/O design, in a network of its own: one table, one page
+    Demo(crate::demo::DemoOptions),
     /// Put runs side by side: table, ratios, percentile plot
     Compare(compare::Args),
 }
@@ -57,6 +59,10 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    if let Some(code) = crate::demo::dispatch(&args) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -68,6 +74,7 @@ where
     let outcome = match cli.command {
         Command::Run(args) => run::main(*args),
         Command::Reflect(args) => reflect::main(&args),
+        Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),
     };
     outcome.unwrap_or_else(|error| fail(&error))

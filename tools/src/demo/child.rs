@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -72,9 +72,9 @@ impl Child {
                 Ok(line) => self.keep(&line),
                 Err(RecvTimeoutError::Timeout) if monotonic_ns() < deadline => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("{} was not ready after {patience:?}{}", self.name, self.last_words());
+                    return Err(self.failure(&format!("was not ready after {patience:?}")));
                 }
-                Err(RecvTimeoutError::Disconnected) => bail!("{} did not start{}", self.name, self.last_words()),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.failure("did not start")),
             }
         }
         Ok(())
@@ -93,10 +93,10 @@ impl Child {
             self.keep(&line);
         }
         let Some(status) = status else {
-            bail!("{} did not end within {patience:?} after SIGTERM{}", self.name, self.last_words());
+            return Err(self.failure(&format!("did not end within {patience:?} after SIGTERM")));
         };
         if !status.success() {
-            bail!("{} ended with {status}{}", self.name, self.last_words());
+            return Err(self.failure(&format!("ended with {status}")));
         }
         Ok(self.log.iter().rev().find(|line| line["message"] == "ledger").cloned())
     }
@@ -122,16 +122,17 @@ impl Child {
         self.log.push(serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.to_owned())));
     }
 
-    /// The last error it logged, or else its last line, to be put behind a message.
-    fn last_words(&mut self) -> String {
+    /// What happened to it, and the last error it logged, or else its last line.
+    fn failure(&mut self, what: &str) -> anyhow::Error {
         while let Ok(line) = self.lines.try_recv() {
             self.keep(&line);
         }
         let worst = self.log.iter().rev().find(|line| line["severity"] == "ERROR");
+        let name = &self.name;
         match worst.or(self.log.last()) {
-            Some(Value::String(text)) => format!(": {text}"),
-            Some(line) => format!(": {}", sentence(line)),
-            None => String::new(),
+            Some(Value::String(text)) => anyhow!("{name} {what}: {text}"),
+            Some(line) => anyhow!("{name} {what}: {}", sentence(line)),
+            None => anyhow!("{name} {what} and said nothing"),
         }
     }
 

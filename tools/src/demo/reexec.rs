@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
-use rustix::process::{Signal, getppid, getpid, set_parent_process_death_signal};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
 use super::{child, facts};
 use crate::netns::{self, Namespace};

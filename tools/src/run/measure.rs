@@ -215,6 +215,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         steal: steal_share(before.steal),
         peer_refused: ledgers.down.map_or(0, |down| down.refused),
         interrupted,
+        refusal: outcome.refusal.map(|error| error.to_string()),
         slack_error: outcome.slack_error,
     };
     let lateness_limit_ns = spec.lateness_limit.as_nanos() as u64;

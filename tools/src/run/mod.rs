@@ -47,6 +47,8 @@ const PROBE_EVERY_NS: u64 = 200_000_000;
 /// [`Problem`] inside the error says whether the request or the surroundings are at fault; the message names the fix.
 pub fn run(spec: &RunSpec, progress: impl Fn(f64)) -> anyhow::Result<RunResult> {
     spec.check()?;
+    // Read again when measured sending starts; a wrong process id should not cost a warm-up.
+    dut::Snapshot::take(&spec.dut_pids)?;
     let run_id = run_id();
     if !spec.kind.is_turn() {
         let path = Path::plain(spec)?;

@@ -35,6 +35,8 @@ pub struct Outcome {
     pub sent: Vec<Sent>,
     /// Actual less intended send time of every measured datagram that was sent.
     pub lateness: Histogram<u64>,
+    /// Why the kernel refused the first measured send that it did.
+    pub refusal: Option<io::Error>,
     /// Why the timer slack could not be lowered.
     pub slack_error: Option<String>,
 }
@@ -47,7 +49,7 @@ pub fn send(spec: &RunSpec, path: &Path, run_id: u64, timing: Timing, stop: &Ato
     sender.phase(Phase::Warmup, &pacer, timing.warmup_ns, timing.start_ns, stop);
     sender.begin();
     sender.phase(Phase::Measured, &pacer, timing.start_ns, timing.end_ns, stop);
-    Outcome { sent: sender.sent, lateness: sender.lateness, slack_error }
+    Outcome { sent: sender.sent, lateness: sender.lateness, refusal: sender.refusal, slack_error }
 }
 
 struct Sender<'a> {
@@ -62,6 +64,7 @@ struct Sender<'a> {
     next_seq: Vec<u64>,
     sent: Vec<Sent>,
     lateness: Histogram<u64>,
+    refusal: Option<io::Error>,
 }
 
 impl<'a> Sender<'a> {
@@ -82,6 +85,7 @@ impl<'a> Sender<'a> {
             next_seq: vec![0; path.flows.len()],
             sent: vec![Sent::default(); path.flows.len()],
             lateness: histogram(),
+            refusal: None,
         }
     }
 
@@ -90,6 +94,7 @@ impl<'a> Sender<'a> {
         self.next_seq.fill(0);
         self.sent.fill(Sent::default());
         self.lateness.reset();
+        self.refusal = None;
     }
 
     fn phase(&mut self, phase: Phase, pacer: &Pacer, start_ns: u64, end_ns: u64, stop: &AtomicBool) {
@@ -150,17 +155,20 @@ impl<'a> Sender<'a> {
         }
         self.next_seq[flow_index as usize] += count as u64;
         let outcome = self.path.sockets[flow.socket].send_segments(flow.to, None, 0, bytes, self.frame_len);
-        self.book(flow_index, count as u64, now.saturating_sub(due_ns), &outcome);
+        self.book(flow_index, count as u64, now.saturating_sub(due_ns), outcome);
     }
 
-    fn book(&mut self, flow: u32, count: u64, lateness_ns: u64, outcome: &io::Result<()>) {
+    fn book(&mut self, flow: u32, count: u64, lateness_ns: u64, outcome: io::Result<()>) {
         let sent = &mut self.sent[flow as usize];
         match outcome {
             Ok(()) => {
                 sent.sent += count;
                 self.lateness.saturating_record_n(lateness_ns.max(1), count);
             }
-            Err(_) => sent.refused += count,
+            Err(error) => {
+                sent.refused += count;
+                self.refusal.get_or_insert(error);
+            }
         }
     }
 }

@@ -76,6 +76,8 @@ pub struct Observations {
     pub peer_refused: u64,
     /// Whether the run was ended early.
     pub interrupted: bool,
+    /// Why the kernel refused the first send that it did.
+    pub refusal: Option<String>,
     /// Why the timer slack could not be lowered.
     pub slack_error: Option<String>,
 }
@@ -121,9 +123,10 @@ pub fn judge(
     let scheduled = ledger.intended;
     if !observed.interrupted && (ledger.sent as f64) < OFFERED_MIN * scheduled as f64 {
         limited.push(format!(
-            "only {:.3} % of the scheduled datagrams were sent ({} refused by the kernel, {} not tried in time); lower --rate, or use --burst with --gso",
+            "only {:.3} % of the scheduled datagrams were sent ({} refused by the kernel{}, {} not tried in time); lower --rate, or use --burst with --gso",
             100.0 * ledger.sent as f64 / scheduled as f64,
             ledger.refused,
+            observed.refusal.as_ref().map(|error| format!(" with {error:?}")).unwrap_or_default(),
             ledger.unsent
         ));
     }
@@ -187,6 +190,7 @@ mod tests {
             steal: None,
             peer_refused: 0,
             interrupted: false,
+            refusal: None,
             slack_error: None,
         }
     }
