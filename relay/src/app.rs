@@ -294,7 +294,7 @@ impl Relay {
             receive_buffer: RELAY_SOCKET_BUFFER,
             send_buffer: RELAY_SOCKET_BUFFER,
             packet_info: false,
-            patience: Duration::ZERO,
+            ..UdpOptions::default()
         };
         let opened = UdpSocket::bind(address, &options).and_then(|socket| {
             let port = register(&socket, ingress, egress)?;

@@ -60,7 +60,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 fn run(config: Config, args: &Args) -> io::Result<()> {
     raise_open_files();
     let gro = args.engine.gso == Switch::On;
-    let listeners = bind(&config.listen, gro)?;
+    let listeners = bind(&config, gro)?;
     let own_sockets = listeners.iter().map(UdpSocket::local_addr).collect();
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed)
@@ -69,30 +69,37 @@ fn run(config: Config, args: &Args) -> io::Result<()> {
     engine::run(Relay::new(server, listeners, gro), &args.engine, IngressKind::Epoll)
 }
 
-fn bind(addresses: &[SocketAddr], gro: bool) -> io::Result<Vec<UdpSocket>> {
+fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {
     let mut sockets = Vec::new();
-    for address in addresses {
-        // Only a wildcard socket has to be told where a datagram went.
-        let options = UdpOptions {
-            gro,
-            packet_info: address.ip().is_unspecified(),
-            patience: LISTEN_PATIENCE,
-            ..UdpOptions::default()
-        };
-        let socket = UdpSocket::bind(*address, &options).map_err(|error| {
-            let remedy = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    "another program has it: stop that one or choose another --listen"
-                }
-                io::ErrorKind::AddrNotAvailable => "no interface has this address: choose another --listen",
-                io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-                _ => "choose another --listen",
-            };
-            io::Error::new(error.kind(), format!("{error}; {remedy}"))
-        })?;
-        sockets.push(socket);
+    for &address in &config.listen {
+        match bind_one(address, gro) {
+            Ok(socket) => sockets.push(socket),
+            Err(error)
+                if config.listen_is_default
+                    && address.is_ipv6()
+                    && error.kind() != io::ErrorKind::AddrInUse =>
+            {
+                tracing::warn!(%error, "clients are not served over IPv6");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(sockets)
+}
+
+fn bind_one(address: SocketAddr, gro: bool) -> io::Result<UdpSocket> {
+    // Only a wildcard socket has to be told where a datagram went.
+    let packet_info = address.ip().is_unspecified();
+    let options = UdpOptions { gro, packet_info, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
+    UdpSocket::bind(address, &options).map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => "another program has it: stop that one or choose another --listen",
+            io::ErrorKind::AddrNotAvailable => "no interface has this address: choose another --listen",
+            io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+            _ => "choose another --listen",
+        };
+        io::Error::new(error.kind(), format!("{error}; {remedy}"))
+    })
 }
 
 fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {

@@ -101,6 +101,8 @@ struct File {
 pub struct Config {
     /// Where clients are served.
     pub listen: Vec<SocketAddr>,
+    /// Nobody asked for these listeners by name, so that one may be missing where there is no IPv6.
+    pub listen_is_default: bool,
     /// The realm.
     pub realm: Realm,
     /// Users; a later one of the same name wins.
@@ -171,7 +173,7 @@ impl Config {
             users.extend(read_user_file(path)?);
         }
         users.extend(args.users.iter().cloned());
-        let listen = first_of(args.listen.clone(), file.listen).unwrap_or_else(|| LISTEN_DEFAULT.to_vec());
+        let listen = first_of(args.listen.clone(), file.listen);
         let relay_addresses = first_of(args.relay_addresses.clone(), file.relay_address).unwrap_or_default();
         if relay_addresses.iter().any(|address| address.is_unspecified() || address.is_multicast()) {
             return usage("--relay-address has to be an address of this machine, not a wildcard or a group");
@@ -185,7 +187,8 @@ impl Config {
         let external = first_of(args.external_ips.clone(), file.external_ip).unwrap_or_default();
         let allow_peers = first_of(args.allow_peers.clone(), file.allow_peer).unwrap_or_default();
         Ok(Self {
-            listen,
+            listen_is_default: listen.is_none(),
+            listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
             realm: args.realm.clone().or(file.realm).unwrap_or_else(|| Realm(REALM_DEFAULT.to_owned())),
             users,
             allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),
@@ -353,8 +356,11 @@ impl FromStr for PeerRange {
     fn from_str(text: &str) -> Result<Self, String> {
         let single = || text.parse().ok().map(|address: IpAddr| IpNet::from(address));
         let net = text.parse().ok().or_else(single);
-        net.map(Self)
-            .ok_or_else(|| "peers are a network or an address, for example 10.1.0.0/16 or ::1".into())
+        net.map(Self).ok_or_else(|| {
+            format!(
+                "{text:?} is no peer range: write a network or an address, for example 10.1.0.0/16 or ::1"
+            )
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! users who proved their password.
 
 mod allocation;
+mod answers;
 pub mod auth;
 pub mod policy;
 pub mod ports;

@@ -3,12 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use dataplane::stun::message::UnknownAttributes;
 use dataplane::stun::{
-    AddressFamily, AttributeType, BadAttribute, Class, ErrorCode, Message, Method, TRANSPORT_UDP,
+    AddressFamily, AttributeType, BadAttribute, ErrorCode, Message, Method, TRANSPORT_UDP,
 };
 
 use super::allocation::{Allocation, BindError, PortChoice, State};
+use super::answers::{
+    ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, FORBIDDEN, INSUFFICIENT_CAPACITY,
+    PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED,
+    UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+};
 use super::auth::{Unauthentic, UserId, authenticate};
 use super::ports::{Token, Want};
 use super::reply::Envelope;
@@ -49,37 +53,6 @@ pub(super) const KNOWN: &[AttributeType] = &[
     AttributeType::XOR_MAPPED_ADDRESS,
     AttributeType::RESERVATION_TOKEN,
 ];
-
-const BAD_REQUEST: ErrorCode = ErrorCode(400);
-const UNAUTHORIZED: ErrorCode = ErrorCode(401);
-const FORBIDDEN: ErrorCode = ErrorCode(403);
-const UNKNOWN_ATTRIBUTE: ErrorCode = ErrorCode(420);
-const ALLOCATION_MISMATCH: ErrorCode = ErrorCode(437);
-const STALE_NONCE: ErrorCode = ErrorCode(438);
-const FAMILY_NOT_SUPPORTED: ErrorCode = ErrorCode(440);
-const WRONG_CREDENTIALS: ErrorCode = ErrorCode(441);
-const TRANSPORT_NOT_SUPPORTED: ErrorCode = ErrorCode(442);
-const PEER_FAMILY_MISMATCH: ErrorCode = ErrorCode(443);
-const QUOTA_REACHED: ErrorCode = ErrorCode(486);
-const INSUFFICIENT_CAPACITY: ErrorCode = ErrorCode(508);
-
-/// A request that fails after it was found authentic.
-struct Refusal {
-    code: ErrorCode,
-    unknown: UnknownAttributes,
-}
-
-impl From<ErrorCode> for Refusal {
-    fn from(code: ErrorCode) -> Self {
-        Self { code, unknown: UnknownAttributes::default() }
-    }
-}
-
-impl From<BadAttribute> for Refusal {
-    fn from(_: BadAttribute) -> Self {
-        BAD_REQUEST.into()
-    }
-}
 
 /// How a request succeeds.
 enum Success {
@@ -421,85 +394,6 @@ impl Server {
             return Err(PEER_FAMILY_MISMATCH);
         }
         if self.policy.permits(peer) { Ok(()) } else { Err(FORBIDDEN) }
-    }
-
-    fn answer_binding(
-        &mut self,
-        envelope: Envelope,
-        client: &ClientSocket,
-        message: &Message<'_>,
-    ) -> FromClient {
-        let unknown = message.unknown_required(KNOWN);
-        if !unknown.is_empty() {
-            return self.answer_error(envelope, None, Refusal { code: UNKNOWN_ATTRIBUTE, unknown });
-        }
-        self.replies.answer(envelope, Class::Success, None, |writer| {
-            writer.xor_mapped_address(client.address);
-        });
-        FromClient::Reply
-    }
-
-    /// 401 and 438: how to do it right (RFC 8489 section 9.2.4).
-    fn answer_challenge(&mut self, envelope: Envelope, client: &ClientSocket, code: ErrorCode) -> FromClient {
-        self.refusals.count(code);
-        let nonce = self.nonces.issue(client.address);
-        let realm = self.credentials.realm().as_bytes();
-        self.replies.answer(envelope, Class::Error, None, |writer| {
-            writer.error_code(code, "").realm(realm).nonce(&nonce);
-        });
-        FromClient::Reply
-    }
-
-    /// Without a reason phrase: it would only make answers longer than requests.
-    fn answer_error(&mut self, envelope: Envelope, user: Option<UserId>, refusal: Refusal) -> FromClient {
-        self.refusals.count(refusal.code);
-        let key = user.map(|user| &self.credentials.user(user).key);
-        self.replies.answer(envelope, Class::Error, key, |writer| {
-            writer.error_code(refusal.code, "");
-            if !refusal.unknown.is_empty() {
-                writer.unknown_attributes(refusal.unknown.as_slice());
-            }
-        });
-        FromClient::Reply
-    }
-
-    fn answer_success(&mut self, envelope: Envelope, user: UserId, lifetime_s: Option<u32>) -> FromClient {
-        let key = &self.credentials.user(user).key;
-        self.replies.answer(envelope, Class::Success, Some(key), |writer| {
-            if let Some(seconds) = lifetime_s {
-                writer.lifetime(seconds);
-            }
-        });
-        FromClient::Reply
-    }
-
-    /// The answer to the Allocate that made an allocation; the same each time.
-    fn answer_allocated(&mut self, id: AllocationId) {
-        let Some(allocation) = self.table.get(id) else { return };
-        let envelope = Envelope {
-            method: Method::Allocate,
-            transaction: allocation.transaction,
-            with_fingerprint: allocation.with_fingerprint,
-        };
-        let key = &self.credentials.user(allocation.user).key;
-        let relayed = allocation.relayed;
-        let public = self
-            .external
-            .iter()
-            .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
-            .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
-            .map_or(relayed.ip(), |external| external.public);
-        self.replies.answer(envelope, Class::Success, Some(key), |writer| {
-            writer.xor_relayed_address(SocketAddr::new(public, relayed.port()));
-            writer.lifetime(allocation.lifetime_s).xor_mapped_address(allocation.client.address);
-            if let Some(token) = allocation.reservation {
-                writer.reservation_token(token);
-            }
-            if allocation.second_family_refused {
-                // ADDRESS-ERROR-CODE: IPv6, 440 (RFC 8656 section 18.12).
-                writer.attribute(AttributeType::ADDRESS_ERROR_CODE, &[AddressFamily::V6.number(), 0, 4, 40]);
-            }
-        });
     }
 }
 
