@@ -117,6 +117,9 @@ impl Comparison {
             if run.verdict.validity != Validity::Valid {
                 notes.push(format!("{name} is {}", run.verdict.line()));
             }
+            if run.interrupted {
+                notes.push(format!("{name} was interrupted after {:.1} s", run.measured_s));
+            }
             let (a, b) = (&first.spec, &run.spec);
             let differing = [
                 ("kind of load", a.kind.name().to_owned(), b.kind.name().to_owned()),
