@@ -48,6 +48,14 @@ pub struct Process {
     pub usage: Usage,
 }
 
+impl Process {
+    /// Kernel workers of its io_uring, seen from outside or by itself.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.usage.uring_workers.max(self.figures.kernel_workers)
+    }
+}
+
 /// What a measurement found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
@@ -57,8 +65,9 @@ pub struct Measured {
     pub processes: Vec<Process>,
     /// Packets of the load lost outside tunnels and relay, by where.
     pub elsewhere: BTreeMap<&'static str, u64>,
-    /// Datagrams that neither end saw and no counter names; negative where a counter counts what was not the load's.
-    pub unexplained: i64,
+    /// Lost datagrams that no counter names; negative where a counter counts what was not the load's. Absent where a
+    /// receive buffer overflowed, which the kernel counts in superpackets of up to 64 datagrams.
+    pub unexplained: Option<i64>,
 }
 
 impl Measured {
@@ -74,7 +83,7 @@ impl Measured {
         let mut causes: BTreeMap<String, u64> = BTreeMap::new();
         for process in &self.processes {
             for (cause, packets) in process.figures.load_drops() {
-                *causes.entry(cause.to_owned()).or_default() += packets;
+                *causes.entry(cause).or_default() += packets;
             }
         }
         for (&place, &packets) in self.elsewhere.iter().filter(|entry| *entry.1 > 0) {
@@ -140,8 +149,11 @@ pub fn measure(
         .map(|((name, figures), usage)| Process { name, figures, usage })
         .collect();
     let explained =
-        processes.iter().map(|process| process.figures.lost()).sum::<u64>() + elsewhere.values().sum::<u64>();
-    let unexplained = run.ledger.lost.cast_signed() - explained.cast_signed();
+        processes.iter().flat_map(|process| process.figures.load_drops().into_values()).sum::<u64>()
+            + elsewhere.values().sum::<u64>();
+    let in_superpackets = reflected.kernel_drops_skbs > 0
+        || processes.iter().any(|process| process.figures.ingress.kernel_drops_skbs > 0);
+    let unexplained = (!in_superpackets).then(|| run.ledger.lost.cast_signed() - explained.cast_signed());
     Ok(Measured { run, processes, elsewhere, unexplained })
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 const NOT_THE_LOAD: [&str; 6] =
     ["no_route", "no_endpoint", "allowed_ips", "malformed_inner", "malformed_outer", "staged_expired"];
 
-/// Figures of one process.
+/// Figures of one process, as `dataplane::engine` logs them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Figures {
@@ -18,6 +18,8 @@ pub struct Figures {
     pub offered: u64,
     /// Packets the kernel took.
     pub sent: u64,
+    /// Packets offered, not sent, and without a cause.
+    pub unexplained: i64,
     /// Operations that carried them.
     pub operations: u64,
     /// `io_uring_enter` calls, or system calls without a ring.
@@ -26,8 +28,28 @@ pub struct Figures {
     pub waited: u64,
     /// Times the ring was full and was submitted and waited for.
     pub ring_full: u64,
-    /// Lost packets by cause.
-    pub drops: BTreeMap<String, u64>,
+    /// io_uring's kernel workers at the end.
+    pub kernel_workers: usize,
+    /// Packets the egress lost, by cause.
+    pub egress_drops: BTreeMap<String, u64>,
+    /// Packets the program itself refused, by cause.
+    pub application_drops: BTreeMap<String, u64>,
+    /// What came in.
+    pub ingress: Ingress,
+}
+
+/// Figures of a process's ingress.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ingress {
+    /// Datagrams and TUN reads.
+    pub packets: u64,
+    /// Superpackets they came in.
+    pub superpackets: u64,
+    /// Superpackets the kernel dropped because a receive buffer was full.
+    pub kernel_drops_skbs: u64,
+    /// Superpackets longer than the buffer.
+    pub truncated: u64,
 }
 
 impl Figures {
@@ -36,12 +58,9 @@ impl Figures {
     /// # Errors
     /// When it has no figures, or they are not what this version writes.
     pub fn read(line: &Value) -> anyhow::Result<Self> {
-        let figures = match &line["figures"] {
-            // A field of an event is text unless it is a number or a truth value.
-            Value::String(text) => serde_json::from_str(text).context("the ledger's figures are not JSON")?,
-            other => other.clone(),
-        };
-        serde_json::from_value(figures).context("the ledger's figures cannot be read")
+        // A field of an event is text unless it is a number or a truth value.
+        let figures = line["figures"].as_str().context("the ledger has no figures")?;
+        serde_json::from_str(figures).context("the ledger's figures cannot be read")
     }
 
     /// Packets of one operation, on average.
@@ -50,18 +69,28 @@ impl Figures {
         if self.operations == 0 { 0.0 } else { self.sent as f64 / self.operations as f64 }
     }
 
-    /// Packets lost of the load.
+    /// Everything it lost, by cause.
     #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.load_drops().map(|(_, packets)| packets).sum()
+    pub fn drops(&self) -> BTreeMap<String, u64> {
+        let mut drops = self.egress_drops.clone();
+        for (cause, &packets) in &self.application_drops {
+            *drops.entry(cause.clone()).or_default() += packets;
+        }
+        for (cause, skbs) in
+            [("kernel_rcvbuf_skbs", self.ingress.kernel_drops_skbs), ("truncated", self.ingress.truncated)]
+        {
+            *drops.entry(cause.to_owned()).or_default() += skbs;
+        }
+        drops.retain(|_, packets| *packets > 0);
+        drops
     }
 
-    /// The causes that lost packets of the load.
-    pub fn load_drops(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.drops
-            .iter()
-            .filter(|(cause, packets)| **packets > 0 && !NOT_THE_LOAD.contains(&cause.as_str()))
-            .map(|(cause, &packets)| (cause.as_str(), packets))
+    /// What it lost of the load, by cause.
+    #[must_use]
+    pub fn load_drops(&self) -> BTreeMap<String, u64> {
+        let mut drops = self.drops();
+        drops.retain(|cause, _| !NOT_THE_LOAD.contains(&cause.as_str()));
+        drops
     }
 }
 
@@ -71,11 +100,14 @@ mod tests {
 
     #[test]
     fn figures_are_read_from_text_as_tracing_writes_it() {
-        let figures = r#"{"offered":10,"sent":8,"operations":2,"enters":1,"new_figure":3,"drops":{"busy":2,"no_route":4}}"#;
+        let figures = r#"{"offered":10,"sent":8,"operations":2,"enters":1,"new_figure":3,"egress_drops":{"busy":2},
+            "application_drops":{"no_route":4},"ingress":{"kernel_drops_skbs":1}}"#;
         let line = serde_json::json!({ "message": "ledger", "figures": figures });
         let figures = Figures::read(&line).unwrap();
-        assert_eq!((figures.offered, figures.sent, figures.lost()), (10, 8, 2));
-        assert_eq!(figures.load_drops().collect::<Vec<_>>(), [("busy", 2)]);
+        assert_eq!((figures.offered, figures.sent), (10, 8));
+        let expected = [("busy".to_owned(), 2), ("kernel_rcvbuf_skbs".to_owned(), 1)];
+        assert_eq!(figures.load_drops(), BTreeMap::from(expected));
+        assert_eq!(figures.drops()["no_route"], 4);
         assert!((figures.segments_per_operation() - 4.0).abs() < 1e-9);
     }
 

@@ -121,7 +121,7 @@ fn ledger_sentence(cell: &Measurement, measured: &Measured) -> String {
         ledger.late,
         ledger.lost,
         causes(measured),
-        measured.unexplained,
+        measured.unexplained.map_or("an unknown number".to_owned(), |datagrams| datagrams.to_string()),
         ledger.reordered,
         ledger.duplicate,
         measured.run.verdict.line(),
@@ -132,7 +132,7 @@ fn process_rows(cell: &Measurement, measured: &Measured) -> Vec<Vec<Cell>> {
     let row = |process: &super::cell::Process| {
         let figures = &process.figures;
         let drops: Vec<String> =
-            figures.drops.iter().map(|(cause, packets)| format!("{cause} {packets}")).collect();
+            figures.drops().iter().map(|(cause, packets)| format!("{cause} {packets}")).collect();
         vec![
             Cell::from(format!("{} {}", cell.design, process.name)),
             Cell::from(figures.offered.to_string()),
@@ -144,7 +144,7 @@ fn process_rows(cell: &Measurement, measured: &Measured) -> Vec<Vec<Cell>> {
             Cell::from(figures.ring_full.to_string()),
             Cell::from(format!("{} MiB", mib(process.usage.resident_kib))),
             Cell::from(process.usage.threads.to_string()),
-            Cell::from(process.usage.uring_workers.to_string()),
+            Cell::from(process.workers().to_string()),
             Cell::from(if drops.is_empty() { "–".to_owned() } else { drops.join(", ") }),
         ]
     };
@@ -178,7 +178,7 @@ fn steady_cells(measured: &Measured) -> Vec<Cell> {
     let figure = |pick: fn(&super::ledger::Figures) -> String| {
         first.map_or(Cell::from("–"), |process| Cell::from(pick(&process.figures)))
     };
-    let workers: usize = measured.processes.iter().map(|process| process.usage.uring_workers).sum();
+    let workers: usize = measured.processes.iter().map(|process| process.workers()).sum();
     let resident = measured.processes.iter().map(|process| process.usage.resident_kib).max().unwrap_or(0);
     vec![
         quantile_cell(response, "p50"),
@@ -208,8 +208,8 @@ fn lost(measured: &Measured) -> Cell {
 fn causes(measured: &Measured) -> String {
     let mut causes: Vec<String> =
         measured.causes().iter().map(|(cause, packets)| format!("{cause} {packets}")).collect();
-    if measured.lost() > 0 && measured.unexplained > 0 {
-        causes.push(format!("unexplained {}", measured.unexplained));
+    if let Some(unexplained @ 1..) = measured.unexplained {
+        causes.push(format!("unexplained {unexplained}"));
     }
     if causes.is_empty() { "–".to_owned() } else { causes.join(", ") }
 }

@@ -43,6 +43,9 @@ pub fn failures_of(cell: &Cell, outcome: &Outcome) -> Vec<String> {
     if !measured.run.ledger.balances() {
         fail("the load's ledger does not balance".to_owned());
     }
+    for process in measured.processes.iter().filter(|process| process.figures.unexplained != 0) {
+        fail(format!("{} cannot say what became of {} packets", process.name, process.figures.unexplained));
+    }
     if cell.design == "uring" {
         if lost > 0 {
             fail(format!("{lost} datagrams lost below the queue bound"));
@@ -50,7 +53,7 @@ pub fn failures_of(cell: &Cell, outcome: &Outcome) -> Vec<String> {
         if measured.run.ledger.reordered > 0 {
             fail(format!("{} datagrams reordered", measured.run.ledger.reordered));
         }
-        let workers: usize = measured.processes.iter().map(|process| process.usage.uring_workers).sum();
+        let workers: usize = measured.processes.iter().map(|process| process.workers()).sum();
         if workers > 0 {
             fail(format!("{workers} kernel workers: operations were not done at once"));
         }
@@ -60,8 +63,8 @@ pub fn failures_of(cell: &Cell, outcome: &Outcome) -> Vec<String> {
         if busy == 0 {
             fail("nothing was dropped as `busy`: the burst did not overflow the send buffer".to_owned());
         }
-        if measured.unexplained > 0 {
-            fail(format!("{} lost datagrams have no cause", measured.unexplained));
+        if let Some(unexplained @ 1..) = measured.unexplained {
+            fail(format!("{unexplained} lost datagrams have no cause"));
         }
     }
     found
@@ -96,7 +99,7 @@ mod tests {
         });
         let process =
             Process { name: "tunnel A".to_owned(), figures: Figures::default(), usage: Usage::default() };
-        Measured { run, processes: vec![process], elsewhere: BTreeMap::new(), unexplained: 0 }
+        Measured { run, processes: vec![process], elsewhere: BTreeMap::new(), unexplained: Some(0) }
     }
 
     fn judge(design: &'static str, load: Load, measured: &Measured) -> Vec<String> {
@@ -127,10 +130,10 @@ mod tests {
         let mut measured = measured();
         assert!(judge("drop", Load::Bottleneck, &measured)[0].contains("did not overflow"));
         lose(&mut measured, 5);
-        measured.processes[0].figures.drops.insert("busy".to_owned(), 3);
-        measured.unexplained = 2;
+        measured.processes[0].figures.egress_drops.insert("busy".to_owned(), 3);
+        measured.unexplained = Some(2);
         assert!(judge("drop", Load::Bottleneck, &measured)[0].contains("2 lost datagrams have no cause"));
-        measured.unexplained = 0;
+        measured.unexplained = Some(0);
         assert!(judge("drop", Load::Bottleneck, &measured).is_empty());
     }
 
