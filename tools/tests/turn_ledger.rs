@@ -15,7 +15,8 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use relay::server::auth::Credentials;
 use relay::server::policy::PeerPolicy;
 use relay::server::{
-    AllocationId, ClientSocket, FromClient, FromPeer, Listener, Opened, PeerSocket, Server, Settings,
+    AllocationId, ChannelNumbers, ClientSocket, FromClient, FromPeer, Listener, Opened, PeerSocket, Server,
+    Settings,
 };
 use tools::run::payload::{self, Parsed, Phase};
 use tools::run::{Kind, Pace, RunSpec, run};
@@ -124,10 +125,11 @@ impl BadRelay {
             relay_ports: 49_152..=65_535,
             relay_addresses: vec![loopback],
             external: Vec::new(),
+            channel_numbers: ChannelNumbers::Rfc8656,
             allocations_max: 4,
             allocations_per_user_max: 4,
         };
-        let server = Server::new(settings, &[7; 32], now());
+        let server = Server::new(settings, &[7; 32]);
         let relay = Self { listener, relayed: None, server, up: Way::new(seed), down: Way::new(seed + 1) };
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
