@@ -96,8 +96,9 @@ impl Comparison {
             }
         }
         let mut notes: Vec<String> = vec![
-            "Response latency: from the intended send time, over all sent datagrams, so that a lost one is later than any other. \
-             Figures in parentheses or grey have 10 to 99 samples beyond them, – has fewer. One run a side says nothing about chance: repeat before concluding."
+            "Response latency: from the intended send time, over all sent datagrams, so that a lost one is later than \
+             any other. Figures in parentheses or grey have 10 to 99 samples beyond them, – has fewer. One run a side \
+             says nothing about chance: repeat before concluding."
                 .to_owned(),
         ];
         notes.extend(
