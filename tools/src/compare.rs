@@ -96,8 +96,9 @@ impl Comparison {
             }
         }
         let mut notes: Vec<String> = vec![
-            "Response latency: from the intended send time, over all sent datagrams, so that a lost one is later than any other. \
-             Figures in parentheses or grey have 10 to 99 samples beyond them, – has fewer. One run a side says nothing about chance: repeat before concluding."
+            "Response latency: from the intended send time, over all sent datagrams, so that a lost one is later than \
+             any other. Figures in parentheses or grey have 10 to 99 samples beyond them, – has fewer. One run a side \
+             says nothing about chance: repeat before concluding."
                 .to_owned(),
         ];
         notes.extend(
@@ -116,6 +117,9 @@ impl Comparison {
         for (name, _, run) in &self.runs {
             if run.verdict.validity != Validity::Valid {
                 notes.push(format!("{name} is {}", run.verdict.line()));
+            }
+            if run.interrupted {
+                notes.push(format!("{name} was interrupted after {:.1} s", run.measured_s));
             }
             let (a, b) = (&first.spec, &run.spec);
             let differing = [

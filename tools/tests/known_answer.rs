@@ -56,6 +56,19 @@ fn what_a_faithful_reflector_has_seen_comes_back() {
 }
 
 #[test]
+fn response_is_service_plus_the_sender_s_lateness() {
+    // So few that all of them fit the reflector's buffer, however long the machine starves it.
+    let (result, _) = judged(Plan::default(), |spec| RunSpec { rate_pps: 200.0, ..spec });
+    assert_eq!(result.ledger.lost, 0);
+    let latency = &result.latency;
+    let parts = latency.service.mean_ns + latency.lateness.mean_ns;
+    // Sleeping is late by microseconds at least; were it not counted, the response would be the service.
+    assert!(latency.lateness.mean_ns > 500.0, "{}", latency.lateness.mean_ns);
+    assert!((latency.response.mean_ns / parts - 1.0).abs() < 0.002, "{} {parts}", latency.response.mean_ns);
+    assert!(latency.service.min_ns.unwrap() > 1_000);
+}
+
+#[test]
 fn every_kind_of_harm_is_counted_to_the_last_datagram() {
     for seed in 1..=3 {
         let plan = Plan { seed, drop: 50, duplicate: 40, overtake: 60, corrupt: 30, ..Plan::default() };

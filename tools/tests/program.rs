@@ -126,6 +126,43 @@ fn a_run_writes_files_that_agree_with_each_other_and_compare_reads_them() {
 }
 
 #[test]
+fn comparing_shows_losses_doubts_and_files_of_other_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = dir.path().join("good");
+    let reflector = Reflector::start("127.0.0.1:0");
+    short_run(&reflector.address, &good, &["--flows", "2"]);
+    let text = fs::read_to_string(good.join(bundle::RUN_JSON)).unwrap();
+    let altered = |name: &str, alter: &dyn Fn(&mut serde_json::Value)| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        alter(&mut json);
+        let path = dir.path().join(name);
+        fs::write(&path, json.to_string()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let bad = altered("bad.json", &|json| {
+        json["ledger"]["lost"] = 500.into();
+        json["latency"]["response"]["quantiles"][1]["value_ns"] = serde_json::Value::Null;
+        json["verdict"]["validity"] = "INVALID".into();
+        json["interrupted"] = true.into();
+        json["spec"]["label"] = "bad".into();
+    });
+    let (code, table, stderr) = output(&["compare", good.to_str().unwrap(), &bad]);
+    assert_eq!(code, 0, "{stderr}");
+    let line = table.lines().find(|line| line.starts_with("│ bad ")).unwrap();
+    assert!(line.contains(" lost ") && line.contains("(500)") && line.contains("INVALID"), "{table}");
+    let ratios = table.lines().find(|line| line.contains("÷ good")).unwrap();
+    assert_eq!(ratios.split('┆').nth(2).map(str::trim), Some("–"), "{table}");
+    assert!(table.contains("bad was interrupted after"), "{table}");
+
+    let later = altered("later.json", &|json| json["schema"] = 99.into());
+    let other = altered("other.json", &|json| *json = serde_json::json!([1]));
+    for (path, hint) in [(later, "schema 99"), (other, "not the result of a run")] {
+        let (code, _, stderr) = output(&["compare", &path]);
+        assert!(code == 1 && stderr.contains(hint), "{code} {stderr}");
+    }
+}
+
+#[test]
 fn ipv6_works_too() {
     let reflector = Reflector::start("[::1]:0");
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! The TURN kinds through a relay in another process: coturn where it is installed, as an independent judge.
+//! The TURN kinds through a relay in another process: this project's own, and coturn where it is installed, as an
+//! independent judge.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -69,6 +70,22 @@ fn coturn(ip: &str) -> Option<Relay> {
     }
 }
 
+/// This project's relay, which the lab holds under a hidden subcommand.
+#[expect(clippy::disallowed_methods, reason = "the test starts a relay")]
+fn own(ip: &str, io: &str) -> Relay {
+    let address = free_address(ip);
+    let child = Command::new(env!("CARGO_BIN_EXE_towpath-lab"))
+        .args(["__relay", "-", &std::process::id().to_string(), "--listen", &address.to_string()])
+        .args(["--realm", "test", "--user", &format!("{USER}:{PASSWORD}"), "--io", io])
+        .args(["--allow-peer", "127.0.0.0/8", "--allow-peer", "::1/128"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    Relay { child, address, _files: tempfile::tempdir().unwrap() }
+}
+
 fn spec(relay: &Relay, kind: Kind) -> RunSpec {
     RunSpec {
         // Few enough that default socket buffers hold more than half of the run while the machine starves someone.
@@ -120,6 +137,17 @@ fn wait_until_serving(relay: &Relay) {
         std::thread::sleep(Duration::from_millis(100));
     }
     panic!("the relay does not serve");
+}
+
+#[test]
+fn the_own_relay_carries_channels_and_indications() {
+    for (ip, io) in [("127.0.0.1", "auto"), ("127.0.0.1", "suspend"), ("::1", "auto")] {
+        let relay = own(ip, io);
+        wait_until_serving(&relay);
+        carries(&relay, Kind::TurnChannel, |spec| spec);
+        carries(&relay, Kind::TurnChannel, |spec| RunSpec { burst: 8, gso: true, flows: 100, ..spec });
+        carries(&relay, Kind::TurnSend, |spec| spec);
+    }
 }
 
 #[test]

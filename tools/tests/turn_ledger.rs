@@ -15,7 +15,8 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use relay::server::auth::Credentials;
 use relay::server::policy::PeerPolicy;
 use relay::server::{
-    AllocationId, ClientSocket, FromClient, FromPeer, Listener, Opened, PeerSocket, Server, Settings,
+    AllocationId, ChannelNumbers, ClientSocket, FromClient, FromPeer, Listener, Opened, PeerSocket, Server,
+    Settings,
 };
 use tools::run::payload::{self, Parsed, Phase};
 use tools::run::{Kind, Pace, RunSpec, run};
@@ -124,6 +125,7 @@ impl BadRelay {
             relay_ports: 49_152..=65_535,
             relay_addresses: vec![loopback],
             external: Vec::new(),
+            channel_numbers: ChannelNumbers::Rfc8656,
             allocations_max: 4,
             allocations_per_user_max: 4,
             channel_numbers: relay::server::ChannelNumbers::Rfc8656,

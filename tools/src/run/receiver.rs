@@ -25,7 +25,7 @@ const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
 /// Silence after which a run without losses ends before its drain does.
 const QUIET_NS: u64 = 100_000_000;
 /// Most lines of the interval log; the interval grows with longer runs.
-const INTERVALS_MAX: u64 = 1_000;
+const INTERVALS_MAX: u64 = 600;
 
 /// What sender and receivers tell each other.
 #[derive(Debug, Default)]

@@ -91,80 +91,108 @@ pub fn judge(
     service: &Distribution,
     lateness_limit_ns: u64,
 ) -> Verdict {
-    let mut invalid = Vec::new();
-    let mut limited = Vec::new();
-    let mut notes = Vec::new();
+    let faults = faults(observed);
+    let limits = limits(observed, lateness, service, lateness_limit_ns);
+    let validity = match (faults.is_empty(), limits.is_empty()) {
+        (false, _) => Validity::Invalid,
+        (true, false) => Validity::GeneratorLimited,
+        (true, true) => Validity::Valid,
+    };
+    let reasons = faults.into_iter().chain(limits).collect();
+    Verdict { validity, reasons, notes: notes(observed) }
+}
+
+/// What makes the figures wrong.
+fn faults(observed: &Observations) -> Vec<String> {
+    let mut faults = Vec::new();
     let ledger = &observed.ledger;
     if !(ledger.balances() && observed.legs_balance) {
-        invalid.push(format!("the ledger does not balance: {ledger:?}"));
+        faults.push(format!("the ledger does not balance: {ledger:?}"));
     }
     if observed.own_socket_drops > 0 {
-        invalid.push(format!(
-            "the generator's own sockets dropped {} skbs on receipt; raise net.core.rmem_max or lower --rate",
+        faults.push(format!(
+            "the generator's own sockets dropped {} skbs on receipt; raise net.core.rmem_max, use more --flows or lower --rate",
             observed.own_socket_drops
         ));
     }
     if observed.clock_backwards > 0 {
-        invalid.push(format!(
+        faults.push(format!(
             "{} datagrams arrived before they were sent: the clock is broken",
             observed.clock_backwards
         ));
     }
     if observed.suspended_ns > 1_000_000 {
-        invalid.push(format!("the host was suspended for {} ms", observed.suspended_ns / 1_000_000));
+        faults.push(format!("the host was suspended for {} ms", observed.suspended_ns / 1_000_000));
     }
     if observed.unknown_arrivals > 0 {
-        invalid
-            .push(format!("{} datagrams carry this run's id but were never sent", observed.unknown_arrivals));
+        let unknown = observed.unknown_arrivals;
+        faults.push(format!("{unknown} datagrams carry this run's id but were never sent"));
     }
     if ledger.sent == 0 {
-        invalid.push("nothing was sent".to_owned());
+        let refusal = refusal(observed);
+        faults.push(format!("nothing was sent: {} sends were refused{refusal}", ledger.refused));
     }
-    let scheduled = ledger.intended;
-    if !observed.interrupted && (ledger.sent as f64) < OFFERED_MIN * scheduled as f64 {
-        limited.push(format!(
-            "only {:.3} % of the scheduled datagrams were sent ({} refused by the kernel{}, {} not tried in time); lower --rate, or use --burst with --gso",
-            100.0 * ledger.sent as f64 / scheduled as f64,
+    faults
+}
+
+/// What makes the load another than the one that was asked for.
+fn limits(
+    observed: &Observations,
+    lateness: &Distribution,
+    service: &Distribution,
+    lateness_limit_ns: u64,
+) -> Vec<String> {
+    let mut limits = Vec::new();
+    let ledger = &observed.ledger;
+    if !observed.interrupted && (ledger.sent as f64) < OFFERED_MIN * ledger.intended as f64 {
+        limits.push(format!(
+            "only {:.3} % of the scheduled datagrams were sent ({} refused by the kernel{}, {} not tried in time); \
+             lower --rate, or use --burst with --gso",
+            100.0 * ledger.sent as f64 / ledger.intended as f64,
             ledger.refused,
-            observed.refusal.as_ref().map(|error| format!(" with {error:?}")).unwrap_or_default(),
+            refusal(observed),
             ledger.unsent
         ));
     }
-    let late = lateness_p999(lateness);
-    let quarter = lateness_p999(service) / 4;
+    let (late, quarter) = (p999(lateness), p999(service) / 4);
     if late > lateness_limit_ns && late > quarter {
-        limited.push(format!(
+        limits.push(format!(
             "p99.9 of the sender's lateness is {} (limit {}); free a core or lower --rate",
             units::nanoseconds(late),
             units::nanoseconds(lateness_limit_ns.max(quarter))
         ));
     }
     if observed.peer_refused > 0 {
-        limited.push(format!("the in-process peer could not send {} datagrams back", observed.peer_refused));
+        limits.push(format!("the in-process peer could not send {} datagrams back", observed.peer_refused));
     }
-    if ledger.refused > 0 && limited.is_empty() {
-        notes.push(format!("{} sends were refused by the kernel", ledger.refused));
-    }
-    if let Some(steal) = observed.steal.filter(|&steal| steal > 0.01) {
-        notes.push(format!("the hypervisor took {:.1} % of the processor time", 100.0 * steal));
-    }
-    if let Some(error) = &observed.slack_error {
-        notes.push(format!("timer slack stays at its default: {error}"));
-    }
-    if observed.interrupted {
-        notes.push("interrupted: the figures cover what was sent until then".to_owned());
-    }
-    let validity = match (invalid.is_empty(), limited.is_empty()) {
-        (false, _) => Validity::Invalid,
-        (true, false) => Validity::GeneratorLimited,
-        (true, true) => Validity::Valid,
-    };
-    invalid.append(&mut limited);
-    Verdict { validity, reasons: invalid, notes }
+    limits
+}
+
+/// What helps to read a run and does not void it.
+fn notes(observed: &Observations) -> Vec<String> {
+    let refused = observed.ledger.refused;
+    let slack = observed.slack_error.as_ref();
+    [
+        (refused > 0).then(|| format!("{refused} sends were refused by the kernel{}", refusal(observed))),
+        observed
+            .steal
+            .filter(|&steal| steal > 0.01)
+            .map(|steal| format!("the hypervisor took {:.1} % of the processor time", 100.0 * steal)),
+        slack.map(|error| format!("timer slack stays at its default: {error}")),
+        observed.interrupted.then(|| "interrupted: the figures cover what was sent until then".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Why the kernel refused the first send, to be put behind how many it refused.
+fn refusal(observed: &Observations) -> String {
+    observed.refusal.as_ref().map(|error| format!(" with {error:?}")).unwrap_or_default()
 }
 
 /// The p99.9, or the largest value when there are too few samples for it.
-fn lateness_p999(distribution: &Distribution) -> u64 {
+fn p999(distribution: &Distribution) -> u64 {
     distribution.quantile("p99.9").and_then(|quantile| quantile.value_ns).or(distribution.max_ns).unwrap_or(0)
 }
 
