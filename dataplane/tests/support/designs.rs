@@ -43,7 +43,7 @@ pub const EXEMPT: &[(Design, Rule, &str)] = &[
         "its packets are in channels of 1,000, and its slots in a writer thread",
     ),
     (Design::Suspend, Rule::SlotAccounting, "it has no ring: nothing is in flight between two calls"),
-    (Design::Drop, Rule::SlotAccounting, "as suspend"),
+    (Design::Drop, Rule::SlotAccounting, "it has no ring, like suspend"),
     (Design::Runtime, Rule::SlotAccounting, "its packets are in channels and on the heap"),
     (Design::Drop, Rule::BusyIsNoLoss, "dropping is what it stands for; it counts each as `busy`"),
     (Design::Threaded, Rule::OthersDoNotNotice, "its writer thread waits for the busy socket by definition"),
