@@ -124,7 +124,8 @@ impl Scenario for Order {
             sink.finish(sent);
         }
         if self.gso && design.keeps(Rule::Superpackets) {
-            assert!(stats.operations < 2_000, "{stats:?}");
+            // Two of the four targets may share a place in the table of open slots, and then close each other's.
+            assert!(stats.operations < 3_500, "{stats:?}");
         } else {
             assert_eq!(stats.operations, 4_000, "{stats:?}");
         }
