@@ -146,7 +146,7 @@ impl Direct {
         let Some(entry) = self.ports.get(target.port) else { return true };
         let fd = entry.fd.clone();
         let len = filled.len;
-        let mut start = 0;
+        let (mut start, mut forgiven) = (0, false);
         while start < len {
             let end = len.min(start + segment_size);
             self.stats.operations += 1;
@@ -159,6 +159,11 @@ impl Direct {
                 }
                 Err(error) => {
                     let verdict = judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), 1);
+                    if matches!(verdict, Verdict::Once(_)) && !forgiven {
+                        // Perhaps another packet's: once more.
+                        forgiven = true;
+                        continue;
+                    }
                     let cause = match verdict {
                         Verdict::Busy if self.when_busy == WhenBusy::Suspend => {
                             self.wait_writable(&fd);
@@ -172,6 +177,7 @@ impl Direct {
                 }
             }
             start = end;
+            forgiven = false;
         }
         true
     }

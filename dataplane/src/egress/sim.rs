@@ -73,6 +73,8 @@ struct Kernel {
     slab: Arc<Slab>,
     random: Xoshiro256PlusPlus,
     faults: Faults,
+    /// Sends to this address fail with this errno.
+    failing: Option<(std::net::SocketAddr, i32)>,
     queued: VecDeque<Operation>,
     late: Vec<(Operation, i32)>,
     completed: VecDeque<(Slot, i32)>,
@@ -100,6 +102,7 @@ pub fn ring(slab: Arc<Slab>, seed: u64, faults: Faults) -> (SimSubmit, SimReap, 
         slab,
         random: Xoshiro256PlusPlus::seed_from_u64(seed),
         faults,
+        failing: None,
         queued: VecDeque::new(),
         late: Vec::new(),
         completed: VecDeque::new(),
@@ -129,12 +132,18 @@ impl Kernel {
         let superpacket = operation.target.is_some() && operation.segment_size < operation.len;
         let result = if cancelled {
             -libc::ECANCELED
+        } else if let Some(errno) = self.failing_errno(&operation) {
+            -errno
         } else if operation.target.is_some() && self.chance(|faults| faults.busy) {
             -libc::EAGAIN
         } else if superpacket && self.chance(|faults| faults.too_big) {
             -libc::EMSGSIZE
         } else if self.chance(|faults| faults.error) {
-            -ERRNOS[self.random.next_u32() as usize % ERRNOS.len()]
+            match ERRNOS[self.random.next_u32() as usize % ERRNOS.len()] {
+                // A write to a non-blocking device never sleeps, so no signal interrupts it.
+                libc::EINTR if operation.target.is_none() => -libc::EIO,
+                errno => -errno,
+            }
         } else if operation.len > 1 && self.chance(|faults| faults.short) {
             operation.len as i32 - 1
         } else {
@@ -151,6 +160,11 @@ impl Kernel {
             self.last.push(Some(result));
             self.completed.push_back((operation.slot, result));
         }
+    }
+
+    fn failing_errno(&self, operation: &Operation) -> Option<i32> {
+        let (to, errno) = self.failing?;
+        operation.target.filter(|target| target.to == to).map(|_| errno)
     }
 
     /// Time passes: what was late completes.
@@ -175,6 +189,11 @@ impl SimControl {
     #[must_use]
     pub fn injected(&self) -> u64 {
         lock(&self.0).injected
+    }
+
+    /// Lets every send to `to` fail with `errno`, and no longer those to an address named before. Zero: none fails.
+    pub fn fail_sends_to(&self, to: std::net::SocketAddr, errno: i32) {
+        lock(&self.0).failing = (errno != 0).then_some((to, errno));
     }
 
     /// Replaces the faults: none lets everything through.

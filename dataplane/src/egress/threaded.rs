@@ -40,7 +40,10 @@ impl Parcel {
     }
 
     fn bytes(&self) -> &[u8] {
-        self.spilled.as_deref().unwrap_or(&self.inline[..self.len])
+        match &self.spilled {
+            Some(bytes) => bytes,
+            None => &self.inline[..self.len],
+        }
     }
 }
 
@@ -253,6 +256,10 @@ impl Egress for Threaded {
     fn close(&mut self) -> EgressStats {
         self.sockets.stop();
         self.devices.stop();
-        self.stats()
+        // Nothing is left in the channels, unless a writer thread has died.
+        let pending = self.pending();
+        let mut stats = self.stats();
+        stats.drops.add(Cause::Shutdown, pending);
+        stats
     }
 }

@@ -166,7 +166,7 @@ impl SubmitHalf {
     /// Operations pushed whose slot has not come back.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.in_flight.load(Ordering::Relaxed) as usize
+        self.shared.in_flight.load(Ordering::Acquire) as usize
     }
 
     /// Cancels everything in flight; completions still have to be reaped.
@@ -196,7 +196,8 @@ impl ReapHalf {
                 }
             }
         }
-        self.shared.in_flight.fetch_sub(count as u32, Ordering::Relaxed);
+        // Release: who sees the count go down sees the slots given back.
+        self.shared.in_flight.fetch_sub(count as u32, Ordering::Release);
         count
     }
 
@@ -220,7 +221,7 @@ impl ReapHalf {
     /// Operations pushed whose slot has not come back.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.in_flight.load(Ordering::Relaxed) as usize
+        self.shared.in_flight.load(Ordering::Acquire) as usize
     }
 
     /// Completions that matched no slot in flight.

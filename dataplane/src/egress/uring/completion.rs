@@ -53,9 +53,14 @@ impl<R: Reap> Completer<R> {
         (self.sent.load(Ordering::Relaxed), self.sent_bytes.load(Ordering::Relaxed))
     }
 
+    /// Keeps everybody from reaping for as long as the answer lives.
+    pub fn hold(&self) -> MutexGuard<'_, R> {
+        self.reaper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reaps what is there. The answer is how many completions there were.
     pub fn reap(&self) -> usize {
-        self.reap_with(self.reaper.lock().unwrap_or_else(PoisonError::into_inner))
+        self.reap_with(self.hold())
     }
 
     /// Reaps unless somebody else is at it.
@@ -72,7 +77,7 @@ impl<R: Reap> Completer<R> {
     /// # Errors
     /// What the kernel answers: fatal.
     pub fn wait(&self, timeout: Duration) -> io::Result<usize> {
-        let reaper = self.reaper.lock().unwrap_or_else(PoisonError::into_inner);
+        let reaper = self.hold();
         reaper.wait(timeout)?;
         Ok(self.reap_with(reaper))
     }

@@ -5,16 +5,16 @@
 //!
 //! The completion thread sleeps until half the ring waits to be reaped: with sparse traffic it costs nothing.
 
-use super::sync::{AtomicBool, AtomicUsize, Ordering, Queue};
+use super::sync::{AtomicBool, AtomicIsize, Ordering, Queue};
 
 /// What submitter and reaper share besides the ring. `T` owns a slot.
 pub struct Handover<T> {
     free: Queue<T>,
     failed: Queue<(T, i32)>,
-    /// Completions that nobody has reaped yet.
-    unreaped: AtomicUsize,
+    /// Completions that nobody has reaped yet. Below zero for a moment when a reaper is faster than the submitter counts.
+    unreaped: AtomicIsize,
     /// The completion thread is woken when so many wait.
-    threshold: usize,
+    threshold: isize,
     /// The completion thread is parked, or about to.
     asleep: AtomicBool,
     stopped: AtomicBool,
@@ -26,8 +26,8 @@ impl<T> Handover<T> {
         Self {
             free: Queue::new(slots),
             failed: Queue::new(slots),
-            unreaped: AtomicUsize::new(0),
-            threshold: threshold.max(1),
+            unreaped: AtomicIsize::new(0),
+            threshold: threshold.max(1).cast_signed(),
             asleep: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         }
@@ -36,9 +36,11 @@ impl<T> Handover<T> {
     /// The submitter has handed `operations` to the kernel. `true`: unpark the completion thread now.
     #[must_use]
     pub fn submitted(&self, operations: usize) -> bool {
-        // SeqCst here and in `next_work`: either this sees `asleep`, or the reaper sees the new count.
-        let unreaped = self.unreaped.fetch_add(operations, Ordering::SeqCst) + operations;
-        unreaped >= self.threshold && self.asleep.swap(false, Ordering::SeqCst)
+        let operations = operations.cast_signed();
+        let unreaped = self.unreaped.fetch_add(operations, Ordering::AcqRel) + operations;
+        // Of the swap here and the one in `next_work`, the later sees what was done before the earlier: either this finds
+        // the thread asleep, or the thread finds the new count.
+        unreaped >= self.threshold && self.asleep.swap(false, Ordering::AcqRel)
     }
 
     /// A reaper gives back a slot whose operation succeeded.
@@ -59,7 +61,7 @@ impl<T> Handover<T> {
 
     /// A reaper has taken `operations` completions and given all their slots back.
     pub fn reaped(&self, operations: usize) {
-        self.unreaped.fetch_sub(operations, Ordering::SeqCst);
+        self.unreaped.fetch_sub(operations.cast_signed(), Ordering::AcqRel);
     }
 
     /// The submitter takes a free slot.
@@ -76,24 +78,25 @@ impl<T> Handover<T> {
     /// that came first. `false`: stop.
     pub fn next_work(&self, mut park: impl FnMut()) -> bool {
         loop {
-            if self.stopped.load(Ordering::SeqCst) {
+            if self.stopped.load(Ordering::Acquire) {
                 return false;
             }
-            if self.unreaped.load(Ordering::SeqCst) >= self.threshold {
+            if self.unreaped.load(Ordering::Acquire) >= self.threshold {
                 return true;
             }
-            self.asleep.store(true, Ordering::SeqCst);
-            let work =
-                self.unreaped.load(Ordering::SeqCst) >= self.threshold || self.stopped.load(Ordering::SeqCst);
+            self.asleep.swap(true, Ordering::AcqRel);
+            let work = self.unreaped.load(Ordering::Acquire) >= self.threshold
+                || self.stopped.load(Ordering::Acquire);
             if !work {
                 park();
             }
-            self.asleep.store(false, Ordering::SeqCst);
+            // Not a store: it would hide a submitter's swap, and the count before it, from the swap of the next round.
+            self.asleep.swap(false, Ordering::AcqRel);
         }
     }
 
     /// Tells the completion thread to stop; unpark it afterwards.
     pub fn stop(&self) {
-        self.stopped.store(true, Ordering::SeqCst);
+        self.stopped.store(true, Ordering::Release);
     }
 }

@@ -5,21 +5,25 @@
 //! left for the completion thread (or whoever needs its slot first) to reap.
 
 pub mod completion;
+mod halves;
 pub mod handover;
+mod resend;
 mod retry;
+mod settle;
 mod sync;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use self::completion::{Completer, Expected};
-use super::errno::{Verdict, judge_send, judge_write};
+pub use self::halves::{Reap, Submit};
+use self::settle::Flight;
 use super::ports::{Kind, Ports};
 use super::staging::{Content, Filled, Place, Staging};
-use super::waiting::{Change, To, Waiting};
+use super::waiting::{To, Waiting};
 pub use super::waiting::{WAITING_BYTES, WAITING_TIME};
 use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::Cause;
@@ -32,102 +36,12 @@ use crate::sys::tun::Offloads;
 const SOCKET_SLOTS: usize = 64;
 /// Slots for a device: registered, 15 × 66 KiB stays below 1 MiB of locked memory.
 const DEVICE_SLOTS: usize = 15;
-/// How long a superpacket size that the path refused is avoided.
-const SEGMENT_LIMIT_TIME: Duration = Duration::from_secs(1);
 /// How long one wait for completions lasts before everything is looked at again.
 const WAIT: Duration = Duration::from_millis(100);
 /// Waits without any progress before the ring is given up as broken.
 const WAITS_MAX: usize = 100;
-
-/// The submitting side of a ring, real or simulated.
-pub trait Submit {
-    /// Queues a datagram or superpacket; with `link` the next operation depends on it.
-    fn push_send(
-        &mut self,
-        slot: Slot,
-        fd: BorrowedFd<'_>,
-        target: &Target,
-        len: usize,
-        segment_size: usize,
-        link: bool,
-    );
-    /// Queues a write to a device.
-    fn push_write(&mut self, slot: Slot, fd: BorrowedFd<'_>, len: usize);
-    /// Submits everything queued; the answer is how many went.
-    ///
-    /// # Errors
-    /// EAGAIN and EBUSY ask for reaping; others are fatal.
-    fn submit(&mut self) -> io::Result<usize>;
-    /// Shows the results of the last `count` operations without consuming them; `false` when they are not all there.
-    fn peek_last(&self, count: usize, each: impl FnMut(i32)) -> bool;
-    /// Operations whose slot has not come back.
-    fn in_flight(&self) -> usize;
-    /// `io_uring_enter` calls so far.
-    fn enters(&self) -> u64;
-    /// Asks the kernel to cancel everything.
-    fn cancel_all(&mut self);
-}
-
-/// The reaping side of a ring, real or simulated.
-pub trait Reap: Send + 'static {
-    /// Hands over every completed slot with its result.
-    fn reap(&mut self, each: impl FnMut(Slot, i32)) -> usize;
-    /// Waits for a completion, at most `timeout`.
-    ///
-    /// # Errors
-    /// Fatal ones.
-    fn wait(&self, timeout: Duration) -> io::Result<()>;
-}
-
-impl Submit for SubmitHalf {
-    fn push_send(
-        &mut self,
-        slot: Slot,
-        fd: BorrowedFd<'_>,
-        target: &Target,
-        len: usize,
-        segment_size: usize,
-        link: bool,
-    ) {
-        self.push_send(slot, fd, target, len, segment_size, link);
-    }
-    fn push_write(&mut self, slot: Slot, fd: BorrowedFd<'_>, len: usize) {
-        self.push_write(slot, fd, len);
-    }
-    fn submit(&mut self) -> io::Result<usize> {
-        self.submit()
-    }
-    fn peek_last(&self, count: usize, each: impl FnMut(i32)) -> bool {
-        self.peek_last(count, each)
-    }
-    fn in_flight(&self) -> usize {
-        self.in_flight()
-    }
-    fn enters(&self) -> u64 {
-        self.enters()
-    }
-    fn cancel_all(&mut self) {
-        self.cancel_all();
-    }
-}
-
-impl Reap for ReapHalf {
-    fn reap(&mut self, each: impl FnMut(Slot, i32)) -> usize {
-        self.reap(each)
-    }
-    fn wait(&self, timeout: Duration) -> io::Result<()> {
-        self.wait(timeout)
-    }
-}
-
-/// What the submitter has to know about an operation in case it fails.
-#[derive(Clone, Copy, Debug)]
-struct Flight {
-    to: To,
-    len: usize,
-    segments: usize,
-    class: Class,
-}
+/// Waits when the egress closes.
+const CLOSE_WAITS: usize = 20;
 
 /// The `uring` design; see the module.
 pub struct Uring<S, R: Reap> {
@@ -142,8 +56,12 @@ pub struct Uring<S, R: Reap> {
     flights: Box<[Option<Flight>]>,
     /// Scratch: slots about to be pushed.
     sealed: Vec<Filled>,
-    /// Scratch: slots that failed.
+    /// Slots that failed and are not judged yet.
     failed: Vec<(Slot, i32)>,
+    /// Operations pushed so far.
+    pushed: u64,
+    /// Bytes in the operations pushed and not yet submitted.
+    pushed_bytes: usize,
     /// Something submitted has no known outcome yet, so nothing may be submitted behind it.
     unsettled: bool,
     segment_limit_until: Option<Instant>,
@@ -204,6 +122,8 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             flights: vec![None; capacity].into(),
             sealed: Vec::with_capacity(capacity),
             failed: Vec::with_capacity(capacity),
+            pushed: 0,
+            pushed_bytes: 0,
             unsettled: false,
             segment_limit_until: None,
             now,
@@ -214,9 +134,13 @@ impl<S: Submit, R: Reap> Uring<S, R> {
 
     /// Slots free, being filled, and with the kernel or on their way back; the sum is the capacity.
     pub fn slots(&mut self) -> SlotCount {
+        let completer = self.completer.clone();
+        let _nobody_reaps = completer.hold();
         self.recycle();
+        self.collect_failed();
         let (free, filling) = (self.staging.free_count(), self.staging.filled_count() + self.sealed.len());
-        SlotCount { free, filling, in_flight: self.submit.in_flight(), capacity: self.capacity }
+        let in_flight = self.submit.in_flight() + self.failed.len();
+        SlotCount { free, filling, in_flight, capacity: self.capacity }
     }
 
     /// Bytes that wait for a socket or device; at most [`WAITING_BYTES`].
@@ -258,7 +182,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             self.completer.wait(WAIT)?;
             self.recycle();
         }
-        Err(io::Error::new(io::ErrorKind::TimedOut, "no slot of the ring has come back for 10 s"))
+        Err(stuck())
     }
 
     /// Submits every filled slot, socket by socket, unless its socket is busy: then it waits behind the others.
@@ -304,7 +228,9 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             return 0;
         }
         let (index, len) = (filled.slot.index(), filled.len);
-        self.flights[index] = Some(Flight { to, len, segments, class });
+        self.pushed += 1;
+        self.pushed_bytes += len;
+        self.flights[index] = Some(Flight { to, len, segments, class, retried: false, order: self.pushed });
         self.completer.expect(index, Expected { len, segments });
         match to {
             To::Target(target, size) => {
@@ -315,14 +241,32 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         1
     }
 
+    /// Submits everything and waits until every outcome is known, at most `waits` times 100 ms.
+    fn quiesce(&mut self, waits: usize) -> io::Result<()> {
+        for _ in 0..waits {
+            self.submit_filled(self.now)?;
+            let settled = !self.unsettled || self.settle(WAIT, self.now)?;
+            if settled && self.staging.filled_count() == 0 {
+                return Ok(());
+            }
+        }
+        Err(stuck())
+    }
+
     /// Submits `pushed` operations and looks at their results.
     fn submit_and_settle(&mut self, pushed: usize, now: Instant) -> io::Result<()> {
+        let bytes = std::mem::take(&mut self.pushed_bytes);
         self.enter(pushed)?;
         self.stats.operations += pushed as u64;
         let wake = self.completer.handover.submitted(pushed);
         if let Some(thread) = &self.thread {
-            let mut succeeded = true;
-            let all = self.submit.peek_last(pushed, |result| succeeded &= result >= 0);
+            // By the sum, because chains of different sockets complete in any order.
+            let (mut failed, mut taken) = (false, 0);
+            let all = self.submit.peek_last(pushed, |result| match usize::try_from(result) {
+                Ok(len) => taken += len,
+                Err(_) => failed = true,
+            });
+            let succeeded = !failed && taken == bytes;
             if wake {
                 self.stats.completion_wakeups += 1;
                 thread.thread().unpark();
@@ -334,116 +278,11 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         self.settle(Duration::ZERO, now)?;
         Ok(())
     }
-
-    /// `io_uring_enter` until everything queued is with the kernel.
-    fn enter(&mut self, mut queued: usize) -> io::Result<()> {
-        let mut refused = 0;
-        while queued > 0 {
-            match self.submit.submit() {
-                Ok(count) => queued = queued.saturating_sub(count.max(1)),
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) && refused < 3 =>
-                {
-                    // The kernel wants its completions taken before it accepts more.
-                    refused += 1;
-                    self.completer.reap();
-                }
-                Err(error) => return Err(io::Error::new(error.kind(), format!("io_uring_enter: {error}"))),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reaps, waits up to `wait` for what has not completed, and judges what failed. `true` when every outcome is known.
-    fn settle(&mut self, wait: Duration, now: Instant) -> io::Result<bool> {
-        self.completer.reap();
-        if self.submit.in_flight() > 0 && wait > Duration::ZERO {
-            self.completer.wait(wait)?;
-        }
-        self.unsettled = self.submit.in_flight() > 0;
-        self.recycle();
-        let mut failed = std::mem::take(&mut self.failed);
-        while let Some(failure) = self.completer.handover.take_failed() {
-            failed.push(failure);
-        }
-        let mut again = None;
-        for (slot, result) in failed.drain(..) {
-            if let Some(port) = self.judge(slot, result, now)? {
-                again = Some(port);
-            }
-        }
-        self.failed = failed;
-        if let Some(port) = again.filter(|_| !self.unsettled) {
-            self.retry_port(port, now)?;
-            // More than one socket may have had an operation cancelled; the others wait for the next flush.
-        }
-        Ok(!self.unsettled)
-    }
-
-    /// Decides what becomes of a failed operation. `Some`: its port has something to send again at once.
-    fn judge(&mut self, mut slot: Slot, result: i32, now: Instant) -> io::Result<Option<Port>> {
-        let Some(flight) = self.flights[slot.index()].take() else {
-            self.staging.release(slot);
-            return Ok(None);
-        };
-        let (port, verdict) = match flight.to {
-            _ if result >= 0 => (None, Verdict::Drop(Cause::EgressInvalid)),
-            To::Target(target, _) => (Some(target.port), judge_send(-result, flight.segments)),
-            To::Device(port) => (Some(port), judge_write(-result)),
-        };
-        let mut again = None;
-        let keep = |this: &mut Self, slot: &mut Slot, retried: bool| {
-            let Some(entry) = port.and_then(|port| this.ports.get_mut(port)) else {
-                this.stats.drops.add(Cause::EgressClosed, flight.segments as u64);
-                return;
-            };
-            let bytes = &this.staging.slab().bytes(slot)[..flight.len];
-            let drops = &mut this.stats.drops;
-            entry.state.push(flight.to, flight.segments, retried, flight.class, bytes, now, drops);
-            this.stats.waited += flight.segments as u64;
-            if let Some(port) = port.filter(|port| !this.waiting.contains(port)) {
-                this.waiting.push(port);
-            }
-        };
-        match verdict {
-            Verdict::Busy => keep(self, &mut slot, false),
-            Verdict::Again => {
-                keep(self, &mut slot, false);
-                again = port;
-            }
-            Verdict::Once(_) => {
-                keep(self, &mut slot, true);
-                again = port;
-            }
-            Verdict::Resegment => {
-                keep(self, &mut slot, false);
-                self.resegmented(flight.to, -result, now);
-                if let Some(entry) = port.and_then(|port| self.ports.get_mut(port)) {
-                    entry.state.replace_front(Change::Resegment);
-                }
-                again = port;
-            }
-            Verdict::Drop(cause) => self.stats.drops.add(cause, flight.segments as u64),
-            Verdict::Fatal => return Err(fatal(result)),
-        }
-        self.staging.release(slot);
-        Ok(again)
-    }
-
-    /// Notes that a superpacket was refused; one that was above the path's MTU lowers the limit for a while.
-    fn resegmented(&mut self, to: To, errno: i32, now: Instant) {
-        self.stats.gso_fallbacks += 1;
-        if let (To::Target(_, size), libc::EMSGSIZE) = (to, errno) {
-            self.staging.set_segment_limit(size.min(self.staging.segment_limit()));
-            self.segment_limit_until = Some(now + SEGMENT_LIMIT_TIME);
-        }
-    }
 }
 
-/// The error that ends the program when a descriptor is gone.
-fn fatal(result: i32) -> io::Error {
-    let error = io::Error::from_raw_os_error(-result);
-    io::Error::new(error.kind(), format!("a socket or TUN device can no longer be written: {error}"))
+/// The error that ends the program when the ring gives nothing back.
+fn stuck() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no operation of the ring has completed for 10 s")
 }
 
 /// Where the slots are.
@@ -469,8 +308,9 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
     }
 
     fn remove(&mut self, port: Port) {
-        // What was appended before is sent, not lost; errors come up again at the next flush.
-        let _ = self.submit_filled(self.now);
+        // What was appended before is sent, not lost; errors come up again at the next flush. All outcomes are known before
+        // the number is free: what failed must not be sent again through the next socket of that number.
+        let _ = self.quiesce(WAITS_MAX);
         if let Some(mut entry) = self.ports.remove(port) {
             entry.state.clear(Cause::EgressClosed, &mut self.stats.drops);
             self.waiting.retain(|&other| other != port);
@@ -479,6 +319,12 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
 
     fn append(&mut self, target: &Target, len: usize, class: Class, fill: impl FnOnce(&mut [u8]) -> bool) {
         let mut place = self.staging.place(target, len, class);
+        // An open slot was opened while the port was there, and leaves before the port goes.
+        if !matches!(place, Place::Open(_)) && self.ports.get(target.port).is_none() {
+            self.stats.offered += 1;
+            self.stats.drops.count(Cause::EgressClosed);
+            return;
+        }
         if place == Place::Full {
             let made = self.make_room(|this| this.staging.place(target, len, class) != Place::Full);
             place = self.staging.place(target, len, class);
@@ -548,9 +394,9 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
 
     fn close(&mut self) -> EgressStats {
         // Errors change nothing here: what did not leave is counted below.
-        let _ = self.submit_filled(self.now);
-        for _ in 0..20 {
-            self.completer.reap();
+        let _ = self.quiesce(CLOSE_WAITS);
+        self.completer.reap();
+        for _ in 0..CLOSE_WAITS {
             if self.submit.in_flight() == 0 {
                 break;
             }
@@ -565,7 +411,8 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
         self.recycle();
         self.waiting.clear();
         // What failed last, what waits and what never completed: all of it is what is still pending.
-        while let Some((slot, _)) = self.completer.handover.take_failed() {
+        self.collect_failed();
+        for (slot, _) in std::mem::take(&mut self.failed) {
             self.staging.release(slot);
         }
         let pending = self.pending();

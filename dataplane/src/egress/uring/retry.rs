@@ -2,17 +2,16 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::super::errno::{Verdict, judge_send, judge_write};
 use super::super::waiting::{Change, Record, To};
 use super::super::{Class, Port};
 use super::completion::Expected;
-use super::{Flight, Reap, Submit, Uring, fatal};
+use super::resend::BURST_MAX;
+use super::settle::{Flight, fatal};
+use super::{Reap, Submit, Uring};
 use crate::sys::slab::{SLOT_LEN, Slot};
-
-/// Records sent again in one submit, at most.
-const BURST_MAX: usize = 16;
 
 /// What became of a burst.
 enum Outcome {
@@ -52,7 +51,9 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             if let Outcome::Busy = self.settle_burst(port, &records)? {
                 return Ok(());
             }
-            burst = (burst * 2).min(BURST_MAX);
+            // Writes to a device are not linked, so that one at a time keeps them in order.
+            let device = matches!(self.ports.get(port).map(|entry| entry.kind), Some(super::Kind::Device(_)));
+            burst = if device { 1 } else { (burst * 2).min(BURST_MAX) };
         }
         if self.ports.get(port).is_none_or(|entry| entry.state.is_empty()) {
             self.waiting.retain(|&other| other != port);
@@ -82,8 +83,15 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         let mut pushed = Vec::with_capacity(count);
         for (position, (slot, record, len)) in slots.into_iter().enumerate() {
             let index = slot.index();
-            let flight = Flight { to: record.to, len, segments: record.segments, class: Class::Data };
-            self.flights[index] = Some(flight);
+            self.pushed += 1;
+            self.flights[index] = Some(Flight {
+                to: record.to,
+                len,
+                segments: record.segments,
+                class: Class::Data,
+                retried: record.retried,
+                order: self.pushed,
+            });
             self.completer.expect(index, Expected { len, segments: record.segments });
             let link = position + 1 < count;
             match record.to {
@@ -97,25 +105,15 @@ impl<S: Submit, R: Reap> Uring<S, R> {
 
     /// Reaps a burst and takes out of the queue what left or was lost; the rest stays where it is.
     fn settle_burst(&mut self, port: Port, records: &[(usize, Record)]) -> io::Result<Outcome> {
-        // The completion thread is not needed for these: they are reaped right here.
-        let _ = self.completer.handover.submitted(records.len());
-        self.completer.reap();
-        if self.submit.in_flight() > 0 {
-            self.completer.wait(Duration::from_millis(100))?;
-        }
-        self.unsettled = self.submit.in_flight() > 0;
-        self.recycle();
+        self.settle_all(records.len())?;
         let mut failed = std::mem::take(&mut self.failed);
-        while let Some(failure) = self.completer.handover.take_failed() {
-            failed.push(failure);
-        }
-        let mut outcome = Outcome::GoOn;
+        let mut outcome = Ok(Outcome::GoOn);
         let mut stopped = false;
         for (index, record) in records {
             let result = failed.iter().find(|(slot, _)| slot.index() == *index).map(|&(_, result)| result);
             let Some(entry) = self.ports.get_mut(port) else { break };
             let Some(result) = result else {
-                // It left, or it is still with the kernel, which owns it now.
+                // It left.
                 entry.state.pop();
                 continue;
             };
@@ -129,7 +127,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
                 To::Device(_) => judge_write(-result),
             };
             match verdict {
-                Verdict::Busy => outcome = Outcome::Busy,
+                Verdict::Busy => outcome = Ok(Outcome::Busy),
                 Verdict::Again => {}
                 Verdict::Once(_) if !record.retried => entry.state.replace_front(Change::Forgiven),
                 Verdict::Once(cause) | Verdict::Drop(cause) => {
@@ -140,13 +138,17 @@ impl<S: Submit, R: Reap> Uring<S, R> {
                     entry.state.replace_front(Change::Resegment);
                     self.stats.gso_fallbacks += 1;
                 }
-                Verdict::Fatal => return Err(fatal(result)),
+                Verdict::Fatal => {
+                    entry.state.pop();
+                    self.stats.drops.add(crate::drops::Cause::EgressClosed, record.segments as u64);
+                    outcome = Err(fatal(result));
+                }
             }
         }
         for (slot, _) in failed.drain(..) {
             self.staging.release(slot);
         }
         self.failed = failed;
-        Ok(outcome)
+        outcome
     }
 }

@@ -1,0 +1,184 @@
+//! Settling: what became of the operations of the last submit, and what is done about those that failed.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::super::errno::{Verdict, judge_send, judge_write};
+use super::super::waiting::{Change, To};
+use super::super::{Class, Port};
+use super::{Reap, Submit, Uring};
+use crate::drops::Cause;
+use crate::sys::slab::Slot;
+
+/// How long a superpacket size that the path refused is avoided.
+const SEGMENT_LIMIT_TIME: Duration = Duration::from_secs(1);
+/// Times the kernel may refuse a submit before the ring is given up; all but the first few are a millisecond apart.
+const REFUSALS_MAX: usize = 100;
+
+/// What the submitter has to know about an operation in case it fails.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flight {
+    /// Where it goes.
+    pub to: To,
+    /// Bytes in it.
+    pub len: usize,
+    /// Packets in it.
+    pub segments: usize,
+    /// Which go first.
+    pub class: Class,
+    /// Whether an error that may not have been its own has been forgiven once.
+    pub retried: bool,
+    /// Position in the order of submission.
+    pub order: u64,
+}
+
+impl Flight {
+    /// The port it leaves through.
+    pub(super) fn port(&self) -> Port {
+        match self.to {
+            To::Target(target, _) => target.port,
+            To::Device(port) => port,
+        }
+    }
+}
+
+impl<S: Submit, R: Reap> Uring<S, R> {
+    /// `io_uring_enter` until everything queued is with the kernel.
+    pub(super) fn enter(&mut self, mut queued: usize) -> io::Result<()> {
+        let mut refusals = 0;
+        while queued > 0 {
+            match self.submit.submit() {
+                Ok(count) => queued = queued.saturating_sub(count.max(1)),
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
+                        && refusals < REFUSALS_MAX =>
+                {
+                    // The kernel is short of memory, or wants its completions taken before it accepts more.
+                    refusals += 1;
+                    self.completer.reap();
+                    if refusals > 3 {
+                        self.completer.wait(Duration::from_millis(1))?;
+                    }
+                }
+                Err(error) => return Err(io::Error::new(error.kind(), format!("io_uring_enter: {error}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reaps, waits up to `wait` for what has not completed, and judges what failed. `true` when every outcome is known.
+    pub(super) fn settle(&mut self, wait: Duration, now: Instant) -> io::Result<bool> {
+        self.completer.reap();
+        if self.submit.in_flight() > 0 && wait > Duration::ZERO {
+            self.completer.wait(wait)?;
+        }
+        self.unsettled = self.submit.in_flight() > 0;
+        self.recycle();
+        self.collect_failed();
+        if self.unsettled {
+            // A failure is judged only when those before it are known: their packets go back to the queue before its own.
+            return Ok(false);
+        }
+        let mut failed = std::mem::take(&mut self.failed);
+        failed.sort_unstable_by_key(|(slot, _)| self.flights[slot.index()].map(|flight| flight.order));
+        // Failures are rare, and only they allocate.
+        let mut again: Vec<(Slot, Flight)> = Vec::new();
+        let mut outcome = Ok(());
+        for (slot, result) in failed.drain(..) {
+            match self.judge(slot, result, now) {
+                Ok(packet) => again.extend(packet),
+                Err(error) => outcome = Err(error),
+            }
+        }
+        self.failed = failed;
+        outcome.and(self.send_again(again, now))?;
+        Ok(!self.unsettled)
+    }
+
+    /// Takes over the slots whose operation failed.
+    pub(super) fn collect_failed(&mut self) {
+        while let Some(failure) = self.completer.handover.take_failed() {
+            self.failed.push(failure);
+        }
+    }
+
+    /// Decides what becomes of a failed operation. `Some`: it is to be sent again at once, behind nothing that waits.
+    pub(super) fn judge(
+        &mut self,
+        mut slot: Slot,
+        result: i32,
+        now: Instant,
+    ) -> io::Result<Option<(Slot, Flight)>> {
+        let Some(mut flight) = self.flights[slot.index()].take() else {
+            self.staging.release(slot);
+            return Ok(None);
+        };
+        let port = flight.port();
+        let verdict = match flight.to {
+            _ if result >= 0 => Verdict::Drop(Cause::EgressInvalid),
+            To::Target(..) => judge_send(-result, flight.segments),
+            To::Device(_) => judge_write(-result),
+        };
+        let behind_others = self.ports.get(port).is_none_or(|entry| !entry.state.is_empty());
+        match verdict {
+            Verdict::Once(cause) if flight.retried => self.stats.drops.add(cause, flight.segments as u64),
+            Verdict::Again | Verdict::Once(_) => {
+                flight.retried |= matches!(verdict, Verdict::Once(_));
+                if !behind_others {
+                    return Ok(Some((slot, flight)));
+                }
+                self.keep(&mut slot, &flight, now);
+            }
+            Verdict::Busy => self.keep(&mut slot, &flight, now),
+            Verdict::Resegment => {
+                self.resegmented(flight.to, -result, now);
+                self.keep(&mut slot, &flight, now);
+                self.staging.release(slot);
+                if !behind_others && let Some(entry) = self.ports.get_mut(port) {
+                    entry.state.replace_front(Change::Resegment);
+                    self.retry_port(port, now)?;
+                }
+                return Ok(None);
+            }
+            Verdict::Drop(cause) => self.stats.drops.add(cause, flight.segments as u64),
+            Verdict::Fatal => {
+                self.stats.drops.add(Cause::EgressClosed, flight.segments as u64);
+                self.staging.release(slot);
+                return Err(fatal(result));
+            }
+        }
+        self.staging.release(slot);
+        Ok(None)
+    }
+
+    /// Puts the content of a slot into its port's waiting queue.
+    pub(super) fn keep(&mut self, slot: &mut Slot, flight: &Flight, now: Instant) {
+        let port = flight.port();
+        let Some(entry) = self.ports.get_mut(port) else {
+            self.stats.drops.add(Cause::EgressClosed, flight.segments as u64);
+            return;
+        };
+        let bytes = &self.staging.slab().bytes(slot)[..flight.len];
+        let drops = &mut self.stats.drops;
+        entry.state.push(flight.to, flight.segments, flight.retried, flight.class, bytes, now, drops);
+        self.stats.waited += flight.segments as u64;
+        if !self.waiting.contains(&port) {
+            self.waiting.push(port);
+        }
+    }
+
+    /// Notes that a superpacket was refused; one that was above the path's MTU lowers the limit for a while.
+    fn resegmented(&mut self, to: To, errno: i32, now: Instant) {
+        self.stats.gso_fallbacks += 1;
+        if let (To::Target(_, size), libc::EMSGSIZE) = (to, errno) {
+            self.staging.set_segment_limit(size.min(self.staging.segment_limit()));
+            self.segment_limit_until = Some(now + SEGMENT_LIMIT_TIME);
+        }
+    }
+}
+
+/// The error that ends the program when a descriptor is gone.
+pub(super) fn fatal(result: i32) -> io::Error {
+    let error = io::Error::from_raw_os_error(-result);
+    io::Error::new(error.kind(), format!("a socket or TUN device can no longer be written: {error}"))
+}

@@ -1,0 +1,183 @@
+//! Errors of a real kernel, in a network namespace of its own: one bad datagram as the first, a middle and the last of a
+//! batch costs its neighbours nothing, neither on its socket nor on another, on every design. What a kernel cannot be
+//! brought to answer here is answered by the simulated ring in `conformance_sim.rs`, errno by errno.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dataplane::drops::Cause;
+use dataplane::egress::{Class, Flush, Target};
+use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use support::designs::{Design, Scenario, Subject, run};
+use support::flows::{self, Sink};
+use support::here::{in_namespace, now, wait_until};
+use support::{here, ledger};
+
+const DESIGNS: [Design; 6] = [
+    Design::UringThread,
+    Design::UringInline,
+    Design::Threaded,
+    Design::Suspend,
+    Design::Drop,
+    Design::Runtime,
+];
+const ROUNDS: u64 = 20;
+const BATCH: usize = 9;
+
+/// A datagram the kernel refuses.
+#[derive(Clone, Copy, Debug)]
+struct Bad {
+    /// The errno it provokes, for messages.
+    errno: &'static str,
+    to: &'static str,
+    len: usize,
+    /// What it is counted as; `None` when it leaves and only its echo is an error.
+    cause: Option<Cause>,
+    /// The socket is connected to this destination, so that ICMP errors come back to it.
+    connected: bool,
+}
+
+const fn bad(errno: &'static str, to: &'static str, len: usize, cause: Cause) -> Bad {
+    Bad { errno, to, len, cause: Some(cause), connected: false }
+}
+
+const BADS: [Bad; 6] = [
+    // One byte more than IPv4 can carry.
+    bad("EMSGSIZE", "127.0.0.1:9", 65_508, Cause::EgressTooBig),
+    bad("EINVAL", "127.0.0.1:0", 100, Cause::EgressInvalid),
+    bad("EAFNOSUPPORT", "[::1]:9", 100, Cause::EgressInvalid),
+    // A namespace with nothing but loopback has no other route.
+    bad("ENETUNREACH", "192.0.2.1:9", 100, Cause::EgressUnreachable),
+    // Broadcast without SO_BROADCAST.
+    bad("EACCES", "127.255.255.255:9", 100, Cause::EgressDenied),
+    Bad { errno: "ECONNREFUSED", to: "127.0.0.1:9", len: 100, cause: None, connected: true },
+];
+
+struct Neighbours {
+    bad: Bad,
+    position: usize,
+}
+
+impl Scenario for Neighbours {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        let bad = self.bad;
+        let sink = Sink::new("127.0.0.1:0");
+        let socket = || {
+            UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket")
+        };
+        let (one, other) = (socket(), socket());
+        let to_bad: SocketAddr = bad.to.parse().expect("address");
+        if bad.connected {
+            rustix::net::connect(one.fd(), &to_bad).expect("connected");
+        }
+        let ports = [&one, &other].map(|socket| egress.add_socket(socket.fd().clone()).expect("port"));
+        let mut number = 0;
+        for _ in 0..ROUNDS {
+            for index in 0..BATCH {
+                if index == self.position {
+                    let target = Target { port: ports[0], to: to_bad, from: None, ecn: 0 };
+                    egress.append(&target, bad.len, Class::Data, |_| true);
+                }
+                for (flow, &port) in ports.iter().enumerate() {
+                    let target = Target { port, to: sink.address(), from: None, ecn: 0 };
+                    egress.append(&target, 100 + index, Class::Data, |bytes| {
+                        flows::write(bytes, flow as u32, number);
+                        true
+                    });
+                }
+                number += 1;
+            }
+            let flushed = || egress.flush(now()).expect("flush") == Flush::Done;
+            assert!(wait_until(Duration::from_secs(2), flushed), "{design:?} {bad:?}");
+            if let Some(slots) = egress.slots() {
+                ledger::check_slots(slots);
+            }
+        }
+        let stats = egress.close();
+        ledger::check(&stats, 0);
+        ledger::check_causes(&stats, bad.cause.as_slice());
+        let healthy = 2 * number;
+        let lost = if bad.cause.is_some() { ROUNDS } else { 0 };
+        assert_eq!(stats.drops.total(), lost, "{design:?}, {}: {stats:?}", bad.errno);
+        assert_eq!(stats.sent, healthy + ROUNDS - lost, "{design:?} {bad:?}");
+        sink.finish(healthy);
+    }
+}
+
+fn on_every_design(bad: Bad) {
+    for design in DESIGNS {
+        for position in [0, BATCH / 2, BATCH - 1] {
+            for gso in [true, false] {
+                run(design, gso, &Neighbours { bad, position });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_refused_datagram_costs_its_neighbours_nothing() {
+    in_namespace("a_refused_datagram_costs_its_neighbours_nothing", || {
+        BADS.into_iter().for_each(on_every_design);
+    });
+}
+
+#[test]
+fn a_firewall_costs_the_neighbours_nothing() {
+    in_namespace("a_firewall_costs_the_neighbours_nothing", || {
+        #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
+        let nft = |rule: &str| std::process::Command::new("nft").args(rule.split(' ')).output();
+        let rules = ["add table ip t", "add chain ip t c { type filter hook output priority 0 ; }"];
+        for rule in rules.into_iter().chain(["add rule ip t c ip daddr 127.9.9.9 drop"]) {
+            match nft(rule) {
+                Ok(output) if output.status.success() => {}
+                Ok(output) => {
+                    return here::lacks(&format!("nftables: {}", String::from_utf8_lossy(&output.stderr)));
+                }
+                Err(error) => return here::lacks(&format!("the program `nft` of nftables ({error})")),
+            }
+        }
+        on_every_design(bad("EPERM", "127.9.9.9:9", 100, Cause::EgressDenied));
+    });
+}
+
+/// Superpackets whose segments are above the MTU fail as such and are fragmented one by one.
+struct AboveMtu;
+
+impl Scenario for AboveMtu {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        let sink = Sink::new("127.0.0.1:0");
+        let socket =
+            UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket");
+        let port = egress.add_socket(socket.fd().clone()).expect("port");
+        let target = Target { port, to: sink.address(), from: None, ecn: 0 };
+        for number in 0..100u64 {
+            egress.append(&target, 2_000, Class::Data, |bytes| {
+                flows::write(bytes, 1, number);
+                true
+            });
+            if number % 10 == 9 {
+                egress.flush(now()).expect("flush");
+            }
+        }
+        wait_until(Duration::from_secs(2), || egress.flush(now()).expect("flush") == Flush::Done);
+        let stats = egress.close();
+        ledger::check_causes(&stats, &[]);
+        if matches!(design, Design::UringThread | Design::UringInline) {
+            // Superpackets of this size are avoided after the first was refused.
+            assert!((1..10).contains(&stats.gso_fallbacks), "{stats:?}");
+        }
+        sink.finish(100);
+    }
+}
+
+#[test]
+fn a_superpacket_above_the_mtu_goes_one_by_one() {
+    in_namespace("a_superpacket_above_the_mtu_goes_one_by_one", || {
+        let mut handle = dataplane::netlink::Handle::open().expect("netlink");
+        let loopback = handle.link_index("lo").expect("lo");
+        handle.set_mtu(loopback, 1_500).expect("mtu");
+        DESIGNS.into_iter().for_each(|design| run(design, true, &AboveMtu));
+    });
+}

@@ -1,0 +1,150 @@
+//! Numbered packets, and the sink that judges them: sequence numbers at the far end are the truth.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dataplane::ingress::{Meta, Received};
+use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+
+use super::here::wait_until;
+
+/// The shortest packet that has a number in it, in bytes.
+pub const MIN_LEN: usize = 12;
+
+/// Writes packet `number` of `flow`: both, then bytes that follow from both.
+pub fn write(bytes: &mut [u8], flow: u32, number: u64) {
+    bytes[..4].copy_from_slice(&flow.to_be_bytes());
+    bytes[4..MIN_LEN].copy_from_slice(&number.to_be_bytes());
+    bytes[MIN_LEN..].fill(flow as u8 ^ number as u8);
+}
+
+/// What has arrived, by flow.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    last: HashMap<u32, u64>,
+    arrived: HashMap<u32, u64>,
+    total: u64,
+    faults: Vec<String>,
+}
+
+impl Tally {
+    /// Notes one packet. Order and content are judged at once; [`Tally::check`] reports.
+    pub fn note(&mut self, bytes: &[u8]) {
+        let Some((head, rest)) = bytes.split_first_chunk::<MIN_LEN>() else {
+            return self.fault(format!("a packet of {} bytes", bytes.len()));
+        };
+        let flow = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let number = u64::from_be_bytes(std::array::from_fn(|at| head[4 + at]));
+        if rest.iter().any(|&byte| byte != flow as u8 ^ number as u8) {
+            self.fault(format!("packet {number} of flow {flow} is changed"));
+        }
+        let last = self.last.insert(flow, number);
+        if last.is_some_and(|last| last >= number) {
+            self.fault(format!("flow {flow}: {number} arrives behind {last:?}"));
+        }
+        *self.arrived.entry(flow).or_default() += 1;
+        self.total += 1;
+    }
+
+    fn fault(&mut self, text: String) {
+        if self.faults.len() < 10 {
+            self.faults.push(text);
+        }
+    }
+
+    /// Packets of one flow that arrived.
+    pub fn of(&self, flow: u32) -> u64 {
+        self.arrived.get(&flow).copied().unwrap_or_default()
+    }
+
+    /// All packets that arrived.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Fails when a flow was reordered, doubled or changed.
+    pub fn check(&self) {
+        assert!(self.faults.is_empty(), "order or content: {:?}", self.faults);
+    }
+}
+
+/// A socket and the thread that reads it.
+pub struct Sink {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    tally: Mutex<Tally>,
+    arrived: AtomicU64,
+    dropped: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Sink {
+    /// Binds `address` in the calling thread's network namespace.
+    pub fn new(address: &str) -> Self {
+        // Without GRO the socket's drop counter counts datagrams.
+        let options = UdpOptions { gro: false, ..UdpOptions::default() };
+        let socket = UdpSocket::bind(address.parse().expect("address"), &options).expect("sink");
+        let (address, shared) = (socket.local_addr(), Arc::new(Shared::default()));
+        let theirs = shared.clone();
+        let thread = std::thread::spawn(move || read(&socket, &theirs));
+        Self { address, shared, thread: Some(thread) }
+    }
+
+    /// Where to send to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Packets that have arrived so far.
+    pub fn arrived(&self) -> u64 {
+        self.shared.arrived.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `packets` have arrived or nothing comes any more, and hands over what did. The socket itself must not
+    /// have lost any.
+    pub fn finish(mut self, packets: u64) -> Tally {
+        wait_until(Duration::from_secs(5), || self.arrived() >= packets);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.thread.take().expect("once").join().expect("sink");
+        assert_eq!(self.shared.dropped.load(Ordering::Relaxed), 0, "the sink's own receive buffer was full");
+        let tally = self.shared.tally.lock().expect("sink").clone();
+        tally.check();
+        assert_eq!(tally.total(), packets, "packets at the sink");
+        tally
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn read(socket: &UdpSocket, shared: &Shared) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut batch = ReceiveBatch::new(64, RECEIVE_LEN);
+    while !shared.stop.load(Ordering::Relaxed) {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+        poll(&mut [PollFd::new(socket.fd(), PollFlags::IN)], Some(&timeout)).expect("poll");
+        while socket.receive_batch(&mut batch).expect("receive") > 0 {
+            let mut tally = shared.tally.lock().expect("sink");
+            for arrival in batch.iter_mut() {
+                if let Some(dropped) = arrival.dropped {
+                    shared.dropped.store(u64::from(dropped), Ordering::Relaxed);
+                }
+                let Some(Meta::Udp { segment_size, .. }) = arrival.meta else { continue };
+                Received::segments(arrival.bytes, segment_size).for_each(|segment| tally.note(segment));
+            }
+            shared.arrived.store(tally.total(), Ordering::Relaxed);
+        }
+    }
+}
