@@ -1,1 +1,5 @@
-//! (in progress)
+//! Side-by-side runs of Towpath and the programs it is compared with. Every figure is a ratio inside one run.
+
+pub mod forward;
+pub mod load;
+pub mod ring;

@@ -1,1 +1,220 @@
-//! (in progress)
+//! The command line of `towpath`.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+use zeroize::Zeroizing;
+
+use crate::config::{self, Config, ConfigError};
+use crate::engine::{self, EngineArgs, IngressKind, Switch};
+use crate::log::{self, LogFormat};
+use crate::tunnel::app::{App, Relay};
+use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
+use crate::tunnel::{Tunnel, noise, setup};
+use crate::turn::Client;
+
+/// Exit status of a mistake in what the user wrote: flags, configuration, keys.
+const USAGE: u8 = 2;
+
+/// WireGuard tunnels through io_uring, straight to the peer or over a TURN relay.
+#[derive(Debug, Parser)]
+#[command(name = "towpath", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring up the tunnel of a configuration file in wg-quick's format, and stay in the foreground
+    Up(Up),
+    /// Print a new private key
+    Genkey,
+    /// Read a private key from standard input and print its public key
+    Pubkey,
+    /// Print a new preshared key
+    Genpsk,
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    /// The configuration; the interface is named after it, without the ending
+    file: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// How log lines look
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+/// Runs the program. The first of `args` is its name.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error),
+    };
+    let outcome = match cli.command {
+        Command::Up(up) => {
+            log::init(up.log_format, LevelFilter::INFO);
+            run(&up)
+        }
+        Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
+        Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
+        Command::Pubkey => print_public_key(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report();
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// What ended the program, in one sentence, and its exit status.
+struct Failure {
+    text: String,
+    status: u8,
+    /// It is written as a JSON log line, like everything else then.
+    as_log: bool,
+}
+
+impl Failure {
+    fn usage(text: impl Into<String>) -> Self {
+        Self { text: text.into(), status: USAGE, as_log: false }
+    }
+
+    fn report(&self) {
+        if self.as_log {
+            tracing::error!("{}", self.text);
+        } else {
+            // Nobody is left to tell when standard error is closed.
+            let _ = writeln!(io::stderr(), "towpath: {}", self.text);
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self { text: error.to_string(), status: 1, as_log: false }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+fn usage_error(error: &clap::Error) -> ExitCode {
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        let text = "there is no such command; to bring up an interface, write its configuration into a file such as \
+                    wg0.conf and run: towpath up wg0.conf (`towpath wg0` alone, as wireguard-go has it, is not \
+                    supported yet; `towpath --help` lists the commands)";
+        let failure = Failure::usage(text);
+        failure.report();
+        return ExitCode::from(failure.status);
+    }
+    // Help goes to standard output; nobody is left to tell when that is closed.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE))
+}
+
+fn run(up: &Up) -> Result<(), Failure> {
+    let as_log = up.log_format == LogFormat::Json;
+    up_tunnel(up).map_err(|failure| Failure { as_log, ..failure })
+}
+
+fn up_tunnel(up: &Up) -> Result<(), Failure> {
+    up.engine.check().map_err(Failure::usage)?;
+    let (config, warnings) = Config::load(&up.file)?;
+    let name = config::interface_name(&up.file)?;
+    for warning in warnings {
+        tracing::warn!("{}: {warning}", up.file.display());
+    }
+    let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On)?;
+    // epoll until the other way is measured to be faster here.
+    engine::run(app, &up.engine, IngressKind::Epoll)?;
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "set-up happens before the driver reads the clock")]
+fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, Failure> {
+    let mut cookie_secret = [0; KEY_LEN];
+    fill_random(&mut cookie_secret)?;
+    let mut seeds = [[0; 8]; 2];
+    for seed in &mut seeds {
+        fill_random(seed)?;
+    }
+    let plan = setup::plan(file, config, seeds.map(u64::from_ne_bytes), cookie_secret)?;
+    for warning in &plan.warnings {
+        tracing::warn!("{}: {warning}", file.display());
+    }
+    let sockets = setup::bind_sockets(config.listen_port, gso)?;
+    let tun = setup::make_interface(name, config, plan.tunnel.mtu, gso)?;
+    let port = [&sockets.v4, &sockets.v6]
+        .into_iter()
+        .flatten()
+        .next()
+        .map_or(0, |socket| socket.local_addr().port());
+    tracing::info!(
+        interface = name,
+        mtu = plan.tunnel.mtu,
+        listen_port = port,
+        peers = plan.tunnel.peers.len(),
+        offloads = ?tun.offloads(),
+        "interface is up"
+    );
+    let now = Instant::now();
+    let relay = plan.relay.map(|relay| {
+        let server = relay.client.server;
+        Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
+    });
+    Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay))
+}
+
+fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    getrandom::fill(bytes).map_err(|error| {
+        io::Error::other(format!("the kernel gives no randomness: {error}; check /dev/urandom"))
+    })
+}
+
+fn random_key() -> Result<SecretKey, Failure> {
+    let mut bytes = Zeroizing::new([0; KEY_LEN]);
+    fill_random(bytes.as_mut_slice())?;
+    Ok(SecretKey::new(*bytes))
+}
+
+fn print_secret(key: &SecretKey) -> Result<(), Failure> {
+    let stdout = io::stdout();
+    let stat = rustix::fs::fstat(&stdout).map_err(io::Error::from)?;
+    let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+    if is_file && stat.st_mode & 0o007 != 0 {
+        let text = "warning: the key goes to a file that everyone can read; set umask 077 and make a new one";
+        // The key is what matters on standard output; a closed standard error must not keep it back.
+        let _ = writeln!(io::stderr(), "towpath: {text}");
+    }
+    writeln!(stdout.lock(), "{}", *key.to_base64())?;
+    Ok(())
+}
+
+fn print_public_key() -> Result<(), Failure> {
+    /// A key, a newline, and room to see that there is more.
+    const READ_MAX: u64 = 256;
+    let mut text = Zeroizing::new(String::new());
+    io::stdin()
+        .take(READ_MAX)
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::usage(format!("standard input: {error}; pipe a private key in")))?;
+    let key: SecretKey =
+        text.trim().parse().map_err(|error| Failure::usage(format!("standard input: {error}")))?;
+    let public: PublicKey = noise::public_key(&key);
+    writeln!(io::stdout(), "{public}")?;
+    Ok(())
+}

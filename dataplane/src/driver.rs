@@ -172,6 +172,9 @@ impl Loop {
         self.stopping |= application.maintain(ingress, egress, self.now) == Next::Stop;
         self.flush = egress.flush(self.now)?;
         self.react(application, ingress, egress);
+        if !ingress.has_more() {
+            egress.idle();
+        }
         Ok(())
     }
 

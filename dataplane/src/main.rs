@@ -1,3 +1,7 @@
-//! (in progress)
+//! The tunnel endpoint; everything is in the library, which the lab runs too.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dataplane::cli::main(std::env::args_os())
+}

@@ -161,4 +161,11 @@ fn a_veth_moves_and_a_token_bucket_shapes_and_drops() {
     assert!(qdisc.drops > 0 && received > 0, "{received} received, {qdisc:?}");
     assert_eq!(received + qdisc.drops, 40, "{qdisc:?}");
     assert!(near.link_stats(left).unwrap().tx_packets >= u64::from(received));
+
+    near.delete_qdisc(left).unwrap();
+    for _ in 0..40 {
+        socket.send(&[0; 1_000]).unwrap();
+    }
+    let unlimited = (0..40).take_while(|_| far.recv(&mut buffer).is_ok()).count();
+    assert_eq!(unlimited, 40);
 }

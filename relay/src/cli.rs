@@ -1,1 +1,146 @@
-//! (in progress)
+//! From the command line to a running relay.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use dataplane::engine::{self, IngressKind, Switch};
+use dataplane::netlink;
+use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::level_filters::LevelFilter;
+use zeroize::Zeroizing;
+
+use crate::app::Relay;
+use crate::config::{Args, Config};
+use crate::server::auth::Credentials;
+use crate::server::policy::PeerPolicy;
+use crate::server::{Server, Settings};
+
+/// The exit code for flags and files that cannot be used.
+const EXIT_USAGE: u8 = 2;
+
+/// Runs `towpath-relay` with these arguments, the program's name first, until SIGTERM or SIGINT.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version count as errors that end well. Nobody is left to tell when this cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
+        }
+    };
+    let config = match Config::load(&args) {
+        Ok(config) => config,
+        Err(error) => {
+            // As above.
+            let _ = writeln!(io::stderr(), "towpath-relay: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    dataplane::log::init(args.log_format, LevelFilter::INFO);
+    if !args.users.is_empty() {
+        tracing::warn!("--user shows passwords in the process list; --user-file does not");
+    }
+    if config.users.is_empty() {
+        tracing::warn!("there are no users, so only STUN Binding is served; add some with --user-file");
+    }
+    match run(config, &args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config, args: &Args) -> io::Result<()> {
+    raise_open_files();
+    let gro = args.engine.gso == Switch::On;
+    let listeners = bind(&config, gro)?;
+    let own_sockets = listeners.iter().map(UdpSocket::local_addr).collect();
+    let mut seed = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *seed)
+        .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
+    let server = Server::new(settings(config, own_sockets), &seed);
+    engine::run(Relay::new(server, listeners, gro), &args.engine, IngressKind::Epoll)
+}
+
+fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {
+    let mut sockets = Vec::new();
+    for &address in &config.listen {
+        match bind_one(address, gro) {
+            Ok(socket) => sockets.push(socket),
+            Err(error)
+                if config.listen_is_default
+                    && address.is_ipv6()
+                    && error.kind() != io::ErrorKind::AddrInUse =>
+            {
+                tracing::warn!(%error, "clients are not served over IPv6");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sockets)
+}
+
+fn bind_one(address: SocketAddr, gro: bool) -> io::Result<UdpSocket> {
+    // Only a wildcard socket has to be told where a datagram went.
+    let packet_info = address.ip().is_unspecified();
+    let options = UdpOptions { gro, packet_info, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
+    UdpSocket::bind(address, &options).map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => "another program has it: stop that one or choose another --listen",
+            io::ErrorKind::AddrNotAvailable => "no interface has this address: choose another --listen",
+            io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+            _ => "choose another --listen",
+        };
+        io::Error::new(error.kind(), format!("{error}; {remedy}"))
+    })
+}
+
+fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
+    let mut credentials = Credentials::new(&config.realm.0);
+    for user in &config.users {
+        credentials.add(&user.name, &user.password);
+    }
+    let mut own_addresses = machine_addresses();
+    own_addresses.extend(own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
+    own_addresses.extend(&config.relay_addresses);
+    own_addresses.extend(config.external.iter().map(|external| external.public));
+    Settings {
+        credentials,
+        policy: PeerPolicy { allow: config.allow_peers, own_sockets, own_addresses },
+        relay_ports: config.relay_ports,
+        relay_addresses: config.relay_addresses,
+        external: config.external,
+        channel_numbers: config.channel_numbers,
+        allocations_max: config.allocations_max,
+        allocations_per_user_max: config.allocations_per_user_max,
+    }
+}
+
+/// Every address of this machine, so that clients cannot reach its own services through the relay.
+fn machine_addresses() -> BTreeSet<IpAddr> {
+    match netlink::Handle::open().and_then(|mut handle| handle.addresses()) {
+        Ok(addresses) => addresses.into_iter().map(|address| address.net.addr()).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "the addresses of this machine are not known: public ones are not refused as peers");
+            BTreeSet::new()
+        }
+    }
+}
+
+/// Every allocation is a socket: the soft limit of open files is often 1,024, the hard one far above.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+        }
+    }
+}

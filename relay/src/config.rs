@@ -1,1 +1,516 @@
-//! (in progress)
+//! Flags and the TOML file, merged and checked: every error names its place and its remedy.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+use dataplane::engine::EngineArgs;
+use dataplane::log::LogFormat;
+use ipnet::IpNet;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use crate::server::{ChannelNumbers, ExternalAddress, REALM_LEN_MAX};
+
+/// Where clients are served when nothing is said: the port of RFC 8656 section 3.1 on every address.
+const LISTEN_DEFAULT: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 3478),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 3478),
+];
+/// The dynamic ports of RFC 6335, as RFC 8656 section 7.2 recommends.
+const RELAY_PORTS_DEFAULT: PortRange = PortRange { low: 49_152, high: 65_535 };
+/// Short on purpose: every unauthenticated request is answered with it.
+const REALM_DEFAULT: &str = "towpath";
+/// Longest USERNAME in bytes (RFC 8489 section 14.3).
+const NAME_LEN_MAX: usize = 508;
+
+/// A STUN and TURN relay (RFC 8489, RFC 8656) over UDP.
+#[derive(Debug, Parser)]
+#[command(name = "towpath-relay", version)]
+pub struct Args {
+    /// Where clients are served; port 0 takes any free one [default: 0.0.0.0:3478 [::]:3478]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 1..)]
+    pub listen: Vec<SocketAddr>,
+    /// Realm of the credentials [default: towpath]
+    #[arg(long)]
+    pub realm: Option<Realm>,
+    /// A user; visible in the process list, so better in --user-file
+    #[arg(long = "user", value_name = "NAME:PASSWORD", num_args = 1..)]
+    pub users: Vec<Login>,
+    /// A file with one NAME:PASSWORD a line; # starts a comment
+    #[arg(long, value_name = "FILE")]
+    pub user_file: Option<PathBuf>,
+    /// Peers to reach although they are not public, for example 10.1.0.0/16; never the relay's own sockets
+    #[arg(long = "allow-peer", value_name = "CIDR", num_args = 1..)]
+    pub allow_peers: Vec<PeerRange>,
+    /// Ports for allocations [default: 49152-65535]
+    #[arg(long, value_name = "LOW-HIGH")]
+    pub relay_ports: Option<PortRange>,
+    /// Addresses for allocations, one of each family [default: the one the client sends to]
+    #[arg(long = "relay-address", value_name = "ADDR", num_args = 1..)]
+    pub relay_addresses: Vec<IpAddr>,
+    /// How the address for allocations is called outside a NAT
+    #[arg(long = "external-ip", value_name = "PUBLIC[/LOCAL]", num_args = 1..)]
+    pub external_ips: Vec<External>,
+    /// Which channel numbers clients may bind [default: rfc5766]
+    #[arg(long, value_enum)]
+    pub channel_numbers: Option<ChannelRange>,
+    /// Most allocations in all [default: 10000]
+    #[arg(long, value_name = "N")]
+    pub allocations_max: Option<u32>,
+    /// Most allocations of one user [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub allocations_per_user_max: Option<u32>,
+    /// Not supported yet
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// A TOML file with the same names as these flags; flags win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How packets move
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// How log lines look
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// The TOML file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct File {
+    listen: Vec<SocketAddr>,
+    realm: Option<Realm>,
+    user: Vec<Login>,
+    user_file: Option<PathBuf>,
+    allow_peer: Vec<PeerRange>,
+    relay_ports: Option<PortRange>,
+    relay_address: Vec<IpAddr>,
+    external_ip: Vec<External>,
+    channel_numbers: Option<ChannelRange>,
+    allocations_max: Option<u32>,
+    allocations_per_user_max: Option<u32>,
+}
+
+/// What was asked for, from flags and files.
+#[derive(Debug)]
+pub struct Config {
+    /// Where clients are served.
+    pub listen: Vec<SocketAddr>,
+    /// Nobody asked for these listeners by name, so that one may be missing where there is no IPv6.
+    pub listen_is_default: bool,
+    /// The realm.
+    pub realm: Realm,
+    /// Users; a later one of the same name wins.
+    pub users: Vec<Login>,
+    /// Exceptions from the refused peers.
+    pub allow_peers: Vec<IpNet>,
+    /// Ports for allocations.
+    pub relay_ports: RangeInclusive<u16>,
+    /// Addresses for allocations.
+    pub relay_addresses: Vec<IpAddr>,
+    /// Addresses as they are called outside.
+    pub external: Vec<ExternalAddress>,
+    /// Which channel numbers clients may bind.
+    pub channel_numbers: ChannelNumbers,
+    /// Most allocations in all.
+    pub allocations_max: u32,
+    /// Most allocations of one user.
+    pub allocations_per_user_max: u32,
+}
+
+/// Why there is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("{}: {source}; check the path and who may read it", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A file with passwords that everyone can read.
+    #[error("{0}: everyone can read the passwords in it; run: chmod 600 {0}", path.display())]
+    WorldReadable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line that cannot be understood.
+    #[error("{}:{line}: {text}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from one.
+        line: usize,
+        /// What is wrong and what would be right.
+        text: String,
+    },
+    /// Flags that do not go together.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Config {
+    /// Merges flags and files: single values of flags replace those of the file, lists of flags replace its lists,
+    /// users of all sources count.
+    ///
+    /// # Errors
+    /// What is wrong, where, and what would be right.
+    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let usage = |text: &str| Err(ConfigError::Usage(text.to_owned()));
+        if args.admin.is_some() {
+            return usage("--admin is not supported yet; leave it out");
+        }
+        args.engine.check().map_err(ConfigError::Usage)?;
+        let mut users = file.user;
+        for path in file.user_file.iter().chain(&args.user_file) {
+            users.extend(read_user_file(path)?);
+        }
+        users.extend(args.users.iter().cloned());
+        let listen = first_of(args.listen.clone(), file.listen);
+        let relay_addresses = first_of(args.relay_addresses.clone(), file.relay_address).unwrap_or_default();
+        if relay_addresses.iter().any(|address| address.is_unspecified() || address.is_multicast()) {
+            return usage("--relay-address has to be an address of this machine, not a wildcard or a group");
+        }
+        for is_ipv4 in [true, false] {
+            if relay_addresses.iter().filter(|address| address.is_ipv4() == is_ipv4).count() > 1 {
+                return usage("--relay-address takes one address of each family");
+            }
+        }
+        let ports = args.relay_ports.or(file.relay_ports).unwrap_or(RELAY_PORTS_DEFAULT);
+        let external = first_of(args.external_ips.clone(), file.external_ip).unwrap_or_default();
+        let allow_peers = first_of(args.allow_peers.clone(), file.allow_peer).unwrap_or_default();
+        Ok(Self {
+            listen_is_default: listen.is_none(),
+            listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
+            realm: args.realm.clone().or(file.realm).unwrap_or_else(|| Realm(REALM_DEFAULT.to_owned())),
+            users,
+            allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),
+            relay_ports: ports.low..=ports.high,
+            relay_addresses,
+            external: external.into_iter().map(|External(external)| external).collect(),
+            channel_numbers: match args.channel_numbers.or(file.channel_numbers) {
+                Some(ChannelRange::Rfc8656) => ChannelNumbers::Rfc8656,
+                Some(ChannelRange::Rfc5766) | None => ChannelNumbers::Rfc5766,
+            },
+            allocations_max: args.allocations_max.or(file.allocations_max).unwrap_or(10_000),
+            allocations_per_user_max: args
+                .allocations_per_user_max
+                .or(file.allocations_per_user_max)
+                .unwrap_or(1_000),
+        })
+    }
+}
+
+fn first_of<T>(flags: Vec<T>, file: Vec<T>) -> Option<Vec<T>> {
+    [flags, file].into_iter().find(|list| !list.is_empty())
+}
+
+fn read_file(path: &Path) -> Result<File, ConfigError> {
+    let text = read_text(path)?;
+    let file: File = toml::from_str(&text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text.as_bytes()[..start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        ConfigError::Line { path: path.to_owned(), line, text: error.message().to_owned() }
+    })?;
+    if !file.user.is_empty() {
+        check_private(path)?;
+    }
+    Ok(file)
+}
+
+fn read_user_file(path: &Path) -> Result<Vec<Login>, ConfigError> {
+    check_private(path)?;
+    let text = read_text(path)?;
+    let mut users = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        users.push(line.parse().map_err(|text| ConfigError::Line {
+            path: path.to_owned(),
+            line: index + 1,
+            text,
+        })?);
+    }
+    Ok(users)
+}
+
+fn read_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
+    std::fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Refuses a file whose passwords everyone on the machine can read.
+fn check_private(path: &Path) -> Result<(), ConfigError> {
+    let metadata = std::fs::metadata(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    if metadata.permissions().mode() & 0o007 != 0 {
+        return Err(ConfigError::WorldReadable { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// A realm (RFC 8489 section 14.9).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Realm(pub String);
+
+impl FromStr for Realm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.len() > REALM_LEN_MAX {
+            return Err(format!("a realm has 1 to {REALM_LEN_MAX} bytes, for example example.org"));
+        }
+        if text.chars().any(|letter| letter.is_control() || letter == '"') {
+            return Err("a realm has no quotes or control characters, for example example.org".into());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A user's name and password.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Login {
+    /// The name.
+    pub name: String,
+    /// The password.
+    pub password: Zeroizing<String>,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}:…", self.name)
+    }
+}
+
+impl FromStr for Login {
+    type Err = String;
+
+    /// The first colon ends the name, so that a password may have some. The error never shows the text.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hint = "a user is NAME:PASSWORD, for example alice:secret";
+        let (name, password) = text.split_once(':').ok_or(hint)?;
+        if name.is_empty() || password.is_empty() {
+            return Err(format!("neither name nor password may be empty; {hint}"));
+        }
+        if name.len() > NAME_LEN_MAX {
+            return Err(format!("a name has at most {NAME_LEN_MAX} bytes"));
+        }
+        Ok(Self { name: name.to_owned(), password: Zeroizing::new(password.to_owned()) })
+    }
+}
+
+/// Which channel numbers clients may bind (`--channel-numbers`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelRange {
+    /// 0x4000 to 0x4FFF only
+    Rfc8656,
+    /// 0x4000 to 0x7FFF, which older clients use
+    Rfc5766,
+}
+
+/// A range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PortRange {
+    low: u16,
+    high: u16,
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hint = format!("{text:?} is no port range: write LOW-HIGH, for example 49152-65535");
+        let (low, high) = text.split_once('-').ok_or_else(|| hint.clone())?;
+        let (Ok(low), Ok(high)) = (low.trim().parse(), high.trim().parse()) else {
+            return Err(hint);
+        };
+        if low == 0 || low > high {
+            return Err(format!("the lower port is at least 1 and not above the higher; {hint}"));
+        }
+        Ok(Self { low, high })
+    }
+}
+
+/// A range of peers: a network, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PeerRange(pub IpNet);
+
+impl FromStr for PeerRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let single = || text.parse().ok().map(|address: IpAddr| IpNet::from(address));
+        let net = text.parse().ok().or_else(single);
+        net.map(Self).ok_or_else(|| {
+            format!(
+                "{text:?} is no peer range: write a network or an address, for example 10.1.0.0/16 or ::1"
+            )
+        })
+    }
+}
+
+/// An address as it is called outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct External(pub ExternalAddress);
+
+impl FromStr for External {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hint = format!("{text:?} is not PUBLIC or PUBLIC/LOCAL, for example 198.51.100.1/10.0.0.1");
+        let (public, local) =
+            text.split_once('/').map_or((text, None), |(public, local)| (public, Some(local)));
+        let public: IpAddr = public.parse().map_err(|_| hint.clone())?;
+        let local: Option<IpAddr> = local.map(str::parse).transpose().map_err(|_| hint.clone())?;
+        if local.is_some_and(|local| local.is_ipv4() != public.is_ipv4()) {
+            return Err(format!("both addresses are of the same family; {hint}"));
+        }
+        Ok(Self(ExternalAddress { public, local }))
+    }
+}
+
+/// Reads these types from TOML strings by their `FromStr`, so that flags and file accept the same.
+macro_rules! from_toml_string {
+    ($($kind:ty),*) => {$(
+        impl TryFrom<String> for $kind {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+    )*};
+}
+
+from_toml_string!(Realm, Login, PortRange, PeerRange, External);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn load(flags: &[&str]) -> Result<Config, String> {
+        let flags = std::iter::once("towpath-relay").chain(flags.iter().copied());
+        let args = Args::try_parse_from(flags).map_err(|error| error.to_string())?;
+        Config::load(&args).map_err(|error| error.to_string())
+    }
+
+    fn file(content: &str, mode: u32) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        file
+    }
+
+    #[test]
+    fn nothing_said_is_enough() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.listen, LISTEN_DEFAULT);
+        assert_eq!((config.realm.0.as_str(), config.relay_ports), ("towpath", 49_152..=65_535));
+        assert!(config.users.is_empty() && config.allow_peers.is_empty());
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_users_add_up() {
+        let users = file("# comment\n\nbob:b:b\n", 0o600);
+        let config = file(
+            &format!(
+                "listen = [\"127.0.0.1:1\"]\nrealm = \"file\"\nuser = [\"alice:a\"]\nuser-file = {:?}\n\
+                 allow-peer = [\"10.0.0.0/8\", \"::1\"]\nrelay-ports = \"1000-2000\"\nallocations-max = 5\n",
+                users.path()
+            ),
+            0o640,
+        );
+        let path = config.path().to_str().unwrap();
+        let merged =
+            load(&["--config", path, "--realm", "flag", "--user", "carol:c", "--relay-ports", "3000-3001"]);
+        let merged = merged.unwrap();
+        assert_eq!((merged.realm.0.as_str(), merged.relay_ports), ("flag", 3000..=3001));
+        assert_eq!(merged.listen, ["127.0.0.1:1".parse().unwrap()]);
+        let users: Vec<_> =
+            merged.users.iter().map(|user| (user.name.as_str(), user.password.as_str())).collect();
+        assert_eq!(users, [("alice", "a"), ("bob", "b:b"), ("carol", "c")]);
+        assert_eq!(merged.allow_peers, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
+        assert_eq!(merged.allocations_max, 5);
+    }
+
+    #[test]
+    fn errors_in_files_name_file_line_and_remedy() {
+        for (content, line, hint) in [
+            ("realm = \"a\"\nrelay-ports = \"9\"\n", 2, "LOW-HIGH"),
+            ("\n\nusers = []\n", 3, "unknown field"),
+            ("\nallow-peer = [\n  \"10.0.0.0/8\",\n  \"10.0.0.0/33\",\n]\n", 2, "\"10.0.0.0/33\" is no"),
+            ("listen = [\"127.0.0.1\"]\n", 1, "socket address"),
+            ("realm = \"\"\n", 1, "1 to 255 bytes"),
+            ("external-ip = [\"8.8.8.8/::1\"]\n", 1, "same family"),
+            ("user = [\"alice\"]\n", 1, "NAME:PASSWORD"),
+            ("realm = \n", 1, ""),
+        ] {
+            let config = file(content, 0o600);
+            let path = config.path().to_str().unwrap();
+            let error = load(&["--config", path]).unwrap_err();
+            assert!(error.starts_with(&format!("{path}:{line}: ")) && error.contains(hint), "{error}");
+        }
+        let users = file("alice:a\nbob\n", 0o600);
+        let path = users.path().to_str().unwrap();
+        let error = load(&["--user-file", path]).unwrap_err();
+        assert_eq!(error, format!("{path}:2: a user is NAME:PASSWORD, for example alice:secret"));
+    }
+
+    #[test]
+    fn passwords_that_everyone_can_read_are_refused() {
+        let users = file("alice:a\n", 0o604);
+        let path = users.path().to_str().unwrap();
+        let error = load(&["--user-file", path]).unwrap_err();
+        assert!(error.contains(&format!("chmod 600 {path}")), "{error}");
+        let config = file("user = [\"alice:a\"]\n", 0o644);
+        assert!(load(&["--config", config.path().to_str().unwrap()]).unwrap_err().contains("chmod 600"));
+        let harmless = file("realm = \"a\"\n", 0o644);
+        assert!(load(&["--config", harmless.path().to_str().unwrap()]).is_ok());
+        assert!(
+            load(&["--config", "/nonexistent/relay.toml"]).unwrap_err().contains("/nonexistent/relay.toml")
+        );
+    }
+
+    #[test]
+    fn flags_that_make_no_sense_say_what_would() {
+        for (flags, hint) in [
+            (&["--relay-ports", "5-4"][..], "not above"),
+            (&["--relay-ports", "0-4"], "at least 1"),
+            (&["--user", "alice"], "NAME:PASSWORD"),
+            (&["--user", ":x"], "empty"),
+            (&["--external-ip", "host"], "PUBLIC/LOCAL"),
+            (&["--admin", "127.0.0.1:9000"], "not supported yet"),
+            (&["--relay-address", "0.0.0.0"], "wildcard"),
+            (&["--relay-address", "192.0.2.1", "192.0.2.2"], "one address of each family"),
+            (&["--io", "suspend", "--completions", "inline"], "--io uring"),
+            (&["--listen", "3478"], "--listen"),
+        ] {
+            let error = load(flags).unwrap_err();
+            assert!(error.contains(hint), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn passwords_do_not_show_in_debug_output() {
+        let login: Login = "alice:secret".parse().unwrap();
+        assert_eq!(format!("{login:?}"), "\"alice\":…");
+    }
+}

@@ -1,3 +1,7 @@
-//! (in progress)
+//! `towpath-relay`: see `towpath-relay --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    relay::cli::main(std::env::args_os())
+}

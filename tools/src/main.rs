@@ -1,3 +1,7 @@
-//! (in progress)
+//! `towpath-lab`: see [`tools::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tools::cli::main(std::env::args_os())
+}

@@ -120,6 +120,9 @@ pub trait Egress {
     /// Only what ends the program: a broken ring or descriptor.
     fn flush(&mut self, now: Instant) -> io::Result<Flush>;
 
+    /// Called when the loop is about to wait for input: time to do what nobody waits for.
+    fn idle(&mut self) {}
+
     /// Packets appended whose fate is not known yet.
     fn pending(&self) -> u64;
 

@@ -38,6 +38,7 @@ pub struct Epoll {
     batch: ReceiveBatch,
     device: Box<[u8]>,
     polls: u64,
+    more: bool,
     stats: IngressStats,
 }
 
@@ -54,6 +55,7 @@ impl Epoll {
             batch: ReceiveBatch::new(BATCH, RECEIVE_LEN),
             device: vec![0; DEVICE_LEN].into(),
             polls: 0,
+            more: false,
             stats: IngressStats::default(),
         })
     }
@@ -100,6 +102,7 @@ impl Epoll {
                 entry.width = (entry.width * 4).min(BATCH);
             }
             entry.full_in = self.polls;
+            self.more |= entry.width > 1;
         }
         for arrival in self.batch.iter_mut() {
             if let Some(dropped) = arrival.dropped {
@@ -175,6 +178,7 @@ impl Ingress for Epoll {
             tv_nsec: timeout.subsec_nanos().into(),
         });
         self.polls += 1;
+        self.more = false;
         self.stats.system_calls += 1;
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
@@ -193,8 +197,13 @@ impl Ingress for Epoll {
                 result = result.and(self.read_source(token, handler));
             }
         }
+        self.more |= events.len() == EVENTS;
         self.events = events;
         result
+    }
+
+    fn has_more(&self) -> bool {
+        self.more
     }
 
     fn stats(&self) -> IngressStats {

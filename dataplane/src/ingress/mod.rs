@@ -128,6 +128,9 @@ pub trait Ingress {
     /// Only what ends the program: a broken descriptor or ring.
     fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()>;
 
+    /// Whether the last [`Ingress::poll`] stopped at its own bound, so that the next will not have to wait.
+    fn has_more(&self) -> bool;
+
     /// Figures so far.
     fn stats(&self) -> IngressStats;
 }

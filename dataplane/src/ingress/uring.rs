@@ -205,6 +205,10 @@ impl Ingress for UringIngress {
         result
     }
 
+    fn has_more(&self) -> bool {
+        self.ring.has_completions()
+    }
+
     fn stats(&self) -> IngressStats {
         self.stats
     }

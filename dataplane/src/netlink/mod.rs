@@ -16,6 +16,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 pub use error::Error;
+pub use ipnet::{IpNet, Ipv4Net};
 pub use link::{Address, LinkStats};
 pub use qdisc::QdiscStats;
 

@@ -57,6 +57,20 @@ impl Handle {
         })
     }
 
+    /// Removes the discipline at an interface's root; the kernel's default takes its place.
+    ///
+    /// # Errors
+    /// ENOENT when it has the default already.
+    pub fn delete_qdisc(&mut self, index: u32) -> Result<(), Error> {
+        let mut message = TcMessage::with_index(index.cast_signed());
+        message.header.parent = TcHandle::ROOT;
+        self.change(
+            &format!("remove the queueing discipline of interface {index}"),
+            RouteNetlinkMessage::DelQueueDiscipline(message),
+            0,
+        )
+    }
+
     /// The counters of the discipline at an interface's root.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! ChannelData: four bytes in front of a payload (RFC 8656 section 12.4).
 //!
 //! ```text
-//!  |  channel number 0x4000-0x4FFF |  payload length               |
+//!  |  channel number, 01…           |  payload length               |
 //!  |  payload …                                                    |
 //! ```
 //! Over UDP there is no padding; bytes behind the payload are ignored.
@@ -9,20 +9,30 @@
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 4;
 
-/// A channel number that RFC 8656 section 12 allows: 0x4000 to 0x4FFF.
+/// A channel number: its two highest bits are 01, which tells ChannelData from STUN.
+///
+/// RFC 8656 section 12 gives out 0x4000 to 0x4FFF ([`ChannelNumber::MIN`] to [`ChannelNumber::MAX`]); choose from
+/// these. RFC 5766 went up to 0x7FFF, and clients of its time still pick at random from all of them (Debian's
+/// turnutils_uclient does), so reading takes them all and [`ChannelNumber::is_assigned`] tells them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelNumber(u16);
 
 impl ChannelNumber {
     /// The lowest number.
     pub const MIN: Self = Self(0x4000);
-    /// The highest number.
+    /// The highest number of RFC 8656.
     pub const MAX: Self = Self(0x4fff);
 
-    /// `None` outside 0x4000..=0x4FFF.
+    /// `None` outside 0x4000..=0x7FFF.
     #[must_use]
     pub const fn new(number: u16) -> Option<Self> {
-        if number >= Self::MIN.0 && number <= Self::MAX.0 { Some(Self(number)) } else { None }
+        if number >> 14 == 1 { Some(Self(number)) } else { None }
+    }
+
+    /// Whether RFC 8656 gives the number out.
+    #[must_use]
+    pub const fn is_assigned(self) -> bool {
+        self.0 <= Self::MAX.0
     }
 
     /// The number on the wire.
@@ -48,7 +58,7 @@ impl<'a> ChannelData<'a> {
         datagram.first().is_some_and(|first| first >> 6 == 1)
     }
 
-    /// Reads the header. `None` when the datagram is shorter than it says, or the number is reserved.
+    /// Reads the header. `None` when the datagram is shorter than it says, or is no ChannelData.
     #[must_use]
     pub fn parse(datagram: &'a [u8]) -> Option<Self> {
         let (&[a, b, c, d], rest) = datagram.split_first_chunk::<HEADER_LEN>()?;
@@ -91,13 +101,22 @@ mod tests {
     }
 
     #[test]
-    fn reserved_numbers_are_refused() {
-        for (number, allowed) in
-            [(0x3fff, false), (0x4000, true), (0x4fff, true), (0x5000, false), (0x7fff, false)]
-        {
-            assert_eq!(ChannelNumber::new(number).is_some(), allowed, "{number:#x}");
+    fn numbers_start_with_the_bits_01() {
+        for (number, readable, assigned) in [
+            (0x3fff, false, false),
+            (0x4000, true, true),
+            (0x4fff, true, true),
+            (0x5000, true, false),
+            (0x7fff, true, false),
+            (0x8000, false, false),
+        ] {
+            let parsed = ChannelNumber::new(number);
+            assert_eq!(
+                (parsed.is_some(), parsed.is_some_and(ChannelNumber::is_assigned)),
+                (readable, assigned)
+            );
             let [a, b] = u16::to_be_bytes(number);
-            assert_eq!(ChannelData::parse(&[a, b, 0, 0]).is_some(), allowed, "{number:#x}");
+            assert_eq!(ChannelData::parse(&[a, b, 0, 0]).is_some(), readable, "{number:#x}");
         }
         assert!(ChannelData::is_channel_data(&[0x7f]) && !ChannelData::is_channel_data(&[0x00]));
         assert!(!ChannelData::is_channel_data(&[0x80]) && !ChannelData::is_channel_data(&[]));

@@ -1,6 +1,7 @@
 //! The parser: checks a datagram once, then hands out attributes that borrow from it.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use super::attribute::{
     AddressFamily, AttributeType, BadAttribute, ErrorCode, Icmp, decode_address, xor_address,
@@ -295,6 +296,19 @@ impl<'a> Message<'a> {
         self.first(AttributeType::DATA)
     }
 
+    /// Where DATA's value lies in the datagram, so that it can be forwarded from there.
+    #[must_use]
+    pub fn data_range(&self) -> Option<Range<usize>> {
+        let mut attributes = self.attributes();
+        loop {
+            let start = attributes.offset + 4;
+            let attribute = attributes.next()?;
+            if attribute.kind == AttributeType::DATA {
+                return Some(start..start + attribute.value.len());
+            }
+        }
+    }
+
     /// ERROR-CODE, 300 to 699, without its reason phrase.
     ///
     /// # Errors
@@ -318,7 +332,7 @@ impl<'a> Message<'a> {
     /// CHANNEL-NUMBER.
     ///
     /// # Errors
-    /// When it is not four bytes long or the number is reserved.
+    /// When it is not four bytes long or no ChannelData could carry the number.
     pub fn channel_number(&self) -> Result<Option<ChannelNumber>, BadAttribute> {
         self.decoded(AttributeType::CHANNEL_NUMBER, |value| {
             let &[high, low, _, _] = value else { return None };

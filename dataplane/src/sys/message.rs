@@ -41,7 +41,7 @@ impl Default for SendHeader {
 }
 
 /// A `struct msghdr` that names nothing.
-pub(super) fn empty_message() -> libc::msghdr {
+pub(super) const fn empty_message() -> libc::msghdr {
     libc::msghdr {
         msg_name: std::ptr::null_mut(),
         msg_namelen: 0,
@@ -97,6 +97,11 @@ impl SendHeader {
             msg_controllen: control_len,
             msg_flags: 0,
         };
+    }
+
+    /// What goes into an array for `sendmmsg`; points into this header.
+    pub(super) fn copy_of_message(&self) -> libc::msghdr {
+        self.message
     }
 
     /// What `sendmsg` takes.

@@ -250,6 +250,13 @@ impl ReceiveRing {
         }
     }
 
+    /// Whether completions are waiting.
+    #[must_use]
+    pub fn has_completions(&self) -> bool {
+        // SAFETY: this only compares head and tail; the queue is dropped with the head it was made with.
+        unsafe { !self.ring.completion_shared().is_empty() }
+    }
+
     /// Hands over up to 64 completions, in order, and gives their buffers back. The answer is how many there were.
     pub fn drain(&mut self, mut each: impl FnMut(Event<'_>)) -> usize {
         let mut events = [(0u64, 0i32, 0u32); BATCH];
@@ -277,8 +284,14 @@ impl ReceiveRing {
 
 impl Drop for ReceiveRing {
     fn drop(&mut self) {
-        // Waits until nothing is armed any more, so that the kernel writes into no buffer after it is unmapped.
+        // Waits until nothing is armed any more, so that the kernel writes into no buffer after it is unmapped; then
+        // takes the last completions, with which the kernel lets go of the descriptors.
         let _ = self.ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
+        for _ in 0..64 {
+            if self.wait(Some(Duration::from_millis(1))).is_err() || self.drain(|_| {}) == 0 {
+                break;
+            }
+        }
         let _ = self.ring.submitter().unregister_buf_ring(GROUP);
     }
 }

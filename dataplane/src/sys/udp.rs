@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -27,11 +28,23 @@ pub struct UdpOptions {
     pub send_buffer: usize,
     /// Learn the local address of each datagram (IP_PKTINFO); needed on wildcard addresses.
     pub packet_info: bool,
+    /// How long a taken address is tried again. After a crash the kernel takes some 40 ms to let go of sockets that a
+    /// ring had receives armed on, so what listens on a fixed port should ask for [`LISTEN_PATIENCE`].
+    pub patience: Duration,
 }
+
+/// For how long a listening socket tries to get its address.
+pub const LISTEN_PATIENCE: Duration = Duration::from_millis(250);
 
 impl Default for UdpOptions {
     fn default() -> Self {
-        Self { gro: true, receive_buffer: 8 << 20, send_buffer: 8 << 20, packet_info: true }
+        Self {
+            gro: true,
+            receive_buffer: 8 << 20,
+            send_buffer: 8 << 20,
+            packet_info: true,
+            patience: Duration::ZERO,
+        }
     }
 }
 
@@ -70,7 +83,7 @@ impl UdpSocket {
             };
             socket::set_option(socket.as_fd(), level, name, 1)?;
         }
-        socket.bind(&address.into())?;
+        bind_patiently(&socket, address, options.patience)?;
         if options.gro {
             // Kernels before 5.0 lack it; datagrams then arrive one by one and everything else works.
             let _ = socket::set_option(socket.as_fd(), libc::IPPROTO_UDP, message::UDP_GRO, 1);
@@ -124,6 +137,21 @@ impl UdpSocket {
     }
 }
 
+/// Binds, and tries again every 10 ms while the address is taken and there is patience left.
+fn bind_patiently(socket: &Socket, address: SocketAddr, patience: Duration) -> io::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut waited = Duration::ZERO;
+    loop {
+        match socket.bind(&address.into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && waited < patience => {
+                std::thread::sleep(PAUSE);
+                waited += PAUSE;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// One `sendmsg` of a datagram or superpacket with `MSG_DONTWAIT`.
 ///
 /// # Errors
@@ -150,6 +178,28 @@ pub fn send_message(fd: &OwnedFd, target: &Target, bytes: &[u8], segment_size: u
             return Err(error);
         }
     }
+}
+
+/// Datagrams or superpackets sent by one call of [`send_batch`].
+pub const SEND_BATCH: usize = 64;
+
+/// One `sendmmsg` with `MSG_DONTWAIT` of up to [`SEND_BATCH`] (target, bytes, segment size); the answer is how many the
+/// kernel took. It stops at the first that fails.
+///
+/// # Errors
+/// What sendmmsg(2) answers about the first.
+pub fn send_batch(fd: BorrowedFd<'_>, items: &[(Target, &[u8], usize)]) -> io::Result<usize> {
+    let mut sends: [SendHeader; SEND_BATCH] = std::array::from_fn(|_| SendHeader::default());
+    let mut headers = [const { libc::mmsghdr { msg_hdr: message::empty_message(), msg_len: 0 } }; SEND_BATCH];
+    let count = items.len().min(SEND_BATCH);
+    for ((send, header), (target, bytes, segment_size)) in sends.iter_mut().zip(&mut headers).zip(items) {
+        send.prepare(target, bytes.as_ptr().cast_mut(), bytes.len(), *segment_size);
+        header.msg_hdr = send.copy_of_message();
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `headers` point into `sends` and at the items' bytes, all of which live and stay put until the call returns.
+    let sent = unsafe { libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count as u32, flags) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
 /// Buffers for one `recvmmsg`.

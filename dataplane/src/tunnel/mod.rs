@@ -1,1 +1,417 @@
-//! (in progress)
+//! The WireGuard endpoint without I/O: datagrams, packets and the time go in; sealed and opened packets, control
+//! messages and the next deadline come out.
+//!
+//! Data answers by return value, straight into memory the caller owns. Control messages (handshakes, cookies,
+//! keepalives) leave through [`Tunnel::poll_transmit`]; drain it after every input. Packets that had to wait for a
+//! handshake leave through [`Tunnel::poll_staged`].
+//!
+//! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of cookies.
+
+pub mod app;
+pub mod key;
+pub mod noise;
+pub mod peer;
+pub mod routes;
+pub mod setup;
+
+mod incoming;
+mod limiter;
+mod staged;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
+
+pub use self::incoming::Opened;
+use self::key::{PublicKey, SecretKey};
+use self::limiter::Limiter;
+use self::noise::{CONTROL_LEN, Identity, Noise, PEER_TAG_BITS};
+use self::peer::Peer;
+pub use self::peer::{Path, PeerConfig, PeerIndex, PeerStats};
+use self::routes::AllowedIps;
+use self::timers::{Due, JITTER_MS, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
+use crate::drops::{Cause, Drops};
+use crate::packet::Packet;
+use crate::wire::ip;
+use crate::wire::wireguard::{DATA_OVERHEAD, PADDING};
+
+/// Timers are looked at no more often than this: with many peers one look is a walk over all of them.
+pub const TIMER_GRANULARITY: Duration = Duration::from_millis(50);
+/// Control messages that may wait to be polled. An input makes two at most; a walk over the timers stops at half.
+const CONTROL_MAX: usize = 512;
+
+/// What an endpoint is made of.
+#[derive(Debug)]
+pub struct TunnelConfig {
+    /// Who we are.
+    pub private_key: SecretKey,
+    /// MTU of the TUN device, bytes; packets are not padded beyond it.
+    pub mtu: usize,
+    /// Who else there is.
+    pub peers: Vec<PeerConfig>,
+    /// Seeds indices, jitter and hash keys; random.
+    pub seed: u64,
+    /// Keys cookies; random.
+    pub cookie_secret: [u8; 32],
+}
+
+/// A control message and where it goes.
+#[derive(Clone, Debug)]
+pub struct Transmit {
+    /// How it leaves.
+    pub path: Path,
+    bytes: [u8; CONTROL_LEN],
+    len: usize,
+}
+
+impl Transmit {
+    /// The message.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// A WireGuard endpoint.
+pub struct Tunnel {
+    identity: Identity,
+    mtu: usize,
+    peers: Vec<Peer>,
+    by_key: std::collections::HashMap<PublicKey, PeerIndex, FixedState>,
+    /// By the upper 24 bits of the session indices we choose.
+    by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
+    routes: AllowedIps,
+    limiter: Limiter,
+    control: VecDeque<Transmit>,
+    /// Peers whose staged packets can leave.
+    unstaging: VecDeque<PeerIndex>,
+    staged_bytes: usize,
+    rng: Xoshiro256PlusPlus,
+    /// No timer runs out before this.
+    wake: Option<Instant>,
+    drops: Drops,
+    control_overflows: u64,
+}
+
+impl Tunnel {
+    /// Makes the endpoint. Peers with a path and a persistent keepalive start a handshake at the first
+    /// [`Tunnel::handle_timeout`]. Of two peers with one public key, or with one prefix, the later has it.
+    #[must_use]
+    pub fn new(config: &TunnelConfig, now: Instant) -> Self {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
+        let mut tunnel = Self {
+            identity: Identity::new(&config.private_key, &config.cookie_secret),
+            mtu: config.mtu,
+            peers: Vec::with_capacity(config.peers.len()),
+            by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
+            by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
+            routes: AllowedIps::new(rng.next_u64()),
+            limiter: Limiter::new(rng.next_u64(), now),
+            control: VecDeque::with_capacity(CONTROL_MAX),
+            unstaging: VecDeque::new(),
+            staged_bytes: 0,
+            rng,
+            wake: None,
+            drops: Drops::default(),
+            control_overflows: 0,
+        };
+        for (index, peer) in (0..).map(PeerIndex).zip(&config.peers) {
+            tunnel.add_peer(index, peer, now);
+        }
+        tunnel
+    }
+
+    /// Our own public key.
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        self.identity.public_key()
+    }
+
+    /// The peer that a packet for the network behind the tunnel goes to.
+    ///
+    /// # Errors
+    /// [`Cause::MalformedInner`] or [`Cause::NoRoute`]; not counted yet, see [`Tunnel::count_drop`].
+    pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
+        let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
+        self.routes.find(header.destination).ok_or(Cause::NoRoute)
+    }
+
+    /// Pads a packet as it has to be before [`Tunnel::seal`]: with zeros to a multiple of 16, not beyond the MTU.
+    pub fn pad(&self, packet: &mut Packet) {
+        let len = packet.len();
+        let padded = len.next_multiple_of(PADDING).min(self.mtu).max(len);
+        // The tailroom of a packet is larger than any padding.
+        let _ = packet.pad_to(PADDING);
+        packet.truncate(padded);
+    }
+
+    /// How long a padded packet becomes by [`Tunnel::seal`], bytes.
+    #[must_use]
+    pub fn sealed_len(padded: usize) -> usize {
+        padded + DATA_OVERHEAD
+    }
+
+    /// Where packets for `peer` can be sent to at once; `None` when they have to be staged.
+    pub fn ready(&mut self, peer: PeerIndex, now: Instant) -> Option<Path> {
+        let peer = &mut self.peers[peer.0 as usize];
+        if peer.slept_past_expiry(now) {
+            peer.noise.forget_sessions(&self.identity);
+        }
+        peer.noise.usable(now)?;
+        peer.path
+    }
+
+    /// Seals a padded packet for `peer` into `out`, which is exactly [`Tunnel::sealed_len`] long: the memory it
+    /// leaves from. `false`, and nothing counted, when [`Tunnel::ready`] would have said no.
+    #[must_use]
+    pub fn seal(&mut self, index: PeerIndex, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
+        let jitter = self.jitter();
+        let peer = &mut self.peers[index.0 as usize];
+        if !peer.noise.seal(packet, out, now) {
+            return false;
+        }
+        peer.stats.sent_packets += 1;
+        peer.stats.sent_bytes += packet.len() as u64;
+        peer.timers.data_sent(jitter, now);
+        peer.timers.anything_sent(now);
+        self.renew_if_worn(index, now);
+        self.arm(index);
+        true
+    }
+
+    /// Keeps a packet until a handshake is over, and starts one. What cannot be kept is counted.
+    pub fn stage(&mut self, index: PeerIndex, packet: &[u8], now: Instant) {
+        let peer = &mut self.peers[index.0 as usize];
+        if peer.path.is_none() && !peer.awaits_path {
+            self.drops.count(Cause::NoEndpoint);
+            return;
+        }
+        peer.staged.push(packet, &mut self.staged_bytes, &mut self.drops, now);
+        self.start_handshake(index, now);
+        self.arm(index);
+    }
+
+    /// The next packet that no longer has to wait, in order for each peer. Seal it for the peer returned.
+    pub fn poll_staged(&mut self, out: &mut Packet, now: Instant) -> Option<PeerIndex> {
+        while let Some(&index) = self.unstaging.front() {
+            let peer = &mut self.peers[index.0 as usize];
+            let usable = peer.noise.usable(now).is_some() && peer.path.is_some();
+            if usable
+                && let Some(packet) = peer.staged.pop(&mut self.staged_bytes)
+                && out.copy_from(&packet).is_some()
+            {
+                return Some(index);
+            }
+            peer.unstaging = false;
+            self.unstaging.pop_front();
+        }
+        None
+    }
+
+    /// The next control message.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.control.pop_front()
+    }
+
+    /// When [`Tunnel::handle_timeout`] wants to be called; O(1).
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    /// Does what is due. Costs nothing when nothing is.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.wake.is_none_or(|wake| wake > now) {
+            return;
+        }
+        let mut next: Option<Instant> = None;
+        for index in (0..self.peers.len() as u32).map(PeerIndex) {
+            if self.control.len() >= CONTROL_MAX / 2 {
+                // The rest at the next call, when these have left; who has been served is no longer due.
+                next = Some(now);
+                break;
+            }
+            self.handle_peer_timeout(index, now);
+            let peer_next = self.peers[index.0 as usize].next_timeout();
+            next = [next, peer_next].into_iter().flatten().min();
+        }
+        self.wake = next.map(|next| next.max(now + TIMER_GRANULARITY));
+    }
+
+    /// Where `peer` is reached now.
+    #[must_use]
+    pub fn path(&self, peer: PeerIndex) -> Option<Path> {
+        self.peers[peer.0 as usize].path
+    }
+
+    /// Sets where `peer` is reached, and starts a handshake if anything waits for that. `None` says that the way is
+    /// being made anew: packets wait for it.
+    pub fn set_path(&mut self, index: PeerIndex, path: Option<Path>, now: Instant) {
+        let peer = &mut self.peers[index.0 as usize];
+        let was_unreachable = peer.path.is_none();
+        peer.path = path;
+        peer.awaits_path = path.is_none();
+        if path.is_some() && was_unreachable {
+            peer.timers.persistent_now(now);
+            if !peer.staged.is_empty() {
+                self.start_handshake(index, now);
+            }
+        }
+        self.arm(index);
+    }
+
+    /// Figures of one peer.
+    #[must_use]
+    pub fn stats(&self, peer: PeerIndex) -> PeerStats {
+        self.peers[peer.0 as usize].stats
+    }
+
+    /// Counts a packet the caller could not hand over.
+    pub fn count_drop(&mut self, cause: Cause) {
+        self.drops.count(cause);
+    }
+
+    /// Packets lost in here by cause, those that still wait for a handshake not among them.
+    #[must_use]
+    pub fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    /// Control messages lost because nobody polled for them.
+    #[must_use]
+    pub fn control_overflows(&self) -> u64 {
+        self.control_overflows
+    }
+
+    /// Drops what still waits for handshakes; for the end of the program.
+    pub fn stop(&mut self) {
+        for peer in &mut self.peers {
+            peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
+        }
+    }
+
+    fn add_peer(&mut self, index: PeerIndex, config: &PeerConfig, now: Instant) {
+        let tag = loop {
+            // Random, so that an index tells nothing about how many peers there are or which one it is.
+            let tag = self.rng.next_u32() >> (u32::BITS - PEER_TAG_BITS);
+            if !self.by_tag.contains_key(&tag) {
+                break tag;
+            }
+        };
+        let noise = Noise::new(&self.identity, config.public_key, config.preshared_key.as_ref(), tag);
+        self.peers.push(Peer::new(config, noise, now));
+        self.by_tag.insert(tag, index);
+        self.by_key.insert(config.public_key, index);
+        for prefix in &config.allowed_ips {
+            self.routes.insert(*prefix, index);
+        }
+        self.arm(index);
+    }
+
+    fn handle_peer_timeout(&mut self, index: PeerIndex, now: Instant) {
+        let peer = &mut self.peers[index.0 as usize];
+        peer.staged.expire(&mut self.staged_bytes, &mut self.drops, now);
+        while let Some(due) = self.peers[index.0 as usize].timers.poll(now) {
+            match due {
+                Due::Initiate => {
+                    self.peers[index.0 as usize].forget_source();
+                    self.start_handshake(index, now);
+                }
+                Due::Retransmit => {
+                    self.peers[index.0 as usize].forget_source();
+                    self.initiate(index, now);
+                }
+                Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
+                Due::GiveUp => {
+                    let peer = &mut self.peers[index.0 as usize];
+                    tracing::debug!(peer = %peer.public_key, "handshake given up: no answer");
+                    peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
+                }
+                Due::Erase => self.peers[index.0 as usize].noise.forget_sessions(&self.identity),
+            }
+        }
+    }
+
+    fn send_keepalive(&mut self, index: PeerIndex, persistent: bool, now: Instant) {
+        let peer = &mut self.peers[index.0 as usize];
+        let Some(path) = peer.path else {
+            return;
+        };
+        let mut bytes = [0; CONTROL_LEN];
+        if peer.noise.seal(&[], &mut bytes[..DATA_OVERHEAD], now) {
+            peer.timers.anything_sent(now);
+            self.transmit(path, bytes, DATA_OVERHEAD);
+            self.renew_if_worn(index, now);
+        } else if persistent {
+            self.start_handshake(index, now);
+        }
+    }
+
+    /// Starts a handshake after something was sent under a session that is no longer fresh.
+    fn renew_if_worn(&mut self, index: PeerIndex, now: Instant) {
+        let peer = &self.peers[index.0 as usize];
+        let worn = peer.noise.usable(now).is_none_or(|session| {
+            session.sent >= REKEY_AFTER_MESSAGES || (session.initiator && session.age >= REKEY_AFTER_TIME)
+        });
+        if worn && !peer.timers.handshake_in_progress() {
+            self.start_handshake(index, now);
+        }
+    }
+
+    /// Begins a new series of attempts, unless an initiation left less than 5 s ago.
+    fn start_handshake(&mut self, index: PeerIndex, now: Instant) {
+        let timers = &mut self.peers[index.0 as usize].timers;
+        timers.restart_attempts();
+        if timers.may_initiate(now) {
+            self.initiate(index, now);
+        }
+    }
+
+    fn initiate(&mut self, index: PeerIndex, now: Instant) {
+        let jitter = self.jitter();
+        let peer = &mut self.peers[index.0 as usize];
+        let Some(path) = peer.path else {
+            return;
+        };
+        let mut bytes = [0; CONTROL_LEN];
+        if let Some(len) = peer.noise.initiate(&mut bytes) {
+            peer.timers.initiation_sent(jitter, now);
+            self.transmit(path, bytes, len);
+        }
+        self.arm(index);
+    }
+
+    fn transmit(&mut self, path: Path, bytes: [u8; CONTROL_LEN], len: usize) {
+        if self.control.len() >= CONTROL_MAX {
+            self.control_overflows += 1;
+            return;
+        }
+        self.control.push_back(Transmit { path, bytes, len });
+    }
+
+    /// Notes that staged packets of a peer can leave.
+    fn unstage(&mut self, index: PeerIndex) {
+        let peer = &mut self.peers[index.0 as usize];
+        if !peer.unstaging && !peer.staged.is_empty() {
+            peer.unstaging = true;
+            self.unstaging.push_back(index);
+        }
+    }
+
+    /// Makes sure that the next walk over the timers is not later than this peer needs it.
+    fn arm(&mut self, index: PeerIndex) {
+        let next = self.peers[index.0 as usize].next_timeout();
+        self.wake = [self.wake, next].into_iter().flatten().min();
+    }
+
+    fn jitter(&mut self) -> Duration {
+        Duration::from_millis(u64::from(self.rng.next_u32() % (JITTER_MS + 1)))
+    }
+}

@@ -1,1 +1,18 @@
-//! (in progress)
+//! TURN as a client (RFC 8656 over UDP): bytes and `now` in, datagrams, events and deadlines out.
+//!
+//! ```text
+//!  Absent ──Allocate──► Requested ──success──► Established ──Refresh at half life──┐
+//!    ▲                     │ 401: again, signed     │  ▲───────────────────────────┘
+//!    └──── backoff ◄── failure, no answer ──────────┘  channels and permissions live here
+//! ```
+
+mod channels;
+pub mod client;
+#[cfg(test)]
+mod client_tests;
+mod credentials;
+mod failure;
+mod permissions;
+mod transaction;
+
+pub use client::{Client, ClientConfig, Event, Input};

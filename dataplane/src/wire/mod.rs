@@ -1,1 +1,4 @@
-//! (in progress)
+//! Views over bytes: what a packet says about itself, checked before anyone believes it.
+
+pub mod ip;
+pub mod wireguard;

@@ -1,1 +1,392 @@
-//! (in progress)
+//! The TURN server (RFC 8656) without a socket: datagrams and `now` go in, what to do comes out.
+//!
+//! The data path ([`Server::find`], [`Server::channel_peer`], [`Server::handle_peer`]) looks up one hash table and one
+//! short list, whatever the number of allocations, and neither allocates nor logs. Requests may allocate, but only for
+//! users who proved their password.
+
+mod allocation;
+mod answers;
+pub mod auth;
+pub mod policy;
+pub mod ports;
+pub mod random;
+mod reply;
+mod requests;
+mod table;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::{Range, RangeInclusive};
+use std::time::Instant;
+
+use dataplane::drops::Cause;
+use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, TransactionId};
+
+use self::allocation::State;
+use self::auth::{Credentials, Nonces};
+use self::policy::PeerPolicy;
+use self::ports::Ports;
+use self::random::Random;
+use self::reply::{Refusals, Replies};
+use self::table::Table;
+
+pub use self::allocation::{
+    CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
+};
+pub use self::reply::REALM_LEN_MAX;
+pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
+
+/// Index of a socket that clients send to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Listener(pub u16);
+
+/// A client as the relay sees it: with UDP understood, this is the 5-tuple of RFC 8656 section 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientSocket {
+    /// Where it sends from.
+    pub address: SocketAddr,
+    /// Which of the relay's sockets it sends to.
+    pub listener: Listener,
+    /// Which of the relay's addresses it sends to, when the kernel said so. Answers leave from there.
+    pub local: Option<IpAddr>,
+}
+
+/// A peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerSocket(pub SocketAddr);
+
+/// Index of an allocation. It is not used again before [`Server::handle_relay_closed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AllocationId(pub u32);
+
+/// How an address of this machine is called outside, behind a NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExternalAddress {
+    /// What clients and peers see.
+    pub public: IpAddr,
+    /// What it stands for; every address of the same family when it is not given.
+    pub local: Option<IpAddr>,
+}
+
+/// Which channel numbers clients may bind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelNumbers {
+    /// 0x4000 to 0x4FFF.
+    Rfc8656,
+    /// 0x4000 to 0x7FFF.
+    Rfc5766,
+}
+
+/// What the server is told once.
+#[derive(Debug)]
+pub struct Settings {
+    /// Realm and users. The realm is at most [`REALM_LEN_MAX`] bytes long.
+    pub credentials: Credentials,
+    /// Which peers may be reached.
+    pub policy: PeerPolicy,
+    /// Where relayed ports are taken from; not empty.
+    pub relay_ports: RangeInclusive<u16>,
+    /// Addresses for allocations, the first of each family counts. For a family without one, the address the client
+    /// sent to is taken.
+    pub relay_addresses: Vec<IpAddr>,
+    /// Addresses that are called something else outside.
+    pub external: Vec<ExternalAddress>,
+    /// Which channel numbers clients may bind.
+    pub channel_numbers: ChannelNumbers,
+    /// Most allocations in all; beyond it 508.
+    pub allocations_max: u32,
+    /// Most allocations of one user; beyond it 486.
+    pub allocations_per_user_max: u32,
+}
+
+/// What to do with a datagram from a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FromClient {
+    /// Send this part of the datagram to the peer, through the allocation's socket.
+    Forward {
+        /// Whose socket.
+        allocation: AllocationId,
+        /// Where to.
+        peer: PeerSocket,
+        /// Which part.
+        payload: Range<usize>,
+    },
+    /// Send [`Server::reply`] back to the client.
+    Reply,
+    /// Open a socket on this address, then call [`Server::handle_relay_opened`].
+    OpenRelay {
+        /// For whom.
+        allocation: AllocationId,
+        /// Where.
+        address: SocketAddr,
+    },
+    /// Nothing: it needs no answer.
+    Consumed,
+    /// Nothing: it is lost, for this cause.
+    Drop(Cause),
+}
+
+/// What to do with datagrams from one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromPeer {
+    /// Send them to the client as ChannelData.
+    Channel {
+        /// Where to.
+        client: ClientSocket,
+        /// What to put into the header.
+        number: ChannelNumber,
+    },
+    /// Send them to the client behind [`Server::data_indication`], padded with zero bytes.
+    Indication {
+        /// Where to.
+        client: ClientSocket,
+    },
+    /// Nothing: they are lost, for this cause.
+    Drop(Cause),
+}
+
+/// Why a relay socket could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenFailure {
+    /// Someone outside this program has the port (EADDRINUSE): another one may do.
+    PortTaken,
+    /// Anything else; another port would not help.
+    Other,
+}
+
+/// What to do after an attempt to open a relay socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Send [`Server::reply`] to the client: the allocation is made, or it failed and its index is free again.
+    Reply {
+        /// Where to.
+        client: ClientSocket,
+    },
+    /// Try this address.
+    Retry(SocketAddr),
+    /// Nothing: there is no such allocation any more. Close the socket.
+    Gone,
+}
+
+/// What the server wants done that answers no datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Close the socket of an allocation, then call [`Server::handle_relay_closed`].
+    Close(AllocationId),
+}
+
+/// The TURN server.
+#[derive(Debug)]
+pub struct Server {
+    credentials: Credentials,
+    policy: PeerPolicy,
+    relay_addresses: Vec<IpAddr>,
+    external: Vec<ExternalAddress>,
+    channel_numbers: ChannelNumbers,
+    allocations_max: u32,
+    allocations_per_user_max: u32,
+    nonces: Nonces,
+    ports: Ports,
+    random: Random,
+    table: Table,
+    replies: Replies,
+    refusals: Refusals,
+    commands: VecDeque<Command>,
+}
+
+impl Server {
+    /// A server without allocations. `seed` must be unpredictable.
+    ///
+    /// # Panics
+    /// When the realm is longer than [`REALM_LEN_MAX`] or the port range is empty: check configuration before.
+    #[must_use]
+    pub fn new(settings: Settings, seed: &[u8; 32]) -> Self {
+        assert!(settings.credentials.realm().len() <= REALM_LEN_MAX, "the realm is too long");
+        assert!(!settings.relay_ports.is_empty(), "there are no relay ports");
+        let mut random = Random::from_seed(seed);
+        Self {
+            nonces: Nonces::new(&mut random),
+            ports: Ports::new(settings.relay_ports),
+            credentials: settings.credentials,
+            policy: settings.policy,
+            relay_addresses: settings.relay_addresses,
+            external: settings.external,
+            channel_numbers: settings.channel_numbers,
+            allocations_max: settings.allocations_max,
+            allocations_per_user_max: settings.allocations_per_user_max,
+            random,
+            table: Table::default(),
+            replies: Replies::new(),
+            refusals: Refusals::default(),
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// Takes one datagram from a client.
+    pub fn handle_client(&mut self, client: &ClientSocket, datagram: &[u8], now: Instant) -> FromClient {
+        if ChannelData::is_channel_data(datagram) {
+            return self.handle_channel_data(client, datagram, now).unwrap_or_else(FromClient::Drop);
+        }
+        let Ok(message) = Message::parse(datagram) else {
+            return FromClient::Drop(Cause::MalformedOuter);
+        };
+        if message.verify_fingerprint() == Some(false) || !is_answerable(client.address) {
+            return FromClient::Drop(Cause::MalformedOuter);
+        }
+        match (message.class(), message.method()) {
+            (Class::Request, _) => self.handle_request(client, &message, now),
+            (Class::Indication, Method::Send) => {
+                self.handle_send(client, &message, now).unwrap_or_else(FromClient::Drop)
+            }
+            // A client's keepalive (RFC 8489 section 2).
+            (Class::Indication, Method::Binding) => FromClient::Consumed,
+            // Answering a response would let two servers answer each other for ever.
+            (Class::Indication | Class::Success | Class::Error, _) => FromClient::Drop(Cause::MalformedOuter),
+        }
+    }
+
+    fn handle_channel_data(
+        &self,
+        client: &ClientSocket,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<FromClient, Cause> {
+        let data = ChannelData::parse(datagram).ok_or(Cause::MalformedOuter)?;
+        let allocation = self.find(client, now).ok_or(Cause::NoAllocation)?;
+        let peer = self.channel_peer(allocation, data.number, now)?;
+        let start = dataplane::stun::channel_data::HEADER_LEN;
+        Ok(FromClient::Forward { allocation, peer, payload: start..start + data.payload.len() })
+    }
+
+    /// RFC 8656 section 11.2.
+    fn handle_send(
+        &self,
+        client: &ClientSocket,
+        message: &Message<'_>,
+        now: Instant,
+    ) -> Result<FromClient, Cause> {
+        if !message.unknown_required(requests::KNOWN).is_empty() {
+            return Err(Cause::MalformedOuter);
+        }
+        let (Ok(Some(peer)), Some(payload)) = (message.xor_peer_address(), message.data_range()) else {
+            return Err(Cause::MalformedOuter);
+        };
+        let id = self.find(client, now).ok_or(Cause::NoAllocation)?;
+        let allocation = self.table.get(id).ok_or(Cause::NoAllocation)?;
+        if peer.port() == 0 {
+            return Err(Cause::MalformedOuter);
+        }
+        // The address was judged when it was permitted; what remains is the port.
+        if self.policy.is_own_socket(peer) {
+            return Err(Cause::PolicyPeer);
+        }
+        if !allocation.has_permission(peer.ip(), now) {
+            return Err(Cause::NoPermission);
+        }
+        Ok(FromClient::Forward { allocation: id, peer: PeerSocket(peer), payload })
+    }
+
+    /// The live allocation of a client.
+    #[must_use]
+    pub fn find(&self, client: &ClientSocket, now: Instant) -> Option<AllocationId> {
+        let id = self.table.find(client)?;
+        self.table.get(id)?.is_live(now).then_some(id)
+    }
+
+    /// Where ChannelData of a number goes.
+    ///
+    /// # Errors
+    /// The cause to count.
+    pub fn channel_peer(
+        &self,
+        allocation: AllocationId,
+        number: ChannelNumber,
+        now: Instant,
+    ) -> Result<PeerSocket, Cause> {
+        self.table.get(allocation).ok_or(Cause::NoAllocation)?.channel_peer(number, now)
+    }
+
+    /// Where datagrams go that a peer sent to an allocation's relayed address.
+    #[must_use]
+    pub fn handle_peer(&self, allocation: AllocationId, peer: PeerSocket, now: Instant) -> FromPeer {
+        let Some(allocation) = self.table.get(allocation).filter(|allocation| allocation.is_live(now)) else {
+            return FromPeer::Drop(Cause::NoAllocation);
+        };
+        let client = allocation.client;
+        match allocation.peer_channel(peer, now) {
+            Ok(Some(number)) => FromPeer::Channel { client, number },
+            Ok(None) => FromPeer::Indication { client },
+            Err(cause) => FromPeer::Drop(cause),
+        }
+    }
+
+    /// What precedes a payload of `len` bytes in a Data indication; [`dataplane::stun::writer::padding`] zero bytes
+    /// follow it. `None` when the payload is too long.
+    pub fn data_indication(&mut self, peer: PeerSocket, len: usize) -> Option<&[u8]> {
+        let transaction = TransactionId(self.random.bytes());
+        self.replies.data_indication(transaction, peer.0, len)
+    }
+
+    /// The answer to send after [`FromClient::Reply`] or [`Opened::Reply`].
+    #[must_use]
+    pub fn reply(&self) -> &[u8] {
+        self.replies.bytes()
+    }
+
+    /// Deletes allocations that have run out.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(id) = self.table.expired(now) {
+            self.close(id);
+        }
+    }
+
+    /// When [`Server::handle_timeout`] wants to be called; O(1).
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.table.next_deadline()
+    }
+
+    /// The next thing to do that answers no datagram.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// Allocations, those included whose socket is still being opened or closed.
+    #[must_use]
+    pub fn allocations(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Requests answered with an error so far, by error code; codes that were not used are left out.
+    pub fn refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.refusals.iter()
+    }
+
+    /// The socket of a deleted allocation is closed: its index and port are free again.
+    pub fn handle_relay_closed(&mut self, id: AllocationId) {
+        if let Some(allocation) = self.table.free(id) {
+            debug_assert_eq!(allocation.state, State::Closing);
+            self.ports.release(allocation.relayed.ip(), allocation.relayed.port());
+        }
+    }
+
+    /// Takes a live allocation from its client and asks for its socket to be closed.
+    fn close(&mut self, id: AllocationId) {
+        self.table.detach(id);
+        if let Some(allocation) = self.table.get_mut(id) {
+            allocation.state = State::Closing;
+            self.credentials.user_mut(allocation.user).allocations -= 1;
+            self.commands.push_back(Command::Close(id));
+        }
+    }
+}
+
+/// Whether an answer to this address could reach one honest host: not port 0, multicast or broadcast.
+fn is_answerable(client: SocketAddr) -> bool {
+    let ip = client.ip();
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    client.port() != 0 && !ip.is_multicast() && !ip.is_unspecified() && !is_broadcast
+}
+
+#[cfg(test)]
+mod tests;

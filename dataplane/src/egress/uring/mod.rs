@@ -371,6 +371,13 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
         Ok(if self.waiting.is_empty() && !self.unsettled { Flush::Done } else { Flush::Waiting })
     }
 
+    /// Reaps before the loop goes to sleep: the slot used next is then the one still in the cache, and the completion
+    /// thread is left alone.
+    fn idle(&mut self) {
+        self.completer.try_reap();
+        self.recycle();
+    }
+
     fn pending(&self) -> u64 {
         let (sent, _) = self.completer.sent();
         self.stats.offered - sent - self.stats.drops.total()

@@ -1,0 +1,103 @@
+//! A bounded open-loop load and a sink, in the benchmark's own process.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use dataplane::ingress::Meta;
+use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// What is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Datagrams a second.
+    pub rate: u64,
+    /// Bytes in a datagram.
+    pub size: usize,
+    /// Datagrams that leave in one superpacket.
+    pub burst: usize,
+    /// How long.
+    pub duration: Duration,
+}
+
+/// What was sent and what arrived at the sink, in datagrams.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counted {
+    /// Sent.
+    pub sent: u64,
+    /// Arrived.
+    pub arrived: u64,
+}
+
+/// Sends `load` round robin (shuffled by a multiplicative step) to `targets` and counts what arrives at `sink`.
+///
+/// # Errors
+/// When a socket cannot be had.
+#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+pub fn run(load: Load, targets: &[SocketAddr], sink: &UdpSocket) -> io::Result<Counted> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let source = UdpSocket::bind(any, &UdpOptions::default())?;
+    let (stop, arrived) = (AtomicBool::new(false), AtomicU64::new(0));
+    let sent = std::thread::scope(|scope| {
+        scope.spawn(|| count(sink, &stop, &arrived));
+        let bytes = vec![0x5a; load.size * load.burst];
+        let interval = Duration::from_secs(1).mul_f64(load.burst as f64 / load.rate as f64);
+        let (start, mut sent, mut due) = (Instant::now(), 0u64, Duration::ZERO);
+        let mut position = 0usize;
+        while due < load.duration {
+            let elapsed = start.elapsed();
+            if elapsed < due {
+                std::thread::sleep((due - elapsed).min(Duration::from_micros(500)));
+                continue;
+            }
+            position = (position + 7919) % targets.len();
+            if source.send_segments(targets[position], None, 0, &bytes, load.size).is_ok() {
+                sent += load.burst as u64;
+            }
+            due += interval;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        stop.store(true, Ordering::Relaxed);
+        sent
+    });
+    Ok(Counted { sent, arrived: arrived.into_inner() })
+}
+
+fn count(sink: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) {
+    let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
+    while !stop.load(Ordering::Relaxed) {
+        let mut fds = [PollFd::from_borrowed_fd(sink.fd().as_fd(), PollFlags::IN)];
+        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 }));
+        while sink.receive_batch(&mut batch).is_ok_and(|count| count > 0) {
+            for arrival in batch.iter_mut() {
+                if let Some(Meta::Udp { segment_size, .. }) = arrival.meta {
+                    arrived.fetch_add(
+                        arrival.bytes.len().div_ceil(segment_size.max(1)) as u64,
+                        Ordering::Relaxed,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// CPU time of every thread of a process so far, from `/proc/PID/task/*/schedstat`, in seconds.
+#[must_use]
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return 0.0 };
+    let texts =
+        tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
+    let nanoseconds = texts.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+    nanoseconds.sum::<u64>() as f64 / 1e9
+}
+
+/// Resident memory of a process, in KiB.
+#[must_use]
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}

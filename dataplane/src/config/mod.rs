@@ -1,0 +1,207 @@
+//! The tunnel's configuration file: wg-quick's format, with the relay in comments that `wg` does not see.
+//!
+//! ```ini
+//! [Interface]
+//! PrivateKeyFile = wg0.key
+//! Address = 10.0.0.1/24, fd00::1/64
+//! #towpath: Relay = turn:relay.example:3478
+//! #towpath: RelayUsername = alice
+//! #towpath: RelayPasswordFile = wg0.relay-password
+//!
+//! [Peer]
+//! PublicKey = …
+//! AllowedIPs = 10.0.0.2/32
+//! Endpoint = 192.0.2.1:51820
+//! ```
+
+mod parse;
+mod value;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use zeroize::Zeroizing;
+
+pub use self::value::{Endpoint, Host};
+use crate::tunnel::key::{PublicKey, SecretKey};
+
+/// MTU when the file says nothing, bytes: what every IPv6 link carries (RFC 8200 section 5).
+pub const DEFAULT_MTU: u16 = 1_280;
+/// The largest MTU, bytes.
+pub const MTU_MAX: u16 = 9_000;
+/// The smallest MTU with IPv6 addresses, bytes.
+pub const MTU_MIN_IPV6: u16 = 1_280;
+/// The smallest MTU without, bytes.
+pub const MTU_MIN_IPV4: u16 = 576;
+/// No configuration or key file is longer than this, bytes: 65,536 peers fit several times.
+const FILE_MAX: u64 = 64 << 20;
+
+/// What a configuration file says.
+#[derive(Debug)]
+pub struct Config {
+    /// Our private key.
+    pub private_key: SecretKey,
+    /// Our addresses inside the tunnel.
+    pub addresses: Vec<IpNet>,
+    /// UDP port; zero lets the kernel choose.
+    pub listen_port: u16,
+    /// MTU of the interface, bytes.
+    pub mtu: u16,
+    /// The relay to go through.
+    pub relay: Option<RelayConfig>,
+    /// The peers, in the order of the file.
+    pub peers: Vec<PeerSection>,
+}
+
+/// A TURN relay and the credentials for it.
+#[derive(Debug)]
+pub struct RelayConfig {
+    /// Where it listens.
+    pub server: Endpoint,
+    /// The user.
+    pub username: String,
+    /// The password.
+    pub password: Password,
+}
+
+/// A password that does not show itself and is wiped when dropped.
+#[derive(Clone)]
+pub struct Password(Zeroizing<String>);
+
+impl Password {
+    /// The password, for the protocol.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Password(…)")
+    }
+}
+
+/// One `[Peer]` section.
+#[derive(Debug)]
+pub struct PeerSection {
+    /// Line of its heading.
+    pub line: usize,
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// A secret shared beforehand.
+    pub preshared_key: Option<SecretKey>,
+    /// Prefixes it may send from and that are sent to it.
+    pub allowed_ips: Vec<IpNet>,
+    /// Where it is reached, and on which line that stands.
+    pub endpoint: Option<(Endpoint, usize)>,
+    /// Seconds between keepalives; zero for none.
+    pub persistent_keepalive: u16,
+}
+
+/// What is wrong with a configuration, where, and how to mend it. Never holds a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, counted from 1, if one line is to blame.
+    pub line: Option<usize>,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(formatter, ":{line}")?;
+        }
+        write!(formatter, ": {}", self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads a configuration and the files it names. The second result holds warnings: things that work, but should
+    /// be looked at.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with file, line and remedy.
+    pub fn load(file: &Path) -> Result<(Self, Vec<String>), ConfigError> {
+        let mut warnings = Vec::new();
+        let (text, world_readable) =
+            read(file).map_err(|problem| ConfigError { file: file.into(), line: None, problem })?;
+        let config = parse::parse(file, &text, &mut warnings)?;
+        if world_readable {
+            warnings.insert(0, format!("{0} can be read by everyone; run: chmod 600 {0}", file.display()));
+        }
+        Ok((config, warnings))
+    }
+
+    /// Whether IPv6 is used inside the tunnel.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        let allowed = self.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        self.addresses.iter().chain(allowed).any(|net| matches!(net, IpNet::V6(_)))
+    }
+}
+
+/// The interface a configuration file is for: the name of the file without its ending.
+///
+/// # Errors
+/// When the kernel would not take the name.
+pub fn interface_name(file: &Path) -> Result<String, ConfigError> {
+    /// IFNAMSIZ without the terminating zero.
+    const NAME_MAX: usize = 15;
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let fits = !stem.is_empty() && stem.len() <= NAME_MAX && stem != "." && stem != "..";
+    if fits && stem.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_=+.-".contains(&byte)) {
+        return Ok(stem.to_owned());
+    }
+    Err(ConfigError {
+        file: file.into(),
+        line: None,
+        problem: format!(
+            "the interface is named after the file, and {stem:?} is no interface name: rename the file to 1 to \
+             {NAME_MAX} letters, digits or _=+.- and .conf, for example wg0.conf"
+        ),
+    })
+}
+
+/// Whether an endpoint may be sent to: not a group, not nobody, and with a port.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_endpoint(address: SocketAddr) -> Result<(), String> {
+    let ip = address.ip();
+    let broadcast = matches!(ip, std::net::IpAddr::V4(ip) if ip.is_broadcast());
+    if address.port() == 0 {
+        return Err(format!("{address} has port 0; give the peer's ListenPort"));
+    }
+    if ip.is_unspecified() || ip.is_multicast() || broadcast {
+        return Err(format!("{ip} is not the address of one host; give the peer's unicast address"));
+    }
+    Ok(())
+}
+
+/// The content of a text file, and whether everyone can read it.
+fn read(file: &Path) -> Result<(Zeroizing<String>, bool), String> {
+    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+    let opened = File::open(file).map_err(cannot)?;
+    let metadata = opened.metadata().map_err(cannot)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(format!("is longer than {FILE_MAX} bytes; this is not a configuration or key file"));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| "is not UTF-8 text".to_owned())?;
+    // Only what lies on a disk has a meaningful mode; /dev/stdin and pipes do not.
+    let world_readable = metadata.is_file() && metadata.mode() & 0o007 != 0;
+    Ok((Zeroizing::new(text.to_owned()), world_readable))
+}

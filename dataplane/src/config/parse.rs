@@ -1,0 +1,387 @@
+//! From lines to a [`Config`]: sections, keys, and what must not be missing or given twice.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::value::{self, Endpoint, shown};
+use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
+use super::{Password, PeerSection, RelayConfig, read};
+use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::noise;
+
+/// Reads the text of `file`; files it names are looked for beside it.
+pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Config, ConfigError> {
+    let at = |line: Option<usize>| move |problem: String| ConfigError { file: file.into(), line, problem };
+    let mut sections = Sections::default();
+    for (index, raw) in text.lines().enumerate() {
+        let line = index + 1;
+        sections.line(raw, line).map_err(at(Some(line)))?;
+    }
+    let interface =
+        sections.interface.ok_or_else(|| "there is no [Interface] section".to_owned()).map_err(at(None))?;
+    let directory = file.parent().unwrap_or(Path::new(""));
+    let private_key =
+        interface.private_key(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
+    let relay = interface.relay(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
+    let mut peers = Vec::with_capacity(sections.peers.len());
+    for peer in sections.peers {
+        let line = peer.line;
+        peers.push(peer.finish().map_err(at(Some(line)))?);
+    }
+    let mut config = Config {
+        private_key,
+        addresses: interface.addresses,
+        listen_port: interface.listen_port.map_or(0, |(port, _)| port),
+        mtu: DEFAULT_MTU,
+        relay,
+        peers,
+    };
+    check_peers(&config, warnings).map_err(|(line, text)| at(Some(line))(text))?;
+    if let Some((mtu, line)) = interface.mtu {
+        config.mtu = check_mtu(&mtu, config.has_ipv6()).map_err(at(Some(line)))?;
+    }
+    if config.addresses.is_empty() {
+        warnings.push(
+            "there is no Address: the interface gets none, and local programs cannot use it".to_owned(),
+        );
+    }
+    Ok(config)
+}
+
+/// A value and the line it stands on.
+type At<T> = Option<(T, usize)>;
+/// A line and what is wrong there.
+type LineError = (usize, String);
+
+#[derive(Default)]
+struct Sections {
+    interface: Option<Interface>,
+    peers: Vec<Peer>,
+    current: Current,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Current {
+    #[default]
+    None,
+    Interface,
+    Peer,
+}
+
+#[derive(Default)]
+struct Interface {
+    line: usize,
+    private_key: At<SecretKey>,
+    private_key_file: At<String>,
+    addresses: Vec<IpNet>,
+    listen_port: At<u16>,
+    mtu: At<String>,
+    relay: At<Endpoint>,
+    relay_username: At<String>,
+    relay_password_file: At<String>,
+}
+
+#[derive(Default)]
+struct Peer {
+    line: usize,
+    public_key: At<PublicKey>,
+    preshared_key: At<SecretKey>,
+    allowed_ips: Vec<IpNet>,
+    endpoint: At<Endpoint>,
+    persistent_keepalive: At<u16>,
+}
+
+impl Sections {
+    fn line(&mut self, raw: &str, line: usize) -> Result<(), String> {
+        let (text, ours) = match towpath_comment(raw) {
+            Some(text) => (text, true),
+            None => (raw.split('#').next().unwrap_or_default().trim(), false),
+        };
+        if text.is_empty() {
+            return Ok(());
+        }
+        if let Some(heading) = text.strip_prefix('[').filter(|_| !ours) {
+            return self.heading(heading, line);
+        }
+        // The line itself is not shown: it may be a key without its name.
+        let (key, value) =
+            text.split_once('=').ok_or("this line is neither a [Section] nor KEY = VALUE nor a comment")?;
+        let (key, value) = (key.trim(), value.trim());
+        match (self.current, ours) {
+            (Current::None, _) => {
+                Err("this line stands before the first section; begin with [Interface]".to_owned())
+            }
+            (Current::Interface, false) => {
+                self.interface.as_mut().map_or(Ok(()), |interface| interface.set(key, value, line))
+            }
+            (Current::Interface, true) => {
+                self.interface.as_mut().map_or(Ok(()), |interface| interface.set_ours(key, value, line))
+            }
+            (Current::Peer, false) => self.peers.last_mut().map_or(Ok(()), |peer| peer.set(key, value, line)),
+            (Current::Peer, true) => {
+                Err("#towpath: lines belong into the [Interface] section; move it there".to_owned())
+            }
+        }
+    }
+
+    fn heading(&mut self, heading: &str, line: usize) -> Result<(), String> {
+        match heading.trim_end_matches(']').trim().to_ascii_lowercase().as_str() {
+            "interface" if heading.ends_with(']') => {
+                if let Some(first) = &self.interface {
+                    return Err(format!(
+                        "[Interface] was given on line {} already; merge the two",
+                        first.line
+                    ));
+                }
+                self.interface = Some(Interface { line, ..Interface::default() });
+                self.current = Current::Interface;
+                Ok(())
+            }
+            "peer" if heading.ends_with(']') => {
+                self.peers.push(Peer { line, ..Peer::default() });
+                self.current = Current::Peer;
+                Ok(())
+            }
+            _ => Err("there is no such section; write [Interface] or [Peer]".to_owned()),
+        }
+    }
+}
+
+/// The part of a comment that is meant for us.
+fn towpath_comment(raw: &str) -> Option<&str> {
+    const MARK: &str = "towpath:";
+    let comment = raw.trim().strip_prefix('#')?.trim_start();
+    let (mark, rest) = comment.split_at_checked(MARK.len())?;
+    mark.eq_ignore_ascii_case(MARK).then(|| rest.trim())
+}
+
+/// Stores a value that may be given once.
+fn once<T>(slot: &mut At<T>, key: &str, value: T, line: usize) -> Result<(), String> {
+    if let Some((_, first)) = slot {
+        return Err(format!("{key} was given on line {first} already; remove one of the two"));
+    }
+    *slot = Some((value, line));
+    Ok(())
+}
+
+fn secret_key(value: &str) -> Result<SecretKey, String> {
+    value.parse().map_err(|error: crate::tunnel::key::NotAKey| error.to_string())
+}
+
+impl Interface {
+    fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        match key.to_ascii_lowercase().as_str() {
+            "privatekey" => once(&mut self.private_key, "PrivateKey", secret_key(value)?, line),
+            "privatekeyfile" => once(&mut self.private_key_file, "PrivateKeyFile", value.to_owned(), line),
+            "address" => self.add_addresses(value),
+            "listenport" => {
+                let port = value::number(value, 0..=u16::MAX, "a port")?;
+                once(&mut self.listen_port, "ListenPort", port, line)
+            }
+            "mtu" => once(&mut self.mtu, "MTU", value.to_owned(), line),
+            "preup" | "postup" | "predown" | "postdown" | "dns" | "table" | "fwmark" | "saveconfig" => {
+                Err(format!("{key} is not supported yet; remove the line"))
+            }
+            "publickey" | "presharedkey" | "allowedips" | "endpoint" | "persistentkeepalive" => {
+                Err(format!("{key} belongs into a [Peer] section; write [Peer] above it"))
+            }
+            "relay" | "relayusername" | "relaypasswordfile" => {
+                Err(format!("write it as a comment, so that `wg` can read the file too: #towpath: {key} = …"))
+            }
+            _ => Err(format!(
+                "{} is unknown in [Interface]; known are PrivateKey, PrivateKeyFile, Address, ListenPort and MTU",
+                shown(key)
+            )),
+        }
+    }
+
+    fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        /// RFC 8489 section 14.3: a USERNAME has fewer than 509 bytes.
+        const USERNAME_MAX: usize = 508;
+        match key.to_ascii_lowercase().as_str() {
+            "relay" => once(&mut self.relay, "Relay", value::relay(value)?, line),
+            "relayusername" if value.is_empty() || value.len() > USERNAME_MAX => {
+                Err(format!("RelayUsername is 1 to {USERNAME_MAX} bytes long"))
+            }
+            "relayusername" => once(&mut self.relay_username, "RelayUsername", value.to_owned(), line),
+            "relaypasswordfile" => {
+                once(&mut self.relay_password_file, "RelayPasswordFile", value.to_owned(), line)
+            }
+            "relaypassword" => {
+                Err("put the password into a file of its own and write RelayPasswordFile = FILE".to_owned())
+            }
+            _ => Err(format!(
+                "{} is unknown after #towpath:; known are Relay, RelayUsername and RelayPasswordFile",
+                shown(key)
+            )),
+        }
+    }
+
+    fn add_addresses(&mut self, value: &str) -> Result<(), String> {
+        for address in value::prefixes(value)? {
+            let ip = address.addr();
+            if ip.is_unspecified() || ip.is_multicast() {
+                return Err(format!("{ip} cannot be the address of an interface; give a unicast address"));
+            }
+            if self.addresses.iter().any(|other| other.addr() == ip) {
+                return Err(format!("{ip} was given already; remove one of the two"));
+            }
+            self.addresses.push(address);
+        }
+        Ok(())
+    }
+
+    fn private_key(&self, directory: &Path, warnings: &mut Vec<String>) -> Result<SecretKey, LineError> {
+        match (&self.private_key, &self.private_key_file) {
+            (Some((key, _)), None) => Ok(key.clone()),
+            (None, Some((file, line))) => {
+                let text = read_secret(directory, file, warnings).map_err(|problem| (*line, problem))?;
+                secret_key(&text).map_err(|problem| (*line, format!("{file}: {problem}")))
+            }
+            (Some(_), Some((_, line))) => {
+                Err((*line, "there is a PrivateKey as well; keep one of the two".to_owned()))
+            }
+            (None, None) => Err((
+                self.line,
+                "PrivateKey is missing; run `towpath genkey > wg0.key` and write PrivateKeyFile = wg0.key"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    fn relay(&self, directory: &Path, warnings: &mut Vec<String>) -> Result<Option<RelayConfig>, LineError> {
+        match (&self.relay, &self.relay_username, &self.relay_password_file) {
+            (None, None, None) => Ok(None),
+            (Some((server, _)), Some((username, _)), Some((file, line))) => {
+                let text = read_secret(directory, file, warnings).map_err(|problem| (*line, problem))?;
+                if text.is_empty() {
+                    return Err((*line, format!("{file} is empty; write the password into it")));
+                }
+                let password = Password(text);
+                Ok(Some(RelayConfig { server: server.clone(), username: username.clone(), password }))
+            }
+            (relay, username, file) => {
+                let lines = [
+                    relay.as_ref().map(|at| at.1),
+                    username.as_ref().map(|at| at.1),
+                    file.as_ref().map(|at| at.1),
+                ];
+                let line = lines.into_iter().flatten().next().unwrap_or(self.line);
+                Err((line, "Relay, RelayUsername and RelayPasswordFile are needed together".to_owned()))
+            }
+        }
+    }
+}
+
+/// The first line of a file that holds a key or password.
+fn read_secret(
+    directory: &Path,
+    file: &str,
+    warnings: &mut Vec<String>,
+) -> Result<zeroize::Zeroizing<String>, String> {
+    if file.is_empty() {
+        return Err("the name of a file is missing behind the equals sign".to_owned());
+    }
+    let path = directory.join(file);
+    let (text, world_readable) = read(&path).map_err(|problem| format!("{} {problem}", path.display()))?;
+    if world_readable {
+        warnings.push(format!("{0} can be read by everyone; run: chmod 600 {0}", path.display()));
+    }
+    Ok(zeroize::Zeroizing::new(text.lines().next().unwrap_or_default().trim().to_owned()))
+}
+
+impl Peer {
+    fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        match key.to_ascii_lowercase().as_str() {
+            "publickey" => {
+                let public: PublicKey =
+                    value.parse().map_err(|error: crate::tunnel::key::NotAKey| error.to_string())?;
+                if public.is_low_order() {
+                    return Err("this public key belongs to nobody (a point of small order); ask the peer for its own"
+                        .to_owned());
+                }
+                once(&mut self.public_key, "PublicKey", public, line)
+            }
+            "presharedkey" => once(&mut self.preshared_key, "PresharedKey", secret_key(value)?, line),
+            "allowedips" => {
+                for net in value::prefixes(value)? {
+                    if net.prefix_len() == 0 {
+                        return Err(format!(
+                            "{net} would replace the default route, which is not supported yet; list narrower ranges"
+                        ));
+                    }
+                    self.allowed_ips.push(net.trunc());
+                }
+                Ok(())
+            }
+            "endpoint" => once(&mut self.endpoint, "Endpoint", value::endpoint(value, None)?, line),
+            "persistentkeepalive" => {
+                let seconds = match value {
+                    "off" => 0,
+                    number => value::number(number, 0..=u16::MAX, "off or a number of seconds")?,
+                };
+                once(&mut self.persistent_keepalive, "PersistentKeepalive", seconds, line)
+            }
+            "privatekey" | "privatekeyfile" | "address" | "listenport" | "mtu" => {
+                Err(format!("{key} belongs into the [Interface] section; move it there"))
+            }
+            _ => Err(format!(
+                "{} is unknown in [Peer]; known are PublicKey, PresharedKey, AllowedIPs, Endpoint and \
+                 PersistentKeepalive",
+                shown(key)
+            )),
+        }
+    }
+
+    fn finish(self) -> Result<PeerSection, String> {
+        let (public_key, _) =
+            self.public_key.ok_or("this peer has no PublicKey; add the one it prints with `pubkey`")?;
+        Ok(PeerSection {
+            line: self.line,
+            public_key,
+            preshared_key: self.preshared_key.map(|(key, _)| key),
+            allowed_ips: self.allowed_ips,
+            endpoint: self.endpoint,
+            persistent_keepalive: self.persistent_keepalive.map_or(0, |(seconds, _)| seconds),
+        })
+    }
+}
+
+fn check_peers(config: &Config, warnings: &mut Vec<String>) -> Result<(), LineError> {
+    let own = noise::public_key(&config.private_key);
+    let mut keys = HashMap::new();
+    let mut prefixes = HashMap::new();
+    for peer in &config.peers {
+        if peer.public_key == own {
+            return Err((peer.line, "this peer's PublicKey is our own; give the other side's".to_owned()));
+        }
+        if let Some(first) = keys.insert(peer.public_key, peer.line) {
+            return Err((
+                peer.line,
+                format!("the peer of line {first} has the same PublicKey; merge the two"),
+            ));
+        }
+        for net in &peer.allowed_ips {
+            if let Some(first) = prefixes.insert(*net, peer.line)
+                && first != peer.line
+            {
+                let line = peer.line;
+                warnings.push(format!(
+                    "{net} is in AllowedIPs of the peers of lines {first} and {line}; the latter gets it"
+                ));
+            }
+        }
+        if peer.allowed_ips.is_empty() {
+            warnings.push(format!("the peer of line {} has no AllowedIPs: nothing passes", peer.line));
+        }
+    }
+    Ok(())
+}
+
+fn check_mtu(text: &str, ipv6: bool) -> Result<u16, String> {
+    let (min, what) =
+        if ipv6 { (MTU_MIN_IPV6, "an MTU for a tunnel that carries IPv6") } else { (MTU_MIN_IPV4, "an MTU") };
+    value::number(text, min..=MTU_MAX, what)
+}

@@ -1,0 +1,139 @@
+//! The values of a configuration file, one function for each kind. Errors say what would be right.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+
+use ipnet::IpNet;
+
+/// A host as it is written: an address, or a name that is looked up at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// An address.
+    Address(IpAddr),
+    /// A name.
+    Name(String),
+}
+
+/// A host and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The host.
+    pub host: Host,
+    /// The UDP port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// The address; looks a name up, which can take seconds, and takes the first answer.
+    ///
+    /// # Errors
+    /// When the name has no address or nobody can be asked.
+    pub fn resolve(&self) -> io::Result<SocketAddr> {
+        match &self.host {
+            Host::Address(address) => Ok(SocketAddr::new(*address, self.port)),
+            Host::Name(name) => (name.as_str(), self.port)
+                .to_socket_addrs()?
+                .next()
+                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Address(address) => write!(formatter, "{}", SocketAddr::new(*address, self.port)),
+            Host::Name(name) => write!(formatter, "{name}:{}", self.port),
+        }
+    }
+}
+
+/// `HOST:PORT` or `[IPV6]:PORT`; the port may be missing when there is a default.
+pub(super) fn endpoint(text: &str, default_port: Option<u16>) -> Result<Endpoint, String> {
+    const WANTED: &str = "write HOST:PORT, and an IPv6 address in brackets, for example 192.0.2.1:51820, \
+                          vpn.example:51820 or [2001:db8::1]:51820";
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(format!("{} has no port; {WANTED}", shown(text)));
+    }
+    let bad = || format!("{} is not an endpoint; {WANTED}", shown(text));
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, rest) = rest.split_once(']').ok_or_else(bad)?;
+            let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(bad)?) };
+            (Host::Address(IpAddr::V6(address.parse().map_err(|_| bad())?)), port)
+        }
+        None => {
+            let (host, port) = text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
+            (host.parse().map_or_else(|_| Host::Name(host.to_owned()), Host::Address), port)
+        }
+    };
+    if let Host::Name(name) = &host
+        && !is_host_name(name)
+    {
+        return Err(bad());
+    }
+    let port = match port {
+        Some(port) => port.parse().map_err(|_| bad())?,
+        None => default_port.ok_or_else(bad)?,
+    };
+    let endpoint = Endpoint { host, port };
+    match endpoint.host {
+        Host::Address(address) => super::check_endpoint(SocketAddr::new(address, port))?,
+        Host::Name(_) if port == 0 => return Err(format!("{} has port 0; {WANTED}", shown(text))),
+        Host::Name(_) => {}
+    }
+    Ok(endpoint)
+}
+
+fn is_host_name(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    name.len() <= 253 && name.strip_suffix('.').unwrap_or(name).split('.').all(label)
+}
+
+/// `turn:HOST[:PORT]` (RFC 7065).
+pub(super) fn relay(text: &str) -> Result<Endpoint, String> {
+    /// RFC 8656 section 4.
+    const TURN_PORT: u16 = 3_478;
+    if text.starts_with("turns:") {
+        return Err("TURN over TLS is not supported yet; write turn:HOST:PORT".to_owned());
+    }
+    let rest = text
+        .strip_prefix("turn:")
+        .ok_or_else(|| format!("{} is not a relay; write turn:HOST:PORT", shown(text)))?;
+    let host_and_port = match rest.split_once('?') {
+        None | Some((_, "transport=udp")) => rest.split('?').next().unwrap_or(rest),
+        Some(_) => return Err("TURN is spoken over UDP only, for now; write turn:HOST:PORT".to_owned()),
+    };
+    endpoint(host_and_port, Some(TURN_PORT))
+}
+
+/// Prefixes between commas; an address alone is one host.
+pub(super) fn prefixes(text: &str) -> Result<Vec<IpNet>, String> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(prefix).collect()
+}
+
+fn prefix(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+        format!("{} is not an address range; write for example 10.0.0.0/24 or fd00::/64", shown(text))
+    })
+}
+
+/// A number of a range, and what it stands for.
+pub(super) fn number(text: &str, range: std::ops::RangeInclusive<u16>, what: &str) -> Result<u16, String> {
+    let wanted =
+        || format!("{} is not {what}; write a number from {} to {}", shown(text), range.start(), range.end());
+    text.parse().ok().filter(|number| range.contains(number)).ok_or_else(wanted)
+}
+
+/// A value in an error message. What could be a key that slipped into the wrong place is not shown.
+pub(super) fn shown(text: &str) -> String {
+    const KEY_LEN_ROUGHLY: usize = 32;
+    if text.len() >= KEY_LEN_ROUGHLY && !text.contains(['.', ':', ',']) {
+        return "the value (not shown: it may be a key)".to_owned();
+    }
+    format!("{text:?}")
+}

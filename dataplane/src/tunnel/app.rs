@@ -1,0 +1,376 @@
+//! The tunnel endpoint on the engine: a TUN device on one side, UDP sockets or a TURN relay on the other.
+//!
+//! ```text
+//!  TUN superpacket ─► split into the stack packet ─► route ─► seal into the slot ─► UDP, or ChannelData to the relay
+//!  UDP superpacket ─► [relay: take the payload out] ─► open into the stack packet ─► TUN
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
+use crate::driver::{Application, Next};
+use crate::drops::{Cause, Drops};
+use crate::egress::{Class, Egress, Port, Target};
+use crate::ingress::{Ingress, Meta, Received, Source, Token};
+use crate::offload::split::Splitter;
+use crate::packet::Packet;
+use crate::stun::channel_data;
+use crate::sys::tun::Tun;
+use crate::sys::udp::UdpSocket;
+use crate::turn::{Client, Event, Input};
+
+/// The longest UDP payload over IPv4, bytes.
+const DATAGRAM_MAX: usize = 65_507;
+
+/// The UDP sockets, one for each family the machine has.
+#[derive(Debug)]
+pub struct Sockets {
+    /// IPv4.
+    pub v4: Option<UdpSocket>,
+    /// IPv6.
+    pub v6: Option<UdpSocket>,
+}
+
+/// A relay and the peers reached over it.
+pub struct Relay {
+    /// Keeps the allocation.
+    pub client: Client,
+    /// Its address.
+    pub server: SocketAddr,
+    /// Which peer is reached at which address.
+    pub peers: Vec<(PeerIndex, SocketAddr)>,
+}
+
+/// The running endpoint.
+pub struct App {
+    tunnel: Tunnel,
+    tun: Tun,
+    sockets: Sockets,
+    relay: Option<Relay>,
+    ports: Ports,
+    ready: bool,
+    /// The one packet everything passes through.
+    packet: Packet,
+}
+
+/// Where sockets and device are registered.
+#[derive(Clone, Copy, Default)]
+struct Ports {
+    device: Option<Port>,
+    v4: Option<Port>,
+    v6: Option<Port>,
+}
+
+impl App {
+    /// Puts the parts together; nothing is read or sent before [`Application::start`].
+    #[must_use]
+    pub fn new(tunnel: Tunnel, tun: Tun, sockets: Sockets, relay: Option<Relay>) -> Self {
+        let ports = Ports::default();
+        Self { tunnel, tun, sockets, relay, ports, ready: false, packet: Packet::new() }
+    }
+
+    fn handle_tun<E: Egress>(&mut self, superpacket: &[u8], egress: &mut E, now: Instant) {
+        let mut splitter = match Splitter::new(superpacket) {
+            Ok(splitter) => splitter,
+            Err(cause) => return self.tunnel.count_drop(cause),
+        };
+        // All packets of a superpacket are of one flow, so that one look at the routes is enough.
+        let mut route = None;
+        while splitter.next_into(&mut self.packet) {
+            match *route.get_or_insert_with(|| self.tunnel.route(self.packet.as_slice())) {
+                Ok(peer) => self.send_packet(peer, egress, now),
+                Err(cause) => self.tunnel.count_drop(cause),
+            }
+        }
+    }
+
+    /// Sends what is in the stack packet, or lets it wait for a handshake.
+    fn send_packet<E: Egress>(&mut self, peer: PeerIndex, egress: &mut E, now: Instant) {
+        let Some(path) = self.tunnel.ready(peer, now) else {
+            return self.tunnel.stage(peer, self.packet.as_slice(), now);
+        };
+        self.tunnel.pad(&mut self.packet);
+        let sealed_len = Tunnel::sealed_len(self.packet.len());
+        let way = match self.way(path, sealed_len, now) {
+            Ok(way) => way,
+            Err(cause) => return self.tunnel.count_drop(cause),
+        };
+        let Self { tunnel, packet, .. } = self;
+        let mut refused = false;
+        egress.append(&way.target, way.header().len() + sealed_len, Class::Data, |slot| {
+            let (front, rest) = slot.split_at_mut(way.header().len());
+            front.copy_from_slice(way.header());
+            let sealed = tunnel.seal(peer, packet.as_slice(), rest, now);
+            refused = !sealed;
+            sealed
+        });
+        if refused {
+            self.tunnel.count_drop(Cause::NoSession);
+        }
+    }
+
+    /// How a message of `len` bytes leaves for `path`.
+    fn way(&mut self, path: Path, len: usize, now: Instant) -> Result<Way, Cause> {
+        let way = match path {
+            Path::Direct { to, from } => {
+                let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
+                Way { target: Target { port, to, from, ecn: 0 }, channel: None }
+            }
+            Path::Relayed { peer } => {
+                let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
+                let Some(number) = relay.client.channel(peer) else {
+                    // An authentic packet came from a new address: it gets a channel of its own.
+                    relay.client.bind_channel(peer, now);
+                    return Err(Cause::NoEndpoint);
+                };
+                let header = channel_data::header(number, len).ok_or(Cause::Mtu)?;
+                let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
+                let target = Target { port, to: relay.server, from: None, ecn: 0 };
+                Way { target, channel: Some(header) }
+            }
+        };
+        if way.header().len() + len > DATAGRAM_MAX {
+            return Err(Cause::Mtu);
+        }
+        Ok(way)
+    }
+
+    fn handle_udp<E: Egress>(
+        &mut self,
+        from: SocketAddr,
+        path: Path,
+        segments: crate::ingress::Segments<'_>,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        if self.relay.as_ref().is_some_and(|relay| relay.server == from) {
+            for datagram in segments {
+                self.handle_relay(datagram, egress, now);
+            }
+            return;
+        }
+        for datagram in segments {
+            self.open(datagram, path, egress, now);
+        }
+    }
+
+    fn handle_relay<E: Egress>(&mut self, datagram: &[u8], egress: &mut E, now: Instant) {
+        let Some(relay) = &mut self.relay else {
+            return;
+        };
+        match relay.client.handle_input(datagram, now) {
+            Input::Consumed => {}
+            Input::Ignored(cause) => self.tunnel.count_drop(cause),
+            Input::Data { peer, payload } => {
+                if let Some(inner) = datagram.get(payload) {
+                    self.open(inner, Path::Relayed { peer }, egress, now);
+                }
+            }
+        }
+    }
+
+    fn open<E: Egress>(&mut self, datagram: &[u8], path: Path, egress: &mut E, now: Instant) {
+        if let Opened::Packet(_) = self.tunnel.open(datagram, path, &mut self.packet, now)
+            && let Some(device) = self.ports.device
+        {
+            egress.deliver(device, self.packet.as_slice());
+        }
+    }
+
+    /// Sends what protocol state machines want to say, then what no longer has to wait.
+    fn send_control<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        self.serve_relay(egress, now);
+        while let Some(message) = self.tunnel.poll_transmit() {
+            self.transmit(&message, egress, now);
+        }
+        while let Some(peer) = self.tunnel.poll_staged(&mut self.packet, now) {
+            self.send_packet(peer, egress, now);
+        }
+        // Sending can ask the relay for a channel.
+        self.serve_relay(egress, now);
+    }
+
+    fn transmit<E: Egress>(&mut self, message: &Transmit, egress: &mut E, now: Instant) {
+        let bytes = message.bytes();
+        // A control message that cannot leave is repeated by its timer; only packets are counted.
+        let Ok(way) = self.way(message.path, bytes.len(), now) else {
+            return;
+        };
+        let header = way.header();
+        egress.append(&way.target, header.len() + bytes.len(), Class::Control, |slot| {
+            let (front, rest) = slot.split_at_mut(header.len());
+            front.copy_from_slice(header);
+            rest.copy_from_slice(bytes);
+            true
+        });
+    }
+
+    fn serve_relay<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        while let Some(event) = self.relay.as_mut().and_then(|relay| relay.client.poll_event()) {
+            self.handle_relay_event(event, now);
+        }
+        let Some(relay) = &mut self.relay else {
+            return;
+        };
+        let Some(port) = self.ports.of(relay.server) else {
+            return;
+        };
+        let target = Target { port, to: relay.server, from: None, ecn: 0 };
+        while let Some(bytes) = relay.client.poll_transmit() {
+            egress.append(&target, bytes.len(), Class::Control, |slot| {
+                slot.copy_from_slice(&bytes);
+                true
+            });
+        }
+    }
+
+    fn handle_relay_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Allocated { relayed, mapped } => {
+                let mapped = mapped.map_or_else(String::new, |address| address.to_string());
+                tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
+                if self.relay.as_ref().is_some_and(|relay| relay.peers.is_empty()) {
+                    self.report_ready();
+                }
+            }
+            Event::ChannelBound { peer, .. } => {
+                self.set_relayed_paths(peer, Some(Path::Relayed { peer }), now);
+                tracing::debug!(%peer, "channel bound");
+                self.report_ready();
+            }
+            Event::ChannelLost { peer } => {
+                self.set_relayed_paths(peer, None, now);
+                tracing::debug!(%peer, "channel lost");
+            }
+            Event::Failed { reason } => tracing::warn!("{reason}"),
+        }
+    }
+
+    /// Sets the path of the peers reached over the channel to `address`, unless they have roamed elsewhere.
+    fn set_relayed_paths(&mut self, address: SocketAddr, path: Option<Path>, now: Instant) {
+        let Some(relay) = &self.relay else {
+            return;
+        };
+        for &(index, _) in relay.peers.iter().filter(|(_, peer)| *peer == address) {
+            let current = self.tunnel.path(index);
+            if current.is_none() || current == Some(Path::Relayed { peer: address }) {
+                self.tunnel.set_path(index, path, now);
+            }
+        }
+    }
+
+    fn report_ready(&mut self) {
+        if !std::mem::replace(&mut self.ready, true) {
+            let name = self.tun.name();
+            tracing::info!(interface = name, public_key = %self.tunnel.public_key(), "ready");
+        }
+    }
+}
+
+impl Application for App {
+    fn device(&self) -> Option<Arc<OwnedFd>> {
+        Some(Arc::clone(self.tun.fd()))
+    }
+
+    fn start<I: Ingress, E: Egress>(
+        &mut self,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) -> io::Result<()> {
+        let device = egress.add_device(Arc::clone(self.tun.fd()), self.tun.offloads())?;
+        ingress.add(self.tun.fd().as_fd(), Token(device.0), Source::Tun)?;
+        self.ports.device = Some(device);
+        for (socket, port) in [(&self.sockets.v4, &mut self.ports.v4), (&self.sockets.v6, &mut self.ports.v6)]
+        {
+            if let Some(socket) = socket {
+                let added = egress.add_socket(Arc::clone(socket.fd()))?;
+                ingress.add(socket.fd().as_fd(), Token(added.0), Source::Udp)?;
+                *port = Some(added);
+            }
+        }
+        if let Some(relay) = &mut self.relay {
+            for &(_, address) in &relay.peers {
+                relay.client.bind_channel(address, now);
+            }
+        } else {
+            self.report_ready();
+        }
+        self.tunnel.handle_timeout(now);
+        self.send_control(egress, now);
+        Ok(())
+    }
+
+    fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
+        match received.meta {
+            Meta::Tun => self.handle_tun(received.bytes, egress, now),
+            Meta::Udp { from, to, segment_size } => {
+                let path = Path::Direct { to: from, from: to };
+                let segments = Received::segments(received.bytes, segment_size);
+                self.handle_udp(from, path, segments, egress, now);
+            }
+            Meta::Ready => {}
+        }
+        self.send_control(egress, now);
+    }
+
+    fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        self.tunnel.handle_timeout(now);
+        if let Some(relay) = &mut self.relay
+            && relay.client.poll_timeout().is_some_and(|due| due <= now)
+        {
+            relay.client.handle_timeout(now);
+        }
+        self.send_control(egress, now);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let relay = self.relay.as_ref().and_then(|relay| relay.client.poll_timeout());
+        [self.tunnel.poll_timeout(), relay].into_iter().flatten().min()
+    }
+
+    fn maintain<I: Ingress, E: Egress>(&mut self, _: &mut I, _: &mut E, _: Instant) -> Next {
+        Next::Continue
+    }
+
+    fn slow_down<I: Ingress>(&mut self, ingress: &mut I, reading: bool) {
+        if let Some(device) = self.ports.device {
+            ingress.set_reading(Token(device.0), reading);
+        }
+    }
+
+    fn stop<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        self.tunnel.stop();
+        if let Some(relay) = &mut self.relay {
+            relay.client.close(now);
+        }
+        self.serve_relay(egress, now);
+    }
+
+    fn drops(&self) -> Drops {
+        self.tunnel.drops().clone()
+    }
+}
+
+impl Ports {
+    /// The socket for the family of an address.
+    fn of(&self, address: SocketAddr) -> Option<Port> {
+        if address.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+/// A target, and what stands in front of the message.
+struct Way {
+    target: Target,
+    channel: Option<[u8; channel_data::HEADER_LEN]>,
+}
+
+impl Way {
+    fn header(&self) -> &[u8] {
+        self.channel.as_ref().map_or(&[], |header| header)
+    }
+}

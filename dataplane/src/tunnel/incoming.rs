@@ -1,0 +1,187 @@
+//! What arrives from the network: cheap checks first, Diffie-Hellman last, and no effect of anything unauthenticated.
+
+use std::time::{Duration, Instant};
+
+use super::limiter::Verdict;
+use super::noise::{CONTROL_LEN, Inner};
+use super::peer::{Path, PeerIndex};
+use super::timers::REKEY_ON_RECEIVE;
+use super::{Tunnel, noise};
+use crate::drops::Cause;
+use crate::packet::Packet;
+use crate::wire::ip;
+use crate::wire::wireguard::{self, COOKIE_REPLY, Message, SessionIndex};
+
+/// Initiations of one peer closer together than this are dropped (the kernel's INITIATIONS_PER_SECOND is 50).
+const INITIATION_SPACING: Duration = Duration::from_millis(20);
+
+/// What became of a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// A packet of this peer was written and may be delivered.
+    Packet(PeerIndex),
+    /// A handshake message, a cookie or a keepalive: there is nothing to deliver.
+    Consumed,
+    /// It was dropped and counted.
+    Dropped(Cause),
+}
+
+impl Tunnel {
+    /// Takes one datagram that arrived by `path`. A packet inside ends up in `out`, without padding. Poll for control
+    /// messages and staged packets afterwards.
+    pub fn open(&mut self, datagram: &[u8], path: Path, out: &mut Packet, now: Instant) -> Opened {
+        let outcome = match wireguard::parse(datagram) {
+            None => Err(Cause::MalformedOuter),
+            Some(Message::Data { receiver, .. }) => self.open_data(datagram, receiver, path, out, now),
+            Some(Message::Initiation { .. }) => self.open_initiation(datagram, path, now),
+            Some(Message::Response { receiver, .. }) => self.open_response(datagram, receiver, path, now),
+            Some(Message::CookieReply { receiver }) => self.open_cookie_reply(datagram, receiver),
+        };
+        outcome.unwrap_or_else(|cause| {
+            self.drops.count(cause);
+            Opened::Dropped(cause)
+        })
+    }
+
+    fn open_data(
+        &mut self,
+        datagram: &[u8],
+        receiver: SessionIndex,
+        path: Path,
+        out: &mut Packet,
+        now: Instant,
+    ) -> Result<Opened, Cause> {
+        let index = self.peer_of(receiver)?;
+        let peer = &mut self.peers[index.0 as usize];
+        if peer.slept_past_expiry(now) {
+            peer.noise.forget_sessions(&self.identity);
+        }
+        let opened = peer.noise.open(datagram, out.buffer(), now)?;
+        // From here on the message is authentic, whatever it holds.
+        self.authentic(index, path, now);
+        let peer = &mut self.peers[index.0 as usize];
+        if opened.confirmed {
+            peer.timers.handshake_complete();
+            peer.stats.last_handshake = Some(now);
+            self.unstage(index);
+        }
+        let peer = &mut self.peers[index.0 as usize];
+        if opened.initiator && opened.age >= REKEY_ON_RECEIVE && !peer.timers.handshake_in_progress() {
+            self.start_handshake(index, now);
+        }
+        let outcome = self.admit(index, opened.inner, out, now);
+        self.arm(index);
+        outcome
+    }
+
+    /// Decides whether the inside of an authentic message may be delivered.
+    fn admit(
+        &mut self,
+        index: PeerIndex,
+        inner: Inner,
+        out: &mut Packet,
+        now: Instant,
+    ) -> Result<Opened, Cause> {
+        let len = match inner {
+            Inner::Keepalive => return Ok(Opened::Consumed),
+            Inner::Malformed => return Err(Cause::MalformedInner),
+            Inner::Packet(len) => len,
+        };
+        self.peers[index.0 as usize].timers.data_received(now);
+        out.set_len(len);
+        let header = ip::parse(out.as_slice()).ok_or(Cause::MalformedInner)?;
+        out.truncate(header.total_len);
+        if self.routes.find(header.source) != Some(index) {
+            return Err(Cause::AllowedIps);
+        }
+        let stats = &mut self.peers[index.0 as usize].stats;
+        stats.received_packets += 1;
+        stats.received_bytes += header.total_len as u64;
+        Ok(Opened::Packet(index))
+    }
+
+    fn open_initiation(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<Opened, Cause> {
+        if !self.admit_handshake(datagram, path, now)? {
+            return Ok(Opened::Consumed);
+        }
+        let claimed = self.identity.claimed_sender(datagram).ok_or(Cause::BadTag)?;
+        let index = *self.by_key.get(&claimed).ok_or(Cause::BadTag)?;
+        let peer = &mut self.peers[index.0 as usize];
+        let last = peer.last_initiation_received;
+        if last.is_some_and(|last| now.saturating_duration_since(last) < INITIATION_SPACING) {
+            return Err(Cause::RateLimited);
+        }
+        let mut bytes = [0; CONTROL_LEN];
+        let len = peer.noise.handle_initiation(datagram, &mut bytes, now)?;
+        peer.last_initiation_received = Some(now);
+        self.authentic(index, path, now);
+        let peer = &mut self.peers[index.0 as usize];
+        peer.timers.session_made(now);
+        peer.timers.anything_sent(now);
+        self.transmit(path, bytes, len);
+        self.arm(index);
+        Ok(Opened::Consumed)
+    }
+
+    fn open_response(
+        &mut self,
+        datagram: &[u8],
+        receiver: SessionIndex,
+        path: Path,
+        now: Instant,
+    ) -> Result<Opened, Cause> {
+        let index = self.peer_of(receiver)?;
+        if !self.admit_handshake(datagram, path, now)? {
+            return Ok(Opened::Consumed);
+        }
+        let peer = &mut self.peers[index.0 as usize];
+        let mut bytes = [0; CONTROL_LEN];
+        let len = peer.noise.handle_response(datagram, &mut bytes, now)?;
+        self.authentic(index, path, now);
+        let peer = &mut self.peers[index.0 as usize];
+        peer.timers.session_made(now);
+        peer.timers.handshake_complete();
+        peer.timers.anything_sent(now);
+        peer.stats.last_handshake = Some(now);
+        tracing::debug!(peer = %peer.public_key, "handshake complete");
+        self.transmit(path, bytes, len);
+        self.unstage(index);
+        self.arm(index);
+        Ok(Opened::Consumed)
+    }
+
+    /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it.
+    fn open_cookie_reply(&mut self, datagram: &[u8], receiver: SessionIndex) -> Result<Opened, Cause> {
+        let index = self.peer_of(receiver)?;
+        self.peers[index.0 as usize].noise.handle_cookie_reply(datagram)?;
+        Ok(Opened::Consumed)
+    }
+
+    /// Whether a handshake message may cost a Diffie-Hellman; `false` when a cookie reply was sent instead.
+    fn admit_handshake(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<bool, Cause> {
+        let mut reply = [0; COOKIE_REPLY];
+        match self.limiter.check(&self.identity, datagram, path.remote(), &mut reply, now) {
+            Verdict::Accept => Ok(true),
+            Verdict::Drop(cause) => Err(cause),
+            Verdict::Reply => {
+                let mut bytes = [0; CONTROL_LEN];
+                bytes[..COOKIE_REPLY].copy_from_slice(&reply);
+                self.transmit(path, bytes, COOKIE_REPLY);
+                Ok(false)
+            }
+        }
+    }
+
+    /// The peer answers from here now, and it is alive.
+    fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) {
+        let peer = &mut self.peers[index.0 as usize];
+        peer.path = Some(path);
+        peer.awaits_path = false;
+        peer.timers.anything_received(now);
+    }
+
+    fn peer_of(&self, receiver: SessionIndex) -> Result<PeerIndex, Cause> {
+        let tag = receiver.0 >> (u32::BITS - noise::PEER_TAG_BITS);
+        self.by_tag.get(&tag).copied().ok_or(Cause::UnknownIndex)
+    }
+}

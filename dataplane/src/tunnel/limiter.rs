@@ -1,0 +1,232 @@
+//! Who may have a handshake message looked at: Diffie-Hellman is the one expensive thing a stranger can ask for.
+//!
+//! A message with a right mac1 is taken at once while the whole endpoint and its source address are below their rates.
+//! Above either, the source must first prove that it receives what is sent to it, by the cookie in mac2
+//! (WireGuard paper, section 5.3); a source that has proved it is still held to its own rate. A flood from forged
+//! addresses thus costs cookies, and a flood from a real one costs only its own handshakes.
+
+use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+
+use super::noise::{CookieCheck, Identity};
+use crate::drops::Cause;
+use crate::wire::wireguard::COOKIE_REPLY;
+
+/// Handshake messages a second for one source address (an IPv6 /64 counts as one), and how many may come at once.
+const SOURCE_RATE: Rate = Rate { per_second: 20, burst: 5 };
+/// Handshake messages a second for the whole endpoint without cookies, and how many may come at once.
+const ENDPOINT_RATE: Rate = Rate { per_second: 100, burst: 100 };
+/// Sources are spread over this many buckets by a keyed hash; two that share one share its rate.
+const BUCKETS: usize = 4_096;
+
+/// What is to be done with a handshake message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on with it.
+    Accept,
+    /// Forget it and send the cookie reply that was written.
+    Reply,
+    /// Forget it.
+    Drop(Cause),
+}
+
+/// Token buckets for the endpoint and for each source address, in fixed memory.
+pub struct Limiter {
+    endpoint: Bucket,
+    /// Sources whose address may be forged.
+    claimed: Box<[Bucket]>,
+    /// Sources that have sent a right cookie.
+    proved: Box<[Bucket]>,
+    hasher: FixedState,
+}
+
+impl Limiter {
+    /// `seed` keeps strangers from choosing addresses that share a bucket.
+    #[must_use]
+    pub fn new(seed: u64, now: Instant) -> Self {
+        let full = |rate: &Rate| Bucket { tokens: rate.burst * TOKEN, filled: now };
+        Self {
+            endpoint: full(&ENDPOINT_RATE),
+            claimed: vec![full(&SOURCE_RATE); BUCKETS].into(),
+            proved: vec![full(&SOURCE_RATE); BUCKETS].into(),
+            hasher: FixedState::with_seed(seed),
+        }
+    }
+
+    /// Judges a handshake initiation or response; a cookie reply may be written to `reply`.
+    pub fn check(
+        &mut self,
+        identity: &Identity,
+        datagram: &[u8],
+        source: SocketAddr,
+        reply: &mut [u8; COOKIE_REPLY],
+        now: Instant,
+    ) -> Verdict {
+        if !identity.check_mac1(datagram) {
+            return Verdict::Drop(Cause::BadTag);
+        }
+        let bucket = self.bucket_of(source.ip());
+        // Both are asked, so that a source above its rate counts for the endpoint too.
+        let source_below = self.claimed[bucket].take(&SOURCE_RATE, now);
+        let endpoint_below = self.endpoint.take(&ENDPOINT_RATE, now);
+        if source_below && endpoint_below {
+            return Verdict::Accept;
+        }
+        match identity.check_mac2(datagram, source, reply) {
+            Err(cause) => Verdict::Drop(cause),
+            Ok(CookieCheck::Reply) => Verdict::Reply,
+            Ok(CookieCheck::Proved) if self.proved[bucket].take(&SOURCE_RATE, now) => Verdict::Accept,
+            Ok(CookieCheck::Proved) => Verdict::Drop(Cause::RateLimited),
+        }
+    }
+
+    fn bucket_of(&self, source: IpAddr) -> usize {
+        let mut hasher = self.hasher.build_hasher();
+        match source {
+            IpAddr::V4(address) => hasher.write_u32(address.to_bits()),
+            IpAddr::V6(address) => hasher.write_u64((address.to_bits() >> 64) as u64),
+        }
+        hasher.finish() as usize % BUCKETS
+    }
+}
+
+/// How fast a bucket fills, and how much it holds, in messages.
+struct Rate {
+    per_second: u64,
+    burst: u64,
+}
+
+/// One message's worth of a bucket: nanoseconds per second, so that no fraction is lost while it fills.
+const TOKEN: u64 = 1_000_000_000;
+
+#[derive(Clone)]
+struct Bucket {
+    tokens: u64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// Takes one message's worth, if it is there.
+    fn take(&mut self, rate: &Rate, now: Instant) -> bool {
+        let full = rate.burst * TOKEN;
+        let passed = now.saturating_duration_since(self.filled).min(Duration::from_secs(rate.burst));
+        self.filled = self.filled.max(now);
+        self.tokens = full.min(self.tokens + passed.as_nanos() as u64 * rate.per_second);
+        let enough = self.tokens >= TOKEN;
+        if enough {
+            self.tokens -= TOKEN;
+        }
+        enough
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+mod tests {
+    use super::*;
+    use crate::tunnel::key::SecretKey;
+    use crate::tunnel::noise::{self, CONTROL_LEN, Noise};
+
+    struct Bench {
+        server: Identity,
+        limiter: Limiter,
+        client: Noise,
+        start: Instant,
+    }
+
+    fn bench() -> Bench {
+        let start = Instant::now();
+        let server_key = SecretKey::new([1; 32]);
+        let server = Identity::new(&server_key, &[9; 32]);
+        let client_identity = Identity::new(&SecretKey::new([2; 32]), &[8; 32]);
+        let client = Noise::new(&client_identity, noise::public_key(&server_key), None, 7);
+        Bench { server, limiter: Limiter::new(3, start), client, start }
+    }
+
+    impl Bench {
+        fn initiation(&mut self) -> [u8; CONTROL_LEN] {
+            let mut message = [0; CONTROL_LEN];
+            assert_eq!(self.client.initiate(&mut message), Some(CONTROL_LEN));
+            message
+        }
+
+        fn check(&mut self, message: &[u8], source: &str, now: Instant) -> (Verdict, [u8; COOKIE_REPLY]) {
+            let mut reply = [0; COOKIE_REPLY];
+            let source = source.parse().expect("address");
+            (self.limiter.check(&self.server, message, source, &mut reply, now), reply)
+        }
+    }
+
+    #[test]
+    fn a_wrong_mac1_is_dropped_without_a_reply() {
+        let mut bench = bench();
+        for byte in [0, 20, 100, 120, 131] {
+            let mut message = bench.initiation();
+            message[byte] ^= 1;
+            let (verdict, _) = bench.check(&message, "192.0.2.1:1", bench.start);
+            assert_eq!(verdict, Verdict::Drop(Cause::BadTag), "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn a_source_above_its_rate_must_show_a_cookie_and_others_need_not() {
+        let mut bench = bench();
+        let start = bench.start;
+        let message = bench.initiation();
+        for _ in 0..5 {
+            assert_eq!(bench.check(&message, "192.0.2.1:1", start).0, Verdict::Accept);
+        }
+        let (verdict, reply) = bench.check(&message, "192.0.2.1:1", start);
+        assert_eq!(verdict, Verdict::Reply);
+        assert_eq!(bench.check(&message, "192.0.2.2:1", start).0, Verdict::Accept, "another source");
+
+        bench.client.handle_cookie_reply(&reply).expect("a cookie for us");
+        let with_cookie = bench.initiation();
+        assert_eq!(bench.check(&with_cookie, "192.0.2.1:1", start).0, Verdict::Accept);
+        // The cookie is bound to address and port.
+        assert_eq!(bench.check(&with_cookie, "192.0.2.1:2", start).0, Verdict::Reply);
+    }
+
+    #[test]
+    fn a_proved_source_gets_20_a_second_after_a_burst_of_5() {
+        let mut bench = bench();
+        let start = bench.start;
+        let first = bench.initiation();
+        let mut reply = [0; COOKIE_REPLY];
+        for _ in 0..6 {
+            reply = bench.check(&first, "[2001:db8::1]:1", start).1;
+        }
+        bench.client.handle_cookie_reply(&reply).expect("a cookie for us");
+        let message = bench.initiation();
+        let mut accepted = 0;
+        for millisecond in 0..10_000 {
+            let now = start + Duration::from_millis(millisecond);
+            match bench.check(&message, "[2001:db8::1]:1", now).0 {
+                Verdict::Accept => accepted += 1,
+                Verdict::Drop(cause) => assert_eq!(cause, Cause::RateLimited),
+                Verdict::Reply => panic!("the cookie is right"),
+            }
+        }
+        // Two buckets of 20/s: the one for claims lets 20/s through without a look at the cookie.
+        assert!((395..=410).contains(&accepted), "{accepted}");
+    }
+
+    #[test]
+    fn a_flood_from_forged_addresses_gets_cookies_beyond_the_endpoint_rate() {
+        let mut bench = bench();
+        let message = bench.initiation();
+        let mut accepted = 0;
+        for host in 0..10_000_u32 {
+            let source = format!("10.{}.{}.{}:5", host >> 16, host >> 8 & 255, host & 255);
+            let now = bench.start + Duration::from_micros(u64::from(host) * 100);
+            match bench.check(&message, &source, now).0 {
+                Verdict::Accept => accepted += 1,
+                verdict => assert_eq!(verdict, Verdict::Reply),
+            }
+        }
+        assert!((150..=205).contains(&accepted), "{accepted} in one second");
+    }
+}

@@ -1,0 +1,133 @@
+//! One peer: its protocol state, its timers, where it is reached, and what waits for it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::key::{PublicKey, SecretKey};
+use super::noise::Noise;
+use super::staged::Staged;
+use super::timers::Timers;
+
+/// A peer's position in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerIndex(pub u32);
+
+/// How a peer is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Straight from one of our own sockets.
+    Direct {
+        /// The peer's address.
+        to: SocketAddr,
+        /// The local address it sends to, so that answers come from there; `None` leaves it to the kernel.
+        from: Option<IpAddr>,
+    },
+    /// Over a channel of a TURN relay.
+    Relayed {
+        /// The peer's address as the relay sees it.
+        peer: SocketAddr,
+    },
+}
+
+impl Path {
+    /// The peer's address.
+    #[must_use]
+    pub fn remote(&self) -> SocketAddr {
+        match *self {
+            Self::Direct { to, .. } => to,
+            Self::Relayed { peer } => peer,
+        }
+    }
+}
+
+/// What the configuration says about a peer.
+#[derive(Clone, Debug)]
+pub struct PeerConfig {
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// A secret shared beforehand.
+    pub preshared_key: Option<SecretKey>,
+    /// Addresses it may send from and that are sent to it.
+    pub allowed_ips: Vec<IpNet>,
+    /// Where it is reached, if that is known from the start.
+    pub path: Option<Path>,
+    /// A path will be set soon (a channel is being bound): packets wait for it instead of being dropped.
+    pub awaits_path: bool,
+    /// Seconds between keepalives that are sent whatever happens; `None` or zero for none.
+    pub persistent_keepalive: Option<u16>,
+}
+
+/// Figures of one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerStats {
+    /// Packets sealed for it.
+    pub sent_packets: u64,
+    /// Bytes of those, with padding.
+    pub sent_bytes: u64,
+    /// Packets from it that were let in.
+    pub received_packets: u64,
+    /// Bytes of those.
+    pub received_bytes: u64,
+    /// When the last handshake was completed.
+    pub last_handshake: Option<Instant>,
+}
+
+/// One peer.
+pub(super) struct Peer {
+    pub(super) public_key: PublicKey,
+    pub(super) noise: Noise,
+    pub(super) timers: Timers,
+    pub(super) path: Option<Path>,
+    pub(super) awaits_path: bool,
+    pub(super) staged: Staged,
+    /// It is in the queue of peers whose staged packets can leave.
+    pub(super) unstaging: bool,
+    pub(super) last_initiation_received: Option<Instant>,
+    pub(super) stats: PeerStats,
+    next_age_check: Instant,
+}
+
+impl Peer {
+    pub(super) fn new(config: &PeerConfig, noise: Noise, now: Instant) -> Self {
+        let mut timers = Timers::new(config.persistent_keepalive);
+        if config.path.is_some() {
+            timers.persistent_now(now);
+        }
+        Self {
+            public_key: config.public_key,
+            noise,
+            timers,
+            path: config.path,
+            awaits_path: config.awaits_path,
+            staged: Staged::default(),
+            unstaging: false,
+            last_initiation_received: None,
+            stats: PeerStats::default(),
+            next_age_check: now,
+        }
+    }
+
+    /// When something has to be done for this peer.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        [self.timers.next(), self.staged.next_expiry()].into_iter().flatten().min()
+    }
+
+    /// Nothing comes back: the local address the peer once sent to may be gone, so the kernel chooses again.
+    pub(super) fn forget_source(&mut self) {
+        if let Some(Path::Direct { from, .. }) = &mut self.path {
+            *from = None;
+        }
+    }
+
+    /// Whether the session has outlived its time while the machine was suspended, looked up once a second.
+    pub(super) fn slept_past_expiry(&mut self, now: Instant) -> bool {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        if now < self.next_age_check {
+            return false;
+        }
+        self.next_age_check = now + INTERVAL;
+        self.noise.outlived()
+    }
+}

@@ -1,0 +1,260 @@
+//! From a configuration to a running interface: names are looked up, sockets bound, addresses and routes set.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path as FilePath;
+
+use super::app::Sockets;
+use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
+use crate::config::{self, Config, ConfigError, Endpoint};
+use crate::netlink;
+use crate::stun::AddressFamily;
+use crate::stun::channel_data;
+use crate::sys::tun::Tun;
+use crate::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
+use crate::turn::ClientConfig;
+use crate::wire::wireguard::DATA_OVERHEAD;
+
+/// The MTU every way between two hosts is taken to have, bytes: Ethernet's.
+const OUTER_MTU: u16 = 1_500;
+const UDP_HEADER: u16 = 8;
+/// Packets that may wait in front of the TUN device while its reading is stopped or slow.
+const TX_QUEUE: u32 = 1_000;
+
+/// A configuration whose names have been looked up.
+pub struct Plan {
+    /// The endpoint.
+    pub tunnel: TunnelConfig,
+    /// The relay, and which peer it reaches at which address.
+    pub relay: Option<RelayPlan>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// The relay part of a [`Plan`].
+pub struct RelayPlan {
+    /// For the TURN client.
+    pub client: ClientConfig,
+    /// Which peer is reached at which address.
+    pub peers: Vec<(PeerIndex, SocketAddr)>,
+}
+
+/// Looks names up and decides paths and MTU. `seeds` are random: one for the endpoint, one for the TURN client.
+///
+/// # Errors
+/// A name without an address, or an address nobody can be reached at; with the line it stands on.
+pub fn plan(
+    file: &FilePath,
+    config: &Config,
+    seeds: [u64; 2],
+    cookie_secret: [u8; 32],
+) -> Result<Plan, ConfigError> {
+    let mut warnings = Vec::new();
+    let mut peers = Vec::with_capacity(config.peers.len());
+    let mut relayed = Vec::new();
+    let relay_server = match &config.relay {
+        Some(relay) => Some(resolve(file, &relay.server, None)?),
+        None => None,
+    };
+    let mut outside: Vec<SocketAddr> = relay_server.into_iter().collect();
+    for (index, section) in (0..).map(PeerIndex).zip(&config.peers) {
+        let address = match &section.endpoint {
+            Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
+            None => None,
+        };
+        outside.extend(address.filter(|_| relay_server.is_none()));
+        relayed.extend(address.filter(|_| relay_server.is_some()).map(|address| (index, address)));
+        peers.push(PeerConfig {
+            public_key: section.public_key,
+            preshared_key: section.preshared_key.clone(),
+            allowed_ips: section.allowed_ips.clone(),
+            path: address.filter(|_| relay_server.is_none()).map(|to| Path::Direct { to, from: None }),
+            awaits_path: relay_server.is_some() && address.is_some(),
+            persistent_keepalive: Some(section.persistent_keepalive),
+        });
+    }
+    warn_of_loops(config, &outside, &mut warnings);
+    let mtu = match relay_server {
+        Some(server) => clamp_mtu(config.mtu, server, &relayed, &mut warnings),
+        None => config.mtu,
+    };
+    let relay = config.relay.as_ref().zip(relay_server).map(|(relay, server)| RelayPlan {
+        client: ClientConfig {
+            server,
+            username: relay.username.clone(),
+            password: zeroize::Zeroizing::new(relay.password.expose().to_owned()),
+            family: relay_family(&relayed, &mut warnings),
+            seed: seeds[1],
+        },
+        peers: relayed,
+    });
+    let tunnel = TunnelConfig {
+        private_key: config.private_key.clone(),
+        mtu: mtu.into(),
+        peers,
+        seed: seeds[0],
+        cookie_secret,
+    };
+    Ok(Plan { tunnel, relay, warnings })
+}
+
+fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<SocketAddr, ConfigError> {
+    let refuse = |problem| ConfigError { file: file.into(), line, problem };
+    let address = endpoint.resolve().map_err(|error| {
+        refuse(format!("{endpoint}: {error}; check the name and the name server, or write the address"))
+    })?;
+    config::check_endpoint(address).map_err(|problem| refuse(format!("{endpoint}: {problem}")))?;
+    Ok(address)
+}
+
+/// What goes to these addresses must not be routed into the tunnel it comes out of.
+fn warn_of_loops(config: &Config, outside: &[SocketAddr], warnings: &mut Vec<String>) {
+    for address in outside {
+        let inside =
+            config.peers.iter().flat_map(|peer| &peer.allowed_ips).find(|net| net.contains(&address.ip()));
+        if let Some(net) = inside {
+            warnings.push(format!(
+                "{address} lies in AllowedIPs {net}: unless a narrower route leads there, what the tunnel sends goes \
+                 back into it"
+            ));
+        }
+    }
+}
+
+/// The largest MTU at which a packet fits [`OUTER_MTU`] on both legs of the way over a relay: to the relay it has four
+/// bytes of ChannelData in front, and behind the relay it may meet the longer header of IPv6. Packets are not padded
+/// beyond the MTU, so that its remainder by 16 does not matter.
+#[must_use]
+pub fn relay_mtu(server: IpAddr, peers: &[IpAddr]) -> u16 {
+    const CHANNEL: u16 = channel_data::HEADER_LEN as u16;
+    const SEAL: u16 = DATA_OVERHEAD as u16;
+    let ip_header = |address: &IpAddr| if address.is_ipv4() { 20 } else { 40 };
+    let behind = peers.iter().map(ip_header).max().unwrap_or(0);
+    let overhead = (ip_header(&server) + CHANNEL).max(behind) + UDP_HEADER + SEAL;
+    OUTER_MTU - overhead
+}
+
+fn clamp_mtu(
+    mtu: u16,
+    server: SocketAddr,
+    peers: &[(PeerIndex, SocketAddr)],
+    warnings: &mut Vec<String>,
+) -> u16 {
+    let peers: Vec<IpAddr> = peers.iter().map(|(_, address)| address.ip()).collect();
+    let fits = relay_mtu(server.ip(), &peers);
+    if mtu <= fits {
+        return mtu;
+    }
+    warnings.push(format!(
+        "MTU {mtu} does not fit through the relay in packets of {OUTER_MTU} bytes: {fits} is used; write MTU = {fits}, \
+         at the other end too"
+    ));
+    fits
+}
+
+/// A relayed address has one family, and reaches peers of that family.
+fn relay_family(peers: &[(PeerIndex, SocketAddr)], warnings: &mut Vec<String>) -> Option<AddressFamily> {
+    let (_, first) = peers.first()?;
+    if let Some((_, other)) = peers.iter().find(|(_, address)| address.is_ipv4() != first.is_ipv4()) {
+        warnings.push(format!(
+            "the relay is asked for an address that reaches {first}; {other} is of the other family and cannot be \
+             reached: give all peers behind one relay Endpoints of one family"
+        ));
+    }
+    Some(if first.is_ipv4() { AddressFamily::V4 } else { AddressFamily::V6 })
+}
+
+/// Binds one socket for each family, on one port.
+///
+/// # Errors
+/// When the port is taken or may not be used, with the remedy; a machine without IPv6 (or without IPv4) is no error.
+pub fn bind_sockets(port: u16, gro: bool) -> io::Result<Sockets> {
+    /// With a port chosen by the kernel for one family, it may be taken in the other.
+    const ATTEMPTS: usize = 16;
+    let options = UdpOptions { gro, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
+    let bind = |address: IpAddr, port: u16| UdpSocket::bind(SocketAddr::new(address, port), &options);
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let v4 = or_without_family(bind(Ipv4Addr::UNSPECIFIED.into(), port), port)?;
+        let chosen = v4.as_ref().map_or(port, |socket| socket.local_addr().port());
+        match or_without_family(bind(Ipv6Addr::UNSPECIFIED.into(), chosen), chosen) {
+            Err(_) if port == 0 && attempt < ATTEMPTS => {}
+            Err(error) => return Err(error),
+            Ok(None) if v4.is_none() => {
+                return Err(io::Error::other("this machine has neither IPv4 nor IPv6: enable one of them"));
+            }
+            Ok(v6) => return Ok(Sockets { v4, v6 }),
+        }
+    }
+}
+
+/// A family the machine does not have is no error.
+fn or_without_family(bound: io::Result<UdpSocket>, port: u16) -> io::Result<Option<UdpSocket>> {
+    let error = match bound {
+        Ok(socket) => return Ok(Some(socket)),
+        Err(error) => error,
+    };
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported => return Ok(None),
+        io::ErrorKind::AddrInUse => format!("another program uses port {port}: stop it or change ListenPort"),
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE: run as root or choose a higher ListenPort".to_owned()
+        }
+        // The family's EAFNOSUPPORT has no kind of its own.
+        _ if error.to_string().contains("not supported by protocol") => return Ok(None),
+        _ => "check ListenPort".to_owned(),
+    };
+    Err(io::Error::new(error.kind(), format!("{error}; {remedy}")))
+}
+
+/// Creates the interface, gives it its addresses and MTU, brings it up and routes the peers' prefixes to it. It goes
+/// away with the descriptor.
+///
+/// # Errors
+/// One sentence that names what the kernel refused, and the remedy.
+pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io::Result<Tun> {
+    let tun = Tun::open(name, gso)?;
+    let mut handle = netlink::Handle::open()?;
+    let index = handle.link_index(name)?;
+    let mtu = u32::try_from(mtu).map_err(io::Error::other)?;
+    handle.set_mtu(index, mtu)?;
+    handle.set_txqueuelen(index, TX_QUEUE)?;
+    for address in &config.addresses {
+        handle.add_address(index, *address)?;
+    }
+    handle.set_up(index)?;
+    for prefix in config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
+        handle.add_route(index, *prefix)?;
+    }
+    Ok(tun)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("address")
+    }
+
+    #[test]
+    fn packets_of_the_clamped_mtu_fill_1500_bytes_on_the_longer_leg() {
+        let (v4, v6) = (ip("192.0.2.1"), ip("2001:db8::1"));
+        assert_eq!(relay_mtu(v6, &[v4]), 1_416);
+        assert_eq!(40 + 8 + 4 + 32 + relay_mtu(v6, &[v4]), 1_500);
+        assert_eq!(relay_mtu(v4, &[v4]), 1_436);
+        assert_eq!(relay_mtu(v4, &[v4, v6]), 1_420, "the leg behind the relay is the longer one");
+        assert_eq!(relay_mtu(v6, &[]), 1_416);
+    }
+
+    #[test]
+    fn both_families_share_a_port_and_a_taken_one_names_the_remedy() {
+        let sockets = bind_sockets(0, true).expect("bound");
+        let port = |socket: &Option<UdpSocket>| socket.as_ref().map(|socket| socket.local_addr().port());
+        let v4 = port(&sockets.v4).expect("IPv4");
+        assert!(port(&sockets.v6).is_none_or(|v6| v6 == v4));
+        let error = bind_sockets(v4, true).expect_err("taken").to_string();
+        assert!(error.contains("ListenPort") && error.contains(&v4.to_string()), "{error}");
+    }
+}

@@ -1,0 +1,570 @@
+//! The client against a scripted server that enforces the lifetimes of RFC 8656, in virtual time.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::drops::Cause;
+use crate::stun::{
+    AddressFamily, AttributeType, ChannelNumber, Class, ErrorCode, Key, Message, Method, TransactionId,
+    Writer,
+};
+
+const SERVER: &str = "192.0.2.1:3478";
+const RELAYED: &str = "192.0.2.1:50000";
+const MAPPED: &str = "198.51.100.7:1024";
+const PEER: &str = "203.0.113.5:51820";
+const OTHER: &str = "203.0.113.6:51820";
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// What the server knows of the one client, and how it misbehaves.
+struct Server {
+    nonce: Vec<u8>,
+    allocated_until: Option<Instant>,
+    lifetime: u32,
+    channels: BTreeMap<u16, (SocketAddr, Instant)>,
+    permissions: BTreeMap<IpAddr, Instant>,
+    forbidden: Option<IpAddr>,
+    mismatches: u32,
+    silent: bool,
+    always_stale: bool,
+    requests: Vec<(Method, bool)>,
+}
+
+impl Server {
+    fn new() -> Self {
+        Self {
+            nonce: b"first".to_vec(),
+            allocated_until: None,
+            lifetime: 600,
+            channels: BTreeMap::new(),
+            permissions: BTreeMap::new(),
+            forbidden: None,
+            mismatches: 0,
+            silent: false,
+            always_stale: false,
+            requests: Vec::new(),
+        }
+    }
+
+    fn count(&self, method: Method) -> usize {
+        self.requests.iter().filter(|request| request.0 == method).count()
+    }
+
+    fn has_allocation(&self, now: Instant) -> bool {
+        self.allocated_until.is_some_and(|until| until > now)
+    }
+
+    fn answer(&mut self, bytes: &[u8], now: Instant) -> Option<Vec<u8>> {
+        let message = Message::parse(bytes).expect("the client writes well-formed messages");
+        assert_eq!(message.class(), Class::Request);
+        let signed = message.has_integrity();
+        self.requests.push((message.method(), signed));
+        if self.silent {
+            return None;
+        }
+        let key = Key::long_term(b"alice", b"realm", b"secret");
+        let nonce = self.nonce.clone();
+        let refuse = |code: u16| {
+            Some(respond(&message, Class::Error, None, |writer| {
+                writer.error_code(ErrorCode(code), "no");
+                writer.realm(b"realm");
+                writer.nonce(&nonce);
+            }))
+        };
+        if !signed || !message.verify_integrity(&key) {
+            return refuse(401);
+        }
+        if self.always_stale || message.nonce() != Some(&self.nonce) {
+            return refuse(438);
+        }
+        let code = self.act(&message, now);
+        if code != 0 {
+            return refuse(code);
+        }
+        Some(respond(&message, Class::Success, Some(&key), |writer| {
+            if message.method() == Method::Allocate {
+                writer.xor_relayed_address(address(RELAYED)).xor_mapped_address(address(MAPPED));
+            }
+            writer.lifetime(self.lifetime);
+        }))
+    }
+
+    /// Does what a signed request asks; zero or an error code.
+    fn act(&mut self, message: &Message<'_>, now: Instant) -> u16 {
+        let allocated = self.has_allocation(now);
+        match message.method() {
+            Method::Allocate if self.mismatches > 0 || allocated => {
+                self.mismatches = self.mismatches.saturating_sub(1);
+                return 437;
+            }
+            Method::Allocate => {
+                assert_eq!(message.requested_transport(), Ok(Some(17)));
+                self.allocated_until = Some(now + Duration::from_secs(self.lifetime.into()));
+                self.channels.clear();
+                self.permissions.clear();
+            }
+            Method::Refresh if message.lifetime() == Ok(Some(0)) => self.allocated_until = None,
+            _ if !allocated => return 437,
+            Method::Refresh => {
+                self.allocated_until = Some(now + Duration::from_secs(self.lifetime.into()));
+            }
+            Method::CreatePermission | Method::ChannelBind => {
+                let peer = message.xor_peer_address().unwrap().unwrap();
+                if self.forbidden == Some(peer.ip()) {
+                    return 403;
+                }
+                self.permissions.insert(peer.ip(), now + Duration::from_secs(300));
+                if let Some(number) = message.channel_number().unwrap() {
+                    self.channels.insert(number.get(), (peer, now + Duration::from_secs(600)));
+                }
+            }
+            other => panic!("unexpected {other:?}"),
+        }
+        0
+    }
+}
+
+fn respond(
+    request: &Message<'_>,
+    class: Class,
+    key: Option<&Key>,
+    fill: impl FnOnce(&mut Writer<'_>),
+) -> Vec<u8> {
+    let mut buffer = [0; 1000];
+    let mut writer = Writer::new(&mut buffer, class, request.method(), request.transaction()).unwrap();
+    fill(&mut writer);
+    let len = writer.finish(key, false).unwrap();
+    buffer[..len].to_vec()
+}
+
+fn client_with(password: &str, now: Instant) -> Client {
+    let config = ClientConfig {
+        server: address(SERVER),
+        username: "alice".to_owned(),
+        password: Zeroizing::new(password.to_owned()),
+        family: Some(AddressFamily::V4),
+        seed: 7,
+    };
+    Client::new(config, now)
+}
+
+#[expect(clippy::disallowed_methods, reason = "an Instant has no other origin; time itself is virtual")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+/// Passes everything to and fro until both are quiet.
+fn settle(client: &mut Client, server: &mut Server, now: Instant) {
+    for _ in 0..10_000 {
+        let Some(bytes) = client.poll_transmit() else { return };
+        if let Some(answer) = server.answer(&bytes, now) {
+            assert_eq!(client.handle_input(&answer, now), Input::Consumed);
+        }
+    }
+    panic!("client and server talk for ever");
+}
+
+/// Runs both until `until`, jumping from deadline to deadline.
+fn run(client: &mut Client, server: &mut Server, mut now: Instant, until: Instant) {
+    settle(client, server, now);
+    while let Some(deadline) = client.poll_timeout().filter(|&deadline| deadline <= until) {
+        assert!(deadline > now, "a deadline that does not move is a busy loop");
+        now = deadline;
+        client.handle_timeout(now);
+        settle(client, server, now);
+    }
+}
+
+fn events(client: &mut Client) -> Vec<Event> {
+    std::iter::from_fn(|| client.poll_event()).collect()
+}
+
+fn reasons(client: &mut Client) -> Vec<String> {
+    let reason = |event| match event {
+        Event::Failed { reason } => Some(reason),
+        _ => None,
+    };
+    events(client).into_iter().filter_map(reason).collect()
+}
+
+/// A client with an allocation and a channel to [`PEER`].
+fn bound(now: Instant) -> (Client, Server, ChannelNumber) {
+    let (mut client, mut server) = (client_with("secret", now), Server::new());
+    let number = client.bind_channel(address(PEER), now).unwrap();
+    settle(&mut client, &mut server, now);
+    events(&mut client);
+    assert_eq!(client.channel(address(PEER)), Some(number));
+    (client, server, number)
+}
+
+#[test]
+fn allocates_after_one_challenge_and_binds() {
+    let now = start();
+    let (mut client, mut server) = (client_with("secret", now), Server::new());
+    let number = client.bind_channel(address(PEER), now).unwrap();
+    assert_eq!(client.channel(address(PEER)), None);
+    settle(&mut client, &mut server, now);
+    assert_eq!(
+        events(&mut client),
+        [
+            Event::Allocated { relayed: address(RELAYED), mapped: Some(address(MAPPED)) },
+            Event::ChannelBound { peer: address(PEER), number },
+        ]
+    );
+    assert_eq!(
+        server.requests,
+        [(Method::Allocate, false), (Method::Allocate, true), (Method::ChannelBind, true)]
+    );
+    assert_eq!(client.channel(address(PEER)), Some(number));
+    assert_eq!(client.channel(address(OTHER)), None);
+}
+
+#[test]
+fn the_address_family_is_asked_for() {
+    let now = start();
+    let mut client = client_with("secret", now);
+    let bytes = client.poll_transmit().unwrap();
+    let message = Message::parse(&bytes).unwrap();
+    assert_eq!(message.requested_address_family(), Ok(Some(AddressFamily::V4)));
+    assert_eq!(message.requested_transport(), Ok(Some(17)));
+}
+
+#[test]
+fn channel_data_comes_in_under_its_peer() {
+    let now = start();
+    let (mut client, _server, number) = bound(now);
+    let [high, low] = number.get().to_be_bytes();
+    let datagram = [&[high, low, 0, 5][..], b"hello", b"pad"].concat();
+    assert_eq!(client.handle_input(&datagram, now), Input::Data { peer: address(PEER), payload: 4..9 });
+    assert_eq!(client.handle_input(&[0x40, 9, 0, 0], now), Input::Ignored(Cause::NoChannel));
+    assert_eq!(client.handle_input(&[0x40, 0, 0, 9, 1], now), Input::Ignored(Cause::MalformedOuter));
+}
+
+#[test]
+fn data_indications_need_a_permission() {
+    let now = start();
+    let (mut client, _server, _) = bound(now);
+    let indication = |peer| {
+        let mut buffer = [0; 100];
+        let mut writer =
+            Writer::new(&mut buffer, Class::Indication, Method::Data, TransactionId([1; 12])).unwrap();
+        writer.xor_peer_address(address(peer)).data(b"hello");
+        let len = writer.finish(None, false).unwrap();
+        buffer[..len].to_vec()
+    };
+    let datagram = indication(PEER);
+    let Input::Data { peer, payload } = client.handle_input(&datagram, now) else { panic!("data") };
+    assert_eq!((peer, &datagram[payload]), (address(PEER), &b"hello"[..]));
+    assert_eq!(client.handle_input(&indication(OTHER), now), Input::Ignored(Cause::NoPermission));
+}
+
+#[test]
+fn retransmits_on_the_schedule_of_the_rfc_and_says_why_it_gave_up() {
+    let begin = start();
+    let mut client = client_with("secret", begin);
+    let first = client.poll_transmit().unwrap();
+    let mut sent_ms = Vec::new();
+    while events_are_empty(&mut client) {
+        let now = client.poll_timeout().unwrap();
+        client.handle_timeout(now);
+        if let Some(bytes) = client.poll_transmit() {
+            assert_eq!(bytes, first, "a retransmission is the same message");
+            sent_ms.push((now - begin).as_millis());
+        } else {
+            assert_eq!((now - begin).as_millis(), 39_500);
+        }
+    }
+    assert_eq!(sent_ms, [500, 1_500, 3_500, 7_500, 15_500, 31_500]);
+
+    fn events_are_empty(client: &mut Client) -> bool {
+        match client.poll_event() {
+            None => true,
+            Some(Event::Failed { reason }) => {
+                assert!(reason.contains("does not answer"), "{reason}");
+                false
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_dead_server_is_tried_for_ever_with_bounded_pauses_and_taken_up_again() {
+    let begin = start();
+    let (mut client, mut server, _) = bound(begin);
+    server.silent = true;
+    let hour = begin + Duration::from_secs(3_600);
+    run(&mut client, &mut server, begin, hour);
+    assert_eq!(client.channel(address(PEER)), None);
+    let events = events(&mut client);
+    assert_eq!(events.iter().filter(|event| matches!(event, Event::ChannelLost { .. })).count(), 1);
+    let failures = events.iter().filter(|event| matches!(event, Event::Failed { .. })).count();
+    assert!((1..=2).contains(&failures), "said once for each reason: {events:?}");
+    let attempts = server.count(Method::Allocate) / 7;
+    assert!((25..60).contains(&attempts), "about every 100 s: {attempts}");
+
+    server.silent = false;
+    run(&mut client, &mut server, hour, hour + Duration::from_secs(120));
+    assert!(client.channel(address(PEER)).is_some());
+}
+
+#[test]
+fn wrong_credentials_are_named_and_not_hammered() {
+    let begin = start();
+    let (mut client, mut server) = (client_with("wrong", begin), Server::new());
+    run(&mut client, &mut server, begin, begin + Duration::from_secs(600));
+    let reasons = reasons(&mut client);
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert!(reasons[0].contains("alice") && reasons[0].contains("RelayPasswordFile"), "{reasons:?}");
+    // 1, 2, 4 … 60 s: two requests each.
+    assert!(server.requests.len() <= 2 * 18, "{}", server.requests.len());
+}
+
+#[test]
+fn a_stale_nonce_is_replaced_without_a_word() {
+    let now = start();
+    let (mut client, mut server, _) = bound(now);
+    server.nonce = b"second".to_vec();
+    client.bind_channel(address(OTHER), now).unwrap();
+    settle(&mut client, &mut server, now);
+    assert!(client.channel(address(OTHER)).is_some());
+    assert!(reasons(&mut client).is_empty());
+}
+
+#[test]
+fn a_server_whose_nonces_are_always_stale_is_given_up() {
+    let now = start();
+    let (mut client, mut server) = (client_with("secret", now), Server::new());
+    server.always_stale = true;
+    settle(&mut client, &mut server, now);
+    assert_eq!(server.requests.len(), 1 + 4);
+    assert!(reasons(&mut client)[0].contains("438"));
+}
+
+#[test]
+fn a_lost_allocation_is_made_anew_with_the_same_channels() {
+    let now = start();
+    let (mut client, mut server, number) = bound(now);
+    // The server restarts and forgets.
+    server.allocated_until = None;
+    server.nonce = b"after the restart".to_vec();
+    run(&mut client, &mut server, now, now + Duration::from_secs(320));
+    let events = events(&mut client);
+    let position = |wanted: &Event| events.iter().position(|event| event == wanted);
+    let lost = position(&Event::ChannelLost { peer: address(PEER) }).expect("lost");
+    let bound = position(&Event::ChannelBound { peer: address(PEER), number }).expect("bound again");
+    assert!(lost < bound, "{events:?}");
+    assert_eq!(client.channel(address(PEER)), Some(number));
+}
+
+#[test]
+fn an_old_allocation_in_the_way_is_deleted() {
+    let now = start();
+    let (mut client, mut server) = (client_with("secret", now), Server::new());
+    server.allocated_until = Some(now + Duration::from_secs(3_600));
+    run(&mut client, &mut server, now, now + Duration::from_secs(3));
+    assert!(events(&mut client).iter().any(|event| matches!(event, Event::Allocated { .. })));
+    assert_eq!(server.count(Method::Refresh), 1);
+}
+
+#[test]
+fn everything_is_renewed_before_it_expires() {
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    let other: IpAddr = address(OTHER).ip();
+    assert!(client.create_permission(other, begin));
+    let mut now = begin;
+    for _ in 0..4 * 60 * 6 {
+        let next = now + Duration::from_secs(10);
+        run(&mut client, &mut server, now, next);
+        now = next;
+        assert!(server.has_allocation(now));
+        assert!(server.channels[&number.get()].1 > now, "channel expired");
+        assert!(server.permissions[&address(PEER).ip()] > now, "permission of the channel expired");
+        assert!(server.permissions[&other] > now, "permission expired");
+    }
+    assert!(events(&mut client).is_empty());
+    // Four hours: a refresh each 300 s, a rebinding each 480 to 540 s, two permissions each 240 s.
+    assert_eq!(server.count(Method::Refresh), 48);
+    assert!((27..=31).contains(&server.count(Method::ChannelBind)));
+    assert!(server.count(Method::CreatePermission) <= 2 * 60 + 1);
+}
+
+#[test]
+fn a_forbidden_peer_is_named_and_does_not_harm_the_others() {
+    let begin = start();
+    let (mut client, mut server, _) = bound(begin);
+    server.forbidden = Some(address(OTHER).ip());
+    client.bind_channel(address(OTHER), begin).unwrap();
+    run(&mut client, &mut server, begin, begin + Duration::from_secs(30));
+    let reasons = reasons(&mut client);
+    assert_eq!(reasons.len(), 1);
+    assert!(reasons[0].contains(OTHER) && reasons[0].contains("--allow-peer"), "{reasons:?}");
+    assert!(client.channel(address(PEER)).is_some());
+    assert!(client.channel(address(OTHER)).is_none());
+    server.forbidden = None;
+    run(&mut client, &mut server, begin + Duration::from_secs(30), begin + Duration::from_secs(90));
+    assert!(client.channel(address(OTHER)).is_some(), "tried again after a minute");
+}
+
+#[test]
+fn an_unsigned_success_to_a_signed_request_is_not_believed() {
+    let now = start();
+    let (mut client, mut server, _) = bound(now);
+    client.bind_channel(address(OTHER), now).unwrap();
+    let request = client.poll_transmit().unwrap();
+    let parsed = Message::parse(&request).unwrap();
+    let forged = respond(&parsed, Class::Success, None, |_| {});
+    assert_eq!(client.handle_input(&forged, now), Input::Ignored(Cause::Unauthenticated));
+    let forged = respond(&parsed, Class::Success, Some(&Key::from_bytes(b"guess")), |_| {});
+    assert_eq!(client.handle_input(&forged, now), Input::Ignored(Cause::Unauthenticated));
+    assert_eq!(client.channel(address(OTHER)), None);
+    let genuine = server.answer(&request, now).unwrap();
+    assert_eq!(client.handle_input(&genuine, now), Input::Consumed);
+    assert!(client.channel(address(OTHER)).is_some());
+    assert_eq!(client.handle_input(&genuine, now), Input::Consumed, "repeated by the network");
+    assert!(client.channel(address(OTHER)).is_some());
+}
+
+#[test]
+fn close_deletes_the_allocation_and_is_silent_afterwards() {
+    let now = start();
+    let (mut client, mut server, _) = bound(now);
+    client.close(now);
+    settle(&mut client, &mut server, now);
+    assert!(!server.has_allocation(now));
+    assert_eq!(client.poll_timeout(), None);
+    client.handle_timeout(now + Duration::from_secs(10_000));
+    client.bind_channel(address(OTHER), now);
+    assert_eq!(client.poll_transmit(), None);
+    assert_eq!(client.channel(address(PEER)), None);
+}
+
+#[test]
+fn a_thousand_peers_are_bound_a_few_at_a_time() {
+    let now = start();
+    let (mut client, mut server) = (client_with("secret", now), Server::new());
+    let peers: Vec<SocketAddr> = (1..=1_000).map(|port| SocketAddr::new(address(PEER).ip(), port)).collect();
+    for &peer in &peers {
+        client.bind_channel(peer, now).unwrap();
+    }
+    for _ in 0..2 {
+        let bytes = client.poll_transmit().unwrap();
+        let answer = server.answer(&bytes, now).unwrap();
+        client.handle_input(&answer, now);
+    }
+    let burst: Vec<_> = std::iter::from_fn(|| client.poll_transmit()).collect();
+    assert_eq!(burst.len(), 64);
+    assert!(client.poll_timeout().unwrap() > now, "no busy loop while the rest waits");
+    for bytes in burst {
+        let answer = server.answer(&bytes, now).unwrap();
+        client.handle_input(&answer, now);
+    }
+    settle(&mut client, &mut server, now);
+    assert!(peers.iter().all(|&peer| client.channel(peer).is_some()));
+}
+
+#[test]
+fn numbers_run_out_and_come_back_after_they_have_rested() {
+    let now = start();
+    let mut client = client_with("secret", now);
+    let peer = |port| SocketAddr::new(address(PEER).ip(), port);
+    for port in 1..=4_096 {
+        assert!(client.bind_channel(peer(port), now).is_some());
+    }
+    assert_eq!(client.bind_channel(peer(5_000), now), None);
+    let first = client.bind_channel(peer(1), now).unwrap();
+    client.release_channel(peer(1), now);
+    assert_eq!(client.bind_channel(peer(5_000), now + Duration::from_secs(899)), None);
+    assert_eq!(client.bind_channel(peer(5_000), now + Duration::from_secs(900)), Some(first));
+}
+
+#[test]
+fn a_released_channel_is_forgotten() {
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    client.release_channel(address(PEER), begin);
+    assert_eq!(client.channel(address(PEER)), None);
+    let [high, low] = number.get().to_be_bytes();
+    assert_eq!(client.handle_input(&[high, low, 0, 0], begin), Input::Ignored(Cause::NoChannel));
+    run(&mut client, &mut server, begin, begin + Duration::from_secs(3_600));
+    assert_eq!(server.count(Method::ChannelBind), 1);
+    assert_eq!(server.count(Method::CreatePermission), 0);
+}
+
+#[test]
+fn a_challenge_without_realm_or_with_an_endless_one_is_refused_not_looped() {
+    for realm in [0, 764] {
+        let now = start();
+        let mut client = client_with("secret", now);
+        let request = client.poll_transmit().unwrap();
+        let answer = respond(&Message::parse(&request).unwrap(), Class::Error, None, |writer| {
+            writer.error_code(ErrorCode(401), "").nonce(b"n");
+            if realm > 0 {
+                writer.attribute(AttributeType::REALM, &vec![b'r'; realm]);
+            }
+        });
+        assert_eq!(client.handle_input(&answer, now), Input::Consumed);
+        assert_eq!(client.poll_transmit(), None);
+        assert_eq!(reasons(&mut client).len(), 1);
+        assert!(client.poll_timeout().unwrap() > now);
+    }
+}
+
+#[test]
+fn a_user_name_too_long_to_send_is_said_at_once() {
+    let now = start();
+    let mut config = ClientConfig {
+        server: address(SERVER),
+        username: "u".repeat(508),
+        password: Zeroizing::new(String::new()),
+        family: None,
+        seed: 1,
+    };
+    config.username.push('u');
+    let mut client = Client::new(config, now);
+    assert_eq!(client.poll_transmit(), None);
+    assert!(reasons(&mut client)[0].contains("RelayUsername"));
+}
+
+proptest! {
+    #[test]
+    fn no_datagram_harms(datagrams in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..80), 0..20)) {
+        let now = start();
+        let (mut client, _server, number) = bound(now);
+        for datagram in &datagrams {
+            if let Input::Data { payload, .. } = client.handle_input(datagram, now) {
+                prop_assert!(payload.end <= datagram.len());
+            }
+        }
+        prop_assert_eq!(client.channel(address(PEER)), Some(number));
+        prop_assert!(client.poll_transmit().is_none());
+    }
+
+    #[test]
+    fn no_flipped_bit_in_a_response_harms(bit in 0_usize..800, method in 0..3) {
+        let now = start();
+        let (mut client, mut server) = (client_with("secret", now), Server::new());
+        for step in 0..=method {
+            let Some(request) = client.poll_transmit() else { break };
+            let mut answer = server.answer(&request, now).unwrap();
+            if step == method {
+                let bit = bit % (answer.len() * 8);
+                answer[bit / 8] ^= 1 << (bit % 8);
+            }
+            client.handle_input(&answer, now);
+        }
+        // Whatever it did, the client gets its channel in the end.
+        client.bind_channel(address(PEER), now);
+        run(&mut client, &mut server, now, now + Duration::from_secs(300));
+        prop_assert!(client.channel(address(PEER)).is_some());
+    }
+}

@@ -1,0 +1,82 @@
+//! Requests in flight and when to send them again (RFC 8489 section 6.2.1).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::stun::{AddressFamily, ChannelNumber, Method, TransactionId};
+
+/// Wait before the first retransmission; doubles each time.
+pub(super) const RTO: Duration = Duration::from_millis(500);
+/// How often a request is sent (Rc).
+pub(super) const SENDS_MAX: u32 = 7;
+/// Wait after the last one (Rm × RTO).
+pub(super) const LAST_WAIT: Duration = Duration::from_secs(8);
+
+/// What is asked of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Allocate { family: Option<AddressFamily> },
+    Refresh,
+    Delete,
+    CreatePermission { peer: IpAddr },
+    ChannelBind { number: ChannelNumber, peer: SocketAddr },
+}
+
+impl Request {
+    pub(super) fn method(self) -> Method {
+        match self {
+            Self::Allocate { .. } => Method::Allocate,
+            Self::Refresh | Self::Delete => Method::Refresh,
+            Self::CreatePermission { .. } => Method::CreatePermission,
+            Self::ChannelBind { .. } => Method::ChannelBind,
+        }
+    }
+}
+
+/// A request that waits for its response.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    pub(super) id: TransactionId,
+    pub(super) request: Request,
+    /// The message, kept because a retransmission is byte for byte the same.
+    pub(super) bytes: Vec<u8>,
+    /// Whether it carries MESSAGE-INTEGRITY, and so whether a success must.
+    pub(super) signed: bool,
+    /// How many nonces in a row the server called stale.
+    pub(super) stale_nonces: u8,
+    /// When to look at it again.
+    pub(super) deadline: Instant,
+    sends: u32,
+}
+
+/// What a passed deadline asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Retransmit,
+    GiveUp,
+}
+
+impl Transaction {
+    /// A request that is sent now for the first time.
+    pub(super) fn new(
+        id: TransactionId,
+        request: Request,
+        bytes: Vec<u8>,
+        signed: bool,
+        stale_nonces: u8,
+        now: Instant,
+    ) -> Self {
+        Self { id, request, bytes, signed, stale_nonces, deadline: now + RTO, sends: 1 }
+    }
+
+    /// Called when the deadline has passed.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Due {
+        if self.sends == SENDS_MAX {
+            return Due::GiveUp;
+        }
+        self.sends += 1;
+        let wait = if self.sends == SENDS_MAX { LAST_WAIT } else { RTO * (1 << (self.sends - 1)) };
+        self.deadline = now + wait;
+        Due::Retransmit
+    }
+}

@@ -1,0 +1,76 @@
+//! What went wrong, in the log: one line for each cause and error code every ten seconds at most, never per packet.
+
+use std::time::{Duration, Instant};
+
+use dataplane::drops::Drops;
+
+use crate::server::Server;
+
+/// How often a line may be repeated.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// What has been logged so far.
+#[derive(Debug, Default)]
+pub struct Report {
+    next: Option<Instant>,
+    drops: Drops,
+    refusals: Vec<(u16, u64)>,
+}
+
+impl Report {
+    /// Logs what has happened since the last time, if it is time.
+    pub fn handle_timeout(&mut self, drops: &Drops, server: &Server, now: Instant) {
+        if self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        let mut news = false;
+        for (cause, packets) in drops.iter() {
+            let new = packets - self.drops.get(cause);
+            if new > 0 {
+                news = true;
+                tracing::warn!(cause = cause.name(), packets = new, "packets lost");
+            }
+        }
+        for (code, requests) in server.refusals() {
+            let before =
+                self.refusals.iter().find(|&&(known, _)| known == code).map_or(0, |&(_, count)| count);
+            let new = requests - before;
+            if new > 0 {
+                news = true;
+                tracing::info!(code, requests = new, reason = reason(code), "requests refused");
+            }
+        }
+        // Without news the loop need not wake for this.
+        self.next = news.then(|| now + INTERVAL);
+        if news {
+            self.drops = drops.clone();
+            self.refusals = server.refusals().collect();
+        }
+    }
+
+    /// When there may be something to log. Only set while there was something last time: the driver calls in every
+    /// 10 ms under load anyway.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.next
+    }
+}
+
+/// What an error code means to an operator.
+fn reason(code: u16) -> &'static str {
+    match code {
+        400 => "malformed request",
+        401 => "no or wrong credentials; each client's first request counts",
+        403 => "peer address not allowed; --allow-peer adds exceptions",
+        420 => "unknown attribute",
+        437 => "no allocation, or one exists already",
+        438 => "nonce too old or for another address",
+        440 => "address family not available; --relay-address adds one",
+        441 => "another user's allocation",
+        442 => "only UDP can be relayed",
+        443 => "peer of the other address family",
+        486 => "user has too many allocations",
+        508 => "out of ports, sockets, allocations, permissions or channels",
+        _ => "",
+    }
+}

@@ -1,0 +1,222 @@
+//! One allocation: its permissions and channels, and when each of them ends.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use dataplane::drops::Cause;
+use dataplane::stun::{ChannelNumber, TransactionId};
+
+use super::auth::UserId;
+use super::ports::{Token, Want};
+use super::{ClientSocket, PeerSocket};
+
+/// RFC 8656 section 9.
+pub const PERMISSION_TIME: Duration = Duration::from_secs(300);
+/// RFC 8656 section 12.
+pub const CHANNEL_TIME: Duration = Duration::from_secs(600);
+/// How long an expired channel number and its peer may not be bound to others (RFC 8656 section 12).
+pub const CHANNEL_QUIET_TIME: Duration = Duration::from_secs(300);
+/// Most permissions of one allocation.
+pub const PERMISSIONS_MAX: usize = 64;
+/// Most channels of one allocation, quiet ones included.
+pub const CHANNELS_MAX: usize = 64;
+
+/// Where an allocation is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Its socket is being opened; this many ports were busy so far.
+    Opening { attempts: u8 },
+    /// It relays.
+    Live,
+    /// Its socket is being closed.
+    Closing,
+}
+
+/// Which port an allocation was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PortChoice {
+    /// Any that is free and suits.
+    Free(Want),
+    /// The one that was reserved for this token.
+    Reserved(Token),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Permission {
+    peer: IpAddr,
+    expires: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Channel {
+    number: ChannelNumber,
+    peer: PeerSocket,
+    expires: Instant,
+    /// Copy of the expiry of the peer's permission, so that the data path looks in one place.
+    permitted_until: Instant,
+}
+
+/// One allocation. The lists are short and bounded, so that a scan is both constant and fast.
+#[derive(Debug)]
+pub(super) struct Allocation {
+    pub client: ClientSocket,
+    pub user: UserId,
+    /// The local address of its socket.
+    pub relayed: SocketAddr,
+    pub port: PortChoice,
+    pub state: State,
+    pub created: Instant,
+    pub expires: Instant,
+    /// The Allocate request, and what its answer has to repeat when it is sent again.
+    pub transaction: TransactionId,
+    pub lifetime_s: u32,
+    pub reservation: Option<Token>,
+    pub with_fingerprint: bool,
+    pub second_family_refused: bool,
+    permissions: Vec<Permission>,
+    channels: Vec<Channel>,
+}
+
+/// Why a channel cannot be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BindError {
+    /// The number or the peer belongs to another binding.
+    Conflict,
+    /// There are [`CHANNELS_MAX`] channels or [`PERMISSIONS_MAX`] permissions.
+    Full,
+}
+
+impl Allocation {
+    #[must_use]
+    pub fn new(
+        client: ClientSocket,
+        user: UserId,
+        relayed: SocketAddr,
+        port: PortChoice,
+        transaction: TransactionId,
+        now: Instant,
+    ) -> Self {
+        Self {
+            client,
+            user,
+            relayed,
+            port,
+            state: State::Opening { attempts: 0 },
+            created: now,
+            expires: now,
+            transaction,
+            lifetime_s: 0,
+            reservation: None,
+            with_fingerprint: false,
+            second_family_refused: false,
+            permissions: Vec::new(),
+            channels: Vec::new(),
+        }
+    }
+
+    /// Whether it relays now. A timer that fires late does not prolong it.
+    #[must_use]
+    pub fn is_live(&self, now: Instant) -> bool {
+        self.state == State::Live && now < self.expires
+    }
+
+    /// Whether it was live and its time is over.
+    #[must_use]
+    pub fn has_expired(&self, now: Instant) -> bool {
+        self.state == State::Live && now >= self.expires
+    }
+
+    /// The peer of a channel.
+    ///
+    /// # Errors
+    /// The cause to count.
+    pub fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Result<PeerSocket, Cause> {
+        let channel = self
+            .channels
+            .iter()
+            .find(|channel| channel.number == number && now < channel.expires)
+            .ok_or(Cause::NoChannel)?;
+        if now < channel.permitted_until { Ok(channel.peer) } else { Err(Cause::NoPermission) }
+    }
+
+    /// How a peer's datagrams reach the client: by a channel, or as a Data indication.
+    ///
+    /// # Errors
+    /// The cause to count.
+    pub fn peer_channel(&self, peer: PeerSocket, now: Instant) -> Result<Option<ChannelNumber>, Cause> {
+        match self.channels.iter().find(|channel| channel.peer == peer) {
+            Some(channel) if now >= channel.permitted_until => Err(Cause::NoPermission),
+            Some(channel) if now < channel.expires => Ok(Some(channel.number)),
+            Some(_) | None if self.has_permission(peer.0.ip(), now) => Ok(None),
+            Some(_) | None => Err(Cause::NoPermission),
+        }
+    }
+
+    /// Whether datagrams to and from a peer address are let through.
+    #[must_use]
+    pub fn has_permission(&self, peer: IpAddr, now: Instant) -> bool {
+        self.permissions.iter().any(|permission| permission.peer == peer && now < permission.expires)
+    }
+
+    /// Whether permissions for all of `peers` fit. Duplicates may be counted twice.
+    #[must_use]
+    pub fn has_room_for(&self, peers: &[IpAddr], now: Instant) -> bool {
+        let live = self.permissions.iter().filter(|permission| now < permission.expires).count();
+        let new = peers.iter().filter(|&&peer| !self.has_permission(peer, now)).count();
+        live + new <= PERMISSIONS_MAX
+    }
+
+    /// Installs or refreshes a permission; the caller has asked [`Allocation::has_room_for`].
+    pub fn permit(&mut self, peer: IpAddr, now: Instant) {
+        let expires = now + PERMISSION_TIME;
+        let known = self.permissions.iter().position(|permission| permission.peer == peer);
+        let outdated = || self.permissions.iter().position(|permission| permission.expires <= now);
+        match known.or_else(outdated) {
+            Some(index) => self.permissions[index] = Permission { peer, expires },
+            None => push_tight(&mut self.permissions, Permission { peer, expires }),
+        }
+        debug_assert!(self.permissions.len() <= PERMISSIONS_MAX, "room was not asked for");
+        for channel in self.channels.iter_mut().filter(|channel| channel.peer.0.ip() == peer) {
+            channel.permitted_until = expires;
+        }
+    }
+
+    /// Binds a channel or refreshes its binding, and permits the peer (RFC 8656 section 12.2).
+    ///
+    /// # Errors
+    /// What is in the way; no binding was changed.
+    pub fn bind_channel(
+        &mut self,
+        number: ChannelNumber,
+        peer: PeerSocket,
+        now: Instant,
+    ) -> Result<(), BindError> {
+        // Once forgotten, an old binding can neither be in the way nor be found instead of the new one.
+        self.channels.retain(|channel| now < channel.expires + CHANNEL_QUIET_TIME);
+        let known = self.channels.iter().position(|channel| channel.number == number || channel.peer == peer);
+        if known.is_some_and(|index| {
+            let channel = &self.channels[index];
+            channel.number != number || channel.peer != peer
+        }) {
+            return Err(BindError::Conflict);
+        }
+        if !self.has_room_for(&[peer.0.ip()], now) || known.is_none() && self.channels.len() >= CHANNELS_MAX {
+            return Err(BindError::Full);
+        }
+        let expires = now + CHANNEL_TIME;
+        match known {
+            Some(index) => self.channels[index].expires = expires,
+            None => push_tight(&mut self.channels, Channel { number, peer, expires, permitted_until: now }),
+        }
+        self.permit(peer.0.ip(), now);
+        Ok(())
+    }
+}
+
+/// Pushes without the spare room of doubling from four: most allocations have one permission and one channel.
+fn push_tight<T>(list: &mut Vec<T>, item: T) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len().max(1));
+    }
+    list.push(item);
+}

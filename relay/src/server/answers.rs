@@ -1,0 +1,138 @@
+//! What is written back to clients: every success, every refusal and every challenge.
+
+use std::net::SocketAddr;
+
+use dataplane::stun::message::UnknownAttributes;
+use dataplane::stun::{AddressFamily, AttributeType, BadAttribute, Class, ErrorCode, Message, Method};
+
+use super::auth::UserId;
+use super::reply::Envelope;
+use super::requests::KNOWN;
+use super::{AllocationId, ClientSocket, FromClient, Server};
+
+pub(super) const BAD_REQUEST: ErrorCode = ErrorCode(400);
+pub(super) const UNAUTHORIZED: ErrorCode = ErrorCode(401);
+pub(super) const FORBIDDEN: ErrorCode = ErrorCode(403);
+pub(super) const UNKNOWN_ATTRIBUTE: ErrorCode = ErrorCode(420);
+pub(super) const ALLOCATION_MISMATCH: ErrorCode = ErrorCode(437);
+pub(super) const STALE_NONCE: ErrorCode = ErrorCode(438);
+pub(super) const FAMILY_NOT_SUPPORTED: ErrorCode = ErrorCode(440);
+pub(super) const WRONG_CREDENTIALS: ErrorCode = ErrorCode(441);
+pub(super) const TRANSPORT_NOT_SUPPORTED: ErrorCode = ErrorCode(442);
+pub(super) const PEER_FAMILY_MISMATCH: ErrorCode = ErrorCode(443);
+pub(super) const QUOTA_REACHED: ErrorCode = ErrorCode(486);
+pub(super) const INSUFFICIENT_CAPACITY: ErrorCode = ErrorCode(508);
+
+/// A request that fails after it was found authentic.
+pub(super) struct Refusal {
+    pub code: ErrorCode,
+    pub unknown: UnknownAttributes,
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Self {
+        Self { code, unknown: UnknownAttributes::default() }
+    }
+}
+
+impl From<BadAttribute> for Refusal {
+    fn from(_: BadAttribute) -> Self {
+        BAD_REQUEST.into()
+    }
+}
+
+impl Server {
+    pub(super) fn answer_binding(
+        &mut self,
+        envelope: Envelope,
+        client: &ClientSocket,
+        message: &Message<'_>,
+    ) -> FromClient {
+        let unknown = message.unknown_required(KNOWN);
+        if !unknown.is_empty() {
+            return self.answer_error(envelope, None, Refusal { code: UNKNOWN_ATTRIBUTE, unknown });
+        }
+        self.replies.answer(envelope, Class::Success, None, |writer| {
+            writer.xor_mapped_address(client.address);
+        });
+        FromClient::Reply
+    }
+
+    /// 401 and 438: how to do it right (RFC 8489 section 9.2.4).
+    pub(super) fn answer_challenge(
+        &mut self,
+        envelope: Envelope,
+        client: &ClientSocket,
+        code: ErrorCode,
+    ) -> FromClient {
+        self.refusals.count(code);
+        let nonce = self.nonces.issue(client.address);
+        let realm = self.credentials.realm().as_bytes();
+        self.replies.answer(envelope, Class::Error, None, |writer| {
+            writer.error_code(code, "").realm(realm).nonce(&nonce);
+        });
+        FromClient::Reply
+    }
+
+    /// Without a reason phrase: it would only make answers longer than requests.
+    pub(super) fn answer_error(
+        &mut self,
+        envelope: Envelope,
+        user: Option<UserId>,
+        refusal: Refusal,
+    ) -> FromClient {
+        self.refusals.count(refusal.code);
+        let key = user.map(|user| &self.credentials.user(user).key);
+        self.replies.answer(envelope, Class::Error, key, |writer| {
+            writer.error_code(refusal.code, "");
+            if !refusal.unknown.is_empty() {
+                writer.unknown_attributes(refusal.unknown.as_slice());
+            }
+        });
+        FromClient::Reply
+    }
+
+    pub(super) fn answer_success(
+        &mut self,
+        envelope: Envelope,
+        user: UserId,
+        lifetime_s: Option<u32>,
+    ) -> FromClient {
+        let key = &self.credentials.user(user).key;
+        self.replies.answer(envelope, Class::Success, Some(key), |writer| {
+            if let Some(seconds) = lifetime_s {
+                writer.lifetime(seconds);
+            }
+        });
+        FromClient::Reply
+    }
+
+    /// The answer to the Allocate that made an allocation; the same each time.
+    pub(super) fn answer_allocated(&mut self, id: AllocationId) {
+        let Some(allocation) = self.table.get(id) else { return };
+        let envelope = Envelope {
+            method: Method::Allocate,
+            transaction: allocation.transaction,
+            with_fingerprint: allocation.with_fingerprint,
+        };
+        let key = &self.credentials.user(allocation.user).key;
+        let relayed = allocation.relayed;
+        let public = self
+            .external
+            .iter()
+            .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
+            .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
+            .map_or(relayed.ip(), |external| external.public);
+        self.replies.answer(envelope, Class::Success, Some(key), |writer| {
+            writer.xor_relayed_address(SocketAddr::new(public, relayed.port()));
+            writer.lifetime(allocation.lifetime_s).xor_mapped_address(allocation.client.address);
+            if let Some(token) = allocation.reservation {
+                writer.reservation_token(token);
+            }
+            if allocation.second_family_refused {
+                // ADDRESS-ERROR-CODE: IPv6, 440 (RFC 8656 section 18.12).
+                writer.attribute(AttributeType::ADDRESS_ERROR_CODE, &[AddressFamily::V6.number(), 0, 4, 40]);
+            }
+        });
+    }
+}

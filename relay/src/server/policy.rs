@@ -1,0 +1,256 @@
+//! Which peers may be reached. Everything that is not plainly public is refused unless a flag allows it, and the
+//! relay's own control sockets always are.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// IPv4 ranges that are not public (IANA IPv4 Special-Purpose Address Registry), multicast and the reserved class E,
+/// which includes the broadcast address.
+const DENIED_V4: [(Ipv4Addr, u8); 15] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 0, 2, 0), 24),
+    (Ipv4Addr::new(192, 88, 99, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(198, 51, 100, 0), 24),
+    (Ipv4Addr::new(203, 0, 113, 0), 24),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+/// IPv6 ranges that are not public (IANA IPv6 Special-Purpose Address Registry), multicast, and the local-use NAT64
+/// prefix of RFC 8215, whose embedding is up to the site. 2001::/23 includes Teredo.
+const DENIED_V6: [(Ipv6Addr, u8); 11] = [
+    (Ipv6Addr::UNSPECIFIED, 128),
+    (Ipv6Addr::LOCALHOST, 128),
+    (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48),
+    (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64),
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
+    (Ipv6Addr::new(0x5f00, 0, 0, 0, 0, 0, 0, 0), 16),
+    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 9),
+    (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
+];
+
+/// The rules for peers.
+#[derive(Clone, Debug, Default)]
+pub struct PeerPolicy {
+    /// Exceptions from the refused ranges and from [`PeerPolicy::own_addresses`].
+    pub allow: Vec<IpNet>,
+    /// The sockets clients and administrators talk to; never a peer. May hold wildcard addresses.
+    pub own_sockets: Vec<SocketAddr>,
+    /// Every address of this machine, and its public ones in front of a NAT.
+    pub own_addresses: BTreeSet<IpAddr>,
+}
+
+impl PeerPolicy {
+    /// Whether datagrams may go to this peer.
+    #[must_use]
+    pub fn permits(&self, peer: SocketAddr) -> bool {
+        !self.is_own_socket(peer) && self.permits_address(peer.ip())
+    }
+
+    /// Whether a peer address is public or excepted. Ports do not matter here.
+    #[must_use]
+    pub fn permits_address(&self, peer: IpAddr) -> bool {
+        if self.allow.iter().any(|net| net.contains(&peer)) {
+            return true;
+        }
+        if is_special(peer) || self.own_addresses.contains(&peer) {
+            return false;
+        }
+        // What carries an IPv4 address ends up there, so that address has to be permitted too.
+        let canonical = canonical(peer);
+        canonical == peer || self.permits_address(canonical)
+    }
+
+    /// Whether a peer is one of the relay's own sockets: nothing excepts those, or a client could talk to the relay
+    /// in the relay's name.
+    #[must_use]
+    pub fn is_own_socket(&self, peer: SocketAddr) -> bool {
+        let ip = canonical(peer.ip());
+        self.own_sockets.iter().any(|own| {
+            own.port() == peer.port()
+                && (own.ip() == ip
+                    || ip.is_unspecified()
+                    || own.ip().is_unspecified() && (ip.is_loopback() || self.own_addresses.contains(&ip)))
+        })
+    }
+}
+
+/// Whether an address lies in a range that is refused by default.
+fn is_special(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => DENIED_V4
+            .iter()
+            .any(|&(net, len)| Ipv4Net::new(net, len).is_ok_and(|net: Ipv4Net| net.contains(&ip))),
+        IpAddr::V6(ip) => DENIED_V6
+            .iter()
+            .any(|&(net, len)| Ipv6Net::new(net, len).is_ok_and(|net: Ipv6Net| net.contains(&ip))),
+    }
+}
+
+/// The address a packet really goes to: the IPv4 address inside an IPv6 one that carries it (mapped and compatible,
+/// RFC 4291; NAT64, RFC 6052; 6to4, RFC 3056; ISATAP, RFC 5214), else the address itself.
+#[must_use]
+pub fn canonical(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(ip) = address else { return address };
+    let words = ip.segments();
+    let from_words =
+        |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
+    match words {
+        // Routing looks at the prefix first, so 6to4 comes before the interface identifier of ISATAP.
+        [0x2002, high, low, ..] => from_words(high, low),
+        // `::` and `::1` are addresses of their own.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => address,
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => from_words(high, low),
+        _ => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn permits(policy: &PeerPolicy, peer: &str) -> bool {
+        policy.permits(SocketAddr::new(peer.parse().unwrap(), 5000))
+    }
+
+    /// Every way to write an IPv4 address as an IPv6 one that this relay knows.
+    fn embeddings(ip: Ipv4Addr) -> [Ipv6Addr; 7] {
+        let bits = ip.to_bits();
+        let (high, low) = ((bits >> 16) as u16, bits as u16);
+        [
+            ip.to_ipv6_mapped(),
+            Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, high, low),
+            Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low),
+            Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
+            Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
+            Ipv6Addr::new(0x2600, 1, 2, 3, 0, 0x5efe, high, low),
+            Ipv6Addr::new(0x2600, 1, 2, 3, 0x200, 0x5efe, high, low),
+        ]
+    }
+
+    #[test]
+    fn special_addresses_are_refused_to_the_last_address_and_their_neighbours_are_not() {
+        let policy = PeerPolicy::default();
+        for (first, last) in [
+            ("0.0.0.0", "0.255.255.255"),
+            ("10.0.0.0", "10.255.255.255"),
+            ("100.64.0.0", "100.127.255.255"),
+            ("127.0.0.0", "127.255.255.255"),
+            ("169.254.0.0", "169.254.255.255"),
+            ("172.16.0.0", "172.31.255.255"),
+            ("192.0.0.0", "192.0.0.255"),
+            ("192.0.2.0", "192.0.2.255"),
+            ("192.88.99.0", "192.88.99.255"),
+            ("192.168.0.0", "192.168.255.255"),
+            ("198.18.0.0", "198.19.255.255"),
+            ("198.51.100.0", "198.51.100.255"),
+            ("203.0.113.0", "203.0.113.255"),
+            ("224.0.0.0", "255.255.255.255"),
+        ] {
+            let (first, last): (Ipv4Addr, Ipv4Addr) = (first.parse().unwrap(), last.parse().unwrap());
+            assert!(!permits(&policy, &first.to_string()), "{first}");
+            assert!(!permits(&policy, &last.to_string()), "{last}");
+            if let Some(before) = first.to_bits().checked_sub(1) {
+                assert!(permits(&policy, &Ipv4Addr::from_bits(before).to_string()), "before {first}");
+            }
+            if let Some(after) = last.to_bits().checked_add(1) {
+                assert!(permits(&policy, &Ipv4Addr::from_bits(after).to_string()), "after {last}");
+            }
+        }
+        for refused in [
+            "::",
+            "::1",
+            "64:ff9b:1::8.8.8.8",
+            "100::1",
+            "2001::1",
+            "2001:1ff::1",
+            "2001:db8::1",
+            "fc00::1",
+            "fdff::1",
+            "fe80::1",
+            "fec0::1",
+            "feff::1",
+            "ff02::1",
+            "3fff::1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::1",
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "fe80::5efe:8.8.8.8",
+            "2600::5efe:10.0.0.1",
+        ] {
+            assert!(!permits(&policy, refused), "{refused}");
+        }
+        for allowed in ["8.8.8.8", "2001:200::1", "2606:4700::1", "64:ff9b::8.8.8.8"] {
+            assert!(permits(&policy, allowed), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn exceptions_open_ranges_but_never_own_sockets() {
+        let mut policy = PeerPolicy {
+            allow: vec![
+                "127.0.0.0/8".parse().unwrap(),
+                "0.0.0.0/8".parse().unwrap(),
+                "::/0".parse().unwrap(),
+            ],
+            own_sockets: vec!["0.0.0.0:3478".parse().unwrap(), "[2600::1]:3478".parse().unwrap()],
+            own_addresses: ["198.41.0.4".parse().unwrap()].into(),
+        };
+        for (peer, permitted) in [
+            ("127.0.0.1:5000", true),
+            ("127.0.0.1:3478", false),
+            ("127.9.9.9:3478", false),
+            ("0.0.0.0:3478", false),
+            ("[::]:3478", false),
+            ("[::ffff:127.0.0.1]:3478", false),
+            ("[64:ff9b::127.0.0.1]:3478", false),
+            ("[2600::1]:3478", false),
+            ("[2600::1]:3479", true),
+            ("198.41.0.4:3478", false),
+            ("198.41.0.4:5000", false),
+            ("10.0.0.1:5000", false),
+        ] {
+            assert_eq!(policy.permits(peer.parse().unwrap()), permitted, "{peer}");
+        }
+        policy.allow.push("198.41.0.0/16".parse().unwrap());
+        assert!(policy.permits("198.41.0.4:5000".parse().unwrap()));
+        assert!(!policy.permits("198.41.0.4:3478".parse().unwrap()));
+    }
+
+    proptest! {
+        #[test]
+        fn every_embedding_follows_the_rule_of_its_ipv4_address(bits in any::<u32>()) {
+            // `::0` and `::1` are no embeddings.
+            prop_assume!(bits > 1);
+            let policy = PeerPolicy { own_addresses: ["198.41.0.4".parse().unwrap()].into(), ..PeerPolicy::default() };
+            for ip in [Ipv4Addr::from_bits(bits), Ipv4Addr::new(198, 41, 0, 4), Ipv4Addr::new(127, 0, 0, 1)] {
+                for embedding in embeddings(ip) {
+                    prop_assert_eq!(
+                        policy.permits_address(embedding.into()),
+                        policy.permits_address(ip.into()),
+                        "{} as {}", ip, embedding
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Which relayed ports are taken, and which are kept back for the holder of a reservation token.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use subtle::ConstantTimeEq;
+
+use super::random::Random;
+
+/// How long the second port of an EVEN-PORT request is kept (RFC 8656 section 7.2 asks for 30 s at least).
+pub const RESERVATION_TIME: Duration = Duration::from_secs(30);
+/// Most reservations kept at a time; beyond it EVEN-PORT with reservation is answered 508.
+pub const RESERVATIONS_MAX: usize = 1024;
+
+/// A RESERVATION-TOKEN.
+pub type Token = [u8; 8];
+
+/// Which port is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Any port.
+    Any,
+    /// An even port (EVEN-PORT, R = 0).
+    Even,
+    /// An even port whose successor is free as well (EVEN-PORT, R = 1).
+    EvenAndNext,
+}
+
+#[derive(Debug)]
+struct Reservation {
+    token: Token,
+    address: IpAddr,
+    port: u16,
+    expires: Instant,
+}
+
+/// One bit for each port.
+type Bits = Box<[u64; 1024]>;
+
+/// The ports of every relay address.
+#[derive(Debug)]
+pub struct Ports {
+    range: RangeInclusive<u16>,
+    taken: HashMap<IpAddr, Bits, RandomState>,
+    /// All live equally long, so the oldest expires first.
+    reservations: VecDeque<Reservation>,
+}
+
+impl Ports {
+    /// All ports of `range` are free.
+    #[must_use]
+    pub fn new(range: RangeInclusive<u16>) -> Self {
+        Self { range, taken: HashMap::default(), reservations: VecDeque::new() }
+    }
+
+    /// Takes a free port, starting the search at a random one. `None` when there is none.
+    pub fn take(&mut self, address: IpAddr, want: Want, random: &mut Random) -> Option<u16> {
+        let bits = self.taken.entry(address).or_insert_with(|| Box::new([0; 1024]));
+        let low = *self.range.start();
+        let count = u32::from(*self.range.end()).checked_sub(u32::from(low))? + 1;
+        let start = random.below(count);
+        for offset in 0..count {
+            let port = low + ((start + offset) % count) as u16;
+            let suits = match want {
+                Want::Any => true,
+                Want::Even => port.is_multiple_of(2),
+                Want::EvenAndNext => {
+                    port.is_multiple_of(2) && self.range.contains(&(port + 1)) && !is_set(bits, port + 1)
+                }
+            };
+            if suits && !is_set(bits, port) {
+                set(bits, port, true);
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    /// Gives a port back.
+    pub fn release(&mut self, address: IpAddr, port: u16) {
+        if let Some(bits) = self.taken.get_mut(&address) {
+            debug_assert!(is_set(bits, port), "port {port} was not taken");
+            set(bits, port, false);
+        }
+    }
+
+    /// Keeps a port for whoever shows the token that is returned. `None` when it is taken or there are too many.
+    pub fn reserve(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        random: &mut Random,
+        now: Instant,
+    ) -> Option<Token> {
+        self.expire_reservations(now);
+        if self.reservations.len() >= RESERVATIONS_MAX {
+            return None;
+        }
+        let bits = self.taken.get_mut(&address)?;
+        if is_set(bits, port) {
+            return None;
+        }
+        set(bits, port, true);
+        let token = random.bytes();
+        self.reservations.push_back(Reservation { token, address, port, expires: now + RESERVATION_TIME });
+        Some(token)
+    }
+
+    /// Turns a token into the port it stands for, once; the port stays taken.
+    pub fn redeem(&mut self, token: &Token, now: Instant) -> Option<(IpAddr, u16)> {
+        self.expire_reservations(now);
+        let index = self.reservations.iter().position(|reservation| reservation.token.ct_eq(token).into())?;
+        let reservation = self.reservations.remove(index)?;
+        Some((reservation.address, reservation.port))
+    }
+
+    /// Frees what was reserved too long ago. Only takers care, so there is no timer for it.
+    pub fn expire_reservations(&mut self, now: Instant) {
+        while let Some(reservation) = self.reservations.pop_front_if(|oldest| oldest.expires <= now) {
+            self.release(reservation.address, reservation.port);
+        }
+    }
+}
+
+fn is_set(bits: &Bits, port: u16) -> bool {
+    bits[usize::from(port) / 64] & 1 << (port % 64) != 0
+}
+
+fn set(bits: &mut Bits, port: u16, value: bool) {
+    let mask = 1 << (port % 64);
+    let word = &mut bits[usize::from(port) / 64];
+    *word = if value { *word | mask } else { *word & !mask };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn every_port_is_handed_out_once_and_comes_back() {
+        let mut random = Random::from_seed(&[3; 32]);
+        let mut ports = Ports::new(65_526..=65_535);
+        for _ in 0..3 {
+            let taken: BTreeSet<u16> =
+                (0..10).map(|_| ports.take(ADDRESS, Want::Any, &mut random).unwrap()).collect();
+            assert_eq!(taken, (65_526..=65_535).collect());
+            assert_eq!(ports.take(ADDRESS, Want::Any, &mut random), None);
+            for port in taken {
+                ports.release(ADDRESS, port);
+            }
+        }
+        // Each address has its own ports.
+        assert!(ports.take("127.0.0.2".parse().unwrap(), Want::Any, &mut random).is_some());
+    }
+
+    #[test]
+    fn even_ports_leave_odd_ones_to_others() {
+        let mut random = Random::from_seed(&[3; 32]);
+        let mut ports = Ports::new(1001..=1004);
+        let mut even = [(); 2].map(|()| ports.take(ADDRESS, Want::Even, &mut random).unwrap());
+        even.sort_unstable();
+        assert_eq!(even, [1002, 1004]);
+        assert_eq!(ports.take(ADDRESS, Want::Even, &mut random), None);
+        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, &mut random), None);
+        ports.release(ADDRESS, 1004);
+        // 1005 is outside the range.
+        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, &mut random), None);
+    }
+
+    #[test]
+    fn a_token_is_good_once_and_for_30_seconds() {
+        let now = origin();
+        let mut random = Random::from_seed(&[3; 32]);
+        let mut ports = Ports::new(1002..=1003);
+        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, &mut random), Some(1002));
+        let token = ports.reserve(ADDRESS, 1003, &mut random, now).unwrap();
+        assert_eq!(ports.take(ADDRESS, Want::Any, &mut random), None);
+        let almost = now + RESERVATION_TIME - Duration::from_millis(1);
+        assert_eq!(ports.redeem(&[0; 8], almost), None);
+        assert_eq!(ports.redeem(&token, almost), Some((ADDRESS, 1003)));
+        assert_eq!(ports.redeem(&token, almost), None);
+        ports.release(ADDRESS, 1003);
+
+        let token = ports.reserve(ADDRESS, 1003, &mut random, now).unwrap();
+        assert_eq!(ports.redeem(&token, now + RESERVATION_TIME), None);
+        assert_eq!(ports.take(ADDRESS, Want::Any, &mut random), Some(1003));
+    }
+}

@@ -1,0 +1,6 @@
+//! The server as a black box: datagrams in, exact answers out, time virtual.
+
+mod abuse;
+mod data;
+mod fixture;
+mod requests;

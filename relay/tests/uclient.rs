@@ -1,0 +1,130 @@
+//! Debian's TURN client through this relay: an independent reading of the same RFC.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test panics when it cannot go on and says what it skips"
+)]
+
+mod harness;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::process::{Child, Stdio};
+
+use harness::{PASSWORD, RelayProcess, USER, program};
+
+/// turnutils_peer, which sends everything back; killed when it is dropped.
+struct Echo(Child);
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        // It has no other way to end, and nothing depends on how it does.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether the programs are there; says so when they are not.
+fn installed() -> bool {
+    let found = |name| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(name).exists())
+    };
+    if found("turnutils_uclient") && found("turnutils_peer") {
+        return true;
+    }
+    let text = "turnutils_uclient and turnutils_peer are not installed: apt-get install coturn";
+    assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "{text}");
+    println!("skipped: {text}");
+    false
+}
+
+fn echo(address: IpAddr) -> (Echo, String) {
+    let port = UdpSocket::bind((address, 0)).unwrap().local_addr().unwrap().port().to_string();
+    let child = program("turnutils_peer")
+        .args(["-p", &port, "-L", &address.to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let echo = Echo(child);
+    // It is ready when it answers.
+    let probe = UdpSocket::bind((address, 0)).unwrap();
+    probe.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+    let answered = (0..200).any(|_| {
+        let sent = probe.send_to(b"ready?", format_socket(address, &port));
+        sent.is_ok() && probe.recv(&mut [0; 16]).is_ok()
+    });
+    assert!(answered, "turnutils_peer does not answer");
+    (echo, port)
+}
+
+fn format_socket(address: IpAddr, port: &str) -> std::net::SocketAddr {
+    (address, port.parse().unwrap()).into()
+}
+
+/// Runs the client with these flags; every message has to come back.
+fn nothing_is_lost(address: IpAddr, io: &str, flags: &[&str]) {
+    if !installed() {
+        return;
+    }
+    let listen = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+    let relay = RelayProcess::start(&["--listen", listen, "--allow-peer", "127.0.0.0/8", "::1", "--io", io]);
+    let (_echo, echo_port) = echo(address);
+    let mut client = program("turnutils_uclient")
+        .args(["-u", USER, "-w", PASSWORD, "-p", &relay.listen[0].port().to_string()])
+        .args(["-n", "50", "-m", "2", "-l", "121", "-z", "2"])
+        .args(["-e", &address.to_string(), "-r", &echo_port, "-X"])
+        .args(flags)
+        .arg(address.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let text = harness::output(&mut client);
+    let _ = client.wait();
+    let (status, log) = relay.stop();
+    assert!(text.contains("Total lost packets 0 (0.000000%), total send dropped 0 "), "{text}\n{log}");
+    assert!(status.success(), "{log}");
+}
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+#[test]
+fn channels() {
+    nothing_is_lost(V4, "auto", &["-c"]);
+}
+
+#[test]
+fn indications() {
+    nothing_is_lost(V4, "auto", &["-c", "-s"]);
+}
+
+#[test]
+fn even_ports_with_reservation() {
+    nothing_is_lost(V4, "suspend", &[]);
+}
+
+#[test]
+fn client_to_client() {
+    nothing_is_lost(V4, "threaded", &["-y"]);
+}
+
+#[test]
+fn channels_over_ipv6() {
+    if UdpSocket::bind((V6, 0)).is_err() {
+        println!("skipped: this machine has no ::1");
+        return;
+    }
+    nothing_is_lost(V6, "auto", &["-c", "-x"]);
+}
+
+#[test]
+fn indications_over_ipv6() {
+    if UdpSocket::bind((V6, 0)).is_err() {
+        println!("skipped: this machine has no ::1");
+        return;
+    }
+    nothing_is_lost(V6, "suspend", &["-c", "-s", "-x"]);
+}

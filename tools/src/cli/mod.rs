@@ -1,0 +1,124 @@
+//! The command line of `towpath-lab`.
+//!
+//! Exit codes: 0 done, 1 a file could not be read or written, 2 wrong request, 4 the run was invalid or limited by the
+//! generator, 5 set-up failed, 130 interrupted.
+
+mod compare;
+mod reflect;
+mod run;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use dataplane::sys::signal::StopSignals;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::run::Problem;
+
+/// A file could not be read or written.
+const EXIT_FILES: u8 = 1;
+/// The request is wrong.
+const EXIT_USAGE: u8 = 2;
+/// The run cannot be believed.
+const EXIT_INVALID: u8 = 4;
+/// The far end, a socket or a permission is missing.
+const EXIT_SETUP: u8 = 5;
+/// Ended by SIGINT or SIGTERM.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Load generation, latency histograms and their comparison.
+#[derive(Debug, Parser)]
+#[command(name = "towpath-lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send load on a schedule and measure what comes back
+    Run(Box<run::Args>),
+    /// Send every datagram back: the far end of `run udp` and `run tunnel`
+    Reflect(reflect::Args),
+    /// Tunnel and relay on every I/O design, in a network of its own: one table, one page
+    Demo(crate::demo::DemoOptions),
+    /// Put runs side by side: table, ratios, percentile plot
+    Compare(compare::Args),
+}
+
+/// Runs the program named by `args` (the first is the program's own name) and returns its exit code.
+#[must_use]
+pub fn main<I, T>(args: I) -> ExitCode
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    if let Some(code) = crate::demo::dispatch(&args) {
+        return code;
+    }
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed terminal is no reason to change the exit code.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let outcome = match cli.command {
+        Command::Run(args) => run::main(*args),
+        Command::Reflect(args) => reflect::main(&args),
+        Command::Demo(options) => crate::demo::run(&options),
+        Command::Compare(args) => compare::main(&args),
+    };
+    outcome.unwrap_or_else(|error| fail(&error))
+}
+
+/// Prints the error with its causes and chooses the exit code.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let code = match error.downcast_ref() {
+        Some(Problem::Usage(_)) => EXIT_USAGE,
+        Some(Problem::Setup(_)) => EXIT_SETUP,
+        Some(Problem::Interrupted) => EXIT_INTERRUPTED,
+        None => EXIT_FILES,
+    };
+    // Nowhere is left to say that standard error is closed.
+    let _ = writeln!(io::stderr(), "towpath-lab: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Prints to standard output; a reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}
+
+/// A flag that SIGINT or SIGTERM sets; the second signal ends the program at once. Call it before other threads start.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let signals = StopSignals::new().context("cannot watch for signals")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    // Owns the signal descriptor; ends with the process.
+    thread::Builder::new()
+        .name("lab-signals".to_owned())
+        .spawn(move || {
+            loop {
+                // EINTR only means another look.
+                let _ = poll(&mut [PollFd::new(signals.fd(), PollFlags::IN)], None);
+                if signals.take().is_some() && flag.swap(true, Ordering::Relaxed) {
+                    std::process::exit(i32::from(EXIT_INTERRUPTED));
+                }
+            }
+        })
+        .context("cannot start the signal thread")?;
+    Ok(stop)
+}

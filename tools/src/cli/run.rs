@@ -1,0 +1,264 @@
+//! `towpath-lab run`: options, progress, and the result as text.
+
+use std::io::IsTerminal;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{EXIT_INTERRUPTED, EXIT_INVALID};
+use crate::compare::quantile_cell;
+use crate::format::bundle;
+use crate::report::{Cell, Report, Section, Table};
+use crate::run::ledger::{Ledger, loss_statement};
+use crate::run::verdict::Validity;
+use crate::run::{self, Arrivals, Distribution, Kind, Pace, Problem, RunResult, RunSpec};
+use crate::units::{self, Rate};
+
+/// Options of `towpath-lab run`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The way the load takes
+    #[arg(value_enum)]
+    kind: Kind,
+    /// ADDRESS:PORT of the reflector, or of the relay for the TURN kinds
+    target: String,
+    /// Datagrams or payload bits per second over all flows: 20kpps, 100Mbit
+    #[arg(long, default_value = "1kpps")]
+    rate: Rate,
+    /// UDP payload in bytes
+    #[arg(long, default_value_t = 200)]
+    size: usize,
+    /// Source ports, or TURN channels
+    #[arg(long, default_value_t = 1)]
+    flows: u32,
+    /// Datagrams of one flow due at the same instant; the rate stays
+    #[arg(long, default_value_t = 1)]
+    burst: u32,
+    /// Send each burst as one superpacket (UDP GSO)
+    #[arg(long)]
+    gso: bool,
+    /// The law of the gaps
+    #[arg(long, value_enum, default_value = "poisson")]
+    arrivals: Arrivals,
+    /// How the sender waits for the next send time
+    #[arg(long, value_enum, default_value = "hybrid")]
+    pace: Pace,
+    /// Time of measured sending
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// Unmeasured sending before it
+    #[arg(long, default_value = "500ms", value_parser = humantime::parse_duration)]
+    warmup: Duration,
+    /// How long after the last send an arrival still counts
+    #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+    drain: Duration,
+    /// Length of one line of the interval log
+    #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+    interval: Duration,
+    /// p99.9 of the sender's lateness above which the run counts as generator-limited
+    #[arg(long, default_value = "1ms", value_parser = humantime::parse_duration)]
+    lateness_limit: Duration,
+    /// Fixes the send times and the choice of flows
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// TURN credentials NAME:PASSWORD (visible in the process list)
+    #[arg(long)]
+    user: Option<String>,
+    /// TURN allocations over which the flows are spread
+    #[arg(long, default_value_t = 1)]
+    allocations: u32,
+    /// Source address of the load
+    #[arg(long)]
+    bind: Option<IpAddr>,
+    /// Address of the in-process peer of the TURN kinds, as the relay reaches it [default: the source address]
+    #[arg(long)]
+    peer: Option<IpAddr>,
+    /// Process whose CPU time is divided by the datagrams; may be repeated
+    #[arg(long = "dut-pid", value_name = "PID")]
+    dut_pids: Vec<u32>,
+    /// Name of the run in tables and plots
+    #[arg(long, default_value = "")]
+    label: String,
+    /// Print run.json instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Makes the run, writes and prints it.
+pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
+    let (json, out) = (args.json, args.out.clone());
+    let mut spec = spec(args)?;
+    spec.check()?;
+    if let Some(dir) = &out {
+        // Before the run: a directory that cannot be made must not cost a minute of measurement.
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    }
+    let stop: Arc<AtomicBool> = super::stop_flag()?;
+    spec.stop = Some(stop);
+    let bar = progress_bar(&spec);
+    let result = run::run(&spec, |share| bar.set_position((share * 1_000.0) as u64));
+    bar.finish_and_clear();
+    let result = result?;
+    if let Some(dir) = &out {
+        bundle::write(&result, dir)?;
+    }
+    if json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
+    } else {
+        super::print(&text(&result, out.as_deref()))?;
+    }
+    Ok(ExitCode::from(match (result.interrupted, result.verdict.validity) {
+        (true, _) => EXIT_INTERRUPTED,
+        (false, Validity::Valid) => 0,
+        (false, _) => EXIT_INVALID,
+    }))
+}
+
+fn spec(args: Args) -> Result<RunSpec, Problem> {
+    let (username, password) = match args.user {
+        None => (None, None),
+        Some(user) => {
+            let (name, password) = user.split_once(':').ok_or_else(|| {
+                Problem::Usage("--user needs NAME:PASSWORD, with a colon between them".to_owned())
+            })?;
+            (Some(name.to_owned()), Some(password.to_owned()))
+        }
+    };
+    let target = resolve(&args.target)?;
+    let rate_pps = args.rate.packets_per_second(args.size);
+    Ok(RunSpec {
+        rate_pps,
+        size: args.size,
+        flows: args.flows,
+        burst: args.burst,
+        gso: args.gso,
+        arrivals: args.arrivals,
+        pace: args.pace,
+        duration: args.duration,
+        warmup: args.warmup,
+        drain: args.drain,
+        interval: args.interval,
+        lateness_limit: args.lateness_limit,
+        seed: args.seed,
+        allocations: args.allocations,
+        username,
+        password,
+        bind: args.bind,
+        peer: args.peer,
+        dut_pids: args.dut_pids,
+        label: args.label,
+        ..RunSpec::new(args.kind, target)
+    })
+}
+
+/// The first address of `target`.
+fn resolve(target: &str) -> Result<SocketAddr, Problem> {
+    let form = "write it as ADDRESS:PORT, for example 127.0.0.1:9000 or [::1]:9000";
+    let mut addresses = target
+        .to_socket_addrs()
+        .map_err(|error| Problem::Usage(format!("target {target:?}: {error}; {form}")))?;
+    addresses.next().ok_or_else(|| Problem::Usage(format!("target {target:?} has no address; {form}")))
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn progress_bar(spec: &RunSpec) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(1_000);
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} %") {
+        bar.set_style(style);
+    }
+    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
+    bar
+}
+
+fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
+    let spec = &result.spec;
+    let mut table = Table { header: header(), rows: Vec::new() };
+    let latency = &result.latency;
+    table.rows.push(row("response (from the intended send time)", &latency.response));
+    table.rows.push(row("service (from the actual send time)", &latency.service));
+    if let Some(up) = &latency.up {
+        table.rows.push(row("  there, one way", up));
+    }
+    if let Some(down) = &latency.down {
+        table.rows.push(row("  back, one way", down));
+    }
+    table.rows.push(row("lateness of the sender", &latency.lateness));
+    let mut notes: Vec<String> = result
+        .verdict
+        .reasons
+        .iter()
+        .map(|reason| format!("{}: {reason}", result.verdict.validity.name()))
+        .collect();
+    notes.extend([
+        format!(
+            "offered {} (intended {}), received {}; {} B, {} flows, seed {}",
+            units::rate(result.offered_pps),
+            units::rate(spec.rate_pps),
+            units::rate(result.received_pps),
+            spec.size,
+            spec.flows,
+            spec.seed
+        ),
+        sums("ledger", &result.ledger),
+    ]);
+    notes.extend(result.ledger_up.iter().map(|ledger| sums("  there", ledger)));
+    notes.extend(result.ledger_down.iter().map(|ledger| sums("  back", ledger)));
+    notes.push(loss_statement(&result.ledger));
+    notes.extend(result.dut.iter().map(|dut| {
+        let early = if dut.ended_early { " (ended before the run)" } else { "" };
+        format!("process {} {}: {} on a processor{early}", dut.pid, dut.name, units::nanoseconds(dut.cpu_ns))
+    }));
+    notes.extend(
+        result
+            .dut_cpu_ns_per_packet
+            .map(|ns| format!("CPU per datagram carried one way: {}", units::nanoseconds(ns as u64))),
+    );
+    notes.extend(result.verdict.notes.iter().cloned());
+    notes.extend(out.map(|dir| format!("written to {}", dir.display())));
+    let title = format!("{}  {} {}", result.verdict.validity.name(), spec.kind.name(), spec.target);
+    Report { title, notes: vec![], sections: vec![Section { table, notes, ..Section::default() }] }.to_text()
+}
+
+/// Quantiles of the table.
+const COLUMNS: [&str; 5] = ["p50", "p90", "p99", "p99.9", "p99.99"];
+
+fn header() -> Vec<String> {
+    ["latency"].into_iter().chain(COLUMNS).chain(["max"]).map(str::to_owned).collect()
+}
+
+fn row(name: &str, distribution: &Distribution) -> Vec<Cell> {
+    let mut cells = vec![Cell::from(name)];
+    cells.extend(COLUMNS.map(|column| quantile_cell(distribution, column)));
+    cells.push(Cell::from(distribution.max_ns.map_or("–".to_owned(), units::nanoseconds)));
+    cells
+}
+
+/// Both sums of a ledger in one line.
+fn sums(name: &str, ledger: &Ledger) -> String {
+    format!(
+        "{name}: intended {} = sent {} + refused {} + unsent {}; sent = received {} + late {} + lost {}; duplicate {}, reordered {}, corrupt {}",
+        ledger.intended,
+        ledger.sent,
+        ledger.refused,
+        ledger.unsent,
+        ledger.received,
+        ledger.late,
+        ledger.lost,
+        ledger.duplicate,
+        ledger.reordered,
+        ledger.corrupt
+    )
+}

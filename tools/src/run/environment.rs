@@ -1,0 +1,91 @@
+//! The host on which a run was made, so that results of different hosts are not compared by mistake.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+
+/// Settings that move network latency or loss.
+const SYSCTLS: [&str; 8] = [
+    "net.core.rmem_max",
+    "net.core.rmem_default",
+    "net.core.wmem_max",
+    "net.core.wmem_default",
+    "net.core.netdev_max_backlog",
+    "net.core.default_qdisc",
+    "net.ipv4.udp_mem",
+    "kernel.io_uring_disabled",
+];
+
+/// A fingerprint of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// `uname -r`.
+    pub kernel: String,
+    /// `uname -m`.
+    pub machine: String,
+    /// First "model name" of /proc/cpuinfo.
+    pub cpu_model: String,
+    /// Processors this process may use.
+    pub cores: usize,
+    /// Settings that could be read.
+    pub sysctls: BTreeMap<String, String>,
+    /// The current clock source of the kernel.
+    pub clock_source: String,
+}
+
+impl Environment {
+    /// Reads the fingerprint; what cannot be read is left empty.
+    #[must_use]
+    pub fn read() -> Self {
+        let uname = rustix::system::uname();
+        let sysctls = SYSCTLS.iter().filter_map(|&name| {
+            let value = line(&format!("/proc/sys/{}", name.replace('.', "/")))?;
+            Some((name.to_owned(), value))
+        });
+        Self {
+            kernel: uname.release().to_string_lossy().into_owned(),
+            machine: uname.machine().to_string_lossy().into_owned(),
+            cpu_model: cpu_model().unwrap_or_default(),
+            cores: thread::available_parallelism().map_or(0, usize::from),
+            sysctls: sysctls.collect(),
+            clock_source: line("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// Ticks of all processors so far, and how many of them the hypervisor took (/proc/stat, proc_stat(5)).
+#[must_use]
+pub fn steal_ticks() -> Option<(u64, u64)> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let fields: Vec<u64> =
+        stat.lines().next()?.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; guest times are part of user.
+    Some((fields.iter().take(8).sum(), *fields.get(7)?))
+}
+
+fn cpu_model() -> Option<String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let model = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
+    Some(model.split_once(':')?.1.trim().to_owned())
+}
+
+fn line(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_names_kernel_and_cores() {
+        let environment = Environment::read();
+        assert!(environment.kernel.starts_with(|first: char| first.is_ascii_digit()), "{environment:?}");
+        assert!(environment.cores > 0);
+        let (all, stolen) = steal_ticks().unwrap();
+        assert!(all > stolen);
+    }
+}

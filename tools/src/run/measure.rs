@@ -1,0 +1,274 @@
+//! Runs sender and receiver side by side and puts together what they found.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
+
+use anyhow::Context;
+use dataplane::sys::udp::UdpSocket;
+
+use super::clock::{monotonic_ns, realtime_ns, suspended_ns};
+use super::distribution::{Distribution, curve};
+use super::dut::{DutCpu, Snapshot};
+use super::environment::{Environment, steal_ticks};
+use super::ledger::Ledger;
+use super::path::{Path, socket_drops};
+use super::peer::{Books, Peer};
+use super::receiver::{Framing, Receiver, Shared};
+use super::result::{Histograms, Latency, RunResult, SCHEMA};
+use super::schedule::Schedule;
+use super::sender::{self, Outcome, Timing};
+use super::spec::RunSpec;
+use super::verdict::{self, Observations};
+
+/// Time for the threads to start before the first datagram is due.
+const LEAD_NS: u64 = 20_000_000;
+/// How often progress is reported and the request to stop is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the main thread reads before and after measured sending.
+struct Surroundings {
+    cpu: Snapshot,
+    drops: u64,
+    steal: Option<(u64, u64)>,
+    suspended_ns: u64,
+    started_unix_ns: u64,
+}
+
+/// What the threads found.
+struct Found {
+    outcome: Outcome,
+    receiver: Receiver,
+    peer: Option<Books>,
+    before: Surroundings,
+    interrupted: bool,
+}
+
+/// Measures over a path whose far end answers; hands `framing` back. `peers` are the sockets of the far end when it is
+/// in this process.
+pub(super) fn measure<F: Framing + Send>(
+    spec: &RunSpec,
+    path: &Path,
+    run_id: u64,
+    mut framing: F,
+    peers: Option<&[UdpSocket]>,
+    progress: impl Fn(f64),
+) -> anyhow::Result<(RunResult, F)> {
+    let duration_ns = spec.duration.as_nanos() as u64;
+    let intended = Schedule::new(spec, 1, duration_ns).count_by_flow();
+    let mut books = peers.map(|peers| (peers, Books::new(spec, run_id, &intended)));
+    let warmup_ns = monotonic_ns() + LEAD_NS;
+    let start_ns = warmup_ns + spec.warmup.as_nanos() as u64;
+    let timing = Timing { warmup_ns, start_ns, end_ns: start_ns + duration_ns };
+    let mut receiver = Receiver::new(spec, run_id, timing, &intended);
+    let shared = Shared::default();
+    let never = AtomicBool::new(false);
+    let stop = spec.stop.as_deref().unwrap_or(&never);
+    let drain_ns = spec.drain.as_nanos() as u64;
+    let sockets: Vec<UdpSocket> = path.sockets.iter().chain(peers.unwrap_or_default()).cloned().collect();
+    let (outcome, peer, before) = thread::scope(|scope| -> anyhow::Result<_> {
+        // Whatever goes wrong below, the threads that were started must end: each waits for one of these flags.
+        let sender_done = SenderDone(&shared);
+        let (framing, receiver, shared) = (&mut framing, &mut receiver, &shared);
+        // Owns receiver and framing; ends when the drain is over, which the sender's end starts.
+        let receiving = named("lab-receiver")
+            .spawn_scoped(scope, move || {
+                let _ended = ReceiverEnded(shared);
+                receiver.run(&path.sockets, framing, drain_ns, shared)
+            })
+            .context("cannot start the receiver thread")?;
+        // Owns the peer; ends after the receiver.
+        let return_all = |(peers, books)| move || Peer::new(peers, books)?.run(drain_ns, shared);
+        let returning = books
+            .take()
+            .map(|far_end| named("lab-peer").spawn_scoped(scope, return_all(far_end)))
+            .transpose()
+            .context("cannot start the peer thread")?;
+        // Owns the schedule; ends with it or when `stop` is set.
+        let sending = named("lab-sender")
+            .spawn_scoped(scope, move || {
+                let _done = sender_done;
+                let outcome = sender::send(spec, path, run_id, timing, stop);
+                let sent = outcome.sent.iter().map(|flow| flow.sent).sum();
+                shared.sent.store(sent, Ordering::Relaxed);
+                outcome
+            })
+            .context("cannot start the sender thread")?;
+        let before = watch(spec, &sockets, timing, stop, &sending, &progress);
+        let outcome = sending.join().map_err(|_| anyhow::anyhow!("the sender thread failed"))?;
+        receiving.join().map_err(|_| anyhow::anyhow!("the receiver thread failed"))?.context("receiving")?;
+        let returned =
+            returning.map(|thread| thread.join().map_err(|_| anyhow::anyhow!("the peer thread failed")));
+        Ok((outcome, returned.transpose()?.transpose().context("receiving as the peer")?, before?))
+    })?;
+    progress(1.0);
+    let found = Found { outcome, receiver, peer, before, interrupted: stop.load(Ordering::Relaxed) };
+    Ok((assemble(spec, &sockets, run_id, timing, found), framing))
+}
+
+/// Says that the receiver has ended, however it ends: the peer waits for it.
+struct ReceiverEnded<'a>(&'a Shared);
+
+impl Drop for ReceiverEnded<'_> {
+    fn drop(&mut self) {
+        self.0.finished.store(true, Ordering::Release);
+    }
+}
+
+/// Sets the time of the last send when the sender ends, however it ends: the receiver waits for it.
+struct SenderDone<'a>(&'a Shared);
+
+impl Drop for SenderDone<'_> {
+    fn drop(&mut self) {
+        self.0.sender_done_ns.store(monotonic_ns().max(1), Ordering::Release);
+    }
+}
+
+fn named(name: &str) -> thread::Builder {
+    thread::Builder::new().name(name.to_owned())
+}
+
+/// Reports progress until the sender has ended, and reads the surroundings when measured sending starts.
+fn watch(
+    spec: &RunSpec,
+    sockets: &[UdpSocket],
+    timing: Timing,
+    stop: &AtomicBool,
+    sending: &ScopedJoinHandle<'_, Outcome>,
+    progress: &impl Fn(f64),
+) -> anyhow::Result<Surroundings> {
+    let mut surroundings = None;
+    while !sending.is_finished() {
+        let now = monotonic_ns();
+        progress(
+            (now.saturating_sub(timing.warmup_ns) as f64 / (timing.end_ns - timing.warmup_ns) as f64)
+                .min(1.0),
+        );
+        let until_start = Duration::from_nanos(timing.start_ns.saturating_sub(now));
+        if until_start.is_zero() && surroundings.is_none() {
+            let read = read_surroundings(spec, sockets);
+            if read.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            surroundings = Some(read);
+        }
+        let left = if until_start.is_zero() { TICK } else { until_start.min(TICK) };
+        thread::sleep(left);
+    }
+    surroundings.unwrap_or_else(|| read_surroundings(spec, sockets))
+}
+
+fn read_surroundings(spec: &RunSpec, sockets: &[UdpSocket]) -> anyhow::Result<Surroundings> {
+    Ok(Surroundings {
+        cpu: Snapshot::take(&spec.dut_pids)?,
+        drops: socket_drops(sockets),
+        steal: steal_ticks(),
+        suspended_ns: suspended_ns(),
+        started_unix_ns: realtime_ns(),
+    })
+}
+
+/// Ledgers of all legs.
+struct Ledgers {
+    by_flow: Vec<Ledger>,
+    round: Ledger,
+    up: Option<Ledger>,
+    down: Option<Ledger>,
+}
+
+/// Balances what arrived against what was sent, on each leg.
+fn ledgers(outcome: &Outcome, receiver: &Receiver, peer: Option<&Books>) -> Ledgers {
+    let (by_flow, mut round) = receiver.arrivals.close(&outcome.sent);
+    let Some(peer) = peer else { return Ledgers { by_flow, round, up: None, down: None } };
+    let (_, up) = peer.arrivals.close(&outcome.sent);
+    let (_, mut down) = receiver.arrivals.close(&peer.sent);
+    // By sequence number the way back would be charged for what the way there overtook.
+    down.reordered = receiver.down_reordered;
+    // The peer returns each datagram once, so what was doubled or harmed on the way there shows only in its books.
+    round.duplicate += up.duplicate;
+    round.corrupt += up.corrupt;
+    Ledgers { by_flow, round, up: Some(up), down: Some(down) }
+}
+
+/// Puts the result together after all threads have ended.
+fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, found: Found) -> RunResult {
+    let Found { outcome, mut receiver, peer, before, interrupted } = found;
+    let dut = before.cpu.until_now();
+    let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
+    let ledger = ledgers.round;
+    let gone = |ledger: &Ledger| ledger.lost + ledger.late;
+    let measured_ns = measured_ns(timing, interrupted);
+    let latency = Latency {
+        response: Distribution::new(&receiver.response, gone(&ledger)),
+        service: Distribution::new(&receiver.service, gone(&ledger)),
+        lateness: Distribution::new(&outcome.lateness, 0),
+        up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, gone(&up))),
+        down: ledgers.down.map(|down| Distribution::new(&receiver.down, gone(&down))),
+    };
+    let observed = Observations {
+        ledger,
+        legs_balance: ledgers.up.iter().chain(&ledgers.down).all(Ledger::balances),
+        own_socket_drops: socket_drops(sockets).saturating_sub(before.drops),
+        clock_backwards: receiver.clock_backwards + peer.as_ref().map_or(0, |peer| peer.clock_backwards),
+        suspended_ns: suspended_ns().saturating_sub(before.suspended_ns),
+        unknown_arrivals: receiver.unknown + peer.as_ref().map_or(0, |peer| peer.unknown),
+        steal: steal_share(before.steal),
+        peer_refused: ledgers.down.map_or(0, |down| down.refused),
+        interrupted,
+        refusal: outcome.refusal.map(|error| error.to_string()),
+        slack_error: outcome.slack_error,
+    };
+    let lateness_limit_ns = spec.lateness_limit.as_nanos() as u64;
+    let measured_s = measured_ns as f64 / 1e9;
+    RunResult {
+        schema: SCHEMA,
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        spec: spec.clone(),
+        run_id: format!("{run_id:016x}"),
+        started: rfc3339(before.started_unix_ns),
+        started_unix_ns: before.started_unix_ns,
+        environment: Environment::read(),
+        verdict: verdict::judge(&observed, &latency.lateness, &latency.service, lateness_limit_ns),
+        interrupted,
+        measured_s,
+        offered_pps: ledger.sent as f64 / measured_s,
+        received_pps: ledger.received as f64 / measured_s,
+        ledger,
+        ledger_up: ledgers.up,
+        ledger_down: ledgers.down,
+        ledger_by_flow: ledgers.by_flow,
+        latency,
+        curve: curve(&receiver.response, gone(&ledger)),
+        dut_cpu_ns_per_packet: cpu_per_packet(&dut, ledger.sent + ledger.received),
+        dut,
+        histograms: Some(Histograms {
+            intervals: receiver.take_intervals(measured_ns),
+            response: receiver.response,
+            service: receiver.service,
+            lateness: outcome.lateness,
+            down: peer.is_some().then_some(receiver.down),
+            up: peer.map(|peer| peer.up),
+        }),
+    }
+}
+
+/// The length of measured sending; an interrupted run ended now at the latest.
+fn measured_ns(timing: Timing, interrupted: bool) -> u64 {
+    let end_ns = if interrupted { timing.end_ns.min(monotonic_ns()) } else { timing.end_ns };
+    end_ns.saturating_sub(timing.start_ns).max(1)
+}
+
+fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
+    let cpu_ns: u64 = dut.iter().map(|process| process.cpu_ns).sum();
+    (!dut.is_empty() && packets > 0).then(|| cpu_ns as f64 / packets as f64)
+}
+
+fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
+    let ((all_before, stolen_before), (all, stolen)) = (before?, steal_ticks()?);
+    (all > all_before).then(|| stolen.saturating_sub(stolen_before) as f64 / (all - all_before) as f64)
+}
+
+/// Date and time in UTC.
+fn rfc3339(unix_ns: u64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(unix_ns)).map(|time| time.to_string()).unwrap_or_default()
+}

@@ -1,0 +1,276 @@
+//! Receives what comes back: books every datagram, measures its latency, keeps one histogram for each interval.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dataplane::ingress::Meta;
+use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
+use hdrhistogram::Histogram;
+use rustix::event::{Timespec, epoll};
+use rustix::fd::OwnedFd;
+
+use super::clock::monotonic_ns;
+use super::distribution::{DIGITS, HIGHEST_NS, histogram};
+use super::ledger::{Arrival, Arrivals};
+use super::payload::{self, Header, Parsed, Phase};
+use super::result::Interval;
+use super::sender::Timing;
+use super::spec::RunSpec;
+
+/// Superpackets taken from a socket in one system call.
+const BATCH: usize = 32;
+/// Longest wait without looking at the clock and the end of the run.
+const WAIT_NS: i64 = 5_000_000;
+/// Shortest and longest time after the drain in which a datagram is still booked, as late; half the drain in between.
+const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
+/// Silence after which a run without losses ends before its drain does.
+const QUIET_NS: u64 = 100_000_000;
+/// Most lines of the interval log; the interval grows with longer runs.
+const INTERVALS_MAX: u64 = 600;
+
+/// What sender and receivers tell each other.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// When the last datagram left (0 until then).
+    pub sender_done_ns: AtomicU64,
+    /// Measured datagrams that were sent; valid once `sender_done_ns` is set.
+    pub sent: AtomicU64,
+    /// Set when the main receiver has ended, for the peer thread.
+    pub finished: AtomicBool,
+}
+
+/// Takes the payloads out of what arrives on a socket: nothing to do for plain UDP, the TURN client for a relay.
+pub trait Framing {
+    /// The payload in `datagram`, if it carries one. `socket` is the index of the socket it arrived on.
+    fn payload<'a>(&mut self, socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]>;
+
+    /// Called at least every 5 ms: timers and control messages.
+    fn tick(&mut self);
+}
+
+/// Payloads as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+impl Framing for Plain {
+    fn payload<'a>(&mut self, _socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]> {
+        Some(datagram)
+    }
+
+    fn tick(&mut self) {}
+}
+
+/// Books and measures what comes back.
+#[derive(Debug)]
+pub struct Receiver {
+    /// Every flow's arrivals.
+    pub arrivals: Arrivals,
+    /// Arrival less intended send time.
+    pub response: Histogram<u64>,
+    /// Arrival less actual send time.
+    pub service: Histogram<u64>,
+    /// Arrival less the in-process peer's send time.
+    pub down: Histogram<u64>,
+    /// Response by time of arrival.
+    pub intervals: Vec<Histogram<u32>>,
+    /// Length of an interval in nanoseconds.
+    pub interval_ns: u64,
+    /// Datagrams that arrived before they were sent.
+    pub clock_backwards: u64,
+    /// Arrivals with this run's id that the schedule does not have.
+    pub unknown: u64,
+    /// Datagrams that came back after one which the peer had sent later.
+    pub down_reordered: u64,
+    size: usize,
+    run_id: u64,
+    start_ns: u64,
+    last_arrival_ns: u64,
+    /// Latest return stamp of each flow.
+    turned_ns: Vec<u64>,
+}
+
+impl Receiver {
+    /// A receiver for a schedule with `intended_by_flow` datagrams; allocates all it will need.
+    #[must_use]
+    pub fn new(spec: &RunSpec, run_id: u64, timing: Timing, intended_by_flow: &[u64]) -> Self {
+        let length_ns = timing.end_ns - timing.start_ns;
+        let interval_ns = (spec.interval.as_nanos() as u64).max(length_ns.div_ceil(INTERVALS_MAX));
+        let count =
+            (length_ns + spec.drain.as_nanos() as u64).div_ceil(interval_ns).clamp(1, 2 * INTERVALS_MAX);
+        let empty = Histogram::<u32>::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("valid bounds");
+        Self {
+            arrivals: Arrivals::new(intended_by_flow),
+            response: histogram(),
+            service: histogram(),
+            down: histogram(),
+            intervals: vec![empty; count as usize],
+            interval_ns,
+            clock_backwards: 0,
+            unknown: 0,
+            down_reordered: 0,
+            turned_ns: vec![0; intended_by_flow.len()],
+            size: spec.size,
+            run_id,
+            start_ns: timing.start_ns,
+            last_arrival_ns: 0,
+        }
+    }
+
+    /// Receives until the drain is over: the set time after the last send, or earlier when every datagram has arrived
+    /// and 100 ms were silent. What comes soon after the drain is booked as late.
+    ///
+    /// # Errors
+    /// What epoll(7) answers.
+    pub fn run<F: Framing>(
+        &mut self,
+        sockets: &[UdpSocket],
+        framing: &mut F,
+        drain_ns: u64,
+        shared: &Shared,
+    ) -> std::io::Result<()> {
+        let mut poller = Poller::new(sockets)?;
+        let linger_ns = (drain_ns / 2).clamp(LINGER_NS.0, LINGER_NS.1);
+        loop {
+            let now = monotonic_ns();
+            let done = shared.sender_done_ns.load(Ordering::Acquire);
+            if done != 0 {
+                let all = self.arrivals.unique() == shared.sent.load(Ordering::Relaxed);
+                let quiet = now.saturating_sub(done.max(self.last_arrival_ns)) > QUIET_NS;
+                if now > done + drain_ns + linger_ns || (all && quiet) {
+                    break;
+                }
+            }
+            poller.receive(sockets, |socket, datagram, arrived_ns| {
+                let Some(payload) = framing.payload(socket, datagram) else { return };
+                self.handle(payload, arrived_ns, done != 0 && arrived_ns > done + drain_ns);
+            })?;
+            framing.tick();
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, datagram: &[u8], now: u64, late: bool) {
+        match payload::parse(datagram, self.size) {
+            Parsed::Good(header) if header.run_id == self.run_id && header.phase == Phase::Measured => {
+                self.last_arrival_ns = now;
+                self.book(&header, now, late);
+            }
+            Parsed::Corrupt => self.arrivals.corrupt(),
+            Parsed::Good(_) | Parsed::Foreign => {}
+        }
+    }
+
+    fn book(&mut self, header: &Header, now: u64, late: bool) {
+        match self.arrivals.arrive(header.flow, header.seq, late) {
+            Arrival::First => {
+                self.order(header);
+                self.measure(header, now);
+            }
+            Arrival::Late => self.order(header),
+            Arrival::Unknown => self.unknown += 1,
+            Arrival::Duplicate => {}
+        }
+    }
+
+    /// The peer's stamps rise with each datagram it returns, so a lower one after a higher one was overtaken.
+    fn order(&mut self, header: &Header) {
+        let latest = &mut self.turned_ns[header.flow as usize];
+        if header.turned_ns < *latest {
+            self.down_reordered += 1;
+        }
+        *latest = header.turned_ns.max(*latest);
+    }
+
+    fn measure(&mut self, header: &Header, now: u64) {
+        if now < header.actual_ns || now < header.turned_ns {
+            self.clock_backwards += 1;
+        }
+        let response = now.saturating_sub(header.intended_ns).max(1);
+        self.response.saturating_record(response);
+        self.service.saturating_record(now.saturating_sub(header.actual_ns).max(1));
+        if header.returned {
+            self.down.saturating_record(now.saturating_sub(header.turned_ns).max(1));
+        }
+        let index = (now.saturating_sub(self.start_ns) / self.interval_ns) as usize;
+        let last = self.intervals.len() - 1;
+        self.intervals[index.min(last)].saturating_record(response);
+    }
+
+    /// The intervals up to the end of sending and any later one in which something arrived.
+    #[must_use]
+    pub fn take_intervals(&mut self, measured_ns: u64) -> Vec<Interval> {
+        let within_run = measured_ns.div_ceil(self.interval_ns) as usize;
+        let length_s = self.interval_ns as f64 / 1e9;
+        let all = std::mem::take(&mut self.intervals).into_iter().enumerate();
+        all.filter(|(index, histogram)| *index < within_run || !histogram.is_empty())
+            .map(|(index, histogram)| Interval { start_s: index as f64 * length_s, length_s, histogram })
+            .collect()
+    }
+}
+
+/// Waits for any of many sockets and takes one batch from each that is ready.
+pub struct Poller {
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    batch: ReceiveBatch,
+}
+
+impl Poller {
+    /// Watches `sockets`; the index in this slice names them later.
+    ///
+    /// # Errors
+    /// What epoll_create1(2) and epoll_ctl(2) answer.
+    pub fn new(sockets: &[UdpSocket]) -> std::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (index, socket) in sockets.iter().enumerate() {
+            epoll::add(&epoll, socket.fd(), epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
+        }
+        Ok(Self { epoll, events: Vec::with_capacity(256), batch: ReceiveBatch::new(BATCH, RECEIVE_LEN) })
+    }
+
+    /// Waits up to 5 ms, then hands over each datagram (superpackets split) with the index of its socket and its time
+    /// of arrival: when its batch was taken from the kernel.
+    ///
+    /// # Errors
+    /// What epoll_wait(2) answers, other than EINTR.
+    pub fn receive(
+        &mut self,
+        sockets: &[UdpSocket],
+        mut datagram: impl FnMut(usize, &[u8], u64),
+    ) -> std::io::Result<()> {
+        self.receive_superpackets(sockets, |socket, arrival, segment_size, now| {
+            for segment in arrival.bytes.chunks(segment_size.max(1)) {
+                datagram(socket, segment, now);
+            }
+        })
+    }
+
+    /// The same with superpackets whole: index of the socket, the arrival, its segment size, its time.
+    ///
+    /// # Errors
+    /// As [`Poller::receive`].
+    pub fn receive_superpackets(
+        &mut self,
+        sockets: &[UdpSocket],
+        mut superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
+    ) -> std::io::Result<()> {
+        let wait = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
+        self.events.clear();
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for event in &self.events {
+            let index = event.data.u64() as usize;
+            // An error here is an ICMP message about an earlier send; what was lost shows in the ledger.
+            if sockets[index].receive_batch(&mut self.batch).is_err() {
+                continue;
+            }
+            let now = monotonic_ns();
+            for arrival in self.batch.iter_mut() {
+                let Some(Meta::Udp { segment_size, .. }) = arrival.meta else { continue };
+                superpacket(index, arrival, segment_size, now);
+            }
+        }
+        Ok(())
+    }
+}

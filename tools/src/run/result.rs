@@ -1,0 +1,110 @@
+//! What a run found: verdict, ledger, latency and cost, as written to `run.json`.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::distribution::{CurvePoint, Distribution};
+use super::dut::DutCpu;
+use super::environment::Environment;
+use super::ledger::Ledger;
+use super::spec::RunSpec;
+use super::verdict::Verdict;
+
+/// Version of the layout of `run.json`.
+pub const SCHEMA: u32 = 1;
+
+/// What a run found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunResult {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of the tool that wrote it.
+    pub tool_version: String,
+    /// What was asked for.
+    pub spec: RunSpec,
+    /// Tells this run's datagrams from those of others; hexadecimal.
+    pub run_id: String,
+    /// Start of measured sending (RFC 3339, UTC).
+    pub started: String,
+    /// Start of measured sending, nanoseconds since the epoch.
+    pub started_unix_ns: u64,
+    /// The host.
+    pub environment: Environment,
+    /// Whether the run itself can be believed.
+    pub verdict: Verdict,
+    /// Whether it was ended early.
+    pub interrupted: bool,
+    /// Seconds of measured sending.
+    pub measured_s: f64,
+    /// Datagrams sent per second of measured sending.
+    pub offered_pps: f64,
+    /// Datagrams that came back per second of measured sending.
+    pub received_pps: f64,
+    /// What happened to the measured datagrams, there and back.
+    pub ledger: Ledger,
+    /// The same from here to the far end, where the far end is in this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger_up: Option<Ledger>,
+    /// The same from the far end to here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger_down: Option<Ledger>,
+    /// One ledger for each flow, there and back (corrupt datagrams cannot be told apart by flow).
+    pub ledger_by_flow: Vec<Ledger>,
+    /// Figures of the histograms.
+    pub latency: Latency,
+    /// Response latency as a curve over the share of sent datagrams.
+    pub curve: Vec<CurvePoint>,
+    /// CPU time of each observed process.
+    pub dut: Vec<DutCpu>,
+    /// CPU time of all observed processes divided by datagrams carried one way (sent + received).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dut_cpu_ns_per_packet: Option<f64>,
+    /// The histograms themselves; written as `.hlog` and `.hgrm`, not into the JSON.
+    #[serde(skip)]
+    pub histograms: Option<Histograms>,
+}
+
+/// Figures of the histograms, in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Arrival less intended send time: what a user of the path waits.
+    pub response: Distribution,
+    /// Arrival less actual send time: without the sender's own lateness.
+    pub service: Distribution,
+    /// Actual less intended send time: the sender's own lateness.
+    pub lateness: Distribution,
+    /// One way, from intended send time to arrival at the far end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up: Option<Distribution>,
+    /// One way, from the far end's send to arrival here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<Distribution>,
+}
+
+/// The histograms of a run, values in nanoseconds.
+#[derive(Clone, Debug)]
+pub struct Histograms {
+    /// Arrival less intended send time.
+    pub response: Histogram<u64>,
+    /// Arrival less actual send time.
+    pub service: Histogram<u64>,
+    /// Actual less intended send time.
+    pub lateness: Histogram<u64>,
+    /// One way to the far end.
+    pub up: Option<Histogram<u64>>,
+    /// One way back.
+    pub down: Option<Histogram<u64>>,
+    /// Response by time of arrival.
+    pub intervals: Vec<Interval>,
+}
+
+/// One line of the interval log.
+#[derive(Clone, Debug)]
+pub struct Interval {
+    /// Seconds since the start of measured sending.
+    pub start_s: f64,
+    /// Seconds.
+    pub length_s: f64,
+    /// Response of what arrived in it.
+    pub histogram: Histogram<u32>,
+}

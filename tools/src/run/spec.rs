@@ -1,0 +1,302 @@
+//! What a run is asked to do: kind of load, target, rate, size, flows, times and seed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::payload;
+use super::problem::Problem;
+
+/// Most datagrams in one GSO send (UDP_MAX_SEGMENTS of the kernel before 6.11; larger bursts are sent in pieces).
+pub const GSO_SEGMENTS_MAX: u32 = 64;
+/// Longest UDP payload over IPv4: 65,535 less 20 bytes of IP header and 8 of UDP header.
+pub const SIZE_MAX: usize = 65_507;
+/// Channels that one TURN allocation can bind: 0x4000 to 0x4FFF (RFC 8656 section 12).
+pub const CHANNELS_PER_ALLOCATION: u32 = 4_096;
+/// Most flows of a run; each costs a socket or a channel.
+pub const FLOWS_MAX: u32 = 65_536;
+/// Most datagrams of a run: the ledger keeps one bit for each in both directions (128 MiB at this count).
+pub const PACKETS_MAX: f64 = 1e9;
+
+/// The way the load takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Plain UDP to a reflector and back
+    Udp,
+    /// ChannelData through a TURN relay to a peer in this process, and back
+    TurnChannel,
+    /// Send and Data indications through a TURN relay to a peer in this process, and back
+    TurnSend,
+    /// UDP through an existing tunnel interface to a reflector and back; TARGET is an inner address
+    Tunnel,
+}
+
+impl Kind {
+    /// The name used on the command line and in results.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::TurnChannel => "turn-channel",
+            Self::TurnSend => "turn-send",
+            Self::Tunnel => "tunnel",
+        }
+    }
+
+    /// Whether the load goes through a TURN relay, with the far end in this process.
+    #[must_use]
+    pub const fn is_turn(self) -> bool {
+        matches!(self, Self::TurnChannel | Self::TurnSend)
+    }
+}
+
+/// The law of the gaps between send times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arrivals {
+    /// Exponential gaps: what many independent senders look like
+    Poisson,
+    /// Equal gaps
+    Periodic,
+}
+
+/// How the sender waits for the next send time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pace {
+    /// Sleep until 60 µs before, then spin
+    Hybrid,
+    /// Sleep only: later by about 20 µs, and leaves the core to others
+    Sleep,
+    /// Spin only: takes a whole core
+    Spin,
+}
+
+/// Everything that decides what is sent and when. Two runs with equal specs send the same datagrams at the same offsets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// The way the load takes.
+    pub kind: Kind,
+    /// The reflector, or the relay for the TURN kinds.
+    pub target: SocketAddr,
+    /// Datagrams per second over all flows.
+    pub rate_pps: f64,
+    /// UDP payload in bytes (for the TURN kinds: application data inside the TURN framing).
+    pub size: usize,
+    /// Source ports, or TURN channels.
+    pub flows: u32,
+    /// Datagrams of one flow that are due at the same instant; the rate stays the one in `rate_pps`.
+    pub burst: u32,
+    /// Whether the datagrams of one burst leave in one UDP GSO send.
+    pub gso: bool,
+    /// The law of the gaps between bursts.
+    pub arrivals: Arrivals,
+    /// How the sender waits.
+    pub pace: Pace,
+    /// Time of measured sending.
+    #[serde(rename = "duration_s", with = "seconds")]
+    pub duration: Duration,
+    /// Time of unmeasured sending before it, at the same rate.
+    #[serde(rename = "warmup_s", with = "seconds")]
+    pub warmup: Duration,
+    /// How long after the last send a datagram may arrive and still count as received.
+    #[serde(rename = "drain_s", with = "seconds")]
+    pub drain: Duration,
+    /// Length of one line of the interval log; at least 100 ms.
+    #[serde(rename = "interval_s", with = "seconds")]
+    pub interval: Duration,
+    /// p99.9 of the sender's lateness above which the run counts as limited by the generator (unless it is less than a
+    /// quarter of the p99.9 of the latency itself).
+    #[serde(rename = "lateness_limit_s", with = "seconds")]
+    pub lateness_limit: Duration,
+    /// Fixes the schedule, the choice of flows and the filling of payloads.
+    pub seed: u64,
+    /// TURN allocations over which the flows are spread.
+    pub allocations: u32,
+    /// TURN user name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// TURN password; never written to a file.
+    #[serde(skip)]
+    pub password: Option<String>,
+    /// Source address of the load; chosen by the route when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<IpAddr>,
+    /// Address on which the peer of the TURN kinds listens, as the relay reaches it; the source address when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<IpAddr>,
+    /// Processes whose CPU time is divided by the datagrams.
+    pub dut_pids: Vec<u32>,
+    /// Name of the run in tables and plots.
+    pub label: String,
+    /// Set from another thread to end the run early; the result is then marked as interrupted.
+    #[serde(skip)]
+    pub stop: Option<Arc<AtomicBool>>,
+}
+
+impl RunSpec {
+    /// A modest run with every default of the command line: 1 kpps of 200 bytes on one flow for 5 s.
+    #[must_use]
+    pub fn new(kind: Kind, target: SocketAddr) -> Self {
+        Self {
+            kind,
+            target,
+            rate_pps: 1_000.0,
+            size: 200,
+            flows: 1,
+            burst: 1,
+            gso: false,
+            arrivals: Arrivals::Poisson,
+            pace: Pace::Hybrid,
+            duration: Duration::from_secs(5),
+            warmup: Duration::from_millis(500),
+            drain: Duration::from_secs(1),
+            interval: Duration::from_secs(1),
+            lateness_limit: Duration::from_millis(1),
+            seed: 1,
+            allocations: 1,
+            username: None,
+            password: None,
+            bind: None,
+            peer: None,
+            dut_pids: Vec::new(),
+            label: String::new(),
+            stop: None,
+        }
+    }
+
+    /// Refuses what cannot be run.
+    ///
+    /// # Errors
+    /// [`Problem::Usage`], naming the option and a value that works.
+    pub fn check(&self) -> Result<(), Problem> {
+        let usage = |message: String| Err(Problem::Usage(message));
+        if self.size < payload::LEN {
+            return usage(format!(
+                "--size {} is too small: each datagram carries sequence number, two times and a checksum; use --size {} or more",
+                self.size,
+                payload::LEN
+            ));
+        }
+        let size_max = if self.kind.is_turn() { SIZE_MAX - 64 } else { SIZE_MAX };
+        if self.size > size_max {
+            return usage(format!(
+                "--size {} does not fit a UDP datagram; use at most {size_max}",
+                self.size
+            ));
+        }
+        if !(self.rate_pps.is_finite() && self.rate_pps > 0.0) {
+            return usage(
+                "--rate must be above zero, for example --rate 20kpps or --rate 100Mbit".to_owned(),
+            );
+        }
+        if self.flows == 0 || self.flows > FLOWS_MAX {
+            return usage(format!("--flows {}: use 1 to {FLOWS_MAX}", self.flows));
+        }
+        if self.burst == 0 || self.burst > 1_024 {
+            return usage(format!("--burst {}: use 1 to 1024", self.burst));
+        }
+        if self.gso && self.burst == 1 {
+            return usage(
+                "--gso sends the datagrams of a burst together; add --burst N, for example --burst 16"
+                    .to_owned(),
+            );
+        }
+        if self.duration.is_zero() {
+            return usage("--duration must be above zero, for example --duration 5s".to_owned());
+        }
+        if self.interval < Duration::from_millis(100) {
+            return usage(
+                "--interval must be at least 100ms: stamps in the .hlog have millisecond precision"
+                    .to_owned(),
+            );
+        }
+        let packets = self.rate_pps * (self.duration + self.warmup).as_secs_f64();
+        if packets > PACKETS_MAX {
+            return usage(format!(
+                "{packets:.0} datagrams are more than the ledger holds ({PACKETS_MAX:.0}); lower --rate or --duration"
+            ));
+        }
+        if self.kind.is_turn() {
+            self.check_turn()?;
+        }
+        Ok(())
+    }
+
+    fn check_turn(&self) -> Result<(), Problem> {
+        if self.username.is_none() || self.password.is_none() {
+            return Err(Problem::Usage(format!(
+                "{} needs the relay's credentials; add --user NAME:PASSWORD",
+                self.kind.name()
+            )));
+        }
+        if self.allocations == 0 || self.allocations > self.flows {
+            return Err(Problem::Usage(format!(
+                "--allocations {}: use 1 to the number of flows ({})",
+                self.allocations, self.flows
+            )));
+        }
+        let needed = self.flows.div_ceil(CHANNELS_PER_ALLOCATION);
+        if self.allocations < needed {
+            return Err(Problem::Usage(format!(
+                "one allocation binds {CHANNELS_PER_ALLOCATION} channels; {} flows need --allocations {needed}",
+                self.flows
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Durations as seconds in JSON.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(value.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn udp() -> RunSpec {
+        RunSpec::new(Kind::Udp, "127.0.0.1:9".parse().unwrap())
+    }
+
+    #[test]
+    fn a_payload_without_room_for_its_header_is_refused_with_the_smallest_size() {
+        let error = RunSpec { size: payload::LEN - 1, ..udp() }.check().unwrap_err();
+        assert!(error.to_string().contains(&format!("--size {}", payload::LEN)), "{error}");
+        RunSpec { size: payload::LEN, ..udp() }.check().unwrap();
+    }
+
+    #[test]
+    fn turn_without_credentials_or_with_too_few_channels_is_refused() {
+        let turn = RunSpec { kind: Kind::TurnChannel, flows: 5_000, ..udp() };
+        assert!(turn.check().unwrap_err().to_string().contains("--user"));
+        let turn = RunSpec { username: Some("u".into()), password: Some("p".into()), ..turn };
+        assert!(turn.check().unwrap_err().to_string().contains("--allocations 2"));
+        RunSpec { allocations: 2, ..turn }.check().unwrap();
+    }
+
+    #[test]
+    fn a_spec_survives_json_without_its_password() {
+        let spec = RunSpec { password: Some("secret".into()), ..udp() };
+        let json = serde_json::to_string(&spec).unwrap();
+        assert!(!json.contains("secret"));
+        let back: RunSpec = serde_json::from_str(&json).unwrap();
+        assert_eq!((back.kind, back.duration, back.seed), (spec.kind, spec.duration, spec.seed));
+    }
+}

@@ -1,0 +1,265 @@
+//! Whether a run can be believed: a generator that could not keep its schedule, or lost datagrams itself, says so.
+
+use serde::{Deserialize, Serialize};
+
+use super::distribution::Distribution;
+use super::ledger::Ledger;
+use crate::units;
+
+/// Smallest share of the schedule that must have been sent.
+const OFFERED_MIN: f64 = 0.999;
+
+/// Whether a run can be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING-KEBAB-CASE")]
+pub enum Validity {
+    /// The figures are the device's.
+    Valid,
+    /// The sender could not keep the schedule: the figures are for less load than asked, or for a burstier one.
+    GeneratorLimited,
+    /// The figures are wrong.
+    Invalid,
+}
+
+impl Validity {
+    /// As printed.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Valid => "VALID",
+            Self::GeneratorLimited => "GENERATOR-LIMITED",
+            Self::Invalid => "INVALID",
+        }
+    }
+}
+
+/// A validity with its reasons.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The worst that was found.
+    pub validity: Validity,
+    /// One sentence for each thing found, worst first; empty when valid.
+    pub reasons: Vec<String>,
+    /// What does not void the run but helps to read it.
+    pub notes: Vec<String>,
+}
+
+impl Verdict {
+    /// `VALID`, or the validity with its reasons.
+    #[must_use]
+    pub fn line(&self) -> String {
+        if self.reasons.is_empty() {
+            return self.validity.name().to_owned();
+        }
+        format!("{}: {}", self.validity.name(), self.reasons.join("; "))
+    }
+}
+
+/// What the generator observed about itself.
+#[derive(Clone, Debug)]
+pub struct Observations {
+    /// There and back.
+    pub ledger: Ledger,
+    /// Whether the ledgers of both legs balance, where there are any.
+    pub legs_balance: bool,
+    /// Datagrams (superpackets count once) that our own sockets dropped because their receive buffers were full.
+    pub own_socket_drops: u64,
+    /// Datagrams that arrived before they were sent.
+    pub clock_backwards: u64,
+    /// Time the host was suspended during the run, in nanoseconds.
+    pub suspended_ns: u64,
+    /// Arrivals with this run's id that the schedule does not have.
+    pub unknown_arrivals: u64,
+    /// Share of processor time that the hypervisor took, 0 to 1.
+    pub steal: Option<f64>,
+    /// Datagrams refused when the in-process peer sent them back.
+    pub peer_refused: u64,
+    /// Whether the run was ended early.
+    pub interrupted: bool,
+    /// Why the kernel refused the first send that it did.
+    pub refusal: Option<String>,
+    /// Why the timer slack could not be lowered.
+    pub slack_error: Option<String>,
+}
+
+/// Judges a run. `lateness_limit_ns` applies to the p99.9 of the sender's lateness, unless that is below a quarter of
+/// the service latency's p99.9: it then hardly moves the figures.
+#[must_use]
+pub fn judge(
+    observed: &Observations,
+    lateness: &Distribution,
+    service: &Distribution,
+    lateness_limit_ns: u64,
+) -> Verdict {
+    let faults = faults(observed);
+    let limits = limits(observed, lateness, service, lateness_limit_ns);
+    let validity = match (faults.is_empty(), limits.is_empty()) {
+        (false, _) => Validity::Invalid,
+        (true, false) => Validity::GeneratorLimited,
+        (true, true) => Validity::Valid,
+    };
+    let reasons = faults.into_iter().chain(limits).collect();
+    Verdict { validity, reasons, notes: notes(observed) }
+}
+
+/// What makes the figures wrong.
+fn faults(observed: &Observations) -> Vec<String> {
+    let mut faults = Vec::new();
+    let ledger = &observed.ledger;
+    if !(ledger.balances() && observed.legs_balance) {
+        faults.push(format!("the ledger does not balance: {ledger:?}"));
+    }
+    if observed.own_socket_drops > 0 {
+        faults.push(format!(
+            "the generator's own sockets dropped {} skbs on receipt; raise net.core.rmem_max, use more --flows or lower --rate",
+            observed.own_socket_drops
+        ));
+    }
+    if observed.clock_backwards > 0 {
+        faults.push(format!(
+            "{} datagrams arrived before they were sent: the clock is broken",
+            observed.clock_backwards
+        ));
+    }
+    if observed.suspended_ns > 1_000_000 {
+        faults.push(format!("the host was suspended for {} ms", observed.suspended_ns / 1_000_000));
+    }
+    if observed.unknown_arrivals > 0 {
+        let unknown = observed.unknown_arrivals;
+        faults.push(format!("{unknown} datagrams carry this run's id but were never sent"));
+    }
+    if ledger.sent == 0 {
+        let refusal = refusal(observed);
+        faults.push(format!("nothing was sent: {} sends were refused{refusal}", ledger.refused));
+    }
+    faults
+}
+
+/// What makes the load another than the one that was asked for.
+fn limits(
+    observed: &Observations,
+    lateness: &Distribution,
+    service: &Distribution,
+    lateness_limit_ns: u64,
+) -> Vec<String> {
+    let mut limits = Vec::new();
+    let ledger = &observed.ledger;
+    if !observed.interrupted && (ledger.sent as f64) < OFFERED_MIN * ledger.intended as f64 {
+        limits.push(format!(
+            "only {:.3} % of the scheduled datagrams were sent ({} refused by the kernel{}, {} not tried in time); \
+             lower --rate, or use --burst with --gso",
+            100.0 * ledger.sent as f64 / ledger.intended as f64,
+            ledger.refused,
+            refusal(observed),
+            ledger.unsent
+        ));
+    }
+    let (late, quarter) = (p999(lateness), p999(service) / 4);
+    if late > lateness_limit_ns && late > quarter {
+        limits.push(format!(
+            "p99.9 of the sender's lateness is {} (limit {}); free a core or lower --rate",
+            units::nanoseconds(late),
+            units::nanoseconds(lateness_limit_ns.max(quarter))
+        ));
+    }
+    if observed.peer_refused > 0 {
+        limits.push(format!("the in-process peer could not send {} datagrams back", observed.peer_refused));
+    }
+    limits
+}
+
+/// What helps to read a run and does not void it.
+fn notes(observed: &Observations) -> Vec<String> {
+    let refused = observed.ledger.refused;
+    let slack = observed.slack_error.as_ref();
+    [
+        (refused > 0).then(|| format!("{refused} sends were refused by the kernel{}", refusal(observed))),
+        observed
+            .steal
+            .filter(|&steal| steal > 0.01)
+            .map(|steal| format!("the hypervisor took {:.1} % of the processor time", 100.0 * steal)),
+        slack.map(|error| format!("timer slack stays at its default: {error}")),
+        observed.interrupted.then(|| "interrupted: the figures cover what was sent until then".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Why the kernel refused the first send, to be put behind how many it refused.
+fn refusal(observed: &Observations) -> String {
+    observed.refusal.as_ref().map(|error| format!(" with {error:?}")).unwrap_or_default()
+}
+
+/// The p99.9, or the largest value when there are too few samples for it.
+fn p999(distribution: &Distribution) -> u64 {
+    distribution.quantile("p99.9").and_then(|quantile| quantile.value_ns).or(distribution.max_ns).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::distribution::histogram;
+    use super::*;
+
+    fn constant(value: u64) -> Distribution {
+        let mut histogram = histogram();
+        histogram.record_n(value, 1_000).unwrap();
+        Distribution::new(&histogram, 0)
+    }
+
+    fn fine() -> Observations {
+        Observations {
+            ledger: Ledger { intended: 1_000, sent: 1_000, received: 1_000, ..Ledger::default() },
+            legs_balance: true,
+            own_socket_drops: 0,
+            clock_backwards: 0,
+            suspended_ns: 0,
+            unknown_arrivals: 0,
+            steal: None,
+            peer_refused: 0,
+            interrupted: false,
+            refusal: None,
+            slack_error: None,
+        }
+    }
+
+    fn verdict(observed: &Observations, lateness_ns: u64, service_ns: u64) -> Verdict {
+        judge(observed, &constant(lateness_ns), &constant(service_ns), 1_000_000)
+    }
+
+    #[test]
+    fn a_run_in_time_without_own_losses_is_valid() {
+        assert_eq!(verdict(&fine(), 1_000, 50_000).line(), "VALID");
+    }
+
+    #[test]
+    fn each_fault_of_the_generator_alone_voids_the_run_and_is_named() {
+        let drops = Observations { own_socket_drops: 7, ..fine() };
+        let backwards = Observations { clock_backwards: 7, ..fine() };
+        let suspended = Observations { suspended_ns: 7_000_000, ..fine() };
+        let unknown = Observations { unknown_arrivals: 7, ..fine() };
+        let unbalanced = Observations { ledger: Ledger { received: 7, ..fine().ledger }, ..fine() };
+        for observed in [drops, backwards, suspended, unknown, unbalanced] {
+            let verdict = verdict(&observed, 1_000, 50_000);
+            assert_eq!(verdict.validity, Validity::Invalid, "{observed:?}");
+            assert!(verdict.reasons.len() == 1 && verdict.reasons[0].contains('7'), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_sender_behind_its_schedule_limits_the_run() {
+        let ledger = Ledger { intended: 1_000, sent: 998, unsent: 2, received: 998, ..Ledger::default() };
+        let behind = Observations { ledger, ..fine() };
+        assert_eq!(verdict(&behind, 1_000, 50_000).validity, Validity::GeneratorLimited);
+        let interrupted = Observations { interrupted: true, ..behind };
+        assert_eq!(verdict(&interrupted, 1_000, 50_000).validity, Validity::Valid);
+        let refused = Observations { peer_refused: 1, ..fine() };
+        assert_eq!(verdict(&refused, 1_000, 50_000).validity, Validity::GeneratorLimited);
+    }
+
+    #[test]
+    fn lateness_counts_only_where_it_moves_the_figures() {
+        assert_eq!(verdict(&fine(), 2_000_000, 50_000).validity, Validity::GeneratorLimited);
+        assert_eq!(verdict(&fine(), 2_000_000, 20_000_000).validity, Validity::Valid);
+    }
+}

@@ -1,0 +1,186 @@
+//! A reflector that harms datagrams by a seeded plan and keeps its own account of it, to hold the lab's ledger against.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+use tools::run::clock::monotonic_ns;
+use tools::run::payload::{self, Parsed, Phase};
+
+/// What happens to each measured datagram, in parts per thousand; the rest is reflected as it came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
+    pub seed: u64,
+    pub drop: u64,
+    pub duplicate: u64,
+    /// Held back until three later datagrams of any flow have gone.
+    pub overtake: u64,
+    pub corrupt: u64,
+    /// Held back until `late_after` of silence.
+    pub late: u64,
+    pub late_after: Duration,
+    /// For each datagram also send one of another run.
+    pub strangers: bool,
+    /// At this sequence number of flow 0, do nothing for this long.
+    pub stall: Option<(u64, Duration)>,
+}
+
+/// The reflector's own account of the measured datagrams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// Received by it.
+    pub seen: u64,
+    pub returned: u64,
+    pub late: u64,
+    pub duplicates: u64,
+    pub corrupted: u64,
+    /// By the definition of RFC 4737 over the order in which they were returned.
+    pub reordered: u64,
+}
+
+pub struct BadReflector {
+    pub address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Log>,
+}
+
+impl BadReflector {
+    pub fn start(plan: Plan, size: usize) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let thread = thread::spawn(move || Worker::new(socket, plan, size).run(&flag));
+        Self { address, stop, thread }
+    }
+
+    pub fn finish(self) -> Log {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+type Held = (Vec<u8>, SocketAddr);
+
+struct Worker {
+    socket: UdpSocket,
+    plan: Plan,
+    size: usize,
+    random: Xoshiro256PlusPlus,
+    log: Log,
+    next_expected: HashMap<u32, u64>,
+    /// With the number of datagrams still to let pass.
+    overtaken: Vec<(u32, Held)>,
+    late: Vec<Held>,
+}
+
+impl Worker {
+    fn new(socket: UdpSocket, plan: Plan, size: usize) -> Self {
+        let random = Xoshiro256PlusPlus::seed_from_u64(plan.seed);
+        let (log, next_expected) = Default::default();
+        Self { socket, plan, size, random, log, next_expected, overtaken: Vec::new(), late: Vec::new() }
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> Log {
+        let mut buffer = vec![0; 65_536];
+        let mut last = monotonic_ns();
+        while !stop.load(Ordering::Relaxed) {
+            if let Ok((len, from)) = self.socket.recv_from(&mut buffer) {
+                last = monotonic_ns();
+                self.handle(&buffer[..len], from);
+            }
+            let silence = Duration::from_nanos(monotonic_ns() - last);
+            if silence > Duration::from_millis(50) {
+                for (_, held) in std::mem::take(&mut self.overtaken) {
+                    self.give_back(&held);
+                }
+            }
+            if silence > self.plan.late_after {
+                for held in std::mem::take(&mut self.late) {
+                    self.log.late += 1;
+                    self.give_back(&held);
+                }
+            }
+        }
+        self.log
+    }
+
+    fn handle(&mut self, datagram: &[u8], from: SocketAddr) {
+        let Parsed::Good(header) = payload::parse(datagram, self.size) else { panic!("not ours") };
+        if header.phase != Phase::Measured {
+            self.socket.send_to(datagram, from).unwrap();
+            return;
+        }
+        self.log.seen += 1;
+        if let Some((seq, length)) = self.plan.stall
+            && (header.flow, header.seq) == (0, seq)
+        {
+            thread::sleep(length);
+        }
+        if self.plan.strangers {
+            let mut stranger = datagram.to_vec();
+            payload::write(&mut stranger, &payload::Header { run_id: header.run_id ^ 1, ..header });
+            self.socket.send_to(&stranger, from).unwrap();
+        }
+        self.decide((datagram.to_vec(), from));
+        self.let_overtaken_go();
+    }
+
+    fn decide(&mut self, held: Held) {
+        let mut dice = self.random.next_u64() % 1_000;
+        let mut chosen = |share: u64| {
+            let hit = dice < share;
+            dice = dice.wrapping_sub(share);
+            hit
+        };
+        if chosen(self.plan.drop) {
+            // Gone.
+        } else if chosen(self.plan.duplicate) {
+            self.give_back(&held);
+            self.socket.send_to(&held.0, held.1).unwrap();
+            self.log.duplicates += 1;
+        } else if chosen(self.plan.overtake) {
+            self.overtaken.push((4, held));
+        } else if chosen(self.plan.corrupt) {
+            let (mut datagram, from) = held;
+            let at = 8 + (self.random.next_u64() % (datagram.len() as u64 - 8)) as usize;
+            datagram[at] ^= 0x40;
+            self.socket.send_to(&datagram, from).unwrap();
+            self.log.corrupted += 1;
+        } else if chosen(self.plan.late) {
+            self.late.push(held);
+        } else {
+            self.give_back(&held);
+        }
+    }
+
+    fn let_overtaken_go(&mut self) {
+        for (left, _) in &mut self.overtaken {
+            *left -= 1;
+        }
+        let (go, stay) = std::mem::take(&mut self.overtaken).into_iter().partition(|(left, _)| *left == 0);
+        self.overtaken = stay;
+        let go: Vec<_> = go;
+        for (_, held) in &go {
+            self.give_back(held);
+        }
+    }
+
+    fn give_back(&mut self, (datagram, from): &Held) {
+        let Parsed::Good(header) = payload::parse(datagram, self.size) else { unreachable!() };
+        self.socket.send_to(datagram, from).unwrap();
+        self.log.returned += 1;
+        let next = self.next_expected.entry(header.flow).or_default();
+        if header.seq < *next {
+            self.log.reordered += 1;
+        } else {
+            *next = header.seq + 1;
+        }
+    }
+}

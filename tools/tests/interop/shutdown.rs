@@ -1,0 +1,104 @@
+//! SIGTERM under load, and which system calls carry packets.
+
+use super::world::{command, enter, keys, sh};
+
+/// Starts a tunnel between two of ours; the caller with the given flags.
+fn configs(world: &super::world::World) -> [std::path::PathBuf; 2] {
+    let ((private_a, public_a), (private_b, public_b)) = (keys(), keys());
+    let config = |private: &str, public: &str, own: u8, other: u8, endpoint: &str| {
+        format!(
+            "[Interface]\nPrivateKey = {private}\nListenPort = 51820\nAddress = 10.77.0.{own}/24\n[Peer]\n\
+             PublicKey = {public}\nAllowedIPs = 10.77.0.{other}/32\n{endpoint}"
+        )
+    };
+    let b = world.file("towb.conf", &config(&private_b, &public_a, 2, 1, ""));
+    let a = world.file("towa.conf", &config(&private_a, &public_b, 1, 2, "Endpoint = 10.2.0.2:51820\n"));
+    [a, b]
+}
+
+/// The `figures` of the ledger line.
+fn ledger(lines: &[String]) -> serde_json::Value {
+    let line =
+        lines.iter().rev().find(|line| line.contains("\"ledger\"")).unwrap_or_else(|| panic!("{lines:#?}"));
+    let record: serde_json::Value = serde_json::from_str(line).unwrap();
+    match &record["figures"] {
+        serde_json::Value::String(text) => serde_json::from_str(text).unwrap(),
+        figures => figures.clone(),
+    }
+}
+
+#[test]
+fn sigterm_under_load_delivers_what_was_accepted() {
+    let Some(world) = enter("shutdown::sigterm_under_load_delivers_what_was_accepted") else { return };
+    let [a, b] = configs(&world);
+    for design in ["uring", "suspend", "threaded", "runtime"] {
+        let callee = world.tunnel("b", &b, &["--log-format", "json"]);
+        let caller = world.tunnel("a", &a, &["--log-format", "json", "--io", design]);
+        sh("ip netns exec a ping -c 2 -i 0.05 -W 3 10.77.0.2");
+        let server = world.start("b", &["iperf3", "-s", "-1", "--forceflush"], "listening");
+        let mut load = command("ip")
+            .args([
+                "netns",
+                "exec",
+                "a",
+                "iperf3",
+                "-c",
+                "10.77.0.2",
+                "-t",
+                "5",
+                "-u",
+                "-b",
+                "200M",
+                "-l",
+                "1000",
+            ])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        let figures = ledger(&caller.stop());
+        let _ = load.kill();
+        let _ = load.wait();
+        drop(server);
+        let received = ledger(&callee.stop());
+        assert_eq!(figures["unexplained"], 0, "{design}: {figures}");
+        assert_eq!(figures["egress_drops"].get("shutdown"), None, "{design}: {figures}");
+        assert!(figures["sent"].as_u64().unwrap() > 10_000, "{design}: {figures}");
+        // Everything the caller's sockets took has arrived: nothing is between two processes on this machine. What it
+        // wrote to its own interface (answers of iperf3) is in `sent` as well, so the comparison is one-sided.
+        let arrived = received["ingress"]["packets"].as_u64().unwrap();
+        let lost = received["ingress"]["kernel_drops_skbs"].as_u64().unwrap();
+        assert_eq!(lost, 0, "{design}: {received}");
+        println!("{design}: sent {}, the other end read {arrived} from socket and device", figures["sent"]);
+    }
+}
+
+#[test]
+fn the_ring_carries_every_packet() {
+    let Some(world) = enter("shutdown::the_ring_carries_every_packet") else { return };
+    let [a, b] = configs(&world);
+    let callee = world.tunnel("b", &b, &[]);
+    let caller = world.tunnel("a", &a, &["--io", "uring"]);
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 3 10.77.0.2");
+    let trace = world.file("trace", "");
+    let calls = "trace=sendto,sendmsg,sendmmsg,write,writev,pwrite64,pwritev,io_uring_enter";
+    let pid = caller.pid().to_string();
+    let mut strace = command("strace")
+        .args(["-f", "-qq", "-e", calls, "-o", &trace.display().to_string(), "-p", &pid])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    sh("ip netns exec a ping -c 50 -i 0.01 -W 3 10.77.0.2");
+    if let Some(pid) = rustix::process::Pid::from_raw(strace.id() as i32) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    }
+    let _ = strace.wait();
+    drop((caller, callee));
+    let text = std::fs::read_to_string(&trace).unwrap();
+    assert!(text.contains("io_uring_enter"), "strace saw nothing:\n{text}");
+    let packets: Vec<&str> =
+        text.lines().filter(|line| !line.contains("io_uring_enter") && !line.contains("---")).collect();
+    assert!(packets.is_empty(), "packets outside the ring: {packets:#?}");
+}

@@ -1,0 +1,225 @@
+//! The program as a person meets it: exit codes, files, messages.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tools::format::{bundle, hlog};
+use tools::run::distribution::histogram;
+
+#[expect(clippy::disallowed_methods, reason = "the test runs the program")]
+fn lab(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towpath-lab"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn output(arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = lab(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// A reflector in its own process; killed when dropped.
+struct Reflector {
+    child: Child,
+    address: String,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Reflector {
+    fn start(at: &str) -> Self {
+        let mut child = lab(&["reflect", at]).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("reflecting on ").unwrap().to_owned();
+        Self { child, address, lines }
+    }
+
+    /// Ends it as a person would and returns what it printed.
+    fn finish(mut self) -> String {
+        kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        rest
+    }
+}
+
+impl Drop for Reflector {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a short load into `dir`. On a busy machine the generator may find itself too slow, which is no fault here.
+fn short_run(address: &str, dir: &Path, more: &[&str]) -> String {
+    let dir = dir.to_str().unwrap();
+    let mut arguments = vec![
+        "run",
+        "udp",
+        address,
+        "--rate",
+        "2kpps",
+        "--duration",
+        "1s",
+        "--warmup",
+        "100ms",
+        "--interval",
+        "250ms",
+    ];
+    arguments.extend(["--drain", "400ms", "--pace", "sleep", "--out", dir]);
+    arguments.extend(more);
+    let (code, stdout, stderr) = output(&arguments);
+    assert!(code == 0 || code == 4, "{code} {stdout} {stderr}");
+    assert_eq!(code == 0, stdout.starts_with("VALID"), "{stdout}");
+    stdout
+}
+
+#[test]
+fn a_run_writes_files_that_agree_with_each_other_and_compare_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let reflector = Reflector::start("127.0.0.1:0");
+    let pid = reflector.child.id().to_string();
+    let stdout = short_run(&reflector.address, &a, &["--flows", "3", "--dut-pid", &pid]);
+    assert!(stdout.contains("CPU per datagram") && stdout.contains("p99"), "{stdout}");
+    short_run(&reflector.address, &b, &["--size", "1200", "--burst", "8", "--gso", "--label", "bursts <&>"]);
+    let counts = reflector.finish();
+    assert!(counts.starts_with("received ") && counts.contains("refused 0"), "{counts}");
+
+    let result = bundle::read(&a).unwrap();
+    let mut sum = histogram();
+    for line in hlog::read(&fs::read_to_string(a.join("latency.hlog")).unwrap()).unwrap() {
+        assert!(line.tag.is_none() && line.length_s >= 0.1);
+        sum.add(&line.histogram).unwrap();
+    }
+    assert_eq!(sum.len(), result.ledger.received);
+    let p50 = result.latency.response.quantile("p50").unwrap().value_ns.unwrap();
+    assert!(sum.value_at_quantile(0.5).abs_diff(p50) * 500 <= p50, "{p50}");
+    let detail = hlog::read(&fs::read_to_string(a.join("detail.hlog")).unwrap()).unwrap();
+    let tags: Vec<_> = detail.iter().filter_map(|line| line.tag.as_deref()).collect();
+    assert_eq!(tags, ["service", "lateness"]);
+    let hgrm = fs::read_to_string(a.join("latency.hgrm")).unwrap();
+    assert!(hgrm.contains(&format!("Total count    = {:>12}]", result.ledger.received)), "{hgrm}");
+    assert!(result.dut_cpu_ns_per_packet.unwrap() > 100.0);
+
+    let page = dir.path().join("page.html");
+    let (a, b, page_path) = (a.to_str().unwrap(), b.to_str().unwrap(), page.to_str().unwrap());
+    let (code, table, stderr) = output(&["compare", a, b, "--html", page_path]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(table.contains("÷ a") && table.contains("bursts <&>") && table.contains('×'), "{table}");
+    assert!(table.contains("not the same size"), "{table}");
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.contains("bursts &lt;&amp;&gt;") && html.contains("<polyline") && !html.contains("<script"));
+    let (code, json, _) = output(&["compare", a, b, "--json"]);
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, rows.as_array().unwrap().len()), (0, 2));
+    assert!(rows[1]["ratio"]["quantiles"][0][1].as_f64().unwrap() > 0.0, "{rows}");
+}
+
+#[test]
+fn comparing_shows_losses_doubts_and_files_of_other_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = dir.path().join("good");
+    let reflector = Reflector::start("127.0.0.1:0");
+    short_run(&reflector.address, &good, &["--flows", "2"]);
+    let text = fs::read_to_string(good.join(bundle::RUN_JSON)).unwrap();
+    let altered = |name: &str, alter: &dyn Fn(&mut serde_json::Value)| {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        alter(&mut json);
+        let path = dir.path().join(name);
+        fs::write(&path, json.to_string()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let bad = altered("bad.json", &|json| {
+        json["ledger"]["lost"] = 500.into();
+        json["latency"]["response"]["quantiles"][1]["value_ns"] = serde_json::Value::Null;
+        json["verdict"]["validity"] = "INVALID".into();
+        json["interrupted"] = true.into();
+        json["spec"]["label"] = "bad".into();
+    });
+    let (code, table, stderr) = output(&["compare", good.to_str().unwrap(), &bad]);
+    assert_eq!(code, 0, "{stderr}");
+    let line = table.lines().find(|line| line.starts_with("│ bad ")).unwrap();
+    assert!(line.contains(" lost ") && line.contains("(500)") && line.contains("INVALID"), "{table}");
+    let ratios = table.lines().find(|line| line.contains("÷ good")).unwrap();
+    assert_eq!(ratios.split('┆').nth(2).map(str::trim), Some("–"), "{table}");
+    assert!(table.contains("bad was interrupted after"), "{table}");
+
+    let later = altered("later.json", &|json| json["schema"] = 99.into());
+    let other = altered("other.json", &|json| *json = serde_json::json!([1]));
+    for (path, hint) in [(later, "schema 99"), (other, "not the result of a run")] {
+        let (code, _, stderr) = output(&["compare", &path]);
+        assert!(code == 1 && stderr.contains(hint), "{code} {stderr}");
+    }
+}
+
+#[test]
+fn ipv6_works_too() {
+    let reflector = Reflector::start("[::1]:0");
+    let dir = tempfile::tempdir().unwrap();
+    short_run(&reflector.address, dir.path(), &[]);
+    let result = bundle::read(dir.path()).unwrap();
+    assert!(result.ledger.balances() && result.ledger.received > 0, "{:?}", result.ledger);
+    assert!(result.spec.target.is_ipv6());
+}
+
+#[test]
+fn wrong_requests_end_with_2_and_name_the_fix() {
+    for (arguments, hint) in [
+        (vec!["run", "udp", "127.0.0.1:9", "--size", "10"], "--size 56"),
+        (vec!["run", "udp", "127.0.0.1:9", "--rate", "fast"], "20kpps"),
+        (vec!["run", "udp", "127.0.0.1"], "127.0.0.1:9000"),
+        (vec!["run", "udp", "127.0.0.1:9", "--gso"], "--burst"),
+        (vec!["run", "turn-channel", "127.0.0.1:9"], "--user"),
+        (vec!["run", "turn-channel", "127.0.0.1:9", "--user", "me"], "NAME:PASSWORD"),
+        (vec!["run", "udp", "127.0.0.1:9", "--interval", "50ms"], "100ms"),
+        (vec!["reflect"], "ADDR:PORT"),
+        (vec!["frobnicate"], "Usage"),
+    ] {
+        let (code, _, stderr) = output(&arguments);
+        assert_eq!(code, 2, "{arguments:?} {stderr}");
+        assert!(stderr.contains(hint), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn missing_surroundings_end_with_5_and_missing_files_with_1() {
+    let (code, _, stderr) = output(&["run", "udp", "127.0.0.1:9"]);
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("towpath-lab reflect 127.0.0.1:9"), "{stderr}");
+    let (code, _, stderr) = output(&["reflect", "192.0.2.1:9"]);
+    assert_eq!(code, 5, "{stderr}");
+    let (code, _, stderr) = output(&["compare", "/nonexistent"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("/nonexistent") && stderr.contains("--out"), "{stderr}");
+    let reflector = Reflector::start("127.0.0.1:0");
+    let (code, _, stderr) = output(&["run", "udp", &reflector.address, "--dut-pid", "4294967290"]);
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("--dut-pid 4294967290"), "{stderr}");
+}
+
+#[test]
+fn an_interrupted_run_keeps_and_marks_what_it_has() {
+    let reflector = Reflector::start("127.0.0.1:0");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let arguments =
+        ["run", "udp", &reflector.address, "--duration", "60s", "--drain", "200ms", "--out", path];
+    let mut child = lab(&arguments).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(1_500));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let result = bundle::read(dir.path()).unwrap();
+    assert!(result.interrupted && result.ledger.balances());
+    assert!(result.ledger.received > 0 && result.ledger.sent < 10_000, "{:?}", result.ledger);
+    assert!(result.measured_s < 20.0, "{}", result.measured_s);
+}

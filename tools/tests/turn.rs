@@ -1,0 +1,172 @@
+//! The TURN kinds through a relay in another process: this project's own, and coturn where it is installed, as an
+//! independent judge.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and says what it left out"
+)]
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tools::run::{Kind, Pace, Problem, RunSpec, run};
+
+const USER: &str = "walker";
+const PASSWORD: &str = "horse";
+
+/// A relay on loopback; killed when dropped.
+struct Relay {
+    child: Child,
+    address: SocketAddr,
+    _files: tempfile::TempDir,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An address whose port was free a moment ago.
+fn free_address(ip: &str) -> SocketAddr {
+    UdpSocket::bind((ip.parse::<std::net::IpAddr>().unwrap(), 0)).unwrap().local_addr().unwrap()
+}
+
+/// Debian's coturn, or `None` when it is not installed.
+#[expect(clippy::disallowed_methods, reason = "the test starts a relay")]
+fn coturn(ip: &str) -> Option<Relay> {
+    let address = free_address(ip);
+    let files = tempfile::tempdir().unwrap();
+    let file = |name: &str| files.path().join(name).display().to_string();
+    let spawned = Command::new("turnserver")
+        .args([
+            "-n",
+            "--no-cli",
+            "--no-tls",
+            "--no-dtls",
+            "--lt-cred-mech",
+            "--realm=test",
+            "--allow-loopback-peers",
+        ])
+        .args([&format!("--listening-ip={ip}"), &format!("--relay-ip={ip}")])
+        .args([&format!("--listening-port={}", address.port()), &format!("--user={USER}:{PASSWORD}")])
+        .args([&format!("--pidfile={}", file("pid")), &format!("--userdb={}", file("db"))])
+        .args([&format!("--log-file={}", file("log")), "--simple-log"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    match spawned {
+        Ok(child) => Some(Relay { child, address, _files: files }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            eprintln!("left out: coturn (turnserver) is not installed");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// This project's relay, which the lab holds under a hidden subcommand.
+#[expect(clippy::disallowed_methods, reason = "the test starts a relay")]
+fn own(ip: &str, io: &str) -> Relay {
+    let address = free_address(ip);
+    let child = Command::new(env!("CARGO_BIN_EXE_towpath-lab"))
+        .args(["__relay", "-", &std::process::id().to_string(), "--listen", &address.to_string()])
+        .args(["--realm", "test", "--user", &format!("{USER}:{PASSWORD}"), "--io", io])
+        .args(["--allow-peer", "127.0.0.0/8", "--allow-peer", "::1/128"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    Relay { child, address, _files: tempfile::tempdir().unwrap() }
+}
+
+fn spec(relay: &Relay, kind: Kind) -> RunSpec {
+    RunSpec {
+        // Few enough that default socket buffers hold more than half of the run while the machine starves someone.
+        rate_pps: 500.0,
+        size: 203,
+        flows: 6,
+        allocations: 2,
+        duration: Duration::from_millis(700),
+        warmup: Duration::from_millis(50),
+        drain: Duration::from_millis(500),
+        pace: Pace::Sleep,
+        username: Some(USER.to_owned()),
+        password: Some(PASSWORD.to_owned()),
+        ..RunSpec::new(kind, relay.address)
+    }
+}
+
+/// Runs through the relay and checks every leg: nothing lost, nothing reordered, delays that add up.
+fn carries(relay: &Relay, kind: Kind, change: impl Fn(RunSpec) -> RunSpec) {
+    let result = run(&change(spec(relay, kind)), |_| {}).unwrap();
+    let (up, down) = (result.ledger_up.unwrap(), result.ledger_down.unwrap());
+    for ledger in [result.ledger, up, down] {
+        assert!(ledger.balances() && ledger.sent > 200, "{ledger:?}");
+        let harmed = (ledger.lost, ledger.late, ledger.duplicate, ledger.reordered, ledger.corrupt);
+        assert_eq!(harmed, (0, 0, 0, 0, 0), "{ledger:?}");
+    }
+    assert_eq!(down.sent, up.received);
+    let histograms = result.histograms.unwrap();
+    let (there, back) = (histograms.up.unwrap(), histograms.down.unwrap());
+    assert_eq!((there.len(), back.len()), (up.received, down.received));
+    // Both ways take time, and together no longer than the whole: the peer's own work is the rest.
+    assert!(there.min() > 1_000 && back.min() > 1_000);
+    assert!(
+        there.mean() + back.mean() <= histograms.response.mean() * 1.01,
+        "{} {}",
+        there.mean(),
+        back.mean()
+    );
+}
+
+/// Waits until the relay answers; then the credentials are refused and accepted as they should be.
+fn wait_until_serving(relay: &Relay) {
+    for _ in 0..40 {
+        let attempt = RunSpec { duration: Duration::from_millis(20), ..spec(relay, Kind::TurnChannel) };
+        // An allocation asked for before the relay listens is asked for again within a second, so this seldom loops.
+        if run(&attempt, |_| {}).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the relay does not serve");
+}
+
+#[test]
+fn the_own_relay_carries_channels_and_indications() {
+    for (ip, io) in [("127.0.0.1", "auto"), ("127.0.0.1", "suspend"), ("::1", "auto")] {
+        let relay = own(ip, io);
+        wait_until_serving(&relay);
+        carries(&relay, Kind::TurnChannel, |spec| spec);
+        carries(&relay, Kind::TurnChannel, |spec| RunSpec { burst: 8, gso: true, flows: 100, ..spec });
+        carries(&relay, Kind::TurnSend, |spec| spec);
+    }
+}
+
+#[test]
+fn coturn_carries_channels_and_indications_over_ipv4_and_ipv6() {
+    for ip in ["127.0.0.1", "::1"] {
+        let Some(relay) = coturn(ip) else { return };
+        wait_until_serving(&relay);
+        carries(&relay, Kind::TurnChannel, |spec| spec);
+        carries(&relay, Kind::TurnChannel, |spec| RunSpec { burst: 8, gso: true, flows: 100, ..spec });
+        carries(&relay, Kind::TurnSend, |spec| spec);
+    }
+}
+
+#[test]
+fn a_wrong_password_is_a_set_up_error_that_names_the_option() {
+    let Some(relay) = coturn("127.0.0.1") else { return };
+    wait_until_serving(&relay);
+    let wrong = RunSpec { password: Some("mule".to_owned()), ..spec(&relay, Kind::TurnChannel) };
+    let error = run(&wrong, |_| {}).unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(Problem::Setup(_))), "{error}");
+    assert!(error.to_string().contains("--user"), "{error}");
+}
