@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::drops::Drops;
+use crate::egress::uring::WAITING_TIME;
 use crate::egress::{Egress, EgressStats, Flush};
 use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
 use crate::sys::signal::StopSignals;
@@ -27,6 +28,12 @@ pub trait Application {
     /// The TUN device, if there is one and it is open already: the probe of `--io auto` writes to it.
     fn device(&self) -> Option<Arc<OwnedFd>> {
         None
+    }
+
+    /// How long a packet may wait for a busy socket. An application that slows its source down loses nothing by a longer
+    /// time, because no more than a queue's worth can come to wait.
+    fn waiting_time(&self) -> Duration {
+        WAITING_TIME
     }
 
     /// Registers sockets and devices, once, before the first packet.

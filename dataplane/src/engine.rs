@@ -105,9 +105,10 @@ pub fn run<A: Application>(
     match io {
         Io::Uring | Io::Auto => {
             let completions = args.completions.unwrap_or(Completions::Thread);
-            let egress = Uring::new(gso, completions, now()).map_err(|error| {
+            let mut egress = Uring::new(gso, completions, now()).map_err(|error| {
                 io::Error::new(error.kind(), format!("--io uring: {}", setup_reason(&error)))
             })?;
+            egress.set_waiting_time(application.waiting_time());
             run_with(application, egress, args, default_ingress, &signals)
         }
         Io::Threaded => run_with(application, Threaded::new(gso)?, args, default_ingress, &signals),

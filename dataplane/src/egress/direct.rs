@@ -238,6 +238,11 @@ impl Egress for Direct {
             self.make_room(|staging| staging.place(target, len, class) != Place::Full);
             place = self.staging.place(target, len, class);
         }
+        if place == Place::Full {
+            self.stats.offered += 1;
+            self.stats.drops.count(Cause::Shutdown);
+            return;
+        }
         if self.staging.append(place, target, len, class, fill) {
             self.stats.offered += 1;
         }

@@ -15,7 +15,7 @@ pub const WAITING_BYTES: usize = 256 * 1024;
 const CONTROL_BYTES: usize = 16 * 1024;
 /// Records kept for one socket.
 const RECORDS: usize = 1024;
-/// How long a packet may wait.
+/// How long a packet may wait, unless the application says otherwise.
 pub const WAITING_TIME: Duration = Duration::from_millis(20);
 
 /// Where a record goes.
@@ -158,13 +158,13 @@ impl Waiting {
         self.front_fifo().pop()
     }
 
-    /// Takes out what has waited longer than [`WAITING_TIME`], and counts it.
-    pub fn expire(&mut self, now: Instant, drops: &mut Drops) {
+    /// Takes out what has waited longer than `limit`, and counts it.
+    pub fn expire(&mut self, limit: Duration, now: Instant, drops: &mut Drops) {
         for fifo in [&mut self.control, &mut self.data] {
             while fifo
                 .records
                 .front()
-                .is_some_and(|record| now.saturating_duration_since(record.since) > WAITING_TIME)
+                .is_some_and(|record| now.saturating_duration_since(record.since) > limit)
             {
                 if let Some(record) = fifo.pop() {
                     drops.add(Cause::EgressExpired, record.segments as u64);
@@ -242,7 +242,7 @@ mod tests {
         let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
         push(&mut waiting, Class::Data, b"old", now, &mut drops);
         push(&mut waiting, Class::Data, b"new", now + WAITING_TIME, &mut drops);
-        waiting.expire(now + WAITING_TIME + Duration::from_millis(1), &mut drops);
+        waiting.expire(WAITING_TIME, now + WAITING_TIME + Duration::from_millis(1), &mut drops);
         assert_eq!(drops.get(Cause::EgressExpired), 1);
         assert_eq!(drain(&mut waiting), vec![b"new".to_vec()]);
     }

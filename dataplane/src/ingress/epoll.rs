@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
-use super::{Ingress, IngressStats, Meta, Received, Source, Token};
+use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token};
 use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 /// Superpackets taken from one source before the next has its turn.
@@ -120,12 +120,14 @@ impl Epoll {
     }
 
     fn read_device(&mut self, token: Token, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
-        for _ in 0..BATCH {
+        let mut bytes = 0;
+        while bytes < DEVICE_BYTES {
             let Some(entry) = self.sources.get(&token) else { break };
             self.stats.system_calls += 1;
             match rustix::io::read(&entry.fd, &mut self.device[..]) {
                 Ok(0) => break,
                 Ok(len) => {
+                    bytes += len;
                     self.stats.superpackets += 1;
                     self.stats.packets += 1;
                     handler(Received { token, meta: Meta::Tun, bytes: &mut self.device[..len] });
@@ -134,6 +136,7 @@ impl Epoll {
                 Err(errno) => return Err(super::device_gone(errno.into())),
             }
         }
+        self.more |= bytes >= DEVICE_BYTES;
         Ok(())
     }
 }

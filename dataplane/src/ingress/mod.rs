@@ -85,6 +85,10 @@ impl<'a> Iterator for Segments<'a> {
     }
 }
 
+/// Bytes taken from a TUN device before what they became has been flushed: what a busy socket refuses of them has to
+/// fit into its waiting queue, after which the device is not read.
+pub const DEVICE_BYTES: usize = 64 * 1024;
+
 /// Figures an ingress keeps about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IngressStats {

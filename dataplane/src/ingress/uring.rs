@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::{Ingress, IngressStats, Meta, Received, Source, Token};
+use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token};
 use crate::sys::receive_ring::{Event, ReceiveRing, parse_datagram};
 
 /// Provided buffers, 64 KiB each; only what is used is ever touched.
@@ -74,6 +74,7 @@ impl UringIngress {
 /// Deals with one completion.
 fn complete(
     event: Event<'_>,
+    device_bytes: &mut usize,
     sources: &mut HashMap<Token, Entry, foldhash::fast::RandomState>,
     ended: &mut Vec<Token>,
     stats: &mut IngressStats,
@@ -99,6 +100,7 @@ fn complete(
     match (entry.source, event.bytes) {
         (Source::Ready, _) => handler(Received { token, meta: Meta::Ready, bytes: &mut [] }),
         (Source::Tun, Some(bytes)) if !bytes.is_empty() => {
+            *device_bytes += bytes.len();
             stats.superpackets += 1;
             stats.packets += 1;
             handler(Received { token, meta: Meta::Tun, bytes });
@@ -190,11 +192,13 @@ impl Ingress for UringIngress {
         self.ring.wait(timeout)?;
         let Self { ring, sources, ended, stats, .. } = self;
         let mut result = Ok(());
+        let mut device_bytes = 0;
         ring.drain(|event| {
-            let done = complete(event, sources, ended, stats, handler);
+            let done = complete(event, &mut device_bytes, sources, ended, stats, handler);
             if result.is_ok() {
                 result = done;
             }
+            device_bytes < DEVICE_BYTES
         });
         for index in 0..self.ended.len() {
             self.stats.rearmed += 1;

@@ -257,24 +257,27 @@ impl ReceiveRing {
         unsafe { !self.ring.completion_shared().is_empty() }
     }
 
-    /// Hands over up to 64 completions, in order, and gives their buffers back. The answer is how many there were.
-    pub fn drain(&mut self, mut each: impl FnMut(Event<'_>)) -> usize {
-        let mut events = [(0u64, 0i32, 0u32); BATCH];
+    /// Hands over up to 64 completions, in order, and gives their buffers back; stops early when `each` answers `false`.
+    /// The answer is how many there were.
+    pub fn drain(&mut self, mut each: impl FnMut(Event<'_>) -> bool) -> usize {
         let mut count = 0;
-        for entry in self.ring.completion().take(BATCH) {
-            events[count] = (entry.user_data(), entry.result(), entry.flags());
+        while count < BATCH {
+            let Some(entry) = self.ring.completion().next() else { break };
             count += 1;
-        }
-        for &(user_data, result, flags) in &events[..count] {
+            let (result, flags) = (entry.result(), entry.flags());
             let buffer = cqueue::buffer_select(flags).filter(|&buffer| buffer < self.count);
             let bytes = buffer.map(|buffer| {
                 let len = usize::try_from(result).unwrap_or(0).min(BUFFER);
                 // SAFETY: the completion has given this buffer to us; it goes back only below, after `each` is done.
                 unsafe { std::slice::from_raw_parts_mut(self.buffer_start(buffer), len) }
             });
-            each(Event { user_data, result, more: cqueue::more(flags), bytes });
+            let go_on =
+                each(Event { user_data: entry.user_data(), result, more: cqueue::more(flags), bytes });
             if let Some(buffer) = buffer {
                 self.provide(buffer);
+            }
+            if !go_on {
+                break;
             }
         }
         self.publish();
@@ -288,7 +291,7 @@ impl Drop for ReceiveRing {
         // takes the last completions, with which the kernel lets go of the descriptors.
         let _ = self.ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
         for _ in 0..64 {
-            if self.wait(Some(Duration::from_millis(1))).is_err() || self.drain(|_| {}) == 0 {
+            if self.wait(Some(Duration::from_millis(1))).is_err() || self.drain(|_| true) == 0 {
                 break;
             }
         }

@@ -49,7 +49,8 @@ impl Channels {
         let index = rested.unwrap_or(self.table.len());
         let number = u16::try_from(index)
             .ok()
-            .and_then(|index| ChannelNumber::new(index.checked_add(ChannelNumber::MIN.get())?))?;
+            .and_then(|index| ChannelNumber::new(index.checked_add(ChannelNumber::MIN.get())?))
+            .filter(|number| number.is_assigned())?;
         if let Some(index) = rested {
             self.table[index] = fresh;
         } else {

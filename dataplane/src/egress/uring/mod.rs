@@ -67,6 +67,7 @@ pub struct Uring<S, R: Reap> {
     segment_limit_until: Option<Instant>,
     /// Of the last flush: a full ring is submitted between two flushes.
     now: Instant,
+    waiting_time: Duration,
     capacity: usize,
     stats: EgressStats,
 }
@@ -127,6 +128,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             unsettled: false,
             segment_limit_until: None,
             now,
+            waiting_time: WAITING_TIME,
             capacity,
             stats: EgressStats::default(),
         })
@@ -141,6 +143,11 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         let (free, filling) = (self.staging.free_count(), self.staging.filled_count() + self.sealed.len());
         let in_flight = self.submit.in_flight() + self.failed.len();
         SlotCount { free, filling, in_flight, capacity: self.capacity }
+    }
+
+    /// How long a packet may wait for a busy socket, from now on.
+    pub fn set_waiting_time(&mut self, time: Duration) {
+        self.waiting_time = time;
     }
 
     /// Bytes that wait for a socket or device; at most [`WAITING_BYTES`].

@@ -37,7 +37,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         let mut burst = 1;
         while !self.unsettled {
             let Some(entry) = self.ports.get_mut(port) else { break };
-            entry.state.expire(now, &mut self.stats.drops);
+            entry.state.expire(self.waiting_time, now, &mut self.stats.drops);
             if entry.state.is_empty() {
                 break;
             }
