@@ -21,8 +21,6 @@ use support::ledger;
 
 const LEN: usize = 1_000;
 const BATCH: u64 = 64;
-/// Packets on their way at most: fewer than the sink's receive buffer holds.
-const WINDOW: u64 = 1_000;
 /// What sixteen unresolved neighbours may hold of a send buffer, 212,992 bytes each, and room besides.
 const SEND_BUFFER: usize = 4 << 20;
 
@@ -127,7 +125,7 @@ impl<E: Subject> Traffic<'_, E> {
             while self.egress.flush(now()).expect("flush") != Flush::Done {
                 std::thread::sleep(Duration::from_micros(200));
             }
-            let arriving = || self.path.sink.arrived() + WINDOW > self.sent;
+            let arriving = || self.path.sink.arrived() + self.path.sink.window() > self.sent;
             assert!(wait_until(Duration::from_secs(5), arriving), "healthy packets are lost");
         }
         let all = || self.path.sink.arrived() > self.sent;
