@@ -1,13 +1,17 @@
 //! The netlink handle against the kernel, in a user and network namespace of its own: no privilege needed, nothing of the
-//! machine touched. Where user namespaces are forbidden each test says that it was skipped.
+//! machine touched. Where user namespaces are forbidden each test says that it is left out.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+#[path = "support/left_out.rs"]
+mod left_out;
 
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::process::Command;
 
 use dataplane::netlink::Handle;
+use left_out::left_out;
 use rustix::thread::UnshareFlags;
 
 /// Set for the process that runs inside the namespace.
@@ -31,11 +35,11 @@ fn inside_namespace(test: &str) -> Option<Handle> {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            println!("skipped: no user namespace: {}", String::from_utf8_lossy(&output.stderr));
+            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
             return None;
         }
         Err(error) => {
-            println!("skipped: cannot run util-linux's `unshare`: {error}");
+            left_out(&format!("util-linux's `unshare`: {error}"));
             return None;
         }
     }
