@@ -163,7 +163,8 @@ fn a_veth_moves_and_a_token_bucket_shapes_and_drops() {
     }
     let qdisc = near.qdisc_stats(left).unwrap();
     assert!(qdisc.drops > 0 && received > 0, "{received} received, {qdisc:?}");
-    assert_eq!(received + qdisc.drops, 40, "{qdisc:?}");
+    // The qdisc also sees what the kernel sends of its own accord (neighbour solicitations), which it may drop.
+    assert!((40..44).contains(&(received + qdisc.drops)), "{received} received, {qdisc:?}");
     assert!(near.link_stats(left).unwrap().tx_packets >= u64::from(received));
 
     near.delete_qdisc(left).unwrap();
