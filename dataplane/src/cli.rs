@@ -102,7 +102,11 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self { text: error.to_string(), status: 1, as_log: false }
+        let remedy = match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => "; raise the limit with `ulimit -n 1024`",
+            _ => "",
+        };
+        Self { text: format!("{error}{remedy}"), status: 1, as_log: false }
     }
 }
 

@@ -63,7 +63,7 @@ pub struct EngineArgs {
     /// How packets leave
     #[arg(long, value_enum, default_value = "auto")]
     pub io: Io,
-    /// How packets come in (default: what was measured to be faster for this program)
+    /// How packets come in [default: epoll]
     #[arg(long, value_enum)]
     pub ingress: Option<IngressKind>,
     /// Superpackets on UDP sockets and TUN devices

@@ -19,8 +19,12 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
         let line = index + 1;
         sections.line(raw, line).map_err(at(Some(line)))?;
     }
-    let interface =
-        sections.interface.ok_or_else(|| "there is no [Interface] section".to_owned()).map_err(at(None))?;
+    let interface = sections
+        .interface
+        .ok_or_else(|| {
+            "there is no [Interface] section; begin with [Interface] and PrivateKeyFile = wg0.key".to_owned()
+        })
+        .map_err(at(None))?;
     let directory = file.parent().unwrap_or(Path::new(""));
     let private_key =
         interface.private_key(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
@@ -336,8 +340,9 @@ impl Peer {
     }
 
     fn finish(self) -> Result<PeerSection, String> {
-        let (public_key, _) =
-            self.public_key.ok_or("this peer has no PublicKey; add the one it prints with `pubkey`")?;
+        let (public_key, _) = self
+            .public_key
+            .ok_or("this peer has no PublicKey; add the one that `towpath pubkey` prints there")?;
         Ok(PeerSection {
             line: self.line,
             public_key,
