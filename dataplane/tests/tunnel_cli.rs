@@ -3,11 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs")]
 
+#[path = "support/left_out.rs"]
+mod left_out;
+
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::{Command, Output, Stdio};
 
 use base64::Engine as _;
+use left_out::left_out;
 
 const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
 const PRIVATE: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
@@ -148,7 +152,7 @@ fn without_the_capability_one_sentence_names_it() {
     let output = match output {
         Ok(output) if !stderr(&output).starts_with("unshare:") => output,
         _ => {
-            println!("skipped: no user namespaces here");
+            left_out("user namespaces, to take a capability away");
             return;
         }
     };

@@ -1,8 +1,11 @@
 //! `towpath up` end to end: two endpoints in network namespaces of their own, real packets between them. Needs user
-//! namespaces and an open /dev/net/tun; without them each test says that it was skipped.
+//! namespaces and an open /dev/net/tun; without them each test says that it is left out.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
+
+#[path = "support/left_out.rs"]
+mod left_out;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,6 +18,7 @@ use dataplane::netlink::Handle;
 use dataplane::sys::namespace;
 use dataplane::tunnel::key::SecretKey;
 use dataplane::tunnel::noise;
+use left_out::left_out;
 
 /// Set for the process that runs inside the namespaces.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
@@ -27,7 +31,7 @@ fn inside_namespace(test: &str) -> bool {
         return true;
     }
     if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        println!("skipped: /dev/net/tun: {error}");
+        left_out(&format!("/dev/net/tun: {error}"));
         return false;
     }
     let unshare = |program: &std::ffi::OsStr, arguments: &[&str]| {
@@ -41,11 +45,11 @@ fn inside_namespace(test: &str) -> bool {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            println!("skipped: no user namespace: {}", String::from_utf8_lossy(&output.stderr));
+            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
             return false;
         }
         Err(error) => {
-            println!("skipped: cannot run util-linux's `unshare`: {error}");
+            left_out(&format!("util-linux's `unshare`: {error}"));
             return false;
         }
     }
@@ -307,7 +311,7 @@ fn packets_pass_over_a_debian_turn_server() {
             .spawn()
     });
     let Ok(mut server) = server else {
-        println!("skipped: coturn's turnserver is not installed");
+        left_out("coturn's turnserver: apt-get install coturn");
         return;
     };
     std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();

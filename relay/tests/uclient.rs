@@ -1,18 +1,17 @@
 //! Debian's TURN client through this relay: an independent reading of the same RFC.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test panics when it cannot go on and says what it skips"
-)]
+#![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
 mod harness;
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use harness::{PASSWORD, RelayProcess, USER, program};
+use left_out::left_out;
 
 /// turnutils_peer, which sends everything back; killed when it is dropped.
 struct Echo(Child);
@@ -35,8 +34,7 @@ fn installed() -> bool {
         return true;
     }
     let text = "turnutils_uclient and turnutils_peer are not installed: apt-get install coturn";
-    assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "{text}");
-    println!("skipped: {text}");
+    left_out(text);
     false
 }
 
@@ -119,7 +117,7 @@ fn client_to_client() {
 #[test]
 fn channels_over_ipv6() {
     if UdpSocket::bind((V6, 0)).is_err() {
-        println!("skipped: this machine has no ::1");
+        left_out("the address ::1: this machine has no IPv6");
         return;
     }
     nothing_is_lost(V6, "auto", &["-c", "-x"]);
@@ -128,7 +126,7 @@ fn channels_over_ipv6() {
 #[test]
 fn indications_over_ipv6() {
     if UdpSocket::bind((V6, 0)).is_err() {
-        println!("skipped: this machine has no ::1");
+        left_out("the address ::1: this machine has no IPv6");
         return;
     }
     nothing_is_lost(V6, "suspend", &["-c", "-s", "-x"]);

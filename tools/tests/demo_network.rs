@@ -1,11 +1,15 @@
 //! The lab's network carries what the demo needs, and nothing it should not.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use left_out::left_out;
 use tools::netns::{Address, Cable, Namespace, Topology};
 
 /// Set for the process that runs inside the namespace.
@@ -28,11 +32,11 @@ fn inside_namespace(test: &str) -> Option<Topology> {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            println!("skipped: no user namespace: {}", String::from_utf8_lossy(&output.stderr));
+            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
             return None;
         }
         Err(error) => {
-            println!("skipped: cannot run util-linux's `unshare`: {error}");
+            left_out(&format!("util-linux's `unshare`: {error}"));
             return None;
         }
     }

@@ -1,16 +1,16 @@
 //! The TURN kinds through a relay in another process: this project's own, and coturn where it is installed, as an
 //! independent judge.
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking and says what it left out"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use left_out::left_out;
 use tools::run::{Kind, Pace, Problem, RunSpec, run};
 
 const USER: &str = "walker";
@@ -63,7 +63,7 @@ fn coturn(ip: &str) -> Option<Relay> {
     match spawned {
         Ok(child) => Some(Relay { child, address, _files: files }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            eprintln!("left out: coturn (turnserver) is not installed");
+            left_out("coturn's turnserver: apt-get install coturn");
             None
         }
         Err(error) => panic!("{error}"),
