@@ -1,5 +1,5 @@
 //! The netlink handle against the kernel, in a user and network namespace of its own: no privilege needed, nothing of the
-//! machine touched. Where user namespaces are forbidden each test says that it was skipped.
+//! machine touched. Where user namespaces are forbidden each test says so, and fails when everything is required.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
@@ -12,6 +12,13 @@ use rustix::thread::UnshareFlags;
 
 /// Set for the process that runs inside the namespace.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
+
+/// Says what is missing; fails where everything was asked for.
+fn lacks(what: &str) -> Option<Handle> {
+    assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "this test needs {what}");
+    println!("left out: this test needs {what}");
+    None
+}
 
 /// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle. A user namespace can
 /// only be made by a process with one thread (unshare(2)), which a test never is, so util-linux's `unshare` makes it.
@@ -31,12 +38,10 @@ fn inside_namespace(test: &str) -> Option<Handle> {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            println!("skipped: no user namespace: {}", String::from_utf8_lossy(&output.stderr));
-            return None;
+            return lacks(&format!("a user namespace: {}", String::from_utf8_lossy(&output.stderr)));
         }
         Err(error) => {
-            println!("skipped: cannot run util-linux's `unshare`: {error}");
-            return None;
+            return lacks(&format!("util-linux's `unshare` (apt-get install util-linux): {error}"));
         }
     }
     let program = std::env::current_exe().unwrap();
@@ -159,7 +164,8 @@ fn a_veth_moves_and_a_token_bucket_shapes_and_drops() {
     }
     let qdisc = near.qdisc_stats(left).unwrap();
     assert!(qdisc.drops > 0 && received > 0, "{received} received, {qdisc:?}");
-    assert_eq!(received + qdisc.drops, 40, "{qdisc:?}");
+    // The qdisc also sees what the kernel sends of its own accord (neighbour solicitations), which it may drop.
+    assert!((40..44).contains(&(received + qdisc.drops)), "{received} received, {qdisc:?}");
     assert!(near.link_stats(left).unwrap().tx_packets >= u64::from(received));
 
     near.delete_qdisc(left).unwrap();

@@ -5,7 +5,11 @@
 //!
 //! Root, or where that is missing a user namespace, is needed; otherwise the test says what it lacks.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+#[path = "support/here.rs"]
+#[allow(dead_code, reason = "each test file uses its part")]
+mod here;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -20,9 +24,8 @@ use dataplane::offload::virtio;
 use dataplane::packet::Packet;
 use dataplane::sys::tun::Tun;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use here::{again_inside_namespace, lacks};
 
-/// Set for the process that runs inside the user namespace.
-const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
 const MTU: usize = 1280;
 /// One in so many TCP packets is corrupted on the wire.
 const CORRUPT_ONE_IN: usize = 97;
@@ -375,42 +378,11 @@ impl Host {
 fn hosts(test: &str) -> Option<(Host, Host)> {
     match Host::new(1).and_then(|near| Ok((near, Host::new(2)?))) {
         Ok(hosts) => Some(hosts),
-        Err(error) if std::env::var_os(INSIDE).is_some() => {
-            lacks(&error.to_string());
-            None
-        }
-        Err(_) => {
-            run_inside_namespace(test);
+        Err(error) => {
+            again_inside_namespace(test, &error);
             None
         }
     }
-}
-
-/// Runs the test again as root of a user namespace, which only a process with one thread can make (unshare(2)), so that
-/// util-linux's `unshare` makes it.
-fn run_inside_namespace(test: &str) {
-    #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--net"]).arg(std::env::current_exe().unwrap());
-    let output = match command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output() {
-        Ok(output) => output,
-        Err(error) => return lacks(&format!("root, or util-linux's `unshare` ({error})")),
-    };
-    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    print!("{text}");
-    if !text.contains("running 1 test") {
-        return lacks(&format!(
-            "root, or user namespaces (`sysctl kernel.unprivileged_userns_clone=1`, or \
-             `sysctl kernel.apparmor_restrict_unprivileged_userns=0`): {errors}"
-        ));
-    }
-    assert!(output.status.success() && text.contains("1 passed"), "{errors}");
-}
-
-/// Says what is missing; fails where everything was asked for.
-fn lacks(what: &str) {
-    println!("left out: this test needs {what}");
-    assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "needs {what}");
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test has its own clock")]

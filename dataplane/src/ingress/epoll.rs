@@ -69,8 +69,17 @@ impl Epoll {
         let _ = epoll::modify(&self.epoll, &entry.fd, data, flags);
     }
 
-    fn read_source(&mut self, token: Token, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+    fn read_source(
+        &mut self,
+        token: Token,
+        failed: bool,
+        handler: &mut impl FnMut(Received<'_>),
+    ) -> io::Result<()> {
         match self.sources.get(&token) {
+            // Errors are reported for a paused device too; reading is what tells that it is gone.
+            Some(Entry { source: Source::Tun, reading: false, .. }) if failed => {
+                self.read_device(token, handler)
+            }
             Some(Entry { source: Source::Udp, reading: true, .. }) => {
                 self.read_socket(token, handler);
                 Ok(())
@@ -197,7 +206,8 @@ impl Ingress for Epoll {
                 self.modify(token, |entry| entry.writing = false);
             }
             if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
-                result = result.and(self.read_source(token, handler));
+                let failed = flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
+                result = result.and(self.read_source(token, failed, handler));
             }
         }
         self.more |= events.len() == EVENTS;

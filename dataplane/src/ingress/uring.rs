@@ -157,7 +157,9 @@ impl Ingress for UringIngress {
         let generation = self.generation;
         let entry = Entry { fd, source, reading: true, armed: false, writing: false, generation, dropped: 0 };
         self.sources.insert(token, entry);
-        self.arm(token)
+        self.arm(token).inspect_err(|_| {
+            self.sources.remove(&token);
+        })
     }
 
     fn remove(&mut self, token: Token) {

@@ -203,7 +203,13 @@ impl ReceiveRing {
     }
 
     /// Cancels what is armed under `user_data`; its last completion still comes.
-    pub fn cancel(&self, user_data: u64) {
+    pub fn cancel(&mut self, user_data: u64) {
+        if !self.ring.submission().is_empty() {
+            // What was armed and never submitted cannot be cancelled; submitted later, it would read from whatever file has
+            // the descriptor's number by then.
+            self.enters += 1;
+            let _ = self.ring.submit();
+        }
         // ENOENT: it had already ended, which is what was wanted.
         let _ = self
             .ring

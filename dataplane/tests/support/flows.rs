@@ -15,6 +15,11 @@ use super::here::wait_until;
 /// The shortest packet that has a number in it, in bytes.
 pub const MIN_LEN: usize = 12;
 
+/// What the kernel charges a receive buffer for a packet of up to 1,500 bytes, and slack.
+const CHARGE: u64 = 2_560;
+/// Packets sent in one go.
+const BATCH: u64 = 64;
+
 /// Writes packet `number` of `flow`: both, then bytes that follow from both.
 pub fn write(bytes: &mut [u8], flow: u32, number: u64) {
     bytes[..4].copy_from_slice(&flow.to_be_bytes());
@@ -75,6 +80,7 @@ impl Tally {
 /// A socket and the thread that reads it.
 pub struct Sink {
     address: SocketAddr,
+    window: u64,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -93,15 +99,23 @@ impl Sink {
         // Without GRO the socket's drop counter counts datagrams.
         let options = UdpOptions { gro: false, ..UdpOptions::default() };
         let socket = UdpSocket::bind(address.parse().expect("address"), &options).expect("sink");
+        let granted = rustix::net::sockopt::socket_recv_buffer_size(socket.fd()).expect("SO_RCVBUF");
+        let window = (granted as u64 / CHARGE).saturating_sub(BATCH).min(1_000);
         let (address, shared) = (socket.local_addr(), Arc::new(Shared::default()));
         let theirs = shared.clone();
         let thread = std::thread::spawn(move || read(&socket, &theirs));
-        Self { address, shared, thread: Some(thread) }
+        Self { address, window, shared, thread: Some(thread) }
     }
 
     /// Where to send to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Packets of up to 1,500 bytes that may be on their way before the next batch of 64, so that the receive buffer, which
+    /// without privileges is a small one, holds them.
+    pub fn window(&self) -> u64 {
+        self.window
     }
 
     /// Packets that have arrived so far.

@@ -35,8 +35,7 @@ pub fn in_namespace(test: &str, body: impl FnOnce() + Send + 'static) {
     });
     match thread.join() {
         Ok(Ok(())) => {}
-        Ok(Err(error)) if std::env::var_os(INSIDE).is_some() => lacks(&error.to_string()),
-        Ok(Err(_)) => again_inside_namespace(test),
+        Ok(Err(error)) => again_inside_namespace(test, &error),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
@@ -48,8 +47,12 @@ pub fn loopback_up() {
     handle.set_up(loopback).expect("lo goes up");
 }
 
+/// Runs the calling test again as root of a user namespace, because `error` says that it may not do here what it wants.
 #[expect(clippy::print_stdout, reason = "passes on what the test inside printed")]
-fn again_inside_namespace(test: &str) {
+pub fn again_inside_namespace(test: &str, error: &std::io::Error) {
+    if std::env::var_os(INSIDE).is_some() {
+        return lacks(&error.to_string());
+    }
     #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
     let mut command = std::process::Command::new("unshare");
     command.args(["--user", "--map-root-user", "--net"]).arg(std::env::current_exe().expect("this test"));

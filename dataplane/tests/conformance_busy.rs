@@ -1,0 +1,309 @@
+//! Busy sockets and dead neighbours, on real sockets between two network namespaces.
+//!
+//! `TOWPATH_TEST_PACKETS=1000000 cargo test -p dataplane --release --test conformance_busy` sends a million packets for
+//! each number of dead neighbours instead of a hundred thousand.
+
+#![expect(clippy::print_stdout, reason = "the figures are for whoever reads a test's output")]
+
+mod support;
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use dataplane::drops::Cause;
+use dataplane::egress::{Class, Egress, Flush, Port, Target};
+use dataplane::netlink::Handle;
+use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use support::designs::{Design, Scenario, Subject, run};
+use support::flows::{self, Sink};
+use support::here::{in_namespace, lacks, now, wait_until};
+use support::ledger;
+
+const LEN: usize = 1_000;
+const BATCH: u64 = 64;
+/// What sixteen unresolved neighbours may hold of a send buffer, 212,992 bytes each, and room besides.
+const SEND_BUFFER: usize = 4 << 20;
+
+/// A veth pair, its far end in a namespace of its own with a sink.
+struct Path {
+    near: Handle,
+    left: u32,
+    sink: Sink,
+}
+
+impl Path {
+    fn new() -> Self {
+        let mut near = Handle::open().expect("netlink");
+        let (left, right) = near.add_veth("left", "right").expect("veth");
+        let (namespaces, namespace) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel();
+        let far = std::thread::spawn(move || {
+            dataplane::sys::namespace::unshare_net().expect("a namespace in a namespace");
+            namespaces
+                .send(std::fs::File::open("/proc/thread-self/ns/net").expect("namespace"))
+                .expect("sent");
+            wait.recv().expect("moved");
+            let mut handle = Handle::open().expect("netlink");
+            let right = handle.link_index("right").expect("right");
+            handle.add_address(right, "10.9.0.200/24".parse().expect("address")).expect("added");
+            handle.set_up(right).expect("up");
+            Sink::new("10.9.0.200:7000")
+        });
+        near.move_to_namespace(right, namespace.recv().expect("namespace").as_fd()).expect("moved");
+        go.send(()).expect("told");
+        near.add_address(left, "10.9.0.1/24".parse().expect("address")).expect("added");
+        near.set_up(left).expect("up");
+        let sink = far.join().expect("far");
+        // The first datagram waits for the neighbour to be resolved. It belongs to a flow of its own.
+        let mut bytes = [0; 20];
+        flows::write(&mut bytes, u32::MAX, 0);
+        socket(SEND_BUFFER).send_segments(sink.address(), None, 0, &bytes, 20).expect("sent");
+        assert!(wait_until(Duration::from_secs(3), || sink.arrived() == 1), "the path is dead");
+        Self { near, left, sink }
+    }
+
+    fn target(&self, port: Port) -> Target {
+        Target { port, to: self.sink.address(), from: None, ecn: 0 }
+    }
+}
+
+fn socket(send_buffer: usize) -> UdpSocket {
+    let options = UdpOptions { send_buffer, ..UdpOptions::default() };
+    UdpSocket::bind("0.0.0.0:0".parse().expect("address"), &options).expect("socket")
+}
+
+fn append(egress: &mut impl Egress, target: &Target, flow: u32, number: u64) {
+    egress.append(target, LEN, Class::Data, |bytes| {
+        flows::write(bytes, flow, number);
+        true
+    });
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Healthy flows beside dead neighbours that take one packet in ten.
+struct Traffic<'a, E> {
+    egress: &'a mut E,
+    path: &'a Path,
+    /// Two sockets with healthy flows.
+    healthy: [Port; 2],
+    /// Where the packets for dead neighbours leave.
+    dead: [Port; 2],
+    numbers: [u64; 4],
+    sent: u64,
+}
+
+impl<E: Subject> Traffic<'_, E> {
+    /// Sends `packets` healthy packets, beside them those for `dead` neighbours, and answers the healthy rate at the
+    /// sink, per second. With a pace, healthy packets leave by that clock and not faster.
+    fn send(&mut self, packets: u64, dead: u8, pace: Option<f64>) -> f64 {
+        let start = now();
+        for first in (0..packets).step_by(BATCH as usize) {
+            if let Some(pace) = pace {
+                wait_for(start + Duration::from_secs_f64(first as f64 / pace));
+            }
+            for index in first..packets.min(first + BATCH) {
+                let flow = index as usize % 4;
+                append(
+                    self.egress,
+                    &self.path.target(self.healthy[flow % 2]),
+                    flow as u32,
+                    self.numbers[flow],
+                );
+                self.numbers[flow] += 1;
+                self.sent += 1;
+                if dead > 0 && index % 9 == 0 {
+                    let neighbour = 2 + (index / 9 % u64::from(dead)) as u8;
+                    let port = self.dead[index as usize / 9 % 2];
+                    let to = ([10, 9, 0, neighbour], 9).into();
+                    append(self.egress, &Target { port, to, from: None, ecn: 0 }, 99, index);
+                }
+            }
+            while self.egress.flush(now()).expect("flush") != Flush::Done {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let arriving = || self.path.sink.arrived() + self.path.sink.window() > self.sent;
+            assert!(wait_until(Duration::from_secs(5), arriving), "healthy packets are lost");
+        }
+        let all = || self.path.sink.arrived() > self.sent;
+        assert!(wait_until(Duration::from_secs(5), all), "healthy packets are lost");
+        packets as f64 / (now() - start).as_secs_f64()
+    }
+}
+
+fn wait_for(time: Instant) {
+    let left = time.saturating_duration_since(now());
+    if left > Duration::ZERO {
+        std::thread::sleep(left);
+    }
+}
+
+struct DeadNeighbours {
+    same_socket: bool,
+}
+
+impl Scenario for DeadNeighbours {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        let wanted = std::env::var("TOWPATH_TEST_PACKETS").ok().and_then(|text| text.parse().ok());
+        let packets: u64 = wanted.unwrap_or(100_000);
+        let path = Path::new();
+        let sockets: [UdpSocket; 4] = std::array::from_fn(|_| socket(SEND_BUFFER));
+        let granted = rustix::net::sockopt::socket_send_buffer_size(sockets[0].fd()).expect("SO_SNDBUF");
+        if self.same_socket && granted < SEND_BUFFER {
+            return lacks("a send buffer of 4 MiB: root, or `sysctl net.core.wmem_max=4194304`");
+        }
+        let ports = sockets.each_ref().map(|socket| egress.add_socket(socket.fd().clone()).expect("port"));
+        let healthy = [ports[0], ports[1]];
+        let dead = if self.same_socket { healthy } else { [ports[2], ports[3]] };
+        let mut traffic =
+            Traffic { egress: &mut egress, path: &path, healthy, dead, numbers: [0; 4], sent: 0 };
+        for neighbours in [1, 4, 16] {
+            // The machine may be doing something else, so that a rate proves nothing in one attempt; losses and order are
+            // judged in all of them.
+            let ratio =
+                (0..4).map(|_| compare(&mut traffic, packets, neighbours)).find(|&ratio| ratio >= 0.95);
+            assert!(ratio.is_some(), "{design:?}: {neighbours} dead neighbours slow healthy flows down");
+        }
+        let sent = traffic.sent;
+        let stats = egress.close();
+        ledger::check(&stats, 0);
+        ledger::check_causes(&stats, &[]);
+        path.sink.finish(sent + 1);
+    }
+}
+
+/// The healthy rate with dead neighbours over the one without, both offered at 80 % of what was possible a moment before.
+fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> f64 {
+    let pace = traffic.send(packets / 4, 0, None) * 0.8;
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..3 {
+        rates[0].push(traffic.send(packets * 3 / 10, 0, Some(pace)));
+        rates[1].push(traffic.send(packets * 3 / 10, dead, Some(pace)));
+    }
+    let [without, with] = rates.map(median);
+    println!("{dead} dead neighbours: {with:.0} packets a second, {without:.0} without");
+    with / without
+}
+
+#[test]
+fn dead_neighbours_on_the_same_socket_cost_healthy_flows_nothing() {
+    in_namespace("dead_neighbours_on_the_same_socket_cost_healthy_flows_nothing", || {
+        run(Design::UringThread, true, &DeadNeighbours { same_socket: true });
+    });
+}
+
+#[test]
+fn dead_neighbours_on_other_sockets_cost_healthy_flows_nothing() {
+    in_namespace("dead_neighbours_on_other_sockets_cost_healthy_flows_nothing", || {
+        run(Design::UringThread, true, &DeadNeighbours { same_socket: false });
+    });
+}
+
+/// Bytes a second of the bottleneck: 100 Mbit/s.
+const RATE: u32 = 12_500_000;
+/// What it queues: more than the send buffer, so that the socket is busy before the queue drops.
+const LIMIT: u32 = 16 << 20;
+/// The kernel doubles it.
+const SMALL_BUFFER: usize = 128 << 10;
+/// Packets above what the socket takes: within the bound of the waiting queue, in bytes and in time.
+const ABOVE: u64 = 40;
+const BURSTS: usize = 8;
+
+/// Bursts above a bottleneck.
+struct Bottleneck {
+    bursts: std::cell::RefCell<Vec<u64>>,
+}
+
+impl Scenario for Bottleneck {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        let mut path = Path::new();
+        path.near.add_tbf(path.left, RATE, 20_000, LIMIT).expect("tbf");
+        let (busy, local) = (socket(SMALL_BUFFER), socket(SMALL_BUFFER));
+        let other = Sink::new("127.0.0.1:0");
+        let port = egress.add_socket(busy.fd().clone()).expect("port");
+        let local_port = egress.add_socket(local.fd().clone()).expect("port");
+        let target = path.target(port);
+        let beside = Target { port: local_port, to: other.address(), from: None, ecn: 0 };
+        let (mut number, mut calm) = (0, 0);
+        for burst in 0..BURSTS {
+            let before = egress.stats();
+            let slowest = std::cell::Cell::new(Duration::ZERO);
+            let mut last = now();
+            let mut flush = |egress: &mut E| {
+                let flushed = egress.flush(now()).expect("flush");
+                slowest.set(slowest.get().max(now() - last));
+                last = now();
+                flushed
+            };
+            let planned = self.bursts.borrow().get(burst).copied();
+            let mut appended = 0;
+            loop {
+                (0..16).for_each(|index| append(&mut egress, &target, 1, number + index));
+                number += 16;
+                appended += 16;
+                let flushed = flush(&mut egress);
+                if planned.map_or(flushed == Flush::Waiting, |planned| appended + ABOVE >= planned) {
+                    break;
+                }
+                assert!(appended < 10_000, "{design:?}: the socket is never busy");
+            }
+            (0..ABOVE).for_each(|index| append(&mut egress, &target, 1, number + index));
+            number += ABOVE;
+            appended += ABOVE;
+            // Another socket does not notice.
+            (0..10).for_each(|index| append(&mut egress, &beside, 2, burst as u64 * 10 + index));
+            let flushed = flush(&mut egress);
+            let beside_sent = (burst as u64 + 1) * 10;
+            assert!(wait_until(Duration::from_secs(2), || {
+                flush(&mut egress);
+                other.arrived() == beside_sent
+            }));
+            if planned.is_none() && slowest.get() < Duration::from_millis(2) {
+                assert_eq!(flushed, Flush::Waiting, "{design:?}: it was to be busy for longer than that");
+            }
+            assert!(wait_until(Duration::from_secs(2), || flush(&mut egress) == Flush::Done));
+            egress.reap();
+            let stats = egress.stats();
+            let lost = stats.drops.total() - before.drops.total();
+            let causes = [Cause::Busy, Cause::EgressExpired];
+            assert_eq!(
+                lost,
+                causes.iter().map(|&cause| stats.drops.get(cause) - before.drops.get(cause)).sum::<u64>()
+            );
+            if design == Design::Drop {
+                assert!(lost > 0, "{stats:?}");
+            } else if slowest.get() < Duration::from_millis(4) {
+                // Whoever does not come back to flush lets packets expire; that is no fault of the design.
+                assert_eq!(lost, 0, "{stats:?}");
+                calm += 1;
+            }
+            if planned.is_none() {
+                self.bursts.borrow_mut().push(appended);
+            }
+            let arrived = || path.sink.arrived() == stats.sent - beside_sent + 1;
+            assert!(wait_until(Duration::from_secs(5), arrived), "{design:?}: {stats:?}");
+        }
+        assert!(design == Design::Drop || calm > 0, "the machine was never calm");
+        let stats = egress.close();
+        ledger::check(&stats, 0);
+        println!("{design:?}: {} offered, {:?}", stats.offered, stats.drops.iter().collect::<Vec<_>>());
+        path.sink.finish(stats.sent - BURSTS as u64 * 10 + 1);
+        other.finish(BURSTS as u64 * 10);
+        assert_eq!(path.near.qdisc_stats(path.left).expect("statistics").drops, 0, "the queue itself drops");
+    }
+}
+
+#[test]
+fn a_bottleneck_costs_drop_packets_and_uring_none() {
+    in_namespace("a_bottleneck_costs_drop_packets_and_uring_none", || {
+        let scenario = Bottleneck { bursts: std::cell::RefCell::default() };
+        // Each in a thread with a namespace of its own: the second sends the bursts that the first has sized.
+        run(Design::UringThread, true, &scenario);
+        dataplane::sys::namespace::unshare_net().expect("another namespace");
+        support::here::loopback_up();
+        run(Design::Drop, true, &scenario);
+    });
+}

@@ -1,0 +1,346 @@
+//! Both ingress implementations on real sockets over loopback: superpackets, pause and resume, removal, write-readiness,
+//! exhausted buffers, extreme sizes, and the kernel's drop counter.
+
+mod support;
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use dataplane::ingress::{Epoll, Ingress, Meta, Received, Source, Token, UringIngress};
+use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use support::flows::{self, MIN_LEN, Tally};
+use support::here::{has_io_uring, now, wait_until};
+
+/// A test of any ingress.
+trait Scenario {
+    fn run<I: Ingress>(&self, ingress: I);
+}
+
+macro_rules! suite {
+    ($($test:ident: $scenario:ident,)*) => {
+        mod epoll {
+            $(#[test]
+            fn $test() {
+                super::Scenario::run(&super::$scenario, super::Epoll::new().expect("epoll"));
+            })*
+        }
+        mod uring {
+            $(#[test]
+            fn $test() {
+                if super::has_io_uring() {
+                    super::Scenario::run(&super::$scenario, super::UringIngress::new().expect("ring"));
+                }
+            })*
+        }
+    };
+}
+
+suite! {
+    superpackets_arrive_whole_and_in_order: Superpackets,
+    a_paused_source_is_not_read: Paused,
+    a_removed_source_is_silent: Removed,
+    a_source_removed_at_once_takes_nothing_from_the_next: RemovedAtOnce,
+    write_readiness_wakes: Writable,
+    a_slow_handler_loses_nothing_unseen: SlowHandler,
+    the_shortest_and_the_longest_datagram_arrive: Extremes,
+    what_the_kernel_drops_is_reported: KernelDrops,
+    readiness_is_reported: Ready,
+    a_poll_returns_when_its_time_is_up: TimesOut,
+}
+
+const TOKEN: Token = Token(7);
+
+fn socket(options: &UdpOptions) -> UdpSocket {
+    UdpSocket::bind("127.0.0.1:0".parse().expect("address"), options).expect("socket")
+}
+
+fn pair() -> (UdpSocket, UdpSocket) {
+    (socket(&UdpOptions::default()), socket(&UdpOptions::default()))
+}
+
+fn send(sender: &UdpSocket, receiver: &UdpSocket, bytes: &[u8]) {
+    sender.send_segments(receiver.local_addr(), None, 0, bytes, bytes.len()).expect("sent");
+}
+
+fn poll(ingress: &mut impl Ingress, milliseconds: u64, mut handler: impl FnMut(Received<'_>)) {
+    ingress.poll(Some(Duration::from_millis(milliseconds)), &mut handler).expect("poll");
+}
+
+/// Polls until `done` datagrams have been counted by the handler, for two seconds at most.
+fn poll_until(ingress: &mut impl Ingress, expected: usize, mut handler: impl FnMut(Received<'_>) -> usize) {
+    let mut count = 0;
+    let all = wait_until(Duration::from_secs(5), || {
+        poll(ingress, 10, |received| count += handler(received));
+        count >= expected
+    });
+    assert!(all, "{count} of {expected} datagrams, {:?}", ingress.stats());
+}
+
+struct Superpackets;
+
+impl Scenario for Superpackets {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (sender, receiver) = pair();
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        let (mut tally, mut superpackets, mut number) = (Tally::default(), 0, 0);
+        for _ in 0..50 {
+            let mut bytes = vec![0; 40 * 1_000 + 300];
+            for segment in bytes.chunks_mut(1_000) {
+                flows::write(segment, 1, number);
+                number += 1;
+            }
+            sender.send_segments(receiver.local_addr(), None, 0, &bytes, 1_000).expect("sent");
+            poll_until(&mut ingress, 41, |received| {
+                let Meta::Udp { from, to, segment_size } = received.meta else {
+                    panic!("{:?}", received.meta)
+                };
+                assert_eq!((received.token, from), (TOKEN, sender.local_addr()));
+                assert_eq!(to, Some(receiver.local_addr().ip()));
+                superpackets += 1;
+                Received::segments(received.bytes, segment_size).map(|segment| tally.note(segment)).count()
+            });
+        }
+        tally.check();
+        assert_eq!(tally.total(), number);
+        let stats = ingress.stats();
+        assert_eq!((stats.packets, stats.superpackets), (number, superpackets));
+        assert!(superpackets < number / 10, "no superpackets: {stats:?}");
+    }
+}
+
+struct Paused;
+
+impl Scenario for Paused {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (sender, receiver) = pair();
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        send(&sender, &receiver, b"before");
+        poll_until(&mut ingress, 1, |_| 1);
+        for _ in 0..20 {
+            ingress.set_reading(TOKEN, false);
+            poll(&mut ingress, 1, |received| panic!("{received:?} though paused"));
+            send(&sender, &receiver, b"meanwhile");
+            poll(&mut ingress, 1, |received| panic!("{received:?} though paused"));
+            ingress.set_reading(TOKEN, true);
+            poll_until(&mut ingress, 1, |received| {
+                assert_eq!(received.bytes, b"meanwhile");
+                1
+            });
+            // Paused and resumed between two polls, and the other way round: as if nothing had been.
+            ingress.set_reading(TOKEN, false);
+            ingress.set_reading(TOKEN, true);
+            send(&sender, &receiver, b"again");
+            poll_until(&mut ingress, 1, |_| 1);
+            ingress.set_reading(TOKEN, false);
+            ingress.set_reading(TOKEN, true);
+            ingress.set_reading(TOKEN, false);
+            poll(&mut ingress, 1, |received| panic!("{received:?} though paused"));
+            send(&sender, &receiver, b"late");
+            poll(&mut ingress, 1, |received| panic!("{received:?} though paused"));
+            ingress.set_reading(TOKEN, true);
+            poll_until(&mut ingress, 1, |_| 1);
+        }
+    }
+}
+
+struct Removed;
+
+impl Scenario for Removed {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (sender, receiver) = pair();
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        poll(&mut ingress, 1, |_| {});
+        send(&sender, &receiver, b"unread");
+        ingress.remove(TOKEN);
+        send(&sender, &receiver, b"unread");
+        for _ in 0..5 {
+            poll(&mut ingress, 2, |received| panic!("{received:?} of a removed source"));
+        }
+        // The same token for another socket gets only what is sent to that one.
+        let next = socket(&UdpOptions::default());
+        ingress.add(next.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        send(&sender, &next, b"next");
+        poll_until(&mut ingress, 1, |received| {
+            assert_eq!(received.bytes, b"next");
+            1
+        });
+        ingress.remove(TOKEN);
+        ingress.remove(TOKEN);
+    }
+}
+
+/// A receive that was armed but never submitted must not come to life on another file of the same number.
+struct RemovedAtOnce;
+
+impl Scenario for RemovedAtOnce {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let sender = socket(&UdpOptions::default());
+        for round in 0..50u32 {
+            let first = socket(&UdpOptions::default());
+            ingress.add(first.fd().as_fd(), Token(round * 2), Source::Udp).expect("added");
+            ingress.wake_when_writable(Token(round * 2));
+            ingress.remove(Token(round * 2));
+            drop(first);
+            let second = socket(&UdpOptions::default());
+            ingress.add(second.fd().as_fd(), Token(round * 2 + 1), Source::Udp).expect("added");
+            for _ in 0..3 {
+                send(&sender, &second, b"mine");
+            }
+            poll_until(&mut ingress, 3, |received| {
+                assert_eq!(received.token, Token(round * 2 + 1));
+                let Meta::Udp { segment_size, .. } = received.meta else { panic!("meta") };
+                received.bytes.len() / segment_size
+            });
+            ingress.remove(Token(round * 2 + 1));
+        }
+    }
+}
+
+struct Writable;
+
+impl Scenario for Writable {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (_, receiver) = pair();
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        poll(&mut ingress, 1, |_| {});
+        for _ in 0..3 {
+            ingress.wake_when_writable(TOKEN);
+            ingress.wake_when_writable(TOKEN);
+            let start = now();
+            poll(&mut ingress, 5_000, |received| panic!("{received:?}"));
+            assert!(now() - start < Duration::from_secs(2), "nobody woke us");
+            // Once is once: the next poll waits.
+            let start = now();
+            poll(&mut ingress, 20, |received| panic!("{received:?}"));
+            assert!(now() - start >= Duration::from_millis(15), "woken twice");
+        }
+    }
+}
+
+/// Fewer provided buffers than packets waiting: the receive ends and is armed again.
+struct SlowHandler;
+
+impl Scenario for SlowHandler {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        const PACKETS: u64 = 100_000;
+        let (sender, receiver) =
+            (socket(&UdpOptions::default()), socket(&UdpOptions { gro: false, ..UdpOptions::default() }));
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        let (mut tally, mut bytes) = (Tally::default(), vec![0; 50 * 200]);
+        for first in (0..PACKETS).step_by(1_000) {
+            // A thousand at once, while nobody polls; without GRO each takes a buffer.
+            for start in (first..first + 1_000).step_by(50) {
+                for (segment, number) in bytes.chunks_mut(200).zip(start..) {
+                    flows::write(segment, 1, number);
+                }
+                sender.send_segments(receiver.local_addr(), None, 0, &bytes, 200).expect("sent");
+            }
+            let before = (tally.total(), ingress.stats().kernel_drops_skbs);
+            wait_until(Duration::from_secs(5), || {
+                poll(&mut ingress, 1, |received| tally.note(received.bytes));
+                tally.total() - before.0 + ingress.stats().kernel_drops_skbs - before.1 >= 1_000
+            });
+        }
+        // Drops show with the next datagram only.
+        flows::write(&mut bytes[..MIN_LEN], 1, PACKETS);
+        send(&sender, &receiver, &bytes[..MIN_LEN]);
+        poll_until(&mut ingress, 1, |received| {
+            tally.note(received.bytes);
+            1
+        });
+        tally.check();
+        let stats = ingress.stats();
+        assert_eq!(tally.total() + stats.kernel_drops_skbs, PACKETS + 1, "lost without a word: {stats:?}");
+        assert_eq!((stats.truncated, stats.errors), (0, 0));
+        assert!(tally.total() > PACKETS / 10, "{stats:?}");
+    }
+}
+
+#[test]
+fn exhausted_buffers_are_armed_again() {
+    if !has_io_uring() {
+        return;
+    }
+    let mut ingress = UringIngress::new().expect("ring");
+    let (sender, receiver) =
+        (socket(&UdpOptions::default()), socket(&UdpOptions { gro: false, ..UdpOptions::default() }));
+    ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+    poll(&mut ingress, 1, |_| {});
+    for round in 0..10 {
+        (0..100u8).for_each(|number| send(&sender, &receiver, &[round, number]));
+        let mut expected = 0..100u8;
+        poll_until(&mut ingress, 100, |received| {
+            assert_eq!(received.bytes, [round, expected.next().expect("no more than were sent")]);
+            1
+        });
+    }
+    assert!(ingress.stats().rearmed >= 10, "{:?}", ingress.stats());
+}
+
+struct Extremes;
+
+impl Scenario for Extremes {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (sender, receiver) = pair();
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        for len in [0, 1, 65_507, 0, 65_507] {
+            let bytes = vec![0x5a; len];
+            send(&sender, &receiver, &bytes);
+            poll_until(&mut ingress, 1, |received| {
+                let Meta::Udp { segment_size, .. } = received.meta else { panic!("meta") };
+                assert_eq!((received.bytes.len(), segment_size), (len, len));
+                assert!(received.bytes.iter().all(|&byte| byte == 0x5a));
+                Received::segments(received.bytes, segment_size).count()
+            });
+        }
+        assert_eq!((ingress.stats().packets, ingress.stats().truncated), (5, 0));
+    }
+}
+
+struct KernelDrops;
+
+impl Scenario for KernelDrops {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let sender = socket(&UdpOptions::default());
+        let receiver = socket(&UdpOptions { receive_buffer: 8_192, gro: false, ..UdpOptions::default() });
+        (0..500).for_each(|_| send(&sender, &receiver, &[1; 500]));
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        let mut arrived = 0;
+        (0..20).for_each(|_| poll(&mut ingress, 1, |_| arrived += 1));
+        send(&sender, &receiver, &[1; 500]);
+        poll_until(&mut ingress, 1, |_| 1);
+        assert!(arrived < 500, "the buffer was to be too small");
+        assert_eq!(arrived + ingress.stats().kernel_drops_skbs, 500);
+    }
+}
+
+struct Ready;
+
+impl Scenario for Ready {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+        ingress.add(reader.as_fd(), TOKEN, Source::Ready).expect("added");
+        poll(&mut ingress, 1, |received| panic!("{received:?}"));
+        for _ in 0..3 {
+            rustix::io::write(&writer, b"x").expect("written");
+            poll_until(&mut ingress, 1, |received| {
+                assert_eq!((received.token, received.meta), (TOKEN, Meta::Ready));
+                rustix::io::read(&reader, &mut [0; 1]).expect("readable")
+            });
+        }
+    }
+}
+
+struct TimesOut;
+
+impl Scenario for TimesOut {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (_, receiver) = pair();
+        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        for _ in 0..3 {
+            let start = now();
+            poll(&mut ingress, 20, |received| panic!("{received:?}"));
+            assert!((15..2_000).contains(&(now() - start).as_millis()));
+        }
+    }
+}
