@@ -185,23 +185,48 @@ impl Staging {
 
     /// Where a datagram of `len` bytes can go.
     pub fn place(&self, target: &Target, len: usize, wanted: Class) -> Place {
-        if let Some(index) = usize::from(self.open_sockets[bucket(target)]).checked_sub(1)
-            && let Some(Filled {
-                content: Content::Datagrams { target: other, segment_size, segments, class },
-                len: used,
-                ..
-            }) = self.filled.get(index)
+        if let Some(index) = self.way(target).and_then(|way| self.open_in(way))
+            && let Filled {
+                content: Content::Datagrams { segment_size, segments, class, .. }, len: used, ..
+            } = &self.filled[index]
         {
             // An empty datagram is none of the segments that the kernel cuts, so it would be lost among them.
             let fits =
                 (1..=*segment_size).contains(&len) && *segments < SEGMENTS_MAX && used + len <= BYTES_MAX;
             // A shorter datagram before would have closed the slot: all so far are of the same size.
-            if fits && other == target && *class == wanted && used == &(segment_size * segments) {
+            if fits && *class == wanted && used == &(segment_size * segments) {
                 return Place::Open(index);
             }
         }
         let reserved = if wanted == Class::Control { 0 } else { RESERVED_SLOTS.min(self.devices_from / 4) };
         if self.free_sockets.len() > reserved { Place::Fresh } else { Place::Full }
+    }
+
+    /// The filled slot that is open in one entry of the table.
+    fn open_in(&self, way: usize) -> Option<usize> {
+        usize::from(self.open_sockets[way]).checked_sub(1)
+    }
+
+    /// The entry of the table that holds this very target: one of its two.
+    fn way(&self, target: &Target) -> Option<usize> {
+        let first = bucket(target);
+        [first, first ^ 1].into_iter().find(|&way| {
+            let content =
+                self.open_in(way).and_then(|index| self.filled.get(index)).map(|filled| &filled.content);
+            matches!(content, Some(Content::Datagrams { target: other, .. }) if other == target)
+        })
+    }
+
+    /// Makes slot number `index` the open one of its target; `None` leaves the target without one. The target's own
+    /// entry is the one replaced, so that a flow never has two open slots.
+    fn set_open(&mut self, target: &Target, index: Option<usize>) {
+        let first = bucket(target);
+        let vacant = [first, first ^ 1].into_iter().find(|&way| self.open_sockets[way] == 0);
+        match (self.way(target).or(vacant), index) {
+            (Some(way), index) => self.open_sockets[way] = index.map_or(0, |index| index as u16 + 1),
+            (None, Some(index)) => self.open_sockets[first] = index as u16 + 1,
+            (None, None) => {}
+        }
     }
 
     /// Appends a datagram of `len` bytes at a place that [`Staging::place`] has just named. `false` when `fill` refused,
@@ -236,7 +261,7 @@ impl Staging {
                 }
                 // An empty datagram has no segment size, so it stays alone.
                 let open = self.gso && len > 0 && len < self.segment_limit;
-                self.open_sockets[bucket(target)] = if open { self.filled.len() as u16 + 1 } else { 0 };
+                self.set_open(target, open.then_some(self.filled.len()));
                 let content = Content::Datagrams { target: *target, segment_size: len, segments: 1, class };
                 let order = self.filled.len() as u32;
                 self.filled.push(Filled { slot, len, order, content });
@@ -393,6 +418,18 @@ mod tests {
         assert_eq!(of(1), b"a1a2a3");
         assert_eq!(of(2), b"b1b2!");
         assert_eq!(slots.len(), 3);
+    }
+
+    #[test]
+    fn two_destinations_that_share_a_bucket_both_keep_their_slot() {
+        let mut staging = staging(8, true);
+        let other = (2..1000).find(|&port| bucket(&target(port)) == bucket(&target(1))).expect("a collision");
+        for _ in 0..10 {
+            assert!(put(&mut staging, &target(1), b"a"));
+            assert!(put(&mut staging, &target(other), b"b"));
+        }
+        let slots = sealed(&mut staging);
+        assert_eq!(slots.iter().map(|slot| (slot.0, slot.2)).collect::<Vec<_>>(), vec![(1, 10), (other, 10)]);
     }
 
     #[test]

@@ -4,9 +4,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-/// Length of the `struct virtio_net_hdr` in front of every packet, in bytes.
-pub const VNET_HEADER_LEN: usize = 10;
-
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
 const TUN_F_TSO6: libc::c_uint = 0x04;

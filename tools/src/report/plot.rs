@@ -89,9 +89,11 @@ fn grid(svg: &mut String, axes: &Axes) {
     let whole = (0..=axes.nines as i32).map(|nines| (f64::from(nines), percent(nines)));
     for (nines, label) in median.chain(whole) {
         let x = axes.x(nines);
+        // The last label would be cut off at the edge of the picture.
+        let anchor = if x + 1.0 > right { "end" } else { "middle" };
         let _ = writeln!(
             svg,
-            "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/><text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>",
+            "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/><text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{label}</text>",
             bottom + 18.0
         );
     }
