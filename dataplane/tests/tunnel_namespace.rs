@@ -1,7 +1,7 @@
 //! `towpath up` end to end: two endpoints in network namespaces of their own, real packets between them. Needs user
-//! namespaces and an open /dev/net/tun; without them each test says that it was skipped.
+//! namespaces and an open /dev/net/tun; without them each test says that it was left out.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
 use std::io::{Read, Write};
@@ -21,13 +21,23 @@ const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
 const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Says what is missing; fails where everything was asked for.
+fn lacks(what: &str) {
+    assert!(
+        std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"),
+        "this test needs {what}"
+    );
+    // Not by println!, which `cargo test` shows of failed tests only.
+    let _ = writeln!(std::io::stderr(), "left out: this test needs {what}");
+}
+
 /// Runs the calling test again as root of new namespaces and answers `false`; answers `true` there.
 fn inside_namespace(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        println!("skipped: /dev/net/tun: {error}");
+        lacks(&format!("/dev/net/tun, open to this user (chmod 0666 /dev/net/tun): {error}"));
         return false;
     }
     let unshare = |program: &std::ffi::OsStr, arguments: &[&str]| {
@@ -41,11 +51,11 @@ fn inside_namespace(test: &str) -> bool {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            println!("skipped: no user namespace: {}", String::from_utf8_lossy(&output.stderr));
+            lacks(&format!("a user namespace: {}", String::from_utf8_lossy(&output.stderr)));
             return false;
         }
         Err(error) => {
-            println!("skipped: cannot run util-linux's `unshare`: {error}");
+            lacks(&format!("util-linux's `unshare` (apt-get install util-linux): {error}"));
             return false;
         }
     }
@@ -54,6 +64,8 @@ fn inside_namespace(test: &str) -> bool {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("1 passed"), "the test did not run inside the namespace: {text}");
+    // What was left out in there.
+    let _ = std::io::stderr().write_all(&output.stderr);
     false
 }
 
@@ -307,8 +319,7 @@ fn packets_pass_over_a_debian_turn_server() {
             .spawn()
     });
     let Ok(mut server) = server else {
-        println!("skipped: coturn's turnserver is not installed");
-        return;
+        return lacks("coturn's turnserver: apt-get install coturn");
     };
     std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
     let interface = "MTU = 1420\n#towpath: Relay = turn:192.0.2.2:3478\n#towpath: RelayUsername = alice\n\

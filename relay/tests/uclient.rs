@@ -8,6 +8,7 @@
 
 mod harness;
 
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::{Child, Stdio};
 
@@ -24,6 +25,16 @@ impl Drop for Echo {
     }
 }
 
+/// Says what is missing; fails where everything was asked for.
+fn lacks(what: &str) {
+    assert!(
+        std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"),
+        "this test needs {what}"
+    );
+    // Not by println!, which `cargo test` shows of failed tests only.
+    let _ = writeln!(std::io::stderr(), "left out: this test needs {what}");
+}
+
 /// Whether the programs are there; says so when they are not.
 fn installed() -> bool {
     let found = |name| {
@@ -33,9 +44,7 @@ fn installed() -> bool {
     if found("turnutils_uclient") && found("turnutils_peer") {
         return true;
     }
-    let text = "turnutils_uclient and turnutils_peer are not installed: apt-get install coturn";
-    assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "{text}");
-    println!("skipped: {text}");
+    lacks("turnutils_uclient and turnutils_peer: apt-get install coturn");
     false
 }
 
@@ -114,8 +123,7 @@ fn client_to_client() {
 #[test]
 fn channels_over_ipv6() {
     if UdpSocket::bind((V6, 0)).is_err() {
-        println!("skipped: this machine has no ::1");
-        return;
+        return lacks("an IPv6 loopback address: sysctl net.ipv6.conf.lo.disable_ipv6=0");
     }
     nothing_is_lost(V6, "auto", &["-c", "-x"]);
 }
@@ -123,8 +131,7 @@ fn channels_over_ipv6() {
 #[test]
 fn indications_over_ipv6() {
     if UdpSocket::bind((V6, 0)).is_err() {
-        println!("skipped: this machine has no ::1");
-        return;
+        return lacks("an IPv6 loopback address: sysctl net.ipv6.conf.lo.disable_ipv6=0");
     }
     nothing_is_lost(V6, "suspend", &["-c", "-s", "-x"]);
 }

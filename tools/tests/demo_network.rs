@@ -1,7 +1,8 @@
 //! The lab's network carries what the demo needs, and nothing it should not.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +11,17 @@ use tools::netns::{Address, Cable, Namespace, Topology};
 
 /// Set for the process that runs inside the namespace.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
+
+/// Says what is missing; fails where everything was asked for.
+fn lacks(what: &str) -> Option<Topology> {
+    assert!(
+        std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"),
+        "this test needs {what}"
+    );
+    // Not by println!, which `cargo test` shows of failed tests only.
+    let _ = writeln!(std::io::stderr(), "left out: this test needs {what}");
+    None
+}
 
 /// Runs the calling test again inside a user namespace and answers `None`; inside, answers the network.
 fn inside_namespace(test: &str) -> Option<Topology> {
@@ -28,12 +40,10 @@ fn inside_namespace(test: &str) -> Option<Topology> {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            println!("skipped: no user namespace: {}", String::from_utf8_lossy(&output.stderr));
-            return None;
+            return lacks(&format!("a user namespace: {}", String::from_utf8_lossy(&output.stderr)));
         }
         Err(error) => {
-            println!("skipped: cannot run util-linux's `unshare`: {error}");
-            return None;
+            return lacks(&format!("util-linux's `unshare` (apt-get install util-linux): {error}"));
         }
     }
     let program = std::env::current_exe().unwrap();
