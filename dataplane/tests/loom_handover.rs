@@ -126,6 +126,20 @@ macro_rules! models {
                 });
             }
 
+            /// A batch that the submitter reaps itself, as when it sends again what was busy, takes the threshold to
+            /// pieces: the thread sleeps on, and the next batch that reaches it wakes it all the same.
+            pub fn wake_up_behind_own_work() {
+                model(|| {
+                    let ring = Ring::new(1);
+                    let reaper = start_reaper(&ring, 2);
+                    ring.completed.lock().expect("loom").extend([(0, 0)]);
+                    ring.handover.submitted_to_reap(1);
+                    ring.reap();
+                    ring.submit(&[(1, 0)], reaper.thread());
+                    reaper.join().expect("reaper");
+                });
+            }
+
             /// Every slot comes back once, in its own queue, whoever reaps.
             pub fn hand_over() {
                 model(|| {
@@ -178,6 +192,7 @@ mod of {
 fn no_wake_up_is_lost() {
     of::sound::wake_up();
     of::sound::wake_up_again();
+    of::sound::wake_up_behind_own_work();
 }
 
 #[test]

@@ -190,7 +190,9 @@ impl Staging {
                 content: Content::Datagrams { segment_size, segments, class, .. }, len: used, ..
             } = &self.filled[index]
         {
-            let fits = len <= *segment_size && *segments < SEGMENTS_MAX && used + len <= BYTES_MAX;
+            // An empty datagram is none of the segments that the kernel cuts, so it would be lost among them.
+            let fits =
+                (1..=*segment_size).contains(&len) && *segments < SEGMENTS_MAX && used + len <= BYTES_MAX;
             // A shorter datagram before would have closed the slot: all so far are of the same size.
             if fits && *class == wanted && used == &(segment_size * segments) {
                 return Place::Open(index);
@@ -476,5 +478,11 @@ mod tests {
         let mut staging = staging(8, true);
         (0..2).for_each(|_| assert!(put(&mut staging, &target(1), b"")));
         assert_eq!(sealed(&mut staging).len(), 2);
+        // Also behind others, where it would be a segment that the kernel never sends.
+        for bytes in [&b"aa"[..], b"bb", b"", b"cc"] {
+            assert!(put(&mut staging, &target(1), bytes));
+        }
+        let segments: Vec<_> = sealed(&mut staging).into_iter().map(|slot| (slot.1, slot.2)).collect();
+        assert_eq!(segments, vec![(2, 2), (0, 1), (2, 1)]);
     }
 }

@@ -43,6 +43,12 @@ impl<T> Handover<T> {
         unreaped >= self.threshold && self.asleep.swap(false, Ordering::AcqRel)
     }
 
+    /// As [`Handover::submitted`] for operations that the submitter reaps itself, at once: the completion thread is left
+    /// alone. Its flag is not touched, because who clears it has to unpark the thread.
+    pub fn submitted_to_reap(&self, operations: usize) {
+        self.unreaped.fetch_add(operations.cast_signed(), Ordering::AcqRel);
+    }
+
     /// A reaper gives back a slot whose operation succeeded.
     ///
     /// # Panics

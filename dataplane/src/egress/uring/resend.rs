@@ -98,7 +98,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
     /// Waits until the outcome of `operations` operations just submitted is known; the failed ones are collected.
     pub(super) fn settle_all(&mut self, operations: usize) -> io::Result<()> {
         // The completion thread is not needed for these: they are reaped right here.
-        let _ = self.completer.handover.submitted(operations);
+        self.completer.handover.submitted_to_reap(operations);
         self.completer.reap();
         for _ in 0..WAITS_MAX {
             if self.submit.in_flight() == 0 {
