@@ -28,7 +28,7 @@ fn lacks(what: &str) {
         "this test needs {what}"
     );
     // Not by println!, which `cargo test` shows of failed tests only.
-    let _ = writeln!(std::io::stderr(), "left out: this test needs {what}");
+    let _ = std::io::stderr().write_all(format!("left out: this test needs {what}\n").as_bytes());
 }
 
 /// Runs the calling test again as root of new namespaces and answers `false`; answers `true` there.

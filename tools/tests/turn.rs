@@ -66,7 +66,7 @@ fn coturn(ip: &str) -> Option<Relay> {
             let text = "coturn (turnserver) is not installed: apt-get install coturn";
             assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "{text}");
             // Not by eprintln!, which `cargo test` shows of failed tests only.
-            let _ = writeln!(io::stderr(), "left out: {text}");
+            let _ = io::stderr().write_all(format!("left out: {text}\n").as_bytes());
             None
         }
         Err(error) => panic!("{error}"),

@@ -9,7 +9,7 @@ const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
 /// Says what is missing; fails where everything was asked for.
 pub fn lacks(what: &str) {
     // Not by println!, which `cargo test` shows of failed tests only. Nobody is left to tell when this cannot be written.
-    let _ = writeln!(std::io::stderr(), "left out: this test needs {what}");
+    let _ = std::io::stderr().write_all(format!("left out: this test needs {what}\n").as_bytes());
     assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "needs {what}");
 }
 

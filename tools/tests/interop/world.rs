@@ -50,7 +50,7 @@ pub fn enter(test: &str) -> Option<World> {
     if let Some(missing) = missing() {
         assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "{missing}");
         // Not by println!, which `cargo test` shows of failed tests only.
-        let _ = writeln!(io::stderr(), "left out: {missing}");
+        let _ = io::stderr().write_all(format!("left out: {missing}\n").as_bytes());
         return None;
     }
     let program = std::env::current_exe().unwrap();
