@@ -1,4 +1,4 @@
-//! What each errno means for a packet: one table, so that every design answers alike (reliability.md section 2b).
+//! What each errno means for a packet: one table, so that every design answers alike.
 
 use crate::drops::Cause;
 

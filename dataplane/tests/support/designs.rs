@@ -35,7 +35,7 @@ pub enum Rule {
     SourceAddress,
 }
 
-/// Which design is exempt from which rule, and why (design.md section 5).
+/// Which design is exempt from which rule, and why.
 pub const EXEMPT: &[(Design, Rule, &str)] = &[
     (
         Design::Threaded,
