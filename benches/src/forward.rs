@@ -21,9 +21,8 @@ const BATCH: usize = 16;
 ///
 /// # Errors
 /// What the kernel answers.
-pub fn raw(listen: &[SocketAddr], sink: SocketAddr) -> io::Result<()> {
+pub fn raw(sockets: &[UdpSocket], sink: SocketAddr) -> io::Result<()> {
     let signals = StopSignals::new()?;
-    let sockets = bind(listen)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     for (index, socket) in sockets.iter().enumerate() {
         epoll::add(&epoll, socket.fd(), epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;

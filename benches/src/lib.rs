@@ -2,4 +2,6 @@
 
 pub mod forward;
 pub mod load;
+pub mod peers;
+pub mod process;
 pub mod ring;

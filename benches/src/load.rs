@@ -4,23 +4,36 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dataplane::ingress::Meta;
-use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::process::now;
 
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Datagrams a second.
     pub rate: u64,
-    /// Bytes in a datagram.
+    /// Bytes in a datagram, before the flow's header.
     pub size: usize,
     /// Datagrams that leave in one superpacket.
     pub burst: usize,
     /// How long.
     pub duration: Duration,
+}
+
+/// Where a part of the load goes.
+#[derive(Debug)]
+pub struct Flow {
+    /// Through which socket.
+    pub socket: UdpSocket,
+    /// To whom.
+    pub to: SocketAddr,
+    /// What stands in front of every datagram: a ChannelData header, or nothing.
+    pub header: Vec<u8>,
 }
 
 /// What was sent and what arrived at the sink, in datagrams.
@@ -32,38 +45,55 @@ pub struct Counted {
     pub arrived: u64,
 }
 
-/// Sends `load` round robin (shuffled by a multiplicative step) to `targets` and counts what arrives at `sink`.
+impl Counted {
+    /// The share that arrived.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        self.arrived as f64 / self.sent.max(1) as f64
+    }
+}
+
+/// Sends `load` to `flows` round robin (shuffled by a multiplicative step) and counts what arrives at `sink`.
 ///
 /// # Errors
-/// When a socket cannot be had.
-#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
-pub fn run(load: Load, targets: &[SocketAddr], sink: &UdpSocket) -> io::Result<Counted> {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let source = UdpSocket::bind(any, &UdpOptions::default())?;
+/// When no thread can be had.
+pub fn run(load: Load, flows: &[Flow], sink: &UdpSocket) -> io::Result<Counted> {
     let (stop, arrived) = (AtomicBool::new(false), AtomicU64::new(0));
     let sent = std::thread::scope(|scope| {
-        scope.spawn(|| count(sink, &stop, &arrived));
-        let bytes = vec![0x5a; load.size * load.burst];
-        let interval = Duration::from_secs(1).mul_f64(load.burst as f64 / load.rate as f64);
-        let (start, mut sent, mut due) = (Instant::now(), 0u64, Duration::ZERO);
-        let mut position = 0usize;
-        while due < load.duration {
-            let elapsed = start.elapsed();
-            if elapsed < due {
-                std::thread::sleep((due - elapsed).min(Duration::from_micros(500)));
-                continue;
-            }
-            position = (position + 7919) % targets.len();
-            if source.send_segments(targets[position], None, 0, &bytes, load.size).is_ok() {
-                sent += load.burst as u64;
-            }
-            due += interval;
-        }
+        std::thread::Builder::new()
+            .name("bench-sink".to_owned())
+            .spawn_scoped(scope, || count(sink, &stop, &arrived))?;
+        let sent = send(load, flows);
         std::thread::sleep(Duration::from_millis(200));
         stop.store(true, Ordering::Relaxed);
-        sent
-    });
+        Ok::<_, io::Error>(sent)
+    })?;
     Ok(Counted { sent, arrived: arrived.into_inner() })
+}
+
+fn send(load: Load, flows: &[Flow]) -> u64 {
+    let bursts: Vec<Vec<u8>> = flows
+        .iter()
+        .map(|flow| [flow.header.as_slice(), &vec![0x5a; load.size]].concat().repeat(load.burst))
+        .collect();
+    let interval = Duration::from_secs(1).mul_f64(load.burst as f64 / load.rate as f64);
+    let (start, mut sent, mut due) = (now(), 0u64, Duration::ZERO);
+    let mut position = 0usize;
+    while due < load.duration {
+        let elapsed = start.elapsed();
+        if elapsed < due {
+            std::thread::sleep((due - elapsed).min(Duration::from_micros(500)));
+            continue;
+        }
+        position = (position + 7919) % flows.len();
+        let (flow, bytes) = (&flows[position], &bursts[position]);
+        // What a full send buffer refuses was never offered to the program under test.
+        if flow.socket.send_segments(flow.to, None, 0, bytes, bytes.len() / load.burst).is_ok() {
+            sent += load.burst as u64;
+        }
+        due += interval;
+    }
+    sent
 }
 
 fn count(sink: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) {
@@ -94,10 +124,10 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     nanoseconds.sum::<u64>() as f64 / 1e9
 }
 
-/// Resident memory of a process, in KiB.
+/// Resident memory of a process in KiB: now (`VmRSS`), or the most there was (`VmHWM`).
 #[must_use]
-pub fn resident_kib(pid: u32) -> u64 {
+pub fn resident_kib(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -1,12 +1,16 @@
-//! `cargo run --release -p benches -- ring`: side-by-side runs, printed as ratios.
+//! `cargo run --release -p benches -- peers`: side-by-side runs, printed as ratios.
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context;
-use benches::{forward, ring};
-use clap::{Parser, Subcommand};
+use anyhow::{Context, bail};
+use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
+use benches::{forward, process, ring};
+use clap::{Args, Parser, Subcommand};
 use dataplane::engine::{EngineArgs, IngressKind};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[derive(Parser)]
 #[command(about = "Side-by-side runs of Towpath and what it is compared with")]
@@ -17,6 +21,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Whole programs beside wireguard-go, coturn and the plain kernel, in namespaces of their own
+    Peers(PeersArguments),
     /// What the ring costs above the raw kernel path
     Ring {
         /// Turns of each side
@@ -29,7 +35,7 @@ enum Command {
         #[arg(long, default_value = "--io uring", allow_hyphen_values = true)]
         engine: String,
     },
-    /// Forwards datagrams (started by `ring`)
+    /// Forwards datagrams (started by `ring` and `peers`)
     #[command(hide = true)]
     Forward {
         #[arg(long)]
@@ -43,11 +49,103 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
-        Command::Ring { runs, seconds, engine } => compare(runs, seconds, &engine),
-        Command::Forward { raw, sockets, sink, engine } => forward_here(raw, sockets, sink, &engine),
+#[derive(Args)]
+struct PeersArguments {
+    /// Only rows whose name starts like this [default: the rows with targets]
+    #[arg(value_name = "ROW")]
+    rows: Vec<String>,
+    /// Print the names of the rows and end
+    #[arg(long)]
+    list: bool,
+    /// Also the I/O designs beside each other
+    #[arg(long)]
+    io: bool,
+    /// Also what --ingress, --completions and --gso are worth
+    #[arg(long)]
+    settings: bool,
+    /// Turns of each side
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Seconds of load in a turn
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Turns of half a second, 500 allocations: the rows with targets in a minute
+    #[arg(long, conflicts_with_all = ["runs", "seconds", "allocations"])]
+    quick: bool,
+    /// Allocations that the memory row holds
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    allocations: u32,
+    /// Where a program is: wireguard-go, turnserver or iperf3
+    #[arg(long = "peer", value_name = "NAME=PATH")]
+    peers: Vec<String>,
+    /// Every turn as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(code) = process::dispatch(&arguments) {
+        return Ok(code);
     }
+    raise_open_files();
+    match Arguments::parse_from(arguments).command {
+        Command::Peers(arguments) => compare_with_peers(&arguments),
+        Command::Ring { runs, seconds, engine } => {
+            compare(runs, seconds, &engine)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Forward { raw, sockets, sink, engine } => {
+            forward_here(raw, sockets, sink, &engine)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn compare_with_peers(arguments: &PeersArguments) -> anyhow::Result<ExitCode> {
+    if arguments.list {
+        for row in ROWS {
+            println!("{:<26} {}", row.name, row.title);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = selected(arguments)?;
+    let plan = if arguments.quick {
+        Plan { runs: 5, duration: Duration::from_millis(500), allocations: 500 }
+    } else {
+        let duration = Duration::try_from_secs_f64(arguments.seconds)
+            .ok()
+            .filter(|duration| (Duration::from_millis(100)..=Duration::from_secs(60)).contains(duration))
+            .context("--seconds takes 0.1 to 60")?;
+        Plan { runs: arguments.runs as usize, duration, allocations: arguments.allocations as usize }
+    };
+    let programs = Programs::find(&arguments.peers)?;
+    let sound = peers::run(&rows, &plan, &programs, arguments.json)?;
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn selected(arguments: &PeersArguments) -> anyhow::Result<Vec<&'static Row>> {
+    if let Some(name) = arguments.rows.iter().find(|name| !ROWS.iter().any(|row| row.name.starts_with(*name)))
+    {
+        bail!("no row is called {name}; peers --list prints the names");
+    }
+    let wanted = |row: &&Row| {
+        let named = arguments.rows.iter().any(|name| row.name.starts_with(name));
+        named
+            || match row.group {
+                Group::Targets => arguments.rows.is_empty(),
+                Group::Designs => arguments.io,
+                Group::Settings => arguments.settings,
+            }
+    };
+    Ok(ROWS.iter().filter(wanted).collect())
+}
+
+/// A thousand sockets are one side of a row: the soft limit of open files is often 1,024, the hard one far above.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, opening the sockets says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -64,12 +162,11 @@ fn compare(runs: usize, seconds: f64, engine: &str) -> anyhow::Result<()> {
     for case in ring::cases(seconds) {
         let (mut raw, mut ours, mut ratios, mut arrived) = (Vec::new(), Vec::new(), Vec::new(), 1.0f64);
         for _ in 0..runs {
-            let (raw_ns, raw_share) = ring::measure(&case, &["--raw"])?;
-            let (ours_ns, ours_share) = ring::measure(&case, &flags)?;
-            arrived = arrived.min(raw_share).min(ours_share);
-            raw.push(raw_ns);
-            ours.push(ours_ns);
-            ratios.push(ours_ns / raw_ns);
+            let (first, second) = (ring::measure(&case, &["--raw"])?, ring::measure(&case, &flags)?);
+            arrived = arrived.min(first.counted.share()).min(second.counted.share());
+            raw.push(first.nanoseconds);
+            ours.push(second.nanoseconds);
+            ratios.push(second.nanoseconds / first.nanoseconds);
         }
         let (raw, ours, ratio) = (median(&mut raw), median(&mut ours), median(&mut ratios));
         let spread = format!("{:.2} to {:.2}", ratios[0], ratios[ratios.len() - 1]);
@@ -85,10 +182,13 @@ fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) 
     let first = 20_000;
     let listen: Vec<SocketAddr> =
         (0..sockets).map(|index| SocketAddr::from(([127, 0, 0, 1], first + index))).collect();
-    println!("{}", listen.first().context("no sockets")?);
+    let ready = listen.first().context("no sockets")?;
+    let sockets = forward::bind(&listen)?;
+    println!("{ready}");
     if raw {
-        return Ok(forward::raw(&listen, sink)?);
+        return Ok(forward::raw(&sockets, sink)?);
     }
-    let default = if sockets > 1 { IngressKind::Epoll } else { IngressKind::Uring };
-    Ok(dataplane::engine::run(forward::Forwarder::new(forward::bind(&listen)?, sink), engine, default)?)
+    dataplane::log::init(dataplane::log::LogFormat::Json, tracing::level_filters::LevelFilter::INFO);
+    let default = if listen.len() > 1 { IngressKind::Epoll } else { IngressKind::Uring };
+    Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine, default)?)
 }

@@ -1,14 +1,13 @@
 //! What the ring costs above the raw kernel path: CPU time per forwarded packet, in turns.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
-use crate::load::{self, Load};
+use crate::load::{self, Counted, Flow, Load};
+use crate::process::{Process, Role};
 
 /// One kind of traffic.
 #[derive(Clone, Copy, Debug)]
@@ -43,45 +42,47 @@ pub fn cases(seconds: f64) -> [Case; 2] {
     ]
 }
 
-/// A forwarder in a process of its own, stopped and waited for when dropped.
-struct Forwarder(Child);
-
-impl Drop for Forwarder {
-    fn drop(&mut self) {
-        if let Ok(pid) = i32::try_from(self.0.id())
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-        {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.0.wait();
-    }
+/// What one turn came to.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// CPU nanoseconds per packet that arrived at the sink.
+    pub nanoseconds: f64,
+    /// The load's ledger.
+    pub counted: Counted,
+    /// Largest resident memory in KiB.
+    pub resident_kib: u64,
+    /// What the forwarder printed.
+    pub log: Vec<String>,
 }
 
-/// CPU nanoseconds per packet that arrived at the sink, and the share that arrived.
+/// One turn of `benches forward` with `arguments`.
 ///
 /// # Errors
-/// When the forwarder does not start.
-#[expect(clippy::disallowed_methods, reason = "a benchmark starts programs")]
-pub fn measure(case: &Case, arguments: &[&str]) -> anyhow::Result<(f64, f64)> {
+/// When the forwarder does not start or nothing arrives.
+pub fn measure(case: &Case, arguments: &[&str]) -> anyhow::Result<Turn> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let options = UdpOptions { packet_info: false, receive_buffer: 32 << 20, ..UdpOptions::default() };
     let sink = UdpSocket::bind(any, &options)?;
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("forward").args(arguments);
-    command.args(["--sockets", &case.sockets.to_string(), "--sink", &sink.local_addr().to_string()]);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
-    let mut forwarder = Forwarder(child);
-    let output = forwarder.0.stdout.take().context("no output")?;
-    let mut line = String::new();
-    BufReader::new(output).read_line(&mut line)?;
+    let program = std::env::current_exe()?.display().to_string();
+    let (sockets, to) = (case.sockets.to_string(), sink.local_addr().to_string());
+    let mut command_line = vec![program.as_str(), "forward", "--sockets", &sockets, "--sink", &to];
+    command_line.extend(arguments);
+    let command_line: Vec<String> = command_line.into_iter().map(str::to_owned).collect();
+    let mut forwarder = Process::start("the forwarder", Role::Program, &command_line, None)?;
+    let line = forwarder.wait_for("127.0.0.1:", Duration::from_secs(10))?;
     let first: SocketAddr = line.trim().parse().with_context(|| format!("the forwarder said {line:?}"))?;
-    let targets: Vec<SocketAddr> =
-        (0..case.sockets as u16).map(|index| SocketAddr::new(first.ip(), first.port() + index)).collect();
-    let before = load::cpu_seconds(forwarder.0.id());
-    let counted = load::run(case.load, &targets, &sink)?;
-    let used = load::cpu_seconds(forwarder.0.id()) - before;
+    let source = UdpSocket::bind(any, &UdpOptions::default())?;
+    let flows: Vec<Flow> = (0..case.sockets as u16)
+        .map(|index| SocketAddr::new(first.ip(), first.port() + index))
+        .map(|to| Flow { socket: source.clone(), to, header: Vec::new() })
+        .collect();
+    let before = load::cpu_seconds(forwarder.pid());
+    let counted = load::run(case.load, &flows, &sink)?;
+    let used = load::cpu_seconds(forwarder.pid()) - before;
+    let resident_kib = load::resident_kib(forwarder.pid(), "VmHWM");
+    let log = forwarder.stop()?;
     if counted.arrived == 0 {
         bail!("nothing arrived at the sink");
     }
-    Ok((used * 1e9 / counted.arrived as f64, counted.arrived as f64 / counted.sent as f64))
+    Ok(Turn { nanoseconds: used * 1e9 / counted.arrived as f64, counted, resident_kib, log })
 }

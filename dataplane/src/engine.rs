@@ -1,8 +1,6 @@
 //! Chooses how packets come in and leave, once, and runs an application on the choice.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
@@ -12,6 +10,7 @@ use crate::drops::Drops;
 use crate::egress::probe::{self, probe, setup_reason};
 use crate::egress::{Direct, Egress, Runtime, Threaded, Uring, WhenBusy};
 use crate::ingress::{Epoll, UringIngress};
+use crate::sys::ring::{ReapHalf, SubmitHalf};
 use crate::sys::signal::StopSignals;
 
 /// How packets leave (`--io`).
@@ -100,15 +99,31 @@ pub fn run<A: Application>(
     args.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
     let signals = StopSignals::new()?;
     let gso = args.gso == Switch::On;
-    let io = choose(args.io, application.device());
     let application = &mut application;
-    match io {
-        Io::Uring | Io::Auto => {
-            let completions = args.completions.unwrap_or(Completions::Thread);
-            let mut egress = Uring::new(gso, completions, now()).map_err(|error| {
+    if args.io != Io::Auto {
+        tracing::info!("I/O design: {}", name(args.io));
+    }
+    match args.io {
+        Io::Auto => {
+            // The ring itself is part of the attempt: locked memory can be enough for the probe and not for it.
+            let ring = probe(application.device(), now())
+                .and_then(|()| set_up_ring(application, args).map_err(|error| setup_reason(&error)));
+            match ring {
+                Ok(egress) => {
+                    tracing::info!("I/O design: uring, the probe succeeded");
+                    run_with(application, egress, args, default_ingress, &signals)
+                }
+                Err(reason) => {
+                    tracing::info!("I/O design: suspend, because uring is not available: {reason}");
+                    let egress = Direct::new(WhenBusy::Suspend, gso)?;
+                    run_with(application, egress, args, default_ingress, &signals)
+                }
+            }
+        }
+        Io::Uring => {
+            let egress = set_up_ring(application, args).map_err(|error| {
                 io::Error::new(error.kind(), format!("--io uring: {}", setup_reason(&error)))
             })?;
-            egress.set_waiting_time(application.waiting_time());
             run_with(application, egress, args, default_ingress, &signals)
         }
         Io::Threaded => run_with(application, Threaded::new(gso)?, args, default_ingress, &signals),
@@ -125,22 +140,15 @@ pub fn run<A: Application>(
     }
 }
 
-/// Decides what `auto` means here, in one log line.
-fn choose(io: Io, device: Option<Arc<OwnedFd>>) -> Io {
-    if io != Io::Auto {
-        tracing::info!("I/O design: {}", name(io));
-        return io;
-    }
-    match probe(device, now()) {
-        Ok(()) => {
-            tracing::info!("I/O design: uring, the probe succeeded");
-            Io::Uring
-        }
-        Err(reason) => {
-            tracing::info!("I/O design: suspend, because uring is not available: {reason}");
-            Io::Suspend
-        }
-    }
+/// The egress of `--io uring`.
+fn set_up_ring<A: Application>(
+    application: &A,
+    args: &EngineArgs,
+) -> io::Result<Uring<SubmitHalf, ReapHalf>> {
+    let completions = args.completions.unwrap_or(Completions::Thread);
+    let mut egress = Uring::new(args.gso == Switch::On, completions, now())?;
+    egress.set_waiting_time(application.waiting_time());
+    Ok(egress)
 }
 
 /// The flag value of a design.

@@ -1,29 +1,21 @@
 //! The netlink handle against the kernel, in a user and network namespace of its own: no privilege needed, nothing of the
-//! machine touched. Where user namespaces are forbidden each test says so, and fails when everything is required.
+//! machine touched. Where user namespaces are forbidden each test says that it is left out.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::io::Write as _;
+#[path = "support/left_out.rs"]
+mod left_out;
+
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::process::Command;
 
 use dataplane::netlink::Handle;
+use left_out::left_out;
 use rustix::thread::UnshareFlags;
 
 /// Set for the process that runs inside the namespace.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
-
-/// Says what is missing; fails where everything was asked for.
-fn lacks(what: &str) -> Option<Handle> {
-    assert!(
-        std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"),
-        "this test needs {what}"
-    );
-    // Not by println!, which `cargo test` shows of failed tests only.
-    let _ = std::io::stderr().write_all(format!("left out: this test needs {what}\n").as_bytes());
-    None
-}
 
 /// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle. A user namespace can
 /// only be made by a process with one thread (unshare(2)), which a test never is, so util-linux's `unshare` makes it.
@@ -43,10 +35,12 @@ fn inside_namespace(test: &str) -> Option<Handle> {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            return lacks(&format!("a user namespace: {}", String::from_utf8_lossy(&output.stderr)));
+            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
+            return None;
         }
         Err(error) => {
-            return lacks(&format!("util-linux's `unshare` (apt-get install util-linux): {error}"));
+            left_out(&format!("util-linux's `unshare`: {error}"));
+            return None;
         }
     }
     let program = std::env::current_exe().unwrap();

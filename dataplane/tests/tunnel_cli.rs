@@ -3,11 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs")]
 
+#[path = "support/left_out.rs"]
+mod left_out;
+
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::{Command, Output, Stdio};
 
 use base64::Engine as _;
+use left_out::left_out;
 
 const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
 const PRIVATE: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
@@ -138,16 +142,6 @@ fn configuration_errors_name_file_and_line_as_text_and_as_json() {
     assert!(stderr(&output).contains(&format!("{file}:6: no-such-host.invalid:1")), "{}", stderr(&output));
 }
 
-/// Says what is missing; fails where everything was asked for.
-fn lacks(what: &str) {
-    assert!(
-        std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"),
-        "this test needs {what}"
-    );
-    // Not by println!, which `cargo test` shows of failed tests only.
-    let _ = std::io::stderr().write_all(format!("left out: this test needs {what}\n").as_bytes());
-}
-
 #[test]
 fn without_the_capability_one_sentence_names_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -157,7 +151,10 @@ fn without_the_capability_one_sentence_names_it() {
     let output = Command::new("unshare").args(["--user", TOWPATH, "up"]).arg(&file).output();
     let output = match output {
         Ok(output) if !stderr(&output).starts_with("unshare:") => output,
-        _ => return lacks("a user namespace"),
+        _ => {
+            left_out("user namespaces, to take a capability away");
+            return;
+        }
     };
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let last = stderr(&output).lines().last().unwrap();

@@ -1,8 +1,11 @@
 //! `towpath up` end to end: two endpoints in network namespaces of their own, real packets between them. Needs user
-//! namespaces and an open /dev/net/tun; without them each test says that it was left out.
+//! namespaces and an open /dev/net/tun; without them each test says that it is left out.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
+
+#[path = "support/left_out.rs"]
+mod left_out;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,21 +18,12 @@ use dataplane::netlink::Handle;
 use dataplane::sys::namespace;
 use dataplane::tunnel::key::SecretKey;
 use dataplane::tunnel::noise;
+use left_out::left_out;
 
 /// Set for the process that runs inside the namespaces.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
 const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Says what is missing; fails where everything was asked for.
-fn lacks(what: &str) {
-    assert!(
-        std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"),
-        "this test needs {what}"
-    );
-    // Not by println!, which `cargo test` shows of failed tests only.
-    let _ = std::io::stderr().write_all(format!("left out: this test needs {what}\n").as_bytes());
-}
 
 /// Runs the calling test again as root of new namespaces and answers `false`; answers `true` there.
 fn inside_namespace(test: &str) -> bool {
@@ -37,7 +31,7 @@ fn inside_namespace(test: &str) -> bool {
         return true;
     }
     if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        lacks(&format!("/dev/net/tun, open to this user (chmod 0666 /dev/net/tun): {error}"));
+        left_out(&format!("/dev/net/tun: {error}"));
         return false;
     }
     let unshare = |program: &std::ffi::OsStr, arguments: &[&str]| {
@@ -51,11 +45,11 @@ fn inside_namespace(test: &str) -> bool {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            lacks(&format!("a user namespace: {}", String::from_utf8_lossy(&output.stderr)));
+            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
             return false;
         }
         Err(error) => {
-            lacks(&format!("util-linux's `unshare` (apt-get install util-linux): {error}"));
+            left_out(&format!("util-linux's `unshare`: {error}"));
             return false;
         }
     }
@@ -64,8 +58,6 @@ fn inside_namespace(test: &str) -> bool {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("1 passed"), "the test did not run inside the namespace: {text}");
-    // What was left out in there.
-    let _ = std::io::stderr().write_all(&output.stderr);
     false
 }
 
@@ -319,7 +311,8 @@ fn packets_pass_over_a_debian_turn_server() {
             .spawn()
     });
     let Ok(mut server) = server else {
-        return lacks("coturn's turnserver: apt-get install coturn");
+        left_out("coturn's turnserver: apt-get install coturn");
+        return;
     };
     std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
     let interface = "MTU = 1420\n#towpath: Relay = turn:192.0.2.2:3478\n#towpath: RelayUsername = alice\n\

@@ -438,7 +438,9 @@ impl Application for Relay {
     fn slow_down<I: Ingress>(&mut self, _ingress: &mut I, _reading: bool) {}
 
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
-    fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {}
+    fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
+        self.report.finish(&self.drops, &self.server);
+    }
 
     fn drops(&self) -> Drops {
         self.drops.clone()

@@ -23,6 +23,13 @@ impl Report {
         if self.next.is_some_and(|next| now < next) {
             return;
         }
+        // Without news the loop need not wake for this.
+        self.next = self.finish(drops, server).then(|| now + INTERVAL);
+    }
+
+    /// Logs what has happened since the last time, whenever that was: called once more at the end. The answer is whether
+    /// there was anything.
+    pub fn finish(&mut self, drops: &Drops, server: &Server) -> bool {
         let mut news = false;
         for (cause, packets) in drops.iter() {
             let new = packets - self.drops.get(cause);
@@ -40,12 +47,11 @@ impl Report {
                 tracing::info!(code, requests = new, reason = reason(code), "requests refused");
             }
         }
-        // Without news the loop need not wake for this.
-        self.next = news.then(|| now + INTERVAL);
         if news {
             self.drops = drops.clone();
             self.refusals = server.refusals().collect();
         }
+        news
     }
 
     /// When there may be something to log. Only set while there was something last time: the driver calls in every

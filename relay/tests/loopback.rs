@@ -276,8 +276,23 @@ fn losses_are_logged_by_cause_and_not_by_packet() {
     receive(&client);
     let (status, log) = relay.stop();
     assert!(status.success());
-    assert!(log.lines().filter(|line| line.contains("packets lost")).count() <= 1, "{log}");
+    assert!(log.lines().filter(|line| line.contains("packets lost")).count() <= 2, "{log}");
     assert!(log.contains("\\\"no_allocation\\\":500"), "{log}");
+}
+
+#[test]
+fn what_was_refused_last_is_logged_before_the_end() {
+    let relay = RelayProcess::on_loopback(&[]);
+    let listen = relay.listen[0];
+    Client::new(listen).allocate();
+    // Long enough for a report; the next one would come ten seconds later.
+    std::thread::sleep(Duration::from_millis(100));
+    Client::new(listen).allocate();
+    let (status, log) = relay.stop();
+    assert!(status.success());
+    let challenges = log.lines().filter_map(|line| line.split_once("code=438 requests="));
+    let count = |rest: &str| rest.split(' ').next().and_then(|count| count.parse::<u32>().ok()).unwrap();
+    assert_eq!(challenges.map(|(_, rest)| count(rest)).sum::<u32>(), 2, "{log}");
 }
 
 #[test]

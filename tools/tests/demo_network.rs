@@ -2,26 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::io::Write as _;
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use left_out::left_out;
 use tools::netns::{Address, Cable, Namespace, Topology};
 
 /// Set for the process that runs inside the namespace.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
-
-/// Says what is missing; fails where everything was asked for.
-fn lacks(what: &str) -> Option<Topology> {
-    assert!(
-        std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"),
-        "this test needs {what}"
-    );
-    // Not by println!, which `cargo test` shows of failed tests only.
-    let _ = std::io::stderr().write_all(format!("left out: this test needs {what}\n").as_bytes());
-    None
-}
 
 /// Runs the calling test again inside a user namespace and answers `None`; inside, answers the network.
 fn inside_namespace(test: &str) -> Option<Topology> {
@@ -40,10 +32,12 @@ fn inside_namespace(test: &str) -> Option<Topology> {
     match unshare("true".as_ref(), &[]) {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            return lacks(&format!("a user namespace: {}", String::from_utf8_lossy(&output.stderr)));
+            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
+            return None;
         }
         Err(error) => {
-            return lacks(&format!("util-linux's `unshare` (apt-get install util-linux): {error}"));
+            left_out(&format!("util-linux's `unshare`: {error}"));
+            return None;
         }
     }
     let program = std::env::current_exe().unwrap();

@@ -1,16 +1,16 @@
 //! The TURN kinds through a relay in another process: this project's own, and coturn where it is installed, as an
 //! independent judge.
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking and says what it left out"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{self, Write as _};
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use left_out::left_out;
 use tools::run::{Kind, Pace, Problem, RunSpec, run};
 
 const USER: &str = "walker";
@@ -63,10 +63,7 @@ fn coturn(ip: &str) -> Option<Relay> {
     match spawned {
         Ok(child) => Some(Relay { child, address, _files: files }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let text = "coturn (turnserver) is not installed: apt-get install coturn";
-            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "{text}");
-            // Not by eprintln!, which `cargo test` shows of failed tests only.
-            let _ = io::stderr().write_all(format!("left out: {text}\n").as_bytes());
+            left_out("coturn's turnserver: apt-get install coturn");
             None
         }
         Err(error) => panic!("{error}"),

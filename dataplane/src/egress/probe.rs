@@ -8,8 +8,15 @@ use std::time::Instant;
 
 use super::{Class, Egress, Target, Uring};
 use crate::engine::Completions;
+use crate::sys::ring::{self, ReapHalf, SubmitHalf};
+use crate::sys::slab::Slab;
 use crate::sys::tun::Offloads;
 use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+
+/// Slots of the probe's ring: those that only control packets may take, and some more.
+const SOCKET_SLOTS: usize = 8;
+/// Slots for its one device write.
+const DEVICE_SLOTS: usize = 1;
 
 /// Sets a ring up, sends one datagram to a socket of its own over loopback, and writes one packet to `device` (which may
 /// still be down). The text of an error says why `uring` is not to be used, and how to change that.
@@ -17,7 +24,7 @@ use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
 /// # Errors
 /// The reason.
 pub fn probe(device: Option<Arc<OwnedFd>>, now: Instant) -> Result<(), String> {
-    let mut uring = Uring::new(true, Completions::Inline, now).map_err(|error| setup_reason(&error))?;
+    let mut uring = small_ring(now).map_err(|error| setup_reason(&error))?;
     loop_datagram(&mut uring, now)?;
     if let Some(device) = device {
         write_packet(&mut uring, device, now)?;
@@ -28,6 +35,15 @@ pub fn probe(device: Option<Arc<OwnedFd>>, now: Instant) -> Result<(), String> {
             "the kernel moved operations to {count} worker threads (iou-wrk): it is too old for them"
         )),
     }
+}
+
+/// A ring that locks little memory: the kernel lets go of it some time after it is closed, and until then it counts
+/// against the limit that the real ring has to fit into.
+fn small_ring(now: Instant) -> io::Result<Uring<SubmitHalf, ReapHalf>> {
+    let (slab, slots) = Slab::new(SOCKET_SLOTS + DEVICE_SLOTS)?;
+    let slab = Arc::new(slab);
+    let (submit, reap) = ring::new(slab.clone(), SOCKET_SLOTS)?;
+    Uring::with_ring(submit, reap, slab, slots, SOCKET_SLOTS, true, Completions::Inline, now)
 }
 
 /// The reason why a ring could not be set up.
@@ -51,7 +67,12 @@ fn loop_datagram(uring: &mut impl Egress, now: Instant) -> Result<(), String> {
     let text = |error: io::Error| format!("loopback probe: {error}");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let small = UdpOptions { receive_buffer: 65_536, send_buffer: 65_536, ..UdpOptions::default() };
-    let socket = UdpSocket::bind(any, &small).map_err(text)?;
+    let socket = UdpSocket::bind(any, &small).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrNotAvailable => {
+            format!("loopback probe: {error}; is the interface `lo` up? (ip link set lo up)")
+        }
+        _ => text(error),
+    })?;
     let port = uring.add_socket(socket.fd().clone()).map_err(text)?;
     let target = Target { port, to: socket.local_addr(), from: None, ecn: 0 };
     uring.append(&target, 4, Class::Control, |slot| {

@@ -174,6 +174,13 @@ fn survive(result: i32, source: Source, stats: &mut IngressStats) -> io::Result<
     if source == Source::Tun && matches!(errno, libc::EBADFD | libc::EBADF | libc::EIO | libc::ENODEV) {
         return Err(super::device_gone(io::Error::from_raw_os_error(errno)));
     }
+    if source == Source::Tun && errno == libc::EINVAL {
+        // Armed again it would only fail again, at once and for ever.
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "--ingress uring: this kernel cannot read a TUN device so (multishot reads: Linux 6.7): use --ingress epoll",
+        ));
+    }
     if !matches!(errno, libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR) {
         stats.errors += 1;
     }

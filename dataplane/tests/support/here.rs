@@ -1,16 +1,18 @@
 //! What this machine allows: namespaces, io_uring, the clock.
 
-use std::io::Write as _;
+#[path = "left_out.rs"]
+mod left_out;
+
 use std::time::{Duration, Instant};
+
+use left_out::left_out;
 
 /// Set for the process that runs inside the user namespace.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
 
 /// Says what is missing; fails where everything was asked for.
 pub fn lacks(what: &str) {
-    // Not by println!, which `cargo test` shows of failed tests only. Nobody is left to tell when this cannot be written.
-    let _ = std::io::stderr().write_all(format!("left out: this test needs {what}\n").as_bytes());
-    assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "needs {what}");
+    left_out(&format!("a test that needs {what}"));
 }
 
 /// Whether a ring can be set up; if not, says so.
@@ -63,7 +65,11 @@ pub fn again_inside_namespace(test: &str, error: &std::io::Error) {
     };
     let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     print!("{text}");
-    errors.lines().filter(|line| line.starts_with("left out")).for_each(lacks_too);
+    for line in errors.lines() {
+        if let Some(what) = line.strip_prefix("left out: ") {
+            left_out(what);
+        }
+    }
     if !text.contains("running 1 test") {
         return lacks(&format!(
             "root, or user namespaces (`sysctl kernel.unprivileged_userns_clone=1`, or \
@@ -71,11 +77,6 @@ pub fn again_inside_namespace(test: &str, error: &std::io::Error) {
         ));
     }
     assert!(output.status.success() && text.contains("1 passed"), "{errors}");
-}
-
-/// Passes on what a test said inside a namespace.
-fn lacks_too(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The time.

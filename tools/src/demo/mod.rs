@@ -58,7 +58,7 @@ pub struct DemoOptions {
     /// Print everything that was found as JSON instead of the table
     #[arg(long)]
     pub json: bool,
-    /// Only these I/O designs
+    /// Only these I/O designs, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "DESIGN", default_values_t = DESIGNS)]
     pub io: Vec<Io>,
 }

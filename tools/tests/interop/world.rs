@@ -5,12 +5,13 @@
 //! ```
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::left_out::left_out;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Set for the process that runs inside the namespaces.
@@ -48,9 +49,7 @@ pub fn enter(test: &str) -> Option<World> {
         return Some(world);
     }
     if let Some(missing) = missing() {
-        assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none_or(|value| value != "1"), "{missing}");
-        // Not by println!, which `cargo test` shows of failed tests only.
-        let _ = io::stderr().write_all(format!("left out: {missing}\n").as_bytes());
+        left_out(&missing);
         return None;
     }
     let program = std::env::current_exe().unwrap();
@@ -197,7 +196,7 @@ pub struct Process {
 impl Process {
     fn new(mut child: Child) -> Self {
         let (sender, lines) = std::sync::mpsc::channel();
-        let streams: [Box<dyn io::Read + Send>; 2] =
+        let streams: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
         for stream in streams {
             let sender = sender.clone();

@@ -1,0 +1,205 @@
+//! Relays, ours and coturn, and the clients that load them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use dataplane::stun::channel_data;
+use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+use dataplane::turn::{Client, ClientConfig, Event};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tools::netns::{Address, Namespace};
+use zeroize::Zeroizing;
+
+use super::figures::{Ledger, Sample};
+use super::programs::Programs;
+use super::rows::{Contender, Who};
+use super::world::World;
+use crate::load::{self, Flow, Load};
+use crate::process::{Process, Role, now};
+
+const PORT: u16 = 3478;
+const USER: &str = "bench";
+const PASSWORD: &str = "in-its-own-namespace";
+/// How long a relay may take to start, or to answer a client.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running relay.
+pub struct Relay {
+    process: Process,
+    ours: bool,
+}
+
+impl Relay {
+    /// Starts the contender's relay and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(world: &World, contender: &Contender, programs: &Programs) -> anyhow::Result<Self> {
+        let namespace = Some(&world.topology.relay);
+        let address = Address::RELAY.to_string();
+        let ours = contender.who == Who::Towpath;
+        let (mut process, ready) = if ours {
+            let users = world.write("users", &format!("{USER}:{PASSWORD}\n"))?;
+            let listen = format!("{address}:{PORT}");
+            let mut arguments = vec!["--listen", &listen, "--realm", "bench", "--user-file", &users];
+            arguments.extend(["--allow-peer", Address::ALL, "--allocations-per-user-max", "10000"]);
+            arguments.extend(["--log-format", "json"]);
+            arguments.extend(contender.flags.split_whitespace());
+            let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+            (Process::start("towpath-relay", Role::Relay, &arguments, namespace)?, "\"ready\"")
+        } else {
+            let (database, pid) = (world.path("turn.db"), world.path("turn.pid"));
+            let (program, login) = (programs.path("turnserver")?, format!("{USER}:{PASSWORD}"));
+            let mut arguments = vec![program.as_str(), "-n", "-L", &address, "-E", &address, "-r", "bench"];
+            arguments.extend(["--lt-cred-mech", "-u", &login, "--userdb", &database, "--pidfile", &pid]);
+            arguments.extend(["--no-tls", "--no-dtls", "--no-cli", "-l", "stdout", "--simple-log"]);
+            let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+            (Process::start("turnserver", Role::Program, &arguments, namespace)?, "Total General servers")
+        };
+        process.wait_for(ready, PATIENCE)?;
+        Ok(Self { process, ours })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Ends it; ours says what it did.
+    ///
+    /// # Errors
+    /// When ours does not end or keeps no ledger.
+    pub fn stop(self) -> anyhow::Result<Option<Ledger>> {
+        if !self.ours {
+            // It has nothing left to say, and its dropping kills it.
+            return Ok(None);
+        }
+        Ok(Some(Ledger::read(&self.process.stop()?).context("towpath-relay ended without a ledger")?))
+    }
+}
+
+/// A client with an allocation and a channel.
+pub struct TurnClient {
+    client: Client,
+    socket: UdpSocket,
+}
+
+impl TurnClient {
+    /// Allocates at the relay and binds a channel to `peer`.
+    ///
+    /// # Errors
+    /// What the relay refuses, or its silence.
+    pub fn connect(socket: UdpSocket, peer: SocketAddr, seed: u64) -> anyhow::Result<Self> {
+        let config = ClientConfig {
+            server: SocketAddr::from((Address::RELAY, PORT)),
+            username: USER.to_owned(),
+            password: Zeroizing::new(PASSWORD.to_owned()),
+            family: None,
+            seed,
+        };
+        let mut this = Self { client: Client::new(config, now()), socket };
+        let deadline = now() + PATIENCE;
+        let mut batch = ReceiveBatch::new(1, RECEIVE_LEN);
+        let mut wanted = false;
+        while this.client.channel(peer).is_none() {
+            if now() > deadline {
+                bail!("the relay does not answer");
+            }
+            while let Some(event) = this.client.poll_event() {
+                match event {
+                    Event::Failed { reason } => bail!("the relay: {reason}"),
+                    Event::Allocated { .. } if !wanted => {
+                        wanted = true;
+                        this.client.bind_channel(peer, now()).context("no channel left")?;
+                    }
+                    _ => {}
+                }
+            }
+            this.exchange(&mut batch)?;
+        }
+        Ok(this)
+    }
+
+    /// Sends what is due, waits for an answer and takes it.
+    fn exchange(&mut self, batch: &mut ReceiveBatch) -> anyhow::Result<()> {
+        if self.client.poll_timeout().is_some_and(|due| due <= now()) {
+            self.client.handle_timeout(now());
+        }
+        while let Some(message) = self.client.poll_transmit() {
+            let to = SocketAddr::from((Address::RELAY, PORT));
+            self.socket.send_segments(to, None, 0, &message, message.len())?;
+        }
+        let mut fds = [PollFd::from_borrowed_fd(self.socket.fd().as_fd(), PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }))?;
+        self.socket.receive_batch(batch)?;
+        for arrival in batch.iter_mut() {
+            self.client.handle_input(arrival.bytes, now());
+        }
+        Ok(())
+    }
+
+    /// The flow of datagrams of `size` bytes to `peer`.
+    ///
+    /// # Errors
+    /// When there is no channel, or a datagram would be too long.
+    pub fn flow(&self, peer: SocketAddr, size: usize) -> anyhow::Result<Flow> {
+        let number = self.client.channel(peer).context("no channel")?;
+        let header = channel_data::header(number, size).context("longer than a ChannelData message")?;
+        let to = SocketAddr::from((Address::RELAY, PORT));
+        Ok(Flow { socket: self.socket.clone(), to, header: header.to_vec() })
+    }
+}
+
+/// Sockets at `address` in a namespace.
+///
+/// # Errors
+/// What bind(2) answers.
+pub fn sockets(
+    namespace: &Namespace,
+    address: IpAddr,
+    count: usize,
+    buffer: usize,
+) -> anyhow::Result<Vec<UdpSocket>> {
+    let options = UdpOptions {
+        receive_buffer: buffer,
+        send_buffer: buffer,
+        packet_info: false,
+        ..UdpOptions::default()
+    };
+    let bind = || UdpSocket::bind(SocketAddr::new(address, 0), &options);
+    let sockets: std::io::Result<Vec<UdpSocket>> = namespace.run(|| (0..count).map(|_| bind()).collect())?;
+    Ok(sockets?)
+}
+
+/// One turn: client A sends `load` over a channel to B.
+///
+/// # Errors
+/// When the relay does not serve or nothing arrives.
+pub fn measure(
+    world: &World,
+    contender: &Contender,
+    programs: &Programs,
+    load: Load,
+) -> anyhow::Result<Sample> {
+    let relay = Relay::start(world, contender, programs)?;
+    let sink = sockets(&world.topology.b, Address::B_AT_RELAY.into(), 1, 32 << 20)?.remove(0);
+    let source = sockets(&world.topology.a, Address::A_AT_RELAY.into(), 1, 8 << 20)?.remove(0);
+    let client = TurnClient::connect(source, sink.local_addr(), 1)?;
+    let flow = client.flow(sink.local_addr(), load.size)?;
+    let before = load::cpu_seconds(relay.pid());
+    let counted = load::run(load, &[flow], &sink)?;
+    let used = load::cpu_seconds(relay.pid()) - before;
+    let resident_kib = load::resident_kib(relay.pid(), "VmHWM");
+    if counted.arrived == 0 {
+        bail!("nothing arrived at the peer");
+    }
+    Ok(Sample {
+        cost: used * 1e9 / counted.arrived as f64,
+        rate: counted.arrived as f64 / load.duration.as_secs_f64() / 1e3,
+        lost: 1.0 - counted.share(),
+        resident_kib,
+        ledger: relay.stop()?,
+    })
+}

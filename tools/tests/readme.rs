@@ -1,0 +1,388 @@
+//! The README says what is so: its commands and flags are accepted, its examples parse, its tables are complete.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::disallowed_methods, reason = "a test starts programs")]
+
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+#[path = "readme/markdown.rs"]
+mod markdown;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use clap::{Parser as _, ValueEnum as _};
+use dataplane::config::Config;
+use dataplane::drops::Cause;
+use dataplane::engine::Io;
+use left_out::left_out;
+use markdown::{Document, commands_of_shell};
+use rustix::process::{Pid, Signal, kill_process};
+
+const LAB: &str = env!("CARGO_BIN_EXE_towpath-lab");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn document(name: &str) -> Document {
+    Document::parse(&fs::read_to_string(root().join(name)).unwrap())
+}
+
+/// One of the three programs. The lab runs the other two under hidden subcommands, so that one build tests all.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(LAB);
+    match name {
+        "towpath" => _ = command.args(["__tunnel", "-", &std::process::id().to_string()]),
+        "towpath-relay" => _ = command.args(["__relay", "-", &std::process::id().to_string()]),
+        "towpath-lab" => {}
+        other => panic!("there is no program {other}"),
+    }
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Whether a command line is understood: with `--help` behind it, the flags and values before it are still checked.
+fn accepts(words: &[String]) -> Result<(), String> {
+    let output = program(&words[0]).args(&words[1..]).arg("--help").output().unwrap();
+    if output.status.success() { Ok(()) } else { Err(format!("{}: {}", words.join(" "), errors(&output))) }
+}
+
+/// A value for what stands in capitals or with an ellipsis.
+fn filled(word: &str) -> String {
+    let value = match word.trim_end_matches('…') {
+        "KIND" => "udp",
+        "TARGET" | "ADDR:PORT" => "127.0.0.1:9",
+        "FILE" | "RUN" | "DIR" => "x",
+        "NAME:PASSWORD" => "a:b",
+        "CIDR" => "10.0.0.0/8",
+        "LOW-HIGH" => "1-2",
+        "ADDR" => "127.0.0.1",
+        "PUBLIC[/LOCAL]" => "203.0.113.1/10.0.0.1",
+        "REALM" => "example.org",
+        "N" | "$!" => "1",
+        other => other,
+    };
+    value.to_owned()
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(filled).collect()
+}
+
+fn is_ours(word: &str) -> bool {
+    matches!(word, "towpath" | "towpath-relay" | "towpath-lab")
+}
+
+#[test]
+fn every_command_is_accepted_as_it_stands() {
+    let readme = document("README.md");
+    let mut seen = 0;
+    for block in readme.blocks("sh") {
+        for command in commands_of_shell(block) {
+            let name = command[0].as_str();
+            let known = ["cargo", "umask", "sudo", "jq", "kill"].contains(&name);
+            assert!(is_ours(name) || known, "{name} is nothing that this test knows: {command:?}");
+            if is_ours(name) {
+                let command: Vec<String> = command.iter().map(|word| filled(word)).collect();
+                accepts(&command).unwrap();
+                seen += 1;
+            }
+        }
+    }
+    for span in readme.spans().filter(|(_, span)| span.starts_with("towpath")).map(|(_, span)| span) {
+        let command = words(span);
+        // A program's name alone, a package, a file, or what is said not to work.
+        if command.len() < 2 || !is_ours(&command[0]) || span == "towpath wg0" {
+            continue;
+        }
+        accepts(&command).unwrap();
+        seen += 1;
+    }
+    assert!(seen > 15, "only {seen} commands were found");
+}
+
+/// Command lines that flags are tried on.
+const UP: &str = "towpath up x";
+const RELAY: &str = "towpath-relay";
+const LABS: [&str; 4] = [
+    "towpath-lab run udp 127.0.0.1:9",
+    "towpath-lab demo",
+    "towpath-lab reflect 127.0.0.1:9",
+    "towpath-lab compare x",
+];
+
+#[test]
+fn every_flag_in_the_text_exists_where_the_text_says() {
+    let readme = document("README.md");
+    let mut seen = 0;
+    for (section, span) in readme.spans().filter(|(_, span)| span.starts_with("--")) {
+        let bases: Vec<&str> = match section {
+            "The tunnel" => vec![UP, RELAY],
+            "The relay" => vec![RELAY],
+            "The lab" => LABS.to_vec(),
+            _ => [UP, RELAY].into_iter().chain(LABS).collect(),
+        };
+        let attempt = |base: &&str| {
+            let mut line = words(base);
+            line.extend(words(span));
+            // A flag alone is shown without its value.
+            accepts(&line)
+                .or_else(|error| if error.contains("a value is required") { Ok(()) } else { Err(error) })
+        };
+        assert!(
+            bases.iter().any(|base| attempt(base).is_ok()),
+            "{section}: `{span}` is accepted by none of {bases:?}"
+        );
+        seen += 1;
+    }
+    assert!(seen > 30, "only {seen} flags were found");
+}
+
+#[test]
+fn every_flag_of_tunnel_relay_demo_and_compare_is_described() {
+    let readme = document("README.md");
+    let described: BTreeSet<&str> =
+        readme.spans().filter_map(|(_, span)| span.split_whitespace().next()).collect();
+    for base in [UP, RELAY, LABS[1], LABS[3]] {
+        let line = words(base);
+        let output = program(&line[0]).args(&line[1..]).arg("--help").output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let flags = help.split_whitespace().filter(|word| word.starts_with("--"));
+        for flag in flags.map(|word| word.trim_end_matches([',', '`'])).filter(|flag| *flag != "--help") {
+            assert!(
+                flag == "--version" || described.contains(flag),
+                "the README does not describe {flag} of {base}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_drop_cause_and_design_has_its_row() {
+    let readme = document("README.md");
+    let causes: Vec<&str> = readme.column("Drop causes", "cause");
+    assert_eq!(causes, Cause::ALL.iter().map(|cause| cause.name()).collect::<Vec<_>>());
+    let designs: BTreeSet<&str> = readme.column("I/O designs", "`--io`").into_iter().collect();
+    let all: Vec<_> = Io::value_variants().iter().filter_map(|io| io.to_possible_value()).collect();
+    assert_eq!(designs, all.iter().map(|value| value.get_name()).collect());
+}
+
+/// A directory with the files that the examples name.
+fn directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    write(&directory.path().join("wg0.key"), "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n");
+    write(&directory.path().join("wg0.relay-password"), "secret\n");
+    write(&directory.path().join("users"), "alice:secret\n");
+    directory
+}
+
+fn write(path: &Path, text: &str) {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+fn tunnel_config(text: &str) -> Result<(Config, Vec<String>), String> {
+    let directory = directory();
+    let file = directory.path().join("wg0.conf");
+    write(&file, text);
+    Config::load(&file).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_examples_of_tunnel_configurations_are_good() {
+    let readme = document("README.md");
+    let mut relays = Vec::new();
+    for example in readme.blocks("ini") {
+        let (config, warnings) = tunnel_config(example).unwrap();
+        assert!(warnings.is_empty() && config.peers.len() == 1, "{warnings:?}");
+        relays.push(config.relay.is_some());
+    }
+    assert_eq!(relays, [false, true]);
+
+    let packaged = fs::read_to_string(root().join("dataplane/packaging/wg0.conf")).unwrap();
+    let (config, warnings) = tunnel_config(&packaged).unwrap();
+    assert!(warnings.is_empty() && config.relay.is_none() && config.mtu == 1_420);
+    let psk = "#PresharedKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+    let whole = packaged.replace("#PresharedKey =", psk).replace("##towpath:", "#towpath:");
+    let whole = whole.replace("#PresharedKey", "PresharedKey").replace("#Persistent", "Persistent");
+    let (config, _) = tunnel_config(&whole).unwrap();
+    assert!(config.relay.is_some() && config.peers[0].preshared_key.is_some());
+    assert_eq!(config.peers[0].persistent_keepalive, 25);
+}
+
+#[test]
+fn the_examples_of_relay_configurations_are_good() {
+    let directory = directory();
+    let users = directory.path().join("users");
+    let load = |text: &str| {
+        let file = directory.path().join("relay.toml");
+        write(&file, &text.replace("/etc/towpath-relay.users", users.to_str().unwrap()));
+        let args = ["towpath-relay", "--config", file.to_str().unwrap()];
+        let args = relay::config::Args::try_parse_from(args).unwrap();
+        relay::config::Config::load(&args).unwrap()
+    };
+    for example in document("README.md").blocks("toml") {
+        assert_eq!(load(example).relay_ports, 50_000..=59_999);
+    }
+    let packaged = fs::read_to_string(root().join("relay/packaging/towpath-relay.toml")).unwrap();
+    let config = load(&packaged);
+    assert_eq!((config.realm.0.as_str(), config.users.len()), ("relay.example", 1));
+    // Every setting that is shown as a comment, too; those that show the default leave it as it is.
+    let is_setting = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line.contains(" = ");
+    let uncommented: Vec<&str> =
+        packaged.lines().map(|line| if is_setting(line) { &line[1..] } else { line }).collect();
+    let whole = load(&uncommented.join("\n"));
+    assert_eq!(
+        (whole.listen.as_slice(), &whole.relay_ports),
+        (config.listen.as_slice(), &config.relay_ports)
+    );
+    assert_eq!(whole.channel_numbers, config.channel_numbers);
+    assert_eq!(whole.allocations_max, config.allocations_max);
+    assert_eq!(whole.allocations_per_user_max, config.allocations_per_user_max);
+    assert_eq!((whole.allow_peers.len(), whole.external.len(), whole.relay_addresses.len()), (1, 1, 1));
+}
+
+#[test]
+fn what_is_not_supported_yet_says_so() {
+    let readme = document("README.md");
+    let text = readme.paragraph("Tunnel: a default route");
+    for key in ["PreUp", "PostUp", "PreDown", "PostDown", "DNS", "Table", "FwMark", "SaveConfig"] {
+        assert!(text.contains(&format!("`{key}`")), "{key}");
+        let error =
+            tunnel_config(&format!("[Interface]\nPrivateKeyFile = wg0.key\n{key} = x\n")).unwrap_err();
+        assert!(error.contains("wg0.conf:3: ") && error.contains("not supported yet"), "{error}");
+    }
+    let error =
+        tunnel_config("[Interface]\nPrivateKeyFile = wg0.key\n[Peer]\nAllowedIPs = ::/0\n").unwrap_err();
+    assert!(error.contains("not supported yet"), "{error}");
+    for line in ["towpath wg0", "towpath-relay --admin 127.0.0.1:9"] {
+        let line = words(line);
+        let output = program(&line[0]).args(&line[1..]).output().unwrap();
+        assert!(
+            output.status.code() == Some(2) && errors(&output).contains("not supported yet"),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn the_key_commands_work_when_typed_into_a_shell() {
+    let readme = document("README.md");
+    let script = readme.blocks("sh").find(|block| block.contains("genkey")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let towpath = directory.path().join("towpath");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o700).open(&towpath).unwrap();
+    writeln!(file, "#!/bin/sh\nexec {LAB} __tunnel - $PPID \"$@\"").unwrap();
+    drop(file);
+    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+    let output =
+        Command::new("sh").args(["-ec", script]).env("PATH", path).current_dir(&directory).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let public: dataplane::tunnel::key::PublicKey =
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    let private = fs::read_to_string(directory.path().join("wg0.key")).unwrap();
+    assert_eq!(dataplane::tunnel::noise::public_key(&private.trim().parse().unwrap()), public);
+}
+
+/// What a relay logs as JSON from its start to a SIGTERM once it is ready.
+fn log() -> String {
+    let flags = ["--listen", "127.0.0.1:0", "--log-format", "json", "--io", "suspend"];
+    let mut relay = program("towpath-relay").args(flags).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = String::new();
+    let mut lines = BufReader::new(relay.stderr.take().unwrap());
+    while lines.read_line(&mut log).unwrap() > 0 {
+        if log.ends_with('\n') && log.lines().last().is_some_and(|line| line.contains("\"ready\"")) {
+            kill_process(Pid::from_raw(relay.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+        }
+    }
+    assert!(relay.wait().unwrap().success(), "{log}");
+    log
+}
+
+#[test]
+fn jq_reads_the_log_as_described() {
+    let log = log();
+    let readme = document("README.md");
+    let filters: Vec<Vec<String>> = readme
+        .blocks("sh")
+        .flat_map(commands_of_shell)
+        .filter(|command| command[0] == "jq")
+        .map(|command| command[1..].to_vec())
+        .collect();
+    let run = |arguments: &[String]| {
+        let child = Command::new("jq").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.ok()?;
+        child.stdin.take().unwrap().write_all(log.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "jq {arguments:?}");
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let Some(text) = run(&filters[0]) else {
+        return left_out("the README's jq commands: apt-get install jq");
+    };
+    let line = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let member = |name: &str| line[name].as_str().unwrap().to_owned();
+        format!("{} {} {}\n", member("time"), member("severity"), member("message"))
+    };
+    assert_eq!(text, log.lines().map(line).collect::<String>());
+    assert!(text.contains(" INFO ready\n") && text.contains(" WARN "), "{text}");
+    let ledger: serde_json::Value = serde_json::from_str(&run(&filters[1]).unwrap()).unwrap();
+    assert_eq!((&ledger["unexplained"], &ledger["offered"]), (&0.into(), &0.into()));
+}
+
+#[test]
+fn the_cargo_commands_name_what_there_is() {
+    let manifest = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let workspace = manifest("Cargo.toml");
+    let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
+    let mut seen = 0;
+    for document in [document("README.md"), document(".github/CONTRIBUTING.md")] {
+        let spans = document.spans().map(|(_, span)| span);
+        for command in document.blocks("sh").chain(spans).flat_map(commands_of_shell) {
+            let Some(start) = command.iter().position(|word| word == "cargo") else { continue };
+            let words = &command[start..];
+            let after =
+                |flag: &str| words.iter().position(|word| word == flag).map(|at| words[at + 1].as_str());
+            let package = after("-p");
+            assert!(package.is_none_or(|name| members.contains(&format!("\"{name}\""))), "{command:?}");
+            if let Some(file) = after("--test") {
+                assert!(root().join(format!("{}/tests/{file}.rs", package.unwrap())).exists(), "{command:?}");
+            }
+            if words.get(1).is_some_and(|word| word == "run") && package == Some("tools") {
+                assert!(manifest("tools/Cargo.toml").contains("default-run = \"towpath-lab\""));
+                accepts(&["towpath-lab".to_owned(), after("--").unwrap().to_owned()]).unwrap();
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 6, "only {seen} cargo commands were found");
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for name in ["README.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"] {
+        let folder = root().join(name).parent().unwrap().to_owned();
+        for link in document(name).links().filter(|link| !link.starts_with("https://")) {
+            let (file, anchor) =
+                link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+            let path = if file.is_empty() { root().join(name) } else { folder.join(file) };
+            assert!(path.exists(), "{name}: {link}");
+            if let Some(anchor) = anchor {
+                let target = Document::parse(&fs::read_to_string(&path).unwrap());
+                assert!(target.anchors().any(|other| other == anchor), "{name}: {link}");
+            }
+        }
+    }
+}
