@@ -106,10 +106,35 @@ pub fn run<A: Application, I: Ingress, E: Egress>(
     while !state.stopping {
         state.turn(application, ingress, egress, signals)?;
     }
+    take_what_was_read(application, ingress, egress)?;
     application.stop(egress, Instant::now());
     drain(egress)?;
     let egress = egress.close();
     Ok(Ledger { ingress: ingress.stats(), egress, application: application.drops() })
+}
+
+/// Deals with what the ingress has read ahead, no faster than it leaves: it was accepted, so it is delivered or counted.
+#[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
+fn take_what_was_read<A: Application, I: Ingress, E: Egress>(
+    application: &mut A,
+    ingress: &mut I,
+    egress: &mut E,
+) -> io::Result<()> {
+    let deadline = Instant::now() + DRAIN_TIME;
+    loop {
+        let now = Instant::now();
+        let more = ingress.finish(&mut |received| {
+            if received.token != SIGNALS {
+                application.handle(received, egress, now);
+            }
+        })?;
+        while egress.flush(Instant::now())? != Flush::Done && Instant::now() < deadline {
+            std::thread::sleep(RETRY_INTERVAL);
+        }
+        if !more {
+            return Ok(());
+        }
+    }
 }
 
 /// Flushes until nothing is pending, for as long as there is time.

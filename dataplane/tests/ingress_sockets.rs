@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use dataplane::ingress::{Epoll, Ingress, Meta, Received, Source, Token, UringIngress};
@@ -38,6 +38,8 @@ macro_rules! suite {
 suite! {
     superpackets_arrive_whole_and_in_order: Superpackets,
     a_paused_source_is_not_read: Paused,
+    a_paused_device_keeps_what_it_has: PausedDevice,
+    what_was_read_is_handed_over_at_the_end: Finished,
     a_removed_source_is_silent: Removed,
     a_source_removed_at_once_takes_nothing_from_the_next: RemovedAtOnce,
     write_readiness_wakes: Writable,
@@ -140,6 +142,66 @@ impl Scenario for Paused {
             ingress.set_reading(TOKEN, true);
             poll_until(&mut ingress, 1, |_| 1);
         }
+    }
+}
+
+/// More is read from a device than one poll hands over; once it is paused, nothing more comes until it is resumed, and
+/// then in order. A pipe in packet mode stands for the device.
+struct PausedDevice;
+
+impl Scenario for PausedDevice {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (reader, _writer) = device();
+        ingress.add(reader.as_fd(), TOKEN, Source::Tun).expect("added");
+        let mut expected = 0..PACKETS;
+        let mut next = |received: Received<'_>| {
+            let number = expected.next().expect("no more than were written");
+            assert_eq!((received.meta, &received.bytes[..4]), (Meta::Tun, &number.to_be_bytes()[..]));
+            1
+        };
+        poll(&mut ingress, 100, |received| assert_eq!(next(received), 1));
+        ingress.set_reading(TOKEN, false);
+        (0..5).for_each(|_| poll(&mut ingress, 1, |_| panic!("read though paused")));
+        ingress.set_reading(TOKEN, true);
+        poll_until(&mut ingress, PACKETS as usize - 16, next);
+    }
+}
+
+/// Packets in a [`device`], of 4,096 bytes: four times what one poll hands over.
+const PACKETS: u32 = 64;
+
+/// A pipe in packet mode, which stands for a device, with numbered packets in it.
+fn device() -> (OwnedFd, OwnedFd) {
+    let flags = rustix::pipe::PipeFlags::DIRECT | rustix::pipe::PipeFlags::NONBLOCK;
+    let (reader, writer) = rustix::pipe::pipe_with(flags).expect("pipe");
+    rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).expect("room");
+    for number in 0..PACKETS {
+        rustix::io::write(&writer, &[number.to_be_bytes(); 1024].concat()).expect("written");
+    }
+    (reader, writer)
+}
+
+/// At the end, what has been read is handed over, paused or not, and the rest is left where it is.
+struct Finished;
+
+impl Scenario for Finished {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (reader, _writer) = device();
+        ingress.add(reader.as_fd(), TOKEN, Source::Tun).expect("added");
+        let mut expected = 0..PACKETS;
+        let mut next = |received: Received<'_>| {
+            let number = expected.next().expect("no more than were written");
+            assert_eq!(received.bytes[..4], number.to_be_bytes());
+        };
+        poll(&mut ingress, 100, &mut next);
+        ingress.set_reading(TOKEN, false);
+        while ingress.finish(&mut next).expect("finished") {}
+        let mut bytes = [0; 4096];
+        for number in expected {
+            rustix::io::read(&reader, &mut bytes).expect("what nobody has read");
+            assert_eq!(bytes[..4], number.to_be_bytes());
+        }
+        assert!(rustix::io::read(&reader, &mut bytes).is_err(), "it was handed over and is still there");
     }
 }
 

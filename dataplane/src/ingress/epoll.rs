@@ -219,6 +219,11 @@ impl Ingress for Epoll {
         self.more
     }
 
+    /// Nothing is read before it is asked for.
+    fn finish(&mut self, _: &mut impl FnMut(Received<'_>)) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn stats(&self) -> IngressStats {
         self.stats
     }

@@ -135,6 +135,13 @@ pub trait Ingress {
     /// Whether the last [`Ingress::poll`] stopped at its own bound, so that the next will not have to wait.
     fn has_more(&self) -> bool;
 
+    /// Ends: reads nothing more, and hands over what was read before it was asked for, a bounded amount. `true`: call it
+    /// again when what became of that has been flushed.
+    ///
+    /// # Errors
+    /// As [`Ingress::poll`].
+    fn finish(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<bool>;
+
     /// Figures so far.
     fn stats(&self) -> IngressStats;
 }

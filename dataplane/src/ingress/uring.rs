@@ -6,10 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token};
-use crate::sys::receive_ring::{Event, ReceiveRing, parse_datagram};
+use crate::sys::receive_ring::{After, Event, ReceiveRing, parse_datagram};
 
-/// Provided buffers, 64 KiB each; only what is used is ever touched.
+/// Provided buffers for datagrams, 64 KiB each; only what is used is ever touched.
 const BUFFERS: u16 = 32;
+/// The same for devices: what a read takes beyond one poll is kept in them.
+const DEVICE_BUFFERS: u16 = 16;
 
 /// What an operation is, in the upper bits of its user data.
 const RECEIVE: u64 = 0;
@@ -25,6 +27,8 @@ struct Entry {
     /// Tells operations of an earlier source with this token apart.
     generation: u32,
     dropped: u32,
+    /// Reads of a device that are kept in the ring, because it is paused or one poll has handed over enough.
+    kept: usize,
 }
 
 /// See the module.
@@ -34,6 +38,8 @@ pub struct UringIngress {
     generation: u32,
     /// Receives that ended and are armed again once the buffers are back.
     ended: Vec<Token>,
+    /// The end has come: nothing is armed any more.
+    finishing: bool,
     stats: IngressStats,
 }
 
@@ -48,16 +54,23 @@ impl UringIngress {
     /// As [`ReceiveRing::new`].
     pub fn new() -> io::Result<Self> {
         Ok(Self {
-            ring: ReceiveRing::new(BUFFERS)?,
+            ring: ReceiveRing::new(BUFFERS, DEVICE_BUFFERS)?,
             sources: HashMap::default(),
             generation: 0,
             ended: Vec::with_capacity(64),
+            finishing: false,
             stats: IngressStats::default(),
         })
     }
 
+    /// Whether something is kept of a source that is not paused.
+    fn has_kept_to_hand_over(&self) -> bool {
+        self.ring.has_kept() && self.sources.values().any(|entry| entry.kept > 0 && entry.reading)
+    }
+
     fn arm(&mut self, token: Token) -> io::Result<()> {
-        let Some(entry) = self.sources.get_mut(&token).filter(|entry| entry.reading && !entry.armed) else {
+        let wanted = |entry: &&mut Entry| entry.reading && !entry.armed;
+        let Some(entry) = self.sources.get_mut(&token).filter(wanted).filter(|_| !self.finishing) else {
             return Ok(());
         };
         let data = user_data(token, entry.generation, RECEIVE);
@@ -71,36 +84,53 @@ impl UringIngress {
     }
 }
 
-/// Deals with one completion.
+/// What one poll has come to so far.
+#[derive(Default)]
+struct Poll {
+    device_bytes: usize,
+    failure: Option<io::Error>,
+}
+
+/// Deals with one completion, or with one that was `kept`.
 fn complete(
     event: Event<'_>,
-    device_bytes: &mut usize,
+    kept: bool,
+    poll: &mut Poll,
     sources: &mut HashMap<Token, Entry, foldhash::fast::RandomState>,
     ended: &mut Vec<Token>,
     stats: &mut IngressStats,
     handler: &mut impl FnMut(Received<'_>),
-) -> io::Result<()> {
+) -> After {
     let token = Token(event.user_data as u32);
-    let Some(entry) = sources.get_mut(&token) else { return Ok(()) };
+    let Some(entry) = sources.get_mut(&token) else { return After::Return };
     let generation = (event.user_data >> 32) as u32 & 0x00ff_ffff;
     if generation != entry.generation & 0x00ff_ffff {
-        return Ok(());
+        return After::Return;
     }
     if event.user_data >> 56 == WRITABLE {
         entry.writing = false;
-        return Ok(());
+        return After::Return;
     }
     if !event.more {
         entry.armed = false;
         ended.push(token);
     }
     if event.result < 0 {
-        return survive(event.result, entry.source, stats);
+        let failure = survive(event.result, entry.source, stats).err();
+        poll.failure = poll.failure.take().or(failure);
+        return After::Return;
     }
     match (entry.source, event.bytes) {
         (Source::Ready, _) => handler(Received { token, meta: Meta::Ready, bytes: &mut [] }),
         (Source::Tun, Some(bytes)) if !bytes.is_empty() => {
-            *device_bytes += bytes.len();
+            // Nothing overtakes what is kept.
+            let behind = !kept && entry.kept > 0;
+            if !entry.reading || behind || poll.device_bytes >= DEVICE_BYTES {
+                entry.kept += usize::from(!kept);
+                return After::Keep;
+            }
+            entry.kept -= usize::from(kept);
+            poll.device_bytes += bytes.len();
             stats.superpackets += 1;
             stats.packets += 1;
             handler(Received { token, meta: Meta::Tun, bytes });
@@ -108,7 +138,7 @@ fn complete(
         (Source::Udp, Some(bytes)) => hand_over(token, entry, bytes, stats, handler),
         _ => {}
     }
-    Ok(())
+    After::Return
 }
 
 fn hand_over(
@@ -162,7 +192,16 @@ impl Ingress for UringIngress {
         let fd = fd.try_clone_to_owned()?;
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let entry = Entry { fd, source, reading: true, armed: false, writing: false, generation, dropped: 0 };
+        let entry = Entry {
+            fd,
+            source,
+            reading: true,
+            armed: false,
+            writing: false,
+            generation,
+            dropped: 0,
+            kept: 0,
+        };
         self.sources.insert(token, entry);
         self.arm(token).inspect_err(|_| {
             self.sources.remove(&token);
@@ -196,28 +235,37 @@ impl Ingress for UringIngress {
     }
 
     fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+        // What is kept of a source that is read again has nothing to wait for.
+        let timeout = if self.has_kept_to_hand_over() { Some(Duration::ZERO) } else { timeout };
         self.ring.wait(timeout)?;
         let Self { ring, sources, ended, stats, .. } = self;
-        let mut result = Ok(());
-        let mut device_bytes = 0;
-        ring.drain(|event| {
-            let done = complete(event, &mut device_bytes, sources, ended, stats, handler);
-            if result.is_ok() {
-                result = done;
-            }
-            device_bytes < DEVICE_BYTES
-        });
+        let mut poll = Poll::default();
+        if ring.has_kept() {
+            ring.hand_over_kept(|event| complete(event, true, &mut poll, sources, ended, stats, handler));
+        }
+        ring.drain(|event| complete(event, false, &mut poll, sources, ended, stats, handler));
         for index in 0..self.ended.len() {
             self.stats.rearmed += 1;
             self.arm(self.ended[index])?;
         }
         self.ended.clear();
         self.stats.system_calls = self.ring.enters();
-        result
+        poll.failure.map_or(Ok(()), Err)
     }
 
     fn has_more(&self) -> bool {
-        self.ring.has_completions()
+        self.ring.has_completions() || self.has_kept_to_hand_over()
+    }
+
+    fn finish(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<bool> {
+        if !std::mem::replace(&mut self.finishing, true) {
+            self.ring.cancel_all();
+            for entry in self.sources.values_mut() {
+                entry.reading = true;
+            }
+        }
+        self.poll(Some(Duration::ZERO), handler)?;
+        Ok(self.has_more())
     }
 
     fn stats(&self) -> IngressStats {

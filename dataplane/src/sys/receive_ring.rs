@@ -1,8 +1,10 @@
 //! The ingress ring: multishot receives and reads into a ring of provided buffers (io_uring_register_buf_ring(3)).
 //!
 //! One thread owns it. A buffer belongs to the kernel until a completion names it, then to the callback for the time of
-//! the call, then to the kernel again.
+//! the call, then to the kernel again, or to the ring while the callback has it kept. Datagrams and devices have buffers
+//! of their own, so that what is kept of a paused device takes none from the sockets.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -15,7 +17,6 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use super::address::{self, ADDRESS_LEN};
 use super::message::{self, RECEIVE_CONTROL, ReceiveInfo};
 
-const GROUP: u16 = 0;
 /// `struct io_uring_recvmsg_out`.
 const OUT_HEADER: usize = 16;
 /// What a multishot receive puts in front of the payload.
@@ -99,60 +100,46 @@ pub fn parse_datagram(bytes: &mut [u8]) -> Option<Datagram<'_>> {
         .filter(|datagram| datagram.payload.len() == payload_len || truncated)
 }
 
-/// The ring and its buffers.
-pub struct ReceiveRing {
-    ring: IoUring,
-    buffers: Mapping,
-    entries: Mapping,
-    count: u16,
-    tail: u16,
-    /// Read by the kernel for as long as a receive is armed.
-    template: Box<libc::msghdr>,
-    enters: u64,
+/// What becomes of a completion's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Done with it.
+    Return,
+    /// It is handed over again by [`ReceiveRing::hand_over_kept`]. A completion without a buffer is not kept.
+    Keep,
 }
 
-// SAFETY: the pointers are to mappings and a box that this value owns; it is used by one thread at a time.
-unsafe impl Send for ReceiveRing {}
+/// A buffer that is neither the kernel's nor a callback's.
+struct Kept {
+    user_data: u64,
+    buffer: u16,
+    len: usize,
+}
 
-impl ReceiveRing {
-    /// Sets up a ring with `count` buffers (a power of two); the calling thread owns it from then on.
-    ///
-    /// # Errors
-    /// What io_uring_setup(2) and io_uring_register(2) answer.
-    pub fn new(count: u16) -> io::Result<Self> {
-        let count = count.next_power_of_two();
-        let mut builder = IoUring::builder();
-        builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_cqsize(4096);
-        let ring: IoUring = builder.dontfork().build(256)?;
-        let buffers = Mapping::new(usize::from(count) * BUFFER)?;
+/// A ring of provided buffers: those from `first` on, `count` of them, a power of two.
+struct Group {
+    id: u16,
+    first: u16,
+    count: u16,
+    tail: u16,
+    entries: Mapping,
+}
+
+impl Group {
+    fn new(id: u16, first: u16, count: u16) -> io::Result<Self> {
         let entries = Mapping::new(usize::from(count) * size_of::<types::BufRingEntry>())?;
-        let mut template = Box::new(message::empty_message());
-        template.msg_namelen = ADDRESS_LEN as u32;
-        template.msg_controllen = RECEIVE_CONTROL;
-        let address = entries.base.as_ptr() as u64;
-        // SAFETY: the mapping holds `count` entries, is page-aligned and lives until the ring is gone (see `drop`).
-        unsafe { ring.submitter().register_buf_ring_with_flags(address, count, GROUP, 0)? };
-        let mut this = Self { ring, buffers, entries, count, tail: 0, template, enters: 0 };
-        (0..count).for_each(|buffer| this.provide(buffer));
-        this.publish();
-        Ok(this)
+        Ok(Self { id, first, count, tail: 0, entries })
     }
 
-    /// `io_uring_enter` calls so far.
-    #[must_use]
-    pub fn enters(&self) -> u64 {
-        self.enters
-    }
-
-    /// Puts a buffer into the ring of provided buffers.
-    fn provide(&mut self, buffer: u16) {
+    /// Puts a buffer, which starts at `address`, into the ring.
+    fn provide(&mut self, buffer: u16, address: *mut u8) {
         let index = usize::from(self.tail & (self.count - 1));
         let base: *mut types::BufRingEntry = self.entries.base.as_ptr().cast();
         // SAFETY: `index` is below the number of entries that the mapping holds.
         let entry = unsafe { base.add(index) };
         // SAFETY: the entry is ours until `publish` moves the tail past it; the mapping is zeroed, valid memory.
         let entry = unsafe { &mut *entry };
-        entry.set_addr(self.buffer_start(buffer) as u64);
+        entry.set_addr(address as u64);
         entry.set_len(BUFFER as u32);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);
@@ -167,9 +154,79 @@ impl ReceiveRing {
         let tail = unsafe { &*tail.cast::<AtomicU16>() };
         tail.store(self.tail, Ordering::Release);
     }
+}
+
+/// The ring and its buffers.
+pub struct ReceiveRing {
+    ring: IoUring,
+    buffers: Mapping,
+    datagrams: Group,
+    devices: Group,
+    kept: VecDeque<Kept>,
+    /// Read by the kernel for as long as a receive is armed.
+    template: Box<libc::msghdr>,
+    enters: u64,
+}
+
+// SAFETY: the pointers are to mappings and a box that this value owns; it is used by one thread at a time.
+unsafe impl Send for ReceiveRing {}
+
+impl ReceiveRing {
+    /// Sets up a ring with so many buffers for datagrams and for devices (powers of two); the calling thread owns it from
+    /// then on.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) and io_uring_register(2) answer.
+    pub fn new(datagrams: u16, devices: u16) -> io::Result<Self> {
+        let (datagrams, devices) = (datagrams.next_power_of_two(), devices.next_power_of_two());
+        let mut builder = IoUring::builder();
+        builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_cqsize(4096);
+        let ring: IoUring = builder.dontfork().build(256)?;
+        let count = datagrams + devices;
+        let buffers = Mapping::new(usize::from(count) * BUFFER)?;
+        let datagrams = Group::new(0, 0, datagrams)?;
+        let devices = Group::new(1, datagrams.count, devices)?;
+        let mut template = Box::new(message::empty_message());
+        template.msg_namelen = ADDRESS_LEN as u32;
+        template.msg_controllen = RECEIVE_CONTROL;
+        for group in [&datagrams, &devices] {
+            let address = group.entries.base.as_ptr() as u64;
+            // SAFETY: the mapping holds `count` entries, is page-aligned and lives until the ring is gone (see `drop`).
+            unsafe { ring.submitter().register_buf_ring_with_flags(address, group.count, group.id, 0)? };
+        }
+        let kept = VecDeque::with_capacity(usize::from(count));
+        let mut this = Self { ring, buffers, datagrams, devices, kept, template, enters: 0 };
+        (0..count).for_each(|buffer| this.provide(buffer));
+        this.publish();
+        Ok(this)
+    }
+
+    /// `io_uring_enter` calls so far.
+    #[must_use]
+    pub fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    /// How many buffers there are.
+    fn count(&self) -> u16 {
+        self.devices.first + self.devices.count
+    }
+
+    /// Puts a buffer into the ring of provided buffers it belongs to.
+    fn provide(&mut self, buffer: u16) {
+        let start = self.buffer_start(buffer);
+        let group = if buffer < self.devices.first { &mut self.datagrams } else { &mut self.devices };
+        group.provide(buffer, start);
+    }
+
+    /// Lets the kernel see the buffers provided so far.
+    fn publish(&self) {
+        self.datagrams.publish();
+        self.devices.publish();
+    }
 
     fn buffer_start(&self, buffer: u16) -> *mut u8 {
-        assert!(buffer < self.count);
+        assert!(buffer < self.count());
         // SAFETY: `buffer` is below the number of buffers that the mapping holds.
         unsafe { self.buffers.base.as_ptr().add(usize::from(buffer) * BUFFER) }
     }
@@ -179,8 +236,12 @@ impl ReceiveRing {
     /// # Errors
     /// What io_uring_enter(2) answers when the queue had to be submitted first.
     pub fn arm_receive(&mut self, fd: BorrowedFd<'_>, user_data: u64) -> io::Result<()> {
-        let entry =
-            opcode::RecvMsgMulti::new(types::Fd(fd.as_raw_fd()), &raw const *self.template, GROUP).build();
+        let entry = opcode::RecvMsgMulti::new(
+            types::Fd(fd.as_raw_fd()),
+            &raw const *self.template,
+            self.datagrams.id,
+        )
+        .build();
         self.push(entry.user_data(user_data))
     }
 
@@ -189,7 +250,7 @@ impl ReceiveRing {
     /// # Errors
     /// As [`ReceiveRing::arm_receive`].
     pub fn arm_read(&mut self, fd: BorrowedFd<'_>, user_data: u64) -> io::Result<()> {
-        let entry = opcode::ReadMulti::new(types::Fd(fd.as_raw_fd()), 0, GROUP).build();
+        let entry = opcode::ReadMulti::new(types::Fd(fd.as_raw_fd()), 0, self.devices.id).build();
         self.push(entry.user_data(user_data))
     }
 
@@ -200,6 +261,14 @@ impl ReceiveRing {
     pub fn arm_poll(&mut self, fd: BorrowedFd<'_>, flags: i16, user_data: u64) -> io::Result<()> {
         let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), flags as u32).build();
         self.push(entry.user_data(user_data))
+    }
+
+    /// Cancels everything that is armed; the last completions still come.
+    pub fn cancel_all(&mut self) {
+        // As in `cancel`: what was armed and not submitted yet would come to life later.
+        self.enters += 1;
+        let _ = self.ring.submit();
+        let _ = self.ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
     }
 
     /// Cancels what is armed under `user_data`; its last completion still comes.
@@ -243,7 +312,13 @@ impl ReceiveRing {
         }
         match self.ring.submitter().submit_with_args(1, &args) {
             Ok(_) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {
+            // EAGAIN and EBUSY: memory is short for a moment, or completions have to be taken first.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) =>
+            {
                 Ok(())
             }
             Err(error) => Err(error),
@@ -257,31 +332,52 @@ impl ReceiveRing {
         unsafe { !self.ring.completion_shared().is_empty() }
     }
 
-    /// Hands over up to 64 completions, in order, and gives their buffers back; stops early when `each` answers `false`.
-    /// The answer is how many there were.
-    pub fn drain(&mut self, mut each: impl FnMut(Event<'_>) -> bool) -> usize {
+    /// Hands over up to 64 completions, in order, and gives the buffers back that are not kept. The answer is how many
+    /// there were.
+    pub fn drain(&mut self, mut each: impl FnMut(Event<'_>) -> After) -> usize {
         let mut count = 0;
         while count < BATCH {
             let Some(entry) = self.ring.completion().next() else { break };
             count += 1;
             let (result, flags) = (entry.result(), entry.flags());
-            let buffer = cqueue::buffer_select(flags).filter(|&buffer| buffer < self.count);
+            let user_data = entry.user_data();
+            let len = usize::try_from(result).unwrap_or(0).min(BUFFER);
+            let buffer = cqueue::buffer_select(flags).filter(|&buffer| buffer < self.count());
             let bytes = buffer.map(|buffer| {
-                let len = usize::try_from(result).unwrap_or(0).min(BUFFER);
                 // SAFETY: the completion has given this buffer to us; it goes back only below, after `each` is done.
                 unsafe { std::slice::from_raw_parts_mut(self.buffer_start(buffer), len) }
             });
-            let go_on =
-                each(Event { user_data: entry.user_data(), result, more: cqueue::more(flags), bytes });
-            if let Some(buffer) = buffer {
-                self.provide(buffer);
-            }
-            if !go_on {
-                break;
+            let after = each(Event { user_data, result, more: cqueue::more(flags), bytes });
+            match (buffer, after) {
+                (Some(buffer), After::Return) => self.provide(buffer),
+                (Some(buffer), After::Keep) => self.kept.push_back(Kept { user_data, buffer, len }),
+                (None, _) => {}
             }
         }
         self.publish();
         count
+    }
+
+    /// Whether anything is kept.
+    #[must_use]
+    pub fn has_kept(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Hands over what is kept, in order; what `each` keeps again stays in its place.
+    pub fn hand_over_kept(&mut self, mut each: impl FnMut(Event<'_>) -> After) {
+        for _ in 0..self.kept.len() {
+            let Some(kept) = self.kept.pop_front() else { break };
+            // SAFETY: whoever kept it took it from a completion, so the kernel has let go of it, and `pop_front` has just
+            // made this its only owner; it goes back only below, after `each` is done.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(self.buffer_start(kept.buffer), kept.len) };
+            let (user_data, result) = (kept.user_data, kept.len as i32);
+            match each(Event { user_data, result, more: true, bytes: Some(bytes) }) {
+                After::Return => self.provide(kept.buffer),
+                After::Keep => self.kept.push_back(kept),
+            }
+        }
+        self.publish();
     }
 }
 
@@ -291,10 +387,12 @@ impl Drop for ReceiveRing {
         // takes the last completions, with which the kernel lets go of the descriptors.
         let _ = self.ring.submitter().register_sync_cancel(None, types::CancelBuilder::any());
         for _ in 0..64 {
-            if self.wait(Some(Duration::from_millis(1))).is_err() || self.drain(|_| true) == 0 {
+            if self.wait(Some(Duration::from_millis(1))).is_err() || self.drain(|_| After::Return) == 0 {
                 break;
             }
         }
-        let _ = self.ring.submitter().unregister_buf_ring(GROUP);
+        for group in [self.datagrams.id, self.devices.id] {
+            let _ = self.ring.submitter().unregister_buf_ring(group);
+        }
     }
 }
