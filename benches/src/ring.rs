@@ -18,7 +18,7 @@ pub struct Case {
     pub sockets: usize,
     /// What is sent.
     pub load: Load,
-    /// The ratio that issue 2 allows.
+    /// The ratio that is allowed.
     pub limit: f64,
 }
 

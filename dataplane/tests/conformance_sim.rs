@@ -153,10 +153,6 @@ impl Submit for WatchedSubmit {
         self.inner.submit()
     }
 
-    fn peek_last(&self, count: usize, each: impl FnMut(i32)) -> bool {
-        self.inner.peek_last(count, each)
-    }
-
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.watch.lock().expect("watch").swallowed.len()
     }
@@ -171,6 +167,10 @@ impl Submit for WatchedSubmit {
 }
 
 impl Reap for WatchedReap {
+    fn peek_last(&mut self, count: usize, each: impl FnMut(i32)) -> bool {
+        self.inner.peek_last(count, each)
+    }
+
     fn reap(&mut self, mut each: impl FnMut(Slot, i32)) -> usize {
         let mut kept = 0;
         let count = self.inner.reap(|slot, mut result| {

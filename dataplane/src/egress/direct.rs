@@ -103,7 +103,13 @@ impl Direct {
             Verdict::Again => return self.write(filled),
             Verdict::Once(cause) => match self.write_once(filled) {
                 Ok(()) => self.count_sent(filled, segments),
-                Err(_) => self.stats.drops.add(cause, segments as u64),
+                Err(error) => {
+                    let second = match judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), segments) {
+                        Verdict::Once(_) | Verdict::Again => Verdict::Drop(cause),
+                        verdict => verdict,
+                    };
+                    return self.act(second, filled, segments, error);
+                }
             },
             Verdict::Resegment => return self.write_segments(filled),
             Verdict::Drop(cause) => self.stats.drops.add(cause, segments as u64),
@@ -171,7 +177,11 @@ impl Direct {
                         }
                         Verdict::Busy => Cause::Busy,
                         Verdict::Once(cause) | Verdict::Drop(cause) => cause,
-                        Verdict::Again | Verdict::Resegment | Verdict::Fatal => Cause::EgressInvalid,
+                        Verdict::Again | Verdict::Resegment => Cause::EgressInvalid,
+                        Verdict::Fatal => {
+                            self.failure = Some(error);
+                            Cause::EgressClosed
+                        }
                     };
                     self.stats.drops.count(cause);
                 }

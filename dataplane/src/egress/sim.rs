@@ -249,15 +249,6 @@ impl Submit for SimSubmit {
         Ok(count)
     }
 
-    fn peek_last(&self, count: usize, mut each: impl FnMut(i32)) -> bool {
-        let kernel = lock(&self.0);
-        let known = kernel.last.len() >= count && kernel.last.iter().all(Option::is_some);
-        if known {
-            kernel.last[kernel.last.len() - count..].iter().flatten().for_each(|&result| each(result));
-        }
-        known
-    }
-
     fn in_flight(&self) -> usize {
         let kernel = lock(&self.0);
         kernel.queued.len() + kernel.late.len() + kernel.completed.len()
@@ -273,6 +264,15 @@ impl Submit for SimSubmit {
 }
 
 impl Reap for SimReap {
+    fn peek_last(&mut self, count: usize, mut each: impl FnMut(i32)) -> bool {
+        let kernel = lock(&self.0);
+        let known = kernel.last.len() >= count && kernel.last.iter().all(Option::is_some);
+        if known {
+            kernel.last[kernel.last.len() - count..].iter().flatten().for_each(|&result| each(result));
+        }
+        known
+    }
+
     fn reap(&mut self, mut each: impl FnMut(Slot, i32)) -> usize {
         let completed = std::mem::take(&mut lock(&self.0).completed);
         let count = completed.len();

@@ -3,6 +3,7 @@
 //! Slots leave in the order in which they were opened, and a flow has at most one open slot, so the order of every flow
 //! is kept.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{Class, Port, Target};
@@ -19,6 +20,8 @@ pub const BYTES_MAX: usize = 65_507;
 const OPEN_SOCKET_SLOTS: usize = 64;
 /// Inner flows whose slot may stay open while a batch is worked on.
 const OPEN_DEVICE_SLOTS: usize = 8;
+/// Destinations remembered for having refused superpackets.
+const REFUSED_MAX: usize = 8;
 /// Slots that only control packets may take.
 pub const RESERVED_SLOTS: usize = 4;
 
@@ -111,8 +114,8 @@ pub struct Staging {
     /// Indices into `filled` of device slots that may still take a packet.
     open_devices: Vec<usize>,
     gso: bool,
-    /// Only smaller segments are put together: the path refused a superpacket of this segment size.
-    segment_limit: usize,
+    /// Destinations whose path refused a superpacket, with its segment size.
+    refused: Vec<(SocketAddr, usize)>,
 }
 
 impl Staging {
@@ -128,7 +131,7 @@ impl Staging {
             open_sockets: [0; OPEN_SOCKET_SLOTS],
             open_devices: Vec::with_capacity(OPEN_DEVICE_SLOTS),
             gso,
-            segment_limit: usize::MAX,
+            refused: Vec::with_capacity(REFUSED_MAX),
         };
         // The last one released is the first one taken: it is the one still in the cache.
         slots.into_iter().rev().for_each(|slot| staging.release(slot));
@@ -173,14 +176,26 @@ impl Staging {
         !self.free_devices.is_empty()
     }
 
-    /// Puts only segments below `size` bytes together from now on; `usize::MAX` lifts the limit.
-    pub fn set_segment_limit(&mut self, size: usize) {
-        self.segment_limit = size;
+    /// The path to a destination refused a superpacket of `size` byte segments: only smaller ones are put together for it
+    /// until [`Staging::forget_refusals`].
+    pub fn note_refusal(&mut self, to: SocketAddr, size: usize) {
+        if let Some((_, limit)) = self.refused.iter_mut().find(|(other, _)| *other == to) {
+            *limit = size.min(*limit);
+            return;
+        }
+        if self.refused.len() == REFUSED_MAX {
+            self.refused.remove(0);
+        }
+        self.refused.push((to, size));
     }
 
-    /// The limit of [`Staging::set_segment_limit`].
-    pub fn segment_limit(&self) -> usize {
-        self.segment_limit
+    /// Lifts every limit of [`Staging::note_refusal`]: paths change.
+    pub fn forget_refusals(&mut self) {
+        self.refused.clear();
+    }
+
+    fn may_join(&self, target: &Target, len: usize) -> bool {
+        self.refused.iter().all(|&(to, limit)| to != target.to || len < limit)
     }
 
     /// Where a datagram of `len` bytes can go.
@@ -260,7 +275,7 @@ impl Staging {
                     return false;
                 }
                 // An empty datagram has no segment size, so it stays alone.
-                let open = self.gso && len > 0 && len < self.segment_limit;
+                let open = self.gso && len > 0 && self.may_join(target, len);
                 self.set_open(target, open.then_some(self.filled.len()));
                 let content = Content::Datagrams { target: *target, segment_size: len, segments: 1, class };
                 let order = self.filled.len() as u32;
@@ -430,6 +445,22 @@ mod tests {
         }
         let slots = sealed(&mut staging);
         assert_eq!(slots.iter().map(|slot| (slot.0, slot.2)).collect::<Vec<_>>(), vec![(1, 10), (other, 10)]);
+    }
+
+    #[test]
+    fn a_path_that_refused_superpackets_costs_other_destinations_nothing() {
+        let mut staging = staging(8, true);
+        staging.note_refusal(target(1).to, 4);
+        for port in [1, 2, 1, 2] {
+            assert!(put(&mut staging, &target(port), b"four"));
+        }
+        let count =
+            |slots: &[(u16, usize, usize, Vec<u8>)], port| slots.iter().filter(|slot| slot.0 == port).count();
+        let slots = sealed(&mut staging);
+        assert_eq!((count(&slots, 1), count(&slots, 2)), (2, 1));
+        staging.forget_refusals();
+        (0..2).for_each(|_| assert!(put(&mut staging, &target(1), b"four")));
+        assert_eq!(count(&sealed(&mut staging), 1), 1);
     }
 
     #[test]

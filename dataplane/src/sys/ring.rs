@@ -47,7 +47,7 @@ pub struct ReapHalf {
 pub fn new(slab: Arc<Slab>, register_from: usize) -> io::Result<(SubmitHalf, ReapHalf)> {
     let entries = (slab.count() as u32).next_power_of_two();
     let mut builder = IoUring::builder();
-    // Twice the slots would do: the rest keeps entries readable for the submitter after the reaper has moved on.
+    // Twice the slots would do.
     builder.setup_cqsize(entries * 4).setup_submit_all().setup_single_issuer().setup_coop_taskrun();
     let ring: IoUring = builder.dontfork().build(entries)?;
     let mut registered_from = slab.count();
@@ -149,20 +149,6 @@ impl SubmitHalf {
         Ok(submitted)
     }
 
-    /// Shows the results of the last `count` completions without consuming them. `false` when the reaper has already
-    /// taken some of them, or the kernel has not posted all: then reap to know.
-    pub fn peek_last(&self, count: usize, mut each: impl FnMut(i32)) -> bool {
-        // SAFETY: this reads the queue beside the reaper. It is never dropped, so the head is not written back. The
-        // entries stay as they are: only operations of this thread post new ones, and the queue holds four times the
-        // slots.
-        let mut queue = ManuallyDrop::new(unsafe { self.shared.ring.completion_shared() });
-        let Some(older) = queue.len().checked_sub(count) else { return false };
-        for entry in queue.by_ref().skip(older) {
-            each(entry.result());
-        }
-        true
-    }
-
     /// Operations pushed whose slot has not come back.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -176,6 +162,19 @@ impl SubmitHalf {
 }
 
 impl ReapHalf {
+    /// Shows the results of the last `count` completions without consuming them. `false` when some of them have been
+    /// reaped already, or the kernel has not posted all: then reap to know.
+    pub fn peek_last(&mut self, count: usize, mut each: impl FnMut(i32)) -> bool {
+        // SAFETY: this half is the only consumer of the completion queue and is borrowed mutably. The queue is never
+        // dropped, so that the head is not written back and nothing is consumed.
+        let mut queue = ManuallyDrop::new(unsafe { self.shared.ring.completion_shared() });
+        let Some(older) = queue.len().checked_sub(count) else { return false };
+        for entry in queue.by_ref().skip(older) {
+            each(entry.result());
+        }
+        true
+    }
+
     /// Takes every completion there is and hands its slot and result (bytes or a negative errno) over, in the order
     /// in which the kernel completed them. The answer is how many there were.
     pub fn reap(&mut self, mut each: impl FnMut(Slot, i32)) -> usize {
@@ -267,13 +266,13 @@ mod tests {
         }
         assert_eq!(submit.submit().expect("submitted"), 16);
         let mut results = Vec::new();
-        assert!(submit.peek_last(16, |result| results.push(result)), "every result is there");
+        assert!(reap.peek_last(16, |result| results.push(result)), "every result is there");
         assert_eq!(results, vec![1; 16]);
         let mut slots = Vec::new();
         assert_eq!(reap.reap(|slot, _| slots.push(slot.index())), 16);
         assert_eq!(slots, (0..16).collect::<Vec<_>>());
         assert_eq!((submit.in_flight(), reap.foreign()), (0, 0));
-        assert!(!submit.peek_last(16, |_| {}), "the reaper has taken them");
+        assert!(!reap.peek_last(16, |_| {}), "the reaper has taken them");
         let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
         receiver.receive_batch(&mut batch).expect("received");
         let seen: Vec<u8> = batch.iter_mut().map(|arrival| arrival.bytes[0]).collect();

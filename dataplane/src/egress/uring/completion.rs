@@ -72,6 +72,15 @@ impl<R: Reap> Completer<R> {
         }
     }
 
+    /// Shows the results of the last `count` operations without consuming them; `false` when they are not all there, or
+    /// somebody is reaping.
+    pub fn peek_last(&self, count: usize, each: impl FnMut(i32)) -> bool {
+        match self.reaper.try_lock() {
+            Ok(mut reaper) => reaper.peek_last(count, each),
+            Err(_) => false,
+        }
+    }
+
     /// Waits in the kernel for a completion, at most `timeout`, and reaps.
     ///
     /// # Errors

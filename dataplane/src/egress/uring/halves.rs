@@ -27,8 +27,6 @@ pub trait Submit {
     /// # Errors
     /// EAGAIN and EBUSY ask for reaping; others are fatal.
     fn submit(&mut self) -> io::Result<usize>;
-    /// Shows the results of the last `count` operations without consuming them; `false` when they are not all there.
-    fn peek_last(&self, count: usize, each: impl FnMut(i32)) -> bool;
     /// Operations whose slot has not come back.
     fn in_flight(&self) -> usize;
     /// `io_uring_enter` calls so far.
@@ -39,6 +37,8 @@ pub trait Submit {
 
 /// The reaping side of a ring, real or simulated.
 pub trait Reap: Send + 'static {
+    /// Shows the results of the last `count` operations without consuming them; `false` when they are not all there.
+    fn peek_last(&mut self, count: usize, each: impl FnMut(i32)) -> bool;
     /// Hands over every completed slot with its result.
     fn reap(&mut self, each: impl FnMut(Slot, i32)) -> usize;
     /// Waits for a completion, at most `timeout`.
@@ -66,9 +66,6 @@ impl Submit for SubmitHalf {
     fn submit(&mut self) -> io::Result<usize> {
         self.submit()
     }
-    fn peek_last(&self, count: usize, each: impl FnMut(i32)) -> bool {
-        self.peek_last(count, each)
-    }
     fn in_flight(&self) -> usize {
         self.in_flight()
     }
@@ -81,6 +78,9 @@ impl Submit for SubmitHalf {
 }
 
 impl Reap for ReapHalf {
+    fn peek_last(&mut self, count: usize, each: impl FnMut(i32)) -> bool {
+        self.peek_last(count, each)
+    }
     fn reap(&mut self, each: impl FnMut(Slot, i32)) -> usize {
         self.reap(each)
     }

@@ -64,7 +64,7 @@ pub struct Uring<S, R: Reap> {
     pushed_bytes: usize,
     /// Something submitted has no known outcome yet, so nothing may be submitted behind it.
     unsettled: bool,
-    segment_limit_until: Option<Instant>,
+    refusals_until: Option<Instant>,
     /// Of the last flush: a full ring is submitted between two flushes.
     now: Instant,
     waiting_time: Duration,
@@ -126,7 +126,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             pushed: 0,
             pushed_bytes: 0,
             unsettled: false,
-            segment_limit_until: None,
+            refusals_until: None,
             now,
             waiting_time: WAITING_TIME,
             capacity,
@@ -269,7 +269,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         if let Some(thread) = &self.thread {
             // By the sum, because chains of different sockets complete in any order.
             let (mut failed, mut taken) = (false, 0);
-            let all = self.submit.peek_last(pushed, |result| match usize::try_from(result) {
+            let all = self.completer.peek_last(pushed, |result| match usize::try_from(result) {
                 Ok(len) => taken += len,
                 Err(_) => failed = true,
             });
@@ -364,9 +364,9 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
 
     fn flush(&mut self, now: Instant) -> io::Result<Flush> {
         self.now = now;
-        if self.segment_limit_until.is_some_and(|until| until <= now) {
-            self.segment_limit_until = None;
-            self.staging.set_segment_limit(usize::MAX);
+        if self.refusals_until.is_some_and(|until| until <= now) {
+            self.refusals_until = None;
+            self.staging.forget_refusals();
         }
         if self.unsettled {
             self.settle(Duration::ZERO, now)?;

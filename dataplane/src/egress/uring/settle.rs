@@ -170,9 +170,9 @@ impl<S: Submit, R: Reap> Uring<S, R> {
     /// Notes that a superpacket was refused; one that was above the path's MTU lowers the limit for a while.
     fn resegmented(&mut self, to: To, errno: i32, now: Instant) {
         self.stats.gso_fallbacks += 1;
-        if let (To::Target(_, size), libc::EMSGSIZE) = (to, errno) {
-            self.staging.set_segment_limit(size.min(self.staging.segment_limit()));
-            self.segment_limit_until = Some(now + SEGMENT_LIMIT_TIME);
+        if let (To::Target(target, size), libc::EMSGSIZE) = (to, errno) {
+            self.staging.note_refusal(target.to, size);
+            self.refusals_until = Some(now + SEGMENT_LIMIT_TIME);
         }
     }
 }
