@@ -153,6 +153,7 @@ const DESIGNS: &[Contender] = &[
 ];
 const INGRESS: &[Contender] =
     &[ours("epoll", "--io uring --ingress epoll"), ours("io_uring", "--io uring --ingress uring")];
+const INGRESS_AND_KERNEL: &[Contender] = &[KERNEL, INGRESS[0], INGRESS[1]];
 const COMPLETIONS: &[Contender] =
     &[ours("inline", "--io uring --completions inline"), ours("thread", "--io uring --completions thread")];
 const GSO: &[Contender] = &[ours("on", "--io uring --gso on"), ours("off", "--io uring --gso off")];
@@ -262,6 +263,12 @@ pub const ROWS: &[Row] = &[
     setting("ingress-relay-bulk", "--ingress: relay, 40,000/s in superpackets", Work::Relay(BULK), INGRESS),
     setting("ingress-relay-medium", "--ingress: relay, 20,000/s one by one", Work::Relay(MEDIUM), INGRESS),
     setting("ingress-relay-sparse", "--ingress: relay, 1,000/s one by one", Work::Relay(SPARSE), INGRESS),
+    setting(
+        "ingress-forward",
+        "--ingress: forwarding, 1 socket, 400,000/s in superpackets",
+        Work::Forward(0),
+        INGRESS_AND_KERNEL,
+    ),
     setting("ingress-sockets", "--ingress: forwarding, 1,000 sockets, 30,000/s", Work::Forward(1), INGRESS),
     setting(
         "completions-tunnel-stream",
