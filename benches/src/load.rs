@@ -19,8 +19,10 @@ pub struct Load {
     pub rate: u64,
     /// Bytes in a datagram, before the flow's header.
     pub size: usize,
-    /// Datagrams that leave in one superpacket.
+    /// Datagrams that leave at once.
     pub burst: usize,
+    /// Whether they leave as one superpacket, or by a system call each.
+    pub superpackets: bool,
     /// How long.
     pub duration: Duration,
 }
@@ -87,9 +89,12 @@ fn send(load: Load, flows: &[Flow]) -> u64 {
         }
         position = (position + 7919) % flows.len();
         let (flow, bytes) = (&flows[position], &bursts[position]);
-        // What a full send buffer refuses was never offered to the program under test.
-        if flow.socket.send_segments(flow.to, None, 0, bytes, bytes.len() / load.burst).is_ok() {
-            sent += load.burst as u64;
+        let len = bytes.len() / load.burst;
+        for part in bytes.chunks(if load.superpackets { bytes.len() } else { len }) {
+            // What a full send buffer refuses was never offered to the program under test.
+            if flow.socket.send_segments(flow.to, None, 0, part, len).is_ok() {
+                sent += (part.len() / len) as u64;
+            }
         }
         due += interval;
     }

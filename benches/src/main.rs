@@ -189,6 +189,6 @@ fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) 
         return Ok(forward::raw(&sockets, sink)?);
     }
     dataplane::log::init(dataplane::log::LogFormat::Json, tracing::level_filters::LevelFilter::INFO);
-    let default = if listen.len() > 1 { IngressKind::Epoll } else { IngressKind::Uring };
-    Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine, default)?)
+    // The default of tunnel and relay.
+    Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine, IngressKind::Epoll)?)
 }

@@ -35,6 +35,7 @@ pub fn measure(
         rate,
         size,
         burst: 1,
+        superpackets: false,
         duration: Duration::from_secs(1).mul_f64(datagrams as f64 / rate as f64),
     };
     // The first client is not counted: what a relay sets up for it, it sets up once.

@@ -66,7 +66,7 @@ where
     let mut sides: Vec<(&Contender, Side)> = row
         .contenders
         .iter()
-        .map(|contender| match programs.missing(contender.who) {
+        .map(|contender| match programs.missing(contender.who, row.work) {
             Some(remedy) => (contender, Side::Missing(remedy)),
             None => (contender, Side::Measured(Vec::new())),
         })

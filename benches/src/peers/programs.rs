@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::bail;
 
-use super::rows::Who;
+use super::rows::{Who, Work};
 
 /// Program and Debian package.
 const KNOWN: [(&str, &str); 3] =
@@ -57,15 +57,16 @@ impl Programs {
         }
     }
 
-    /// Why this side cannot be measured, if a program of its own is missing.
+    /// Why `who` cannot be measured at `work`, if a program is missing.
     #[must_use]
-    pub fn missing(&self, who: Who) -> Option<String> {
-        let name = match who {
-            Who::Towpath | Who::Kernel => return None,
-            Who::WireguardGo => "wireguard-go",
-            Who::Coturn => "turnserver",
+    pub fn missing(&self, who: Who, work: Work) -> Option<String> {
+        let program = match who {
+            Who::Towpath | Who::Kernel => None,
+            Who::WireguardGo => Some("wireguard-go"),
+            Who::Coturn => Some("turnserver"),
         };
-        self.path(name).err().map(|error| error.to_string())
+        let load = matches!(work, Work::TunnelStream).then_some("iperf3");
+        program.into_iter().chain(load).find_map(|name| self.path(name).err()).map(|error| error.to_string())
     }
 
     /// Name and version of each, as they say it themselves.
@@ -104,9 +105,10 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_its_package() {
         let programs = Programs { found: vec![("turnserver", None)] };
-        let remedy = programs.missing(Who::Coturn).unwrap();
+        let remedy = programs.missing(Who::Coturn, Work::RelayMemory).unwrap();
         assert_eq!(remedy, "apt-get install coturn, or --peer turnserver=PATH");
-        assert_eq!(programs.missing(Who::Towpath), None);
+        assert_eq!(programs.missing(Who::Towpath, Work::RelayMemory), None);
+        assert!(programs.missing(Who::Towpath, Work::TunnelStream).is_some(), "the load is iperf3's");
     }
 
     #[test]

@@ -47,13 +47,16 @@ pub struct Traffic {
     pub rate: u64,
     /// Bytes in a datagram.
     pub size: usize,
-    /// Datagrams in a superpacket.
+    /// Datagrams that leave at once.
     pub burst: usize,
+    /// As one superpacket, or by a system call each.
+    pub superpackets: bool,
 }
 
 impl Traffic {
     pub(super) fn lasting(self, duration: Duration) -> Load {
-        Load { rate: self.rate, size: self.size, burst: self.burst, duration }
+        let Self { rate, size, burst, superpackets } = self;
+        Load { rate, size, burst, superpackets, duration }
     }
 }
 
@@ -150,16 +153,19 @@ const DESIGNS: &[Contender] = &[
 ];
 const INGRESS: &[Contender] =
     &[ours("epoll", "--io uring --ingress epoll"), ours("io_uring", "--io uring --ingress uring")];
+const INGRESS_AND_KERNEL: &[Contender] = &[KERNEL, INGRESS[0], INGRESS[1]];
 const COMPLETIONS: &[Contender] =
     &[ours("inline", "--io uring --completions inline"), ours("thread", "--io uring --completions thread")];
 const GSO: &[Contender] = &[ours("on", "--io uring --gso on"), ours("off", "--io uring --gso off")];
 
 /// One datagram in a millisecond: every one is alone.
-const SPARSE: Traffic = Traffic { rate: 1_000, size: 1_252, burst: 1 };
+const SPARSE: Traffic = Traffic { rate: 1_000, size: 1_252, burst: 1, superpackets: false };
 /// A few at a time.
-const MEDIUM: Traffic = Traffic { rate: 20_000, size: 1_252, burst: 1 };
+const MEDIUM: Traffic = Traffic { rate: 20_000, size: 1_252, burst: 1, superpackets: false };
 /// Superpackets, at a rate that coturn can follow.
-const BULK: Traffic = Traffic { rate: 40_000, size: 1_252, burst: 40 };
+const BULK: Traffic = Traffic { rate: 40_000, size: 1_252, burst: 40, superpackets: true };
+/// The same from a client that makes a system call for each.
+const TRAIN: Traffic = Traffic { superpackets: false, ..BULK };
 
 const MEBIBYTE_KIB: u64 = 1_024;
 
@@ -197,6 +203,14 @@ pub const ROWS: &[Row] = &[
         work: Work::Relay(BULK),
         contenders: &[COTURN, OURS],
         target: Target { cost_ratio_max: Some(0.2), resident_kib_max: Some(30 * MEBIBYTE_KIB), ..NO_TARGET },
+    },
+    Row {
+        name: "relay-train",
+        title: "Relay, 1 flow of ChannelData, 40,000/s of 1,252 B in trains of 40, a system call each",
+        group: Group::Targets,
+        work: Work::Relay(TRAIN),
+        contenders: &[COTURN, OURS],
+        target: NO_TARGET,
     },
     Row {
         name: "relay-single",
@@ -249,6 +263,12 @@ pub const ROWS: &[Row] = &[
     setting("ingress-relay-bulk", "--ingress: relay, 40,000/s in superpackets", Work::Relay(BULK), INGRESS),
     setting("ingress-relay-medium", "--ingress: relay, 20,000/s one by one", Work::Relay(MEDIUM), INGRESS),
     setting("ingress-relay-sparse", "--ingress: relay, 1,000/s one by one", Work::Relay(SPARSE), INGRESS),
+    setting(
+        "ingress-forward",
+        "--ingress: forwarding, 1 socket, 400,000/s in superpackets",
+        Work::Forward(0),
+        INGRESS_AND_KERNEL,
+    ),
     setting("ingress-sockets", "--ingress: forwarding, 1,000 sockets, 30,000/s", Work::Forward(1), INGRESS),
     setting(
         "completions-tunnel-stream",

@@ -8,7 +8,7 @@ use tools::run::environment::Environment;
 use super::Plan;
 use super::figures::{Ledger, Sample, Side, Spread};
 use super::programs::Programs;
-use super::rows::{Contender, Row};
+use super::rows::{Contender, Row, Work};
 
 type Measured<'a> = [(&'a Contender, Side)];
 
@@ -29,20 +29,21 @@ pub fn print(row: &Row, measured: &Measured<'_>) {
     println!("\n### {} (`{}`)\n", row.title, row.name);
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
+    let rate_unit = row.work.rate_unit();
     table.set_header([
         "",
         row.work.cost_unit(),
         "ratio",
-        row.work.rate_unit(),
+        rate_unit,
         "ratio",
         "lost at most",
-        "resident MiB",
+        "MiB",
         "ledger",
     ]);
     let base = measured.first().map_or(&[][..], |(_, side)| side.samples());
     for (contender, side) in measured {
         match side {
-            Side::Measured(samples) => table.add_row(cells(contender, samples, base)),
+            Side::Measured(samples) => table.add_row(cells(row, contender, samples, base)),
             Side::Missing(reason) | Side::Failed(reason) => {
                 table.add_row([contender.name.to_owned(), format!("not measured: {reason}")])
             }
@@ -54,14 +55,21 @@ pub fn print(row: &Row, measured: &Measured<'_>) {
     }
 }
 
-fn cells(contender: &Contender, samples: &[Sample], base: &[Sample]) -> Vec<String> {
+fn cells(row: &Row, contender: &Contender, samples: &[Sample], base: &[Sample]) -> Vec<String> {
+    let ratio = |figure: fn(&Sample) -> f64| {
+        if std::ptr::eq(samples, base) { "1".to_owned() } else { spread(ratios(samples, base, figure)) }
+    };
+    // An open-loop load sets the rate; only what a closed loop reaches is worth comparing.
+    let closed_loop = matches!(row.work, Work::TunnelStream);
+    let rates = || samples.iter().map(|sample| sample.rate);
+    let median = || Spread::of(rates()).map_or_else(String::new, |spread| digits(spread.median));
     let lost = samples.iter().map(|sample| sample.lost).fold(0.0, f64::max);
     vec![
         contender.name.to_owned(),
         spread(samples.iter().map(|sample| sample.cost)),
-        spread(ratios(samples, base, |sample| sample.cost)),
-        spread(samples.iter().map(|sample| sample.rate)),
-        spread(ratios(samples, base, |sample| sample.rate)),
+        ratio(|sample| sample.cost),
+        if closed_loop { spread(rates()) } else { median() },
+        if closed_loop { ratio(|sample| sample.rate) } else { "–".to_owned() },
         format!("{:.3} %", lost * 100.0),
         format!("{:.1}", resident_kib(samples) as f64 / 1024.0),
         ledger(samples).map_or_else(|| "–".to_owned(), |ledger| ledger.line()),
