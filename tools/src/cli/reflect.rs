@@ -36,7 +36,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         super::print(&format!("{}\n", serde_json::to_string(&counts)?))?;
     } else {
         super::print(&format!(
-            "received {} datagrams ({} superpackets, {} bytes), reflected {}, refused {}, dropped by the kernel {} skbs\n",
+            "received {} datagrams in {} skbs ({} bytes), reflected {}, refused {}, dropped by the kernel {} skbs\n",
             counts.received,
             counts.superpackets,
             counts.bytes,

@@ -5,6 +5,7 @@ use super::plan::{Bottleneck, Load, Route};
 use super::verdict::Outcome;
 use crate::compare::quantile_cell;
 use crate::report::{Cell, Curve, Report, Section, Table, Tone};
+use crate::run::verdict::Validity;
 use crate::units;
 
 /// Everything the demo found out.
@@ -57,10 +58,21 @@ pub fn summary(findings: &Findings<'_>) -> Report {
     if findings.cells.iter().any(|(cell, _)| cell.load == Load::Bottleneck) {
         notes.push(findings.bottleneck.sentence());
     }
+    notes.extend(limited(findings.cells));
     notes.extend(findings.notes.iter().cloned());
     notes.extend(findings.failures.iter().map(|failure| format!("FAILED {failure}")));
     let section = Section { title: String::new(), notes, table, curves: Vec::new() };
     Report { title: "towpath-lab demo".to_owned(), notes: Vec::new(), sections: vec![section] }
+}
+
+/// The steady loads that were not as asked for, a sentence each: their row would otherwise pass for the design's doing.
+fn limited(cells: &[(Measurement, Outcome)]) -> impl Iterator<Item = String> + '_ {
+    cells.iter().filter(|(cell, _)| cell.load == Load::Steady).filter_map(|(cell, outcome)| match outcome {
+        Outcome::Measured(measured) if measured.run.verdict.validity != Validity::Valid => {
+            Some(format!("{}, {}: {}", cell.design, cell.route.name(), measured.run.verdict.line()))
+        }
+        _ => None,
+    })
 }
 
 /// The page: the summary, then curves and ledgers for each route and load.

@@ -10,7 +10,7 @@ const STYLE: &str = "
 --c0:#1f6feb;--c1:#d1570a;--c2:#1a7f37;--c3:#8250df;--c4:#bf3989;--c5:#0b7285;--c6:#9a6700;--c7:#57606a}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--page:#14171b;--faint:#9aa3ad;--line:#363c44;--bad:#ff8a7a;--good:#5bd39a;
 --c0:#6cb0ff;--c1:#ffa45c;--c2:#5fd37e;--c3:#c29bff;--c4:#ff8cc6;--c5:#5fd3e6;--c6:#e8c14d;--c7:#aab4be}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:72rem;margin:2rem auto;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:84rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
