@@ -146,7 +146,7 @@ fn set_up_ring<A: Application>(
     args: &EngineArgs,
 ) -> io::Result<Uring<SubmitHalf, ReapHalf>> {
     let completions = args.completions.unwrap_or(Completions::Thread);
-    let mut egress = Uring::new(args.gso == Switch::On, completions, now())?;
+    let mut egress = Uring::new(args.gso == Switch::On, completions, application.device().is_some(), now())?;
     egress.set_waiting_time(application.waiting_time());
     Ok(egress)
 }

@@ -96,6 +96,10 @@ fn text_line(time: Timestamp, metadata: &Metadata<'_>, fields: &Fields) -> Strin
             Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=']) => {
                 push_printable(&mut line, text);
             }
+            // A JSON object is readable as it is; quoted, every quote in it would be escaped.
+            Value::String(text) if serde_json::from_str::<serde_json::Map<_, _>>(text).is_ok() => {
+                push_printable(&mut line, text);
+            }
             // A JSON string escapes C0 control characters; DEL and C1 are left to `push_printable`.
             other => push_printable(&mut line, &other.to_string()),
         }

@@ -28,12 +28,17 @@ const REALM_DEFAULT: &str = "towpath";
 /// Longest USERNAME in bytes (RFC 8489 section 14.3).
 const NAME_LEN_MAX: usize = 508;
 
+/// Parses an address to listen on.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write it as ADDRESS:PORT, for example 0.0.0.0:3478 or [::]:3478".to_owned())
+}
+
 /// A STUN and TURN relay (RFC 8489, RFC 8656) over UDP.
 #[derive(Debug, Parser)]
 #[command(name = "towpath-relay", version)]
 pub struct Args {
     /// Where clients are served; port 0 takes any free one [default: 0.0.0.0:3478 [::]:3478]
-    #[arg(long, value_name = "ADDR:PORT", num_args = 1..)]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
     pub listen: Vec<SocketAddr>,
     /// Realm of the credentials [default: towpath]
     #[arg(long)]

@@ -138,8 +138,9 @@ impl Config {
         let (text, world_readable) =
             read(file).map_err(|problem| ConfigError { file: file.into(), line: None, problem })?;
         let config = parse::parse(file, &text, &mut warnings)?;
-        if world_readable {
-            warnings.insert(0, format!("{0} can be read by everyone; run: chmod 600 {0}", file.display()));
+        if world_readable && holds_secret(&text) {
+            warnings
+                .insert(0, format!("everyone can read the keys in it; run: chmod 600 {}", file.display()));
         }
         Ok((config, warnings))
     }
@@ -150,6 +151,13 @@ impl Config {
         let allowed = self.peers.iter().flat_map(|peer| &peer.allowed_ips);
         self.addresses.iter().chain(allowed).any(|net| matches!(net, IpNet::V6(_)))
     }
+}
+
+/// Whether a configuration has a key in it, not only the name of a file that has one.
+fn holds_secret(text: &str) -> bool {
+    let keys =
+        text.lines().filter_map(|line| line.split_once('=')).map(|(key, _)| key.trim().to_ascii_lowercase());
+    keys.into_iter().any(|key| key == "privatekey" || key == "presharedkey")
 }
 
 /// The interface a configuration file is for: the name of the file without its ending.

@@ -287,6 +287,9 @@ impl Application for App {
         egress: &mut E,
         now: Instant,
     ) -> io::Result<()> {
+        if let Some(relay) = &self.relay {
+            tracing::info!("asking the relay {} for an address", relay.server);
+        }
         let device = egress.add_device(Arc::clone(self.tun.fd()), self.tun.offloads())?;
         ingress.add(self.tun.fd().as_fd(), Token(device.0), Source::Tun)?;
         self.ports.device = Some(device);

@@ -102,7 +102,7 @@ pub fn run(design: Design, gso: bool, scenario: &impl Scenario) {
     if needs_ring && !has_io_uring() {
         return;
     }
-    let uring = |completions| Uring::new(gso, completions, now()).expect("uring");
+    let uring = |completions| Uring::new(gso, completions, true, now()).expect("uring");
     match design {
         Design::UringThread => scenario.run(uring(Completions::Thread), design),
         Design::UringInline => scenario.run(uring(Completions::Inline), design),

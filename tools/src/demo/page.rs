@@ -126,14 +126,17 @@ fn section(load: Load, route: Route, cells: &[&(Measurement, Outcome)]) -> Secti
 fn ledger_sentence(cell: &Measurement, measured: &Measured) -> String {
     let ledger = &measured.run.ledger;
     format!(
-        "{}: {} sent, {} came back, {} late, {} lost ({}), {} unexplained, {} reordered, {} twice; load {}",
+        "{}: {} sent, {} came back, {} late, {} lost ({}), {}, {} reordered, {} twice; load {}",
         cell.design,
         ledger.sent,
         ledger.received,
         ledger.late,
         ledger.lost,
         causes(measured),
-        measured.unexplained.map_or("an unknown number".to_owned(), |datagrams| datagrams.to_string()),
+        measured.unexplained.map_or_else(
+            || "an skb may hold several datagrams, so what is unexplained cannot be counted".to_owned(),
+            |datagrams| format!("{datagrams} unexplained")
+        ),
         ledger.reordered,
         ledger.duplicate,
         measured.run.verdict.line(),

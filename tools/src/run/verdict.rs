@@ -157,7 +157,7 @@ fn limits(
     let (late, quarter) = (p999(lateness), p999(service) / 4);
     if late > lateness_limit_ns && late > quarter {
         limits.push(format!(
-            "p99.9 of the sender's lateness is {} (limit {}); free a core or lower --rate",
+            "p99.9 of the sender's lateness is {} (limit {}); free a core, or send less",
             units::nanoseconds(late),
             units::nanoseconds(lateness_limit_ns.max(quarter))
         ));

@@ -73,15 +73,15 @@ pub struct Uring<S, R: Reap> {
 }
 
 impl Uring<SubmitHalf, ReapHalf> {
-    /// Sets up the ring; the calling thread is its submitter from then on.
+    /// Sets up the ring, with slots for TUN `devices` or without; the calling thread is its submitter from then on.
     ///
     /// # Errors
     /// What io_uring_setup(2) and mmap(2) answer.
-    pub fn new(gso: bool, completions: Completions, now: Instant) -> io::Result<Self> {
-        let (slab, slots) = Slab::new(SOCKET_SLOTS + DEVICE_SLOTS)?;
+    pub fn new(gso: bool, completions: Completions, devices: bool, now: Instant) -> io::Result<Self> {
+        let (slab, slots) = Slab::new(SOCKET_SLOTS + if devices { DEVICE_SLOTS } else { 0 })?;
         let slab = Arc::new(slab);
         let (submit, reap) = ring::new(slab.clone(), SOCKET_SLOTS)?;
-        if !submit.is_registered() {
+        if devices && !submit.is_registered() {
             tracing::warn!(
                 "the limit on locked memory (RLIMIT_MEMLOCK, counted per user) is too small to register {} KiB of \
                  device slots; TUN writes use unregistered memory. Raise it with `ulimit -l 16384`",
