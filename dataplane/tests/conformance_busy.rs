@@ -188,8 +188,12 @@ fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> 
     with / without
 }
 
+/// Each of these fills both cores: side by side they disturb one another.
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn dead_neighbours_on_the_same_socket_cost_healthy_flows_nothing() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     in_namespace("dead_neighbours_on_the_same_socket_cost_healthy_flows_nothing", || {
         run(Design::UringThread, true, &DeadNeighbours { same_socket: true });
     });
@@ -197,6 +201,7 @@ fn dead_neighbours_on_the_same_socket_cost_healthy_flows_nothing() {
 
 #[test]
 fn dead_neighbours_on_other_sockets_cost_healthy_flows_nothing() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     in_namespace("dead_neighbours_on_other_sockets_cost_healthy_flows_nothing", || {
         run(Design::UringThread, true, &DeadNeighbours { same_socket: false });
     });
@@ -298,6 +303,7 @@ impl Scenario for Bottleneck {
 
 #[test]
 fn a_bottleneck_costs_drop_packets_and_uring_none() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     in_namespace("a_bottleneck_costs_drop_packets_and_uring_none", || {
         // The token bucket hands packets on from the sender's core and from that of its own timer, and each core has a
         // backlog of its own: on two cores the network itself could reorder.
