@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use dataplane::drops::Cause;
 use dataplane::egress::{Class, Egress, Flush, Port, Target};
 use dataplane::netlink::Handle;
+use dataplane::sys::tun::Tun;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use support::designs::{Design, Scenario, Subject, run};
 use support::flows::{self, Sink};
@@ -26,8 +27,6 @@ const SEND_BUFFER: usize = 4 << 20;
 
 /// A veth pair, its far end in a namespace of its own with a sink.
 struct Path {
-    near: Handle,
-    left: u32,
     sink: Sink,
 }
 
@@ -59,7 +58,7 @@ impl Path {
         flows::write(&mut bytes, u32::MAX, 0);
         socket(SEND_BUFFER).send_segments(sink.address(), None, 0, &bytes, 20).expect("sent");
         assert!(wait_until(Duration::from_secs(3), || sink.arrived() == 1), "the path is dead");
-        Self { near, left, sink }
+        Self { sink }
     }
 
     fn target(&self, port: Port) -> Target {
@@ -217,6 +216,21 @@ const SMALL_BUFFER: usize = 128 << 10;
 const ABOVE: u64 = 40;
 const BURSTS: usize = 8;
 
+/// A TUN device behind a token bucket, with the sink at its far end. Not a veth pair: there each core that releases packets
+/// has a backlog of its own, and packets of one flow can swap on the way. A loop of sendto(2) through the same bucket and a
+/// veth pair saw 2 of 126 runs out of order beside a busy machine, one of them with all threads of the test on one core.
+fn bottleneck() -> (Handle, u32, Sink) {
+    let mut near = Handle::open().expect("netlink");
+    let tun = Tun::open("far", false).expect("a TUN device");
+    let far = near.link_index(tun.name()).expect("far");
+    near.add_address(far, "10.9.0.1/24".parse().expect("address")).expect("added");
+    // What it queues is what a sink that does not get its turn may leave there.
+    near.set_txqueuelen(far, 20_000).expect("a longer queue");
+    near.set_up(far).expect("up");
+    near.add_tbf(far, RATE, 20_000, LIMIT).expect("tbf");
+    (near, far, Sink::device(tun, ([10, 9, 0, 200], 7_000).into()))
+}
+
 /// Bursts above a bottleneck.
 struct Bottleneck {
     bursts: std::cell::RefCell<Vec<u64>>,
@@ -224,13 +238,12 @@ struct Bottleneck {
 
 impl Scenario for Bottleneck {
     fn run<E: Subject>(&self, mut egress: E, design: Design) {
-        let mut path = Path::new();
-        path.near.add_tbf(path.left, RATE, 20_000, LIMIT).expect("tbf");
+        let (mut near, far, sink) = bottleneck();
         let (busy, local) = (socket(SMALL_BUFFER), socket(SMALL_BUFFER));
         let other = Sink::new("127.0.0.1:0");
         let port = egress.add_socket(busy.fd().clone()).expect("port");
         let local_port = egress.add_socket(local.fd().clone()).expect("port");
-        let target = path.target(port);
+        let target = Target { port, to: sink.address(), from: None, ecn: 0 };
         let beside = Target { port: local_port, to: other.address(), from: None, ecn: 0 };
         let (mut number, mut calm) = (0, 0);
         for burst in 0..BURSTS {
@@ -250,7 +263,10 @@ impl Scenario for Bottleneck {
                 number += 16;
                 appended += 16;
                 let flushed = flush(&mut egress);
-                if planned.map_or(flushed == Flush::Waiting, |planned| appended + ABOVE >= planned) {
+                let busy = || egress.stats().drops.total() > before.drops.total();
+                // The bucket may have drained more this time, while this thread did not get its turn.
+                if planned.map_or(flushed == Flush::Waiting, |planned| appended + ABOVE >= planned && busy())
+                {
                     break;
                 }
                 assert!(appended < 10_000, "{design:?}: the socket is never busy");
@@ -288,16 +304,16 @@ impl Scenario for Bottleneck {
             if planned.is_none() {
                 self.bursts.borrow_mut().push(appended);
             }
-            let arrived = || path.sink.arrived() == stats.sent - beside_sent + 1;
+            let arrived = || sink.arrived() == stats.sent - beside_sent;
             assert!(wait_until(Duration::from_secs(5), arrived), "{design:?}: {stats:?}");
         }
         assert!(design == Design::Drop || calm > 0, "the machine was never calm");
         let stats = egress.close();
         ledger::check(&stats, 0);
         println!("{design:?}: {} offered, {:?}", stats.offered, stats.drops.iter().collect::<Vec<_>>());
-        path.sink.finish(stats.sent - BURSTS as u64 * 10 + 1);
+        sink.finish(stats.sent - BURSTS as u64 * 10);
         other.finish(BURSTS as u64 * 10);
-        assert_eq!(path.near.qdisc_stats(path.left).expect("statistics").drops, 0, "the queue itself drops");
+        assert_eq!(near.qdisc_stats(far).expect("statistics").drops, 0, "the queue itself drops");
     }
 }
 
@@ -305,11 +321,9 @@ impl Scenario for Bottleneck {
 fn a_bottleneck_costs_drop_packets_and_uring_none() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     in_namespace("a_bottleneck_costs_drop_packets_and_uring_none", || {
-        // The token bucket hands packets on from the sender's core and from that of its own timer, and each core has a
-        // backlog of its own: on two cores the network itself could reorder.
-        let mut one_core = rustix::thread::CpuSet::new();
-        one_core.set(rustix::thread::sched_getcpu());
-        rustix::thread::sched_setaffinity(None, &one_core).expect("one core");
+        if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+            return lacks(&format!("/dev/net/tun, open to users (`chmod 0666 /dev/net/tun`): {error}"));
+        }
         let scenario = Bottleneck { bursts: std::cell::RefCell::default() };
         // Each in a thread with a namespace of its own: the second sends the bursts that the first has sized.
         run(Design::UringThread, true, &scenario);

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dataplane::ingress::{Meta, Received};
+use dataplane::sys::tun::Tun;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
 
 use super::here::wait_until;
@@ -77,7 +78,7 @@ impl Tally {
     }
 }
 
-/// A socket and the thread that reads it.
+/// A socket or a TUN device, and the thread that reads it.
 pub struct Sink {
     address: SocketAddr,
     window: u64,
@@ -101,9 +102,19 @@ impl Sink {
         let socket = UdpSocket::bind(address.parse().expect("address"), &options).expect("sink");
         let granted = rustix::net::sockopt::socket_recv_buffer_size(socket.fd()).expect("SO_RCVBUF");
         let window = (granted as u64 / CHARGE).saturating_sub(BATCH).min(1_000);
-        let (address, shared) = (socket.local_addr(), Arc::new(Shared::default()));
+        Self::start(socket.local_addr(), window, move |shared| read(&socket, shared))
+    }
+
+    /// Reads what is routed to a TUN device: datagrams over IPv4, whatever their address. What the device could not queue
+    /// is missing from the count, with nothing said.
+    pub fn device(tun: Tun, address: SocketAddr) -> Self {
+        Self::start(address, u64::MAX, move |shared| read_device(&tun, shared))
+    }
+
+    fn start(address: SocketAddr, window: u64, read: impl FnOnce(&Shared) + Send + 'static) -> Self {
+        let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
-        let thread = std::thread::spawn(move || read(&socket, &theirs));
+        let thread = std::thread::spawn(move || read(&theirs));
         Self { address, window, shared, thread: Some(thread) }
     }
 
@@ -143,12 +154,36 @@ impl Drop for Sink {
     }
 }
 
-fn read(socket: &UdpSocket, shared: &Shared) {
+fn wait_readable(fd: &impl std::os::fd::AsFd) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let timeout = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)).expect("poll");
+}
+
+/// The virtio_net header in front of what a TUN device hands over, in bytes.
+const VIRTIO_LEN: usize = 10;
+
+fn read_device(tun: &Tun, shared: &Shared) {
+    let mut bytes = [0; 2_048];
+    while !shared.stop.load(Ordering::Relaxed) {
+        wait_readable(tun.fd());
+        while let Ok(len) = rustix::io::read(tun.fd(), &mut bytes) {
+            // An IPv4 header without options, then a UDP header; what else the kernel says (router solicitations) is not ours.
+            let packet = &bytes[VIRTIO_LEN..len];
+            let Some((header, payload)) = packet.split_at_checked(28) else { continue };
+            if header[0] == 0x45 && header[9] == 17 {
+                let mut tally = shared.tally.lock().expect("sink");
+                tally.note(payload);
+                shared.arrived.store(tally.total(), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn read(socket: &UdpSocket, shared: &Shared) {
     let mut batch = ReceiveBatch::new(64, RECEIVE_LEN);
     while !shared.stop.load(Ordering::Relaxed) {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
-        poll(&mut [PollFd::new(socket.fd(), PollFlags::IN)], Some(&timeout)).expect("poll");
+        wait_readable(socket.fd());
         while socket.receive_batch(&mut batch).expect("receive") > 0 {
             let mut tally = shared.tally.lock().expect("sink");
             for arrival in batch.iter_mut() {
