@@ -11,6 +11,7 @@ mod threaded;
 pub mod uring;
 mod waiting;
 
+pub use self::staging::{BYTES_MAX, SEGMENTS_MAX};
 pub use direct::{Direct, WhenBusy};
 pub use runtime::Runtime;
 pub use threaded::Threaded;

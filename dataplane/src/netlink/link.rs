@@ -172,6 +172,18 @@ impl Handle {
         )
     }
 
+    /// Sets how many segments a superpacket handed to an interface has at most (`gso_max_segs`).
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN, EINVAL above the device's own limit.
+    pub fn set_gso_max_segs(&mut self, index: u32, segments: u32) -> Result<(), Error> {
+        self.set(
+            &format!("limit superpackets of interface {index} to {segments} segments"),
+            by_index(index),
+            vec![LinkAttribute::GsoMaxSegs(segments)],
+        )
+    }
+
     /// Makes a pair of interfaces joined by a virtual cable (veth(4)), both down, and returns their indices.
     ///
     /// # Errors

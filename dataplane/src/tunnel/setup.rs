@@ -7,6 +7,7 @@ use std::path::Path as FilePath;
 use super::app::Sockets;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
 use crate::config::{self, Config, ConfigError, Endpoint};
+use crate::egress;
 use crate::netlink;
 use crate::stun::AddressFamily;
 use crate::stun::channel_data;
@@ -208,6 +209,14 @@ fn or_without_family(bound: io::Result<UdpSocket>, port: u16) -> io::Result<Opti
     Err(io::Error::new(error.kind(), format!("{error}; {remedy}")))
 }
 
+/// Full-sized packets that one UDP superpacket carries when they are sealed: the kernel shall put no more into a TUN
+/// superpacket, so that each leaves as one and not as one and a bit.
+fn superpacket_segments(mtu: u32, relayed: bool) -> u32 {
+    let channel = if relayed { channel_data::HEADER_LEN } else { 0 };
+    let sealed = mtu as usize + DATA_OVERHEAD + channel;
+    (egress::BYTES_MAX / sealed).min(egress::SEGMENTS_MAX) as u32
+}
+
 /// Creates the interface, gives it its addresses and MTU, brings it up and routes the peers' prefixes to it. It goes
 /// away with the descriptor.
 ///
@@ -220,6 +229,10 @@ pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io:
     let mtu = u32::try_from(mtu).map_err(io::Error::other)?;
     handle.set_mtu(index, mtu)?;
     handle.set_txqueuelen(index, TX_QUEUE)?;
+    // An older kernel's superpackets take two slots each, the second with a segment or two: slower, and nothing else.
+    if let Err(error) = handle.set_gso_max_segs(index, superpacket_segments(mtu, config.relay.is_some())) {
+        tracing::debug!("{error}");
+    }
     for address in &config.addresses {
         handle.add_address(index, *address)?;
     }
@@ -246,6 +259,15 @@ mod tests {
         assert_eq!(relay_mtu(v4, &[v4]), 1_436);
         assert_eq!(relay_mtu(v4, &[v4, v6]), 1_420, "the leg behind the relay is the longer one");
         assert_eq!(relay_mtu(v6, &[]), 1_416);
+    }
+
+    #[test]
+    fn a_tun_superpacket_fits_one_udp_superpacket() {
+        for (mtu, relayed, segments) in
+            [(1420, false, 45), (1420, true, 44), (1280, false, 49), (576, false, 64), (9000, true, 7)]
+        {
+            assert_eq!(superpacket_segments(mtu, relayed), segments, "MTU {mtu}");
+        }
     }
 
     #[test]
