@@ -111,6 +111,8 @@ pub struct Staging {
     filled: Vec<Filled>,
     /// Index into `filled`, plus one, by hash of port and destination.
     open_sockets: [u16; OPEN_SOCKET_SLOTS],
+    /// Index into `filled` of the open slot that took the last datagram: neighbours mostly have one destination.
+    last: Option<usize>,
     /// Indices into `filled` of device slots that may still take a packet.
     open_devices: Vec<usize>,
     gso: bool,
@@ -129,6 +131,7 @@ impl Staging {
             devices_from,
             filled: Vec::with_capacity(count),
             open_sockets: [0; OPEN_SOCKET_SLOTS],
+            last: None,
             open_devices: Vec::with_capacity(OPEN_DEVICE_SLOTS),
             gso,
             refused: Vec::with_capacity(REFUSED_MAX),
@@ -200,7 +203,7 @@ impl Staging {
 
     /// Where a datagram of `len` bytes can go.
     pub fn place(&self, target: &Target, len: usize, wanted: Class) -> Place {
-        if let Some(index) = self.way(target).and_then(|way| self.open_in(way))
+        if let Some(index) = self.open_slot(target)
             && let Filled {
                 content: Content::Datagrams { segment_size, segments, class, .. }, len: used, ..
             } = &self.filled[index]
@@ -215,6 +218,15 @@ impl Staging {
         }
         let reserved = if wanted == Class::Control { 0 } else { RESERVED_SLOTS.min(self.devices_from / 4) };
         if self.free_sockets.len() > reserved { Place::Fresh } else { Place::Full }
+    }
+
+    /// The filled slot that is open for this very target.
+    fn open_slot(&self, target: &Target) -> Option<usize> {
+        let same = |index: &usize| {
+            let content = self.filled.get(*index).map(|filled| &filled.content);
+            matches!(content, Some(Content::Datagrams { target: other, .. }) if other == target)
+        };
+        self.last.filter(same).or_else(|| self.way(target).and_then(|way| self.open_in(way)))
     }
 
     /// The filled slot that is open in one entry of the table.
@@ -266,6 +278,7 @@ impl Staging {
                 if let Content::Datagrams { segments, .. } = &mut filled.content {
                     *segments += 1;
                 }
+                self.last = Some(index);
                 true
             }
             Place::Fresh => {
@@ -276,7 +289,8 @@ impl Staging {
                 }
                 // An empty datagram has no segment size, so it stays alone.
                 let open = self.gso && len > 0 && self.may_join(target, len);
-                self.set_open(target, open.then_some(self.filled.len()));
+                self.last = open.then_some(self.filled.len());
+                self.set_open(target, self.last);
                 let content = Content::Datagrams { target: *target, segment_size: len, segments: 1, class };
                 let order = self.filled.len() as u32;
                 self.filled.push(Filled { slot, len, order, content });
@@ -350,6 +364,7 @@ impl Staging {
             return;
         }
         self.open_sockets = [0; OPEN_SOCKET_SLOTS];
+        self.last = None;
         self.open_devices.clear();
         for filled in &mut self.filled {
             if let Content::Device { segments, superpacket, .. } = &mut filled.content

@@ -18,7 +18,7 @@ use crate::egress::{Class, Egress, Port, Target};
 use crate::ingress::{Ingress, Meta, Received, Source, Token};
 use crate::offload::split::Splitter;
 use crate::packet::Packet;
-use crate::stun::channel_data;
+use crate::stun::{ChannelNumber, channel_data};
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
 use crate::turn::{Client, Event, Input};
@@ -78,32 +78,38 @@ impl App {
             Ok(splitter) => splitter,
             Err(cause) => return self.tunnel.count_drop(cause),
         };
-        // All packets of a superpacket are of one flow, so that one look at the routes is enough.
-        let mut route = None;
+        // All packets of a superpacket are of one flow, so that one look at routes and path is enough.
+        let mut decided = None;
         while splitter.next_into(&mut self.packet) {
-            match *route.get_or_insert_with(|| self.tunnel.route(self.packet.as_slice())) {
-                Ok(peer) => self.send_packet(peer, egress, now),
+            match *decided.get_or_insert_with(|| self.decide(now)) {
+                Ok((peer, Some(way))) => self.send_packet(peer, &way, egress, now),
+                Ok((peer, None)) => self.tunnel.stage(peer, self.packet.as_slice(), now),
                 Err(cause) => self.tunnel.count_drop(cause),
             }
         }
     }
 
-    /// Sends what is in the stack packet, or lets it wait for a handshake.
-    fn send_packet<E: Egress>(&mut self, peer: PeerIndex, egress: &mut E, now: Instant) {
-        let Some(path) = self.tunnel.ready(peer, now) else {
-            return self.tunnel.stage(peer, self.packet.as_slice(), now);
-        };
+    /// To whom the stack packet goes and by which way; no way while it has to wait for a handshake.
+    fn decide(&mut self, now: Instant) -> Result<(PeerIndex, Option<Way>), Cause> {
+        let peer = self.tunnel.route(self.packet.as_slice())?;
+        match self.tunnel.ready(peer, now) {
+            Some(path) => Ok((peer, Some(self.way(path, now)?))),
+            None => Ok((peer, None)),
+        }
+    }
+
+    /// Sends what is in the stack packet.
+    fn send_packet<E: Egress>(&mut self, peer: PeerIndex, way: &Way, egress: &mut E, now: Instant) {
         self.tunnel.pad(&mut self.packet);
         let sealed_len = Tunnel::sealed_len(self.packet.len());
-        let way = match self.way(path, sealed_len, now) {
-            Ok(way) => way,
-            Err(cause) => return self.tunnel.count_drop(cause),
+        let Some(front) = way.front(sealed_len) else {
+            return self.tunnel.count_drop(Cause::Mtu);
         };
         let Self { tunnel, packet, .. } = self;
         let mut refused = false;
-        egress.append(&way.target, way.header().len() + sealed_len, Class::Data, |slot| {
-            let (front, rest) = slot.split_at_mut(way.header().len());
-            front.copy_from_slice(way.header());
+        egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
+            let (head, rest) = slot.split_at_mut(front.len());
+            head.copy_from_slice(&front);
             let sealed = tunnel.seal(peer, packet.as_slice(), rest, now);
             refused = !sealed;
             sealed
@@ -113,12 +119,12 @@ impl App {
         }
     }
 
-    /// How a message of `len` bytes leaves for `path`.
-    fn way(&mut self, path: Path, len: usize, now: Instant) -> Result<Way, Cause> {
-        let way = match path {
+    /// How messages leave for `path`.
+    fn way(&mut self, path: Path, now: Instant) -> Result<Way, Cause> {
+        match path {
             Path::Direct { to, from } => {
                 let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
-                Way { target: Target { port, to, from, ecn: 0 }, channel: None }
+                Ok(Way { target: Target { port, to, from, ecn: 0 }, channel: None })
             }
             Path::Relayed { peer } => {
                 let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
@@ -127,16 +133,11 @@ impl App {
                     relay.client.bind_channel(peer, now);
                     return Err(Cause::NoEndpoint);
                 };
-                let header = channel_data::header(number, len).ok_or(Cause::Mtu)?;
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
                 let target = Target { port, to: relay.server, from: None, ecn: 0 };
-                Way { target, channel: Some(header) }
+                Ok(Way { target, channel: Some(number) })
             }
-        };
-        if way.header().len() + len > DATAGRAM_MAX {
-            return Err(Cause::Mtu);
         }
-        Ok(way)
     }
 
     fn handle_udp<E: Egress>(
@@ -188,7 +189,11 @@ impl App {
             self.transmit(&message, egress, now);
         }
         while let Some(peer) = self.tunnel.poll_staged(&mut self.packet, now) {
-            self.send_packet(peer, egress, now);
+            let path = self.tunnel.ready(peer, now).ok_or(Cause::NoSession);
+            match path.and_then(|path| self.way(path, now)) {
+                Ok(way) => self.send_packet(peer, &way, egress, now),
+                Err(cause) => self.tunnel.count_drop(cause),
+            }
         }
         // Sending can ask the relay for a channel.
         self.serve_relay(egress, now);
@@ -197,13 +202,15 @@ impl App {
     fn transmit<E: Egress>(&mut self, message: &Transmit, egress: &mut E, now: Instant) {
         let bytes = message.bytes();
         // A control message that cannot leave is repeated by its timer; only packets are counted.
-        let Ok(way) = self.way(message.path, bytes.len(), now) else {
+        let Ok(way) = self.way(message.path, now) else {
             return;
         };
-        let header = way.header();
-        egress.append(&way.target, header.len() + bytes.len(), Class::Control, |slot| {
-            let (front, rest) = slot.split_at_mut(header.len());
-            front.copy_from_slice(header);
+        let Some(front) = way.front(bytes.len()) else {
+            return;
+        };
+        egress.append(&way.target, front.len() + bytes.len(), Class::Control, |slot| {
+            let (head, rest) = slot.split_at_mut(front.len());
+            head.copy_from_slice(&front);
             rest.copy_from_slice(bytes);
             true
         });
@@ -371,14 +378,37 @@ impl Ports {
     }
 }
 
-/// A target, and what stands in front of the message.
+/// A target, and the channel of the relay that leads on from there.
+#[derive(Clone, Copy)]
 struct Way {
     target: Target,
-    channel: Option<[u8; channel_data::HEADER_LEN]>,
+    channel: Option<ChannelNumber>,
 }
 
 impl Way {
-    fn header(&self) -> &[u8] {
-        self.channel.as_ref().map_or(&[], |header| header)
+    /// What stands in front of a message of `len` bytes; `None` when both together are too long for a datagram.
+    fn front(&self, len: usize) -> Option<Front> {
+        let front = match self.channel {
+            Some(number) => Front::Channel(channel_data::header(number, len)?),
+            None => Front::Nothing,
+        };
+        (front.len() + len <= DATAGRAM_MAX).then_some(front)
+    }
+}
+
+/// Bytes in front of a message.
+enum Front {
+    Nothing,
+    Channel([u8; channel_data::HEADER_LEN]),
+}
+
+impl std::ops::Deref for Front {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Nothing => &[],
+            Self::Channel(header) => header,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::limiter::Verdict;
 use super::noise::{CONTROL_LEN, Inner};
-use super::peer::{Path, PeerIndex};
+use super::peer::{Passed, Path, PeerIndex};
 use super::timers::REKEY_ON_RECEIVE;
 use super::{Tunnel, noise};
 use crate::drops::Cause;
@@ -58,7 +58,7 @@ impl Tunnel {
         }
         let opened = peer.noise.open(datagram, out.buffer(), now)?;
         // From here on the message is authentic, whatever it holds.
-        self.authentic(index, path, now);
+        let news = self.authentic(index, path, now);
         let peer = &mut self.peers[index.0 as usize];
         if opened.confirmed {
             peer.timers.handshake_complete();
@@ -69,25 +69,21 @@ impl Tunnel {
         if opened.initiator && opened.age >= REKEY_ON_RECEIVE && !peer.timers.handshake_in_progress() {
             self.start_handshake(index, now);
         }
-        let outcome = self.admit(index, opened.inner, out, now);
-        self.arm(index);
-        outcome
+        let timers = &mut self.peers[index.0 as usize].timers;
+        let starts = matches!(opened.inner, Inner::Packet(_)) && timers.data_received(now);
+        if news || starts {
+            self.arm(index);
+        }
+        self.admit(index, opened.inner, out)
     }
 
     /// Decides whether the inside of an authentic message may be delivered.
-    fn admit(
-        &mut self,
-        index: PeerIndex,
-        inner: Inner,
-        out: &mut Packet,
-        now: Instant,
-    ) -> Result<Opened, Cause> {
+    fn admit(&mut self, index: PeerIndex, inner: Inner, out: &mut Packet) -> Result<Opened, Cause> {
         let len = match inner {
             Inner::Keepalive => return Ok(Opened::Consumed),
             Inner::Malformed => return Err(Cause::MalformedInner),
             Inner::Packet(len) => len,
         };
-        self.peers[index.0 as usize].timers.data_received(now);
         out.set_len(len);
         let header = ip::parse(out.as_slice()).ok_or(Cause::MalformedInner)?;
         out.truncate(header.total_len);
@@ -172,12 +168,16 @@ impl Tunnel {
         }
     }
 
-    /// The peer answers from here now, and it is alive.
-    fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) {
+    /// The peer answers from here now, and it is alive. The answer is whether a timer may have changed.
+    fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index.0 as usize];
         peer.path = Some(path);
         peer.awaits_path = false;
-        peer.timers.anything_received(now);
+        let news = peer.is_news(Passed::Received, now);
+        if news {
+            peer.timers.anything_received(now);
+        }
+        news
     }
 
     fn peer_of(&self, receiver: SessionIndex) -> Result<PeerIndex, Cause> {

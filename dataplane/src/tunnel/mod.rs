@@ -33,7 +33,7 @@ pub use self::incoming::Opened;
 use self::key::{PublicKey, SecretKey};
 use self::limiter::Limiter;
 use self::noise::{CONTROL_LEN, Identity, Noise, PEER_TAG_BITS};
-use self::peer::Peer;
+use self::peer::{Passed, Peer};
 pub use self::peer::{Path, PeerConfig, PeerIndex, PeerStats};
 use self::routes::AllowedIps;
 use self::timers::{Due, JITTER_MS, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
@@ -172,17 +172,20 @@ impl Tunnel {
     /// leaves from. `false`, and nothing counted, when [`Tunnel::ready`] would have said no.
     #[must_use]
     pub fn seal(&mut self, index: PeerIndex, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
-        let jitter = self.jitter();
         let peer = &mut self.peers[index.0 as usize];
         if !peer.noise.seal(packet, out, now) {
             return false;
         }
         peer.stats.sent_packets += 1;
         peer.stats.sent_bytes += packet.len() as u64;
-        peer.timers.data_sent(jitter, now);
-        peer.timers.anything_sent(now);
-        self.renew_if_worn(index, now);
-        self.arm(index);
+        if peer.is_news(Passed::DataSent, now) {
+            let jitter = self.jitter();
+            let timers = &mut self.peers[index.0 as usize].timers;
+            timers.data_sent(jitter, now);
+            timers.anything_sent(now);
+            self.renew_if_worn(index, now);
+            self.arm(index);
+        }
         true
     }
 
@@ -318,6 +321,7 @@ impl Tunnel {
     fn handle_peer_timeout(&mut self, index: PeerIndex, now: Instant) {
         let peer = &mut self.peers[index.0 as usize];
         peer.staged.expire(&mut self.staged_bytes, &mut self.drops, now);
+        peer.forget_noted();
         while let Some(due) = self.peers[index.0 as usize].timers.poll(now) {
             match due {
                 Due::Initiate => {

@@ -87,6 +87,17 @@ pub(super) struct Peer {
     pub(super) last_initiation_received: Option<Instant>,
     pub(super) stats: PeerStats,
     next_age_check: Instant,
+    /// What the timers were last told of, and when: a batch of packets has one `now`, and they need to hear of it once.
+    noted: Option<(Passed, Instant)>,
+}
+
+/// What passed between the peer and us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// A data message that is not empty was sent.
+    DataSent,
+    /// An authentic message arrived.
+    Received,
 }
 
 impl Peer {
@@ -106,7 +117,18 @@ impl Peer {
             last_initiation_received: None,
             stats: PeerStats::default(),
             next_age_check: now,
+            noted: None,
         }
+    }
+
+    /// Whether this is news to the timers. It is not when the same came to pass at the same `now` and nothing else since.
+    pub(super) fn is_news(&mut self, passed: Passed, now: Instant) -> bool {
+        self.noted.replace((passed, now)) != Some((passed, now))
+    }
+
+    /// Something that [`Passed`] has no name for changed a timer: whatever passes next is news.
+    pub(super) fn forget_noted(&mut self) {
+        self.noted = None;
     }
 
     /// When something has to be done for this peer.

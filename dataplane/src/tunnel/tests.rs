@@ -411,10 +411,34 @@ fn many_messages_under_one_key_start_a_handshake() {
     pair.seal_at_a(b"x");
     assert!(pair.a.poll_transmit().is_none());
     pair.a.peers[0].noise.set_sent(REKEY_AFTER_MESSAGES);
+    // The count is looked at once in a batch, which has one time.
+    pair.seal_at_a(b"still good");
+    assert!(pair.a.poll_transmit().is_none());
+    pair.now += Duration::from_micros(1);
     pair.seal_at_a(b"still good");
     assert_eq!(pair.a.poll_transmit().map(|message| message.bytes().len()), Some(148));
     pair.seal_at_a(b"still good");
     assert!(pair.a.poll_transmit().is_none(), "one is enough");
+}
+
+#[test]
+fn timers_hear_of_every_change_between_sending_and_receiving_within_a_batch() {
+    let mut pair = Pair::connected();
+    pair.now += SECOND;
+    let answers: Vec<_> =
+        (0..2).map(|_| try_seal(&mut pair.b, &packet(B_INSIDE, A_INSIDE, b"x"), pair.now)).collect();
+    let mut stack = Packet::new();
+    // Sent, received, sent: what was sent last is unanswered.
+    pair.seal_at_a(b"first");
+    for answer in answers {
+        let outcome = pair.a.open(&answer.expect("a session"), path("192.0.2.2:2"), &mut stack, pair.now);
+        assert!(matches!(outcome, Opened::Packet(_)), "{outcome:?}");
+    }
+    pair.seal_at_a(b"second");
+    pair.a.handle_timeout(pair.now + 14 * SECOND);
+    assert!(pair.a.poll_transmit().is_none(), "neither a keepalive nor, before 15 s, a handshake");
+    pair.a.handle_timeout(pair.now + 16 * SECOND);
+    assert_eq!(pair.a.poll_transmit().map(|message| message.bytes().len()), Some(148));
 }
 
 #[test]

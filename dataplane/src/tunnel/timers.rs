@@ -119,9 +119,11 @@ impl Timers {
         self.new_handshake.get_or_insert(now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter);
     }
 
-    /// A data message that is not empty arrived.
-    pub fn data_received(&mut self, now: Instant) {
+    /// A data message that is not empty arrived. The answer is whether that started a timer.
+    pub fn data_received(&mut self, now: Instant) -> bool {
+        let starts = self.keepalive.is_none();
         self.keepalive.get_or_insert(now + KEEPALIVE_TIMEOUT);
+        starts
     }
 
     /// Any message was sent.
