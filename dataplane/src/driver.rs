@@ -89,7 +89,8 @@ pub struct Ledger {
     pub application: Drops,
 }
 
-/// Runs `application` until it stops or a stop signal arrives, then drains.
+/// Runs `application` until it stops or a stop signal arrives, then drains. After input the loop looks for more for
+/// `busy_poll` before it sleeps.
 ///
 /// # Errors
 /// Set-up failures, and a broken ring or descriptor.
@@ -99,10 +100,11 @@ pub fn run<A: Application, I: Ingress, E: Egress>(
     ingress: &mut I,
     egress: &mut E,
     signals: &StopSignals,
+    busy_poll: Duration,
 ) -> io::Result<Ledger> {
     ingress.add(signals.fd().as_fd(), SIGNALS, Source::Ready)?;
     application.start(ingress, egress, Instant::now())?;
-    let mut state = Loop::new(Instant::now());
+    let mut state = Loop::new(busy_poll, Instant::now());
     while !state.stopping {
         state.turn(application, ingress, egress, signals)?;
     }
@@ -162,11 +164,22 @@ struct Loop {
     flush: Flush,
     slowed: bool,
     stopping: bool,
+    busy_poll: Duration,
+    /// The loop does not sleep before this.
+    awake_until: Instant,
 }
 
 impl Loop {
-    fn new(now: Instant) -> Self {
-        Self { now, next_control: now, flush: Flush::Done, slowed: false, stopping: false }
+    fn new(busy_poll: Duration, now: Instant) -> Self {
+        Self {
+            now,
+            next_control: now,
+            flush: Flush::Done,
+            slowed: false,
+            stopping: false,
+            busy_poll,
+            awake_until: now,
+        }
     }
 
     /// One turn: a batch of input, its output, what is due.
@@ -194,6 +207,9 @@ impl Loop {
                 let now = *now.get_or_insert_with(Instant::now);
                 application.handle(received, egress, now);
             })?;
+            if let Some(now) = now {
+                self.awake_until = now + self.busy_poll;
+            }
             self.now = now.unwrap_or_else(Instant::now);
             self.stopping |= signalled && signals.take().is_some();
         }
@@ -212,6 +228,10 @@ impl Loop {
 
     /// How long the next wait may last.
     fn timeout(&self, application: &impl Application) -> Option<Duration> {
+        // A busy socket is tried again by the clock, not as often as there are turns.
+        if self.now < self.awake_until && self.flush == Flush::Done {
+            return Some(Duration::ZERO);
+        }
         let due = application.poll_timeout().map(|due| due.saturating_duration_since(self.now));
         let retry = (self.flush == Flush::Waiting).then_some(RETRY_INTERVAL);
         match (due, retry) {

@@ -1,7 +1,7 @@
 //! Chooses how packets come in and leave, once, and runs an application on the choice.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
@@ -57,7 +57,7 @@ pub enum Switch {
     Off,
 }
 
-/// The four flags that tunnel and relay share.
+/// The flags that tunnel and relay share.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct EngineArgs {
     /// How packets leave
@@ -72,6 +72,9 @@ pub struct EngineArgs {
     /// Who reaps completions; only with `--io uring` [default: thread]
     #[arg(long, value_enum)]
     pub completions: Option<Completions>,
+    /// Look for input this long before going to sleep: wakes sooner, keeps a core busy; 0 for never
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub busy_poll: u32,
 }
 
 impl EngineArgs {
@@ -168,13 +171,14 @@ fn run_with<A: Application, E: Egress>(
     default_ingress: IngressKind,
     signals: &StopSignals,
 ) -> io::Result<()> {
+    let busy_poll = Duration::from_micros(args.busy_poll.into());
     let ledger = match args.ingress.unwrap_or(default_ingress) {
-        IngressKind::Epoll => driver::run(application, &mut Epoll::new()?, &mut egress, signals)?,
+        IngressKind::Epoll => driver::run(application, &mut Epoll::new()?, &mut egress, signals, busy_poll)?,
         IngressKind::Uring => match UringIngress::new() {
-            Ok(mut ingress) => driver::run(application, &mut ingress, &mut egress, signals)?,
+            Ok(mut ingress) => driver::run(application, &mut ingress, &mut egress, signals, busy_poll)?,
             Err(error) if args.ingress.is_none() => {
                 tracing::info!("ingress: epoll, because io_uring is not available: {}", setup_reason(&error));
-                driver::run(application, &mut Epoll::new()?, &mut egress, signals)?
+                driver::run(application, &mut Epoll::new()?, &mut egress, signals, busy_poll)?
             }
             Err(error) => {
                 return Err(io::Error::new(
@@ -230,7 +234,8 @@ mod tests {
 
     #[test]
     fn completions_need_the_ring() {
-        let args = |io, completions| EngineArgs { io, ingress: None, gso: Switch::On, completions };
+        let args =
+            |io, completions| EngineArgs { io, ingress: None, gso: Switch::On, completions, busy_poll: 0 };
         assert!(args(Io::Uring, Some(Completions::Inline)).check().is_ok());
         assert!(args(Io::Suspend, None).check().is_ok());
         assert!(args(Io::Suspend, Some(Completions::Thread)).check().is_err());

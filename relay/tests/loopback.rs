@@ -105,6 +105,7 @@ fn whole_story_on_uring() {
     whole_story(&["--io", "uring", "--ingress", "epoll"], 9000);
     whole_story(&["--io", "uring", "--ingress", "uring"], 9000);
     whole_story(&["--io", "uring", "--completions", "inline"], 9000);
+    whole_story(&["--io", "uring", "--busy-poll", "500"], 9000);
 }
 
 #[test]

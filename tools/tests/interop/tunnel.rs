@@ -100,6 +100,7 @@ fn every_design_carries_a_tunnel() {
         ["--io", "uring", "--completions", "inline"],
         ["--io", "uring", "--ingress", "uring"],
         ["--io", "uring", "--gso", "off"],
+        ["--io", "uring", "--busy-poll", "200"],
         ["--io", "threaded", "--ingress", "epoll"],
         ["--io", "suspend", "--ingress", "epoll"],
         ["--io", "drop", "--ingress", "uring"],
