@@ -147,7 +147,7 @@ impl Running {
         let lines = self.lines();
         assert!(status.success(), "{status}: {}", std::fs::read_to_string(&self.log).unwrap());
         let ledger = lines.iter().find(|line| line["message"] == "ledger").expect("a ledger");
-        serde_json::from_str(ledger["figures"].as_str().unwrap()).unwrap()
+        ledger["figures"].clone()
     }
 }
 
