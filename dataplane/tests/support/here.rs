@@ -68,14 +68,16 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Calls `done` every half millisecond until it answers `true` or `patience` is over; the answer is the last one.
+/// Calls `done` every half millisecond until it answers `true` or `patience` is over; the answer is the last one. It is
+/// asked once more after that, however late this thread gets its turn.
 pub fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = now() + patience;
     loop {
+        let over = now() >= deadline;
         if done() {
             return true;
         }
-        if now() >= deadline {
+        if over {
             return false;
         }
         std::thread::sleep(Duration::from_micros(500));
