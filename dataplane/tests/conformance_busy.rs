@@ -169,11 +169,8 @@ impl Scenario for DeadNeighbours {
                 lacks(large);
                 break;
             }
-            // The machine may be doing something else, so that a rate proves nothing in one attempt; losses and order are
-            // judged in all of them.
-            let ratio =
-                (0..4).map(|_| compare(&mut traffic, packets, neighbours)).find(|&ratio| ratio >= 0.95);
-            assert!(ratio.is_some(), "{design:?}: {neighbours} dead neighbours slow healthy flows down");
+            let kept = keeps_its_rate(&mut traffic, packets, neighbours);
+            assert!(kept, "{design:?}: {neighbours} dead neighbours slow healthy flows down");
         }
         let sent = traffic.sent;
         let stats = egress.close();
@@ -183,15 +180,40 @@ impl Scenario for DeadNeighbours {
     }
 }
 
+/// Attempts that count.
+const ATTEMPTS: u32 = 4;
+/// Attempts in all: a minute of them, on a machine that is never steady.
+const ATTEMPTS_MAX: u32 = 40;
+
+/// Whether the healthy rate is the same with dead neighbours. The machine may be doing something else, so that one attempt
+/// proves nothing, and one in which the rate without dead neighbours was not kept either does not count. Losses and order
+/// are judged in all of them.
+fn keeps_its_rate<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> bool {
+    let mut counted = 0;
+    for _ in 0..ATTEMPTS_MAX {
+        let (ratio, steady) = compare(traffic, packets, dead);
+        if ratio >= 0.95 {
+            return true;
+        }
+        counted += u32::from(steady);
+        if counted == ATTEMPTS {
+            break;
+        }
+    }
+    false
+}
+
 /// The healthy rate with dead neighbours over the one without, both offered at 80 % of saturation: of what was possible a
 /// moment before with the packets for dead neighbours among the load. Those are one in ten, and an operation each, where
 /// healthy ones share a superpacket: at 80 % of what is possible without them, they alone would saturate a core.
-fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> f64 {
+/// Beside it, whether the rate without was the one offered.
+fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> (f64, bool) {
     let most = [0, dead].map(|dead| traffic.send(packets / 4, dead, None));
+    let pace = most[1] * 0.8;
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..3 {
-        rates[0].push(traffic.send(packets * 3 / 10, 0, Some(most[1] * 0.8)));
-        rates[1].push(traffic.send(packets * 3 / 10, dead, Some(most[1] * 0.8)));
+        rates[0].push(traffic.send(packets * 3 / 10, 0, Some(pace)));
+        rates[1].push(traffic.send(packets * 3 / 10, dead, Some(pace)));
     }
     let [without, with] = rates.map(median);
     println!(
@@ -199,7 +221,8 @@ fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> 
         most[1], most[0]
     );
     // Seven more operations beside the two of a batch must not cost more than the batch itself.
-    if most[1] < most[0] * 0.5 { 0.0 } else { with / without }
+    let ratio = if most[1] < most[0] * 0.5 { 0.0 } else { with / without };
+    (ratio, without >= pace * 0.95)
 }
 
 /// Each of these fills both cores: side by side they disturb one another.
