@@ -1,16 +1,17 @@
 //! The processes of a measurement: this program again as tunnel or relay, or another program, inside a namespace.
 
-use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::ffi::OsString;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
-use tools::netns::{self, Namespace};
+use rustix::process::{Pid, Signal, kill_process};
+use tools::netns::Namespace;
+use tools::reexec;
 
 /// What a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,48 +26,26 @@ pub enum Role {
 
 const ROLES: [(Role, &str); 3] =
     [(Role::Tunnel, "__tunnel"), (Role::Relay, "__relay"), (Role::Program, "__program")];
-/// In place of a namespace's path.
-const STAY: &str = "-";
 /// How long a process may take to end after SIGTERM.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the role that the command line names, if it names one; to be called first thing in `main`, before any thread.
-///
-/// ```text
-///  benches __tunnel NAMESPACE|- PARENT up FILE …
-/// ```
 #[must_use]
 pub fn dispatch(arguments: &[OsString]) -> Option<ExitCode> {
-    let name = arguments.get(1)?.to_str()?;
-    let (role, _) = *ROLES.iter().find(|entry| entry.1 == name)?;
-    let (Some(namespace), Some(parent)) = (arguments.get(2), arguments.get(3)) else {
-        return Some(ExitCode::from(2));
+    let (role, rest) = match reexec::settle(&ROLES, arguments)? {
+        Ok(settled) => settled,
+        Err(code) => return Some(code),
     };
-    let rest = arguments[4..].iter().cloned();
-    let named = |name: &str| std::iter::once(OsString::from(name)).chain(rest.clone());
-    let error = match (settle(namespace, parent), role) {
-        (Err(error), _) => error,
-        (Ok(()), Role::Tunnel) => return Some(dataplane::cli::main(named("towpath"))),
-        (Ok(()), Role::Relay) => return Some(relay::cli::main(named("towpath-relay"))),
-        (Ok(()), Role::Program) => become_program(&arguments[4..]),
-    };
-    // The parent reads standard error; there is no log yet.
-    let _ = writeln!(std::io::stderr(), "{error:#}");
-    Some(ExitCode::FAILURE)
-}
-
-/// Enters the namespace and makes sure that this process does not outlive the one that measures.
-fn settle(namespace: &OsStr, parent: &OsStr) -> anyhow::Result<()> {
-    let namespace = namespace.to_str().context("a namespace's path is ASCII")?;
-    if namespace != STAY {
-        netns::enter(namespace).with_context(|| format!("cannot enter the namespace {namespace}"))?;
-    }
-    set_parent_process_death_signal(Some(Signal::KILL)).context("PR_SET_PDEATHSIG")?;
-    // It may have ended before that took effect.
-    let expected = parent.to_str().and_then(|parent| parent.parse().ok());
-    let actual = getppid().map(|parent| parent.as_raw_nonzero().get());
-    anyhow::ensure!(expected == actual, "the benchmark that started this process is gone");
-    Ok(())
+    let named = |name: &str| std::iter::once(OsString::from(name)).chain(rest.iter().cloned());
+    Some(match role {
+        Role::Tunnel => dataplane::cli::main(named("towpath")),
+        Role::Relay => relay::cli::main(named("towpath-relay")),
+        Role::Program => {
+            // The parent reads standard error; there is no log.
+            let _ = writeln!(std::io::stderr(), "{:#}", become_program(rest));
+            ExitCode::FAILURE
+        }
+    })
 }
 
 /// Keeps the process id, so that the program is measured and stopped by it. Answers only if it fails.
@@ -99,20 +78,14 @@ impl Process {
         arguments: &[String],
         namespace: Option<&Namespace>,
     ) -> anyhow::Result<Self> {
-        let entry = ROLES.iter().find(|entry| entry.0 == role).map_or("", |entry| entry.1);
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        #[expect(clippy::disallowed_methods, reason = "the benchmark starts programs and has no ring open")]
-        let mut command = Command::new(program);
-        command.arg(entry).arg(namespace.map_or_else(|| STAY.to_owned(), Namespace::path_for_child));
-        command.arg(getpid().as_raw_nonzero().to_string()).args(arguments);
-        // A group of its own: Ctrl-C reaches only the benchmark, which ends the others.
-        command.process_group(0).env("RUST_LOG", "info");
+        let mut command = reexec::command(&ROLES, &role, namespace)?;
+        command.args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         let (sender, lines) = channel();
         let (stdout, stderr) = (child.stdout.take().context("no stdout")?, child.stderr.take());
-        read_lines(stdout, sender.clone())?;
-        read_lines(stderr.context("no stderr")?, sender)?;
+        reexec::read_lines(stdout, sender.clone())?;
+        reexec::read_lines(stderr.context("no stderr")?, sender)?;
         Ok(Self { name: name.to_owned(), child, lines, seen: Vec::new() })
     }
 
@@ -207,18 +180,6 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Reads lines on a thread, which ends with the pipe.
-fn read_lines(stream: impl Read + Send + 'static, sender: Sender<String>) -> anyhow::Result<()> {
-    thread::Builder::new().name("bench-log".to_owned()).spawn(move || {
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok(())
 }
 
 /// The time.

@@ -96,10 +96,6 @@ fn text_line(time: Timestamp, metadata: &Metadata<'_>, fields: &Fields) -> Strin
             Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=']) => {
                 push_printable(&mut line, text);
             }
-            // A JSON object is readable as it is; quoted, every quote in it would be escaped.
-            Value::String(text) if serde_json::from_str::<serde_json::Map<_, _>>(text).is_ok() => {
-                push_printable(&mut line, text);
-            }
             // A JSON string escapes C0 control characters; DEL and C1 are left to `push_printable`.
             other => push_printable(&mut line, &other.to_string()),
         }
@@ -143,6 +139,9 @@ fn severity(level: &Level) -> &'static str {
     }
 }
 
+/// The field that is an object. `tracing` has no objects among its values, so that it comes as text.
+const OBJECT: &str = "figures";
+
 /// An event's message and its other fields in the order in which they were written.
 #[derive(Default)]
 struct Fields {
@@ -160,6 +159,13 @@ impl Fields {
             };
             return;
         }
+        // By name: what others say in the text of a field must not change its type.
+        let value = match value {
+            Value::String(text) if name == OBJECT => {
+                serde_json::from_str(&text).map_or(Value::String(text), Value::Object)
+            }
+            other => other,
+        };
         // A field must not shadow a member every line has.
         let reserved = matches!(name, "time" | "severity" | "target");
         let name = if reserved { format!("field_{name}") } else { name.to_owned() };
@@ -256,6 +262,25 @@ mod tests {
         assert_eq!(lines[0]["name"], "wg \"0\"");
         assert_eq!(lines[1]["severity"], "TRACE");
         assert!(text.starts_with(r#"{"time":""#), "{text}");
+    }
+
+    #[test]
+    fn figures_are_an_object_and_other_fields_are_not() {
+        let log = || {
+            tracing::info!(figures = %r#"{"drops":{"busy":2},"sent":8}"#, reason = %r#"{"a":1}"#, "ledger");
+            tracing::info!(figures = "{", "broken");
+        };
+        let text = captured(LogFormat::Json, EnvFilter::new("info"), log);
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines[0]["figures"]["drops"]["busy"], 2);
+        assert_eq!(lines[0]["reason"], r#"{"a":1}"#);
+        assert_eq!(lines[1]["figures"], "{");
+
+        let text = captured(LogFormat::Text, EnvFilter::new("info"), log);
+        assert!(
+            text.contains(r#"ledger figures={"drops":{"busy":2},"sent":8} reason="{\"a\":1}""#),
+            "{text}"
+        );
     }
 
     #[test]

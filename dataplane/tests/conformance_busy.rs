@@ -22,7 +22,9 @@ use support::ledger;
 
 const LEN: usize = 1_000;
 const BATCH: u64 = 64;
-/// What sixteen unresolved neighbours may hold of a send buffer, 212,992 bytes each, and room besides.
+/// What an unresolved neighbour may hold of a send buffer, in bytes.
+const HELD: usize = 212_992;
+/// What sixteen of them may hold, and room besides.
 const SEND_BUFFER: usize = 4 << 20;
 
 /// A veth pair, its far end in a namespace of its own with a sink.
@@ -151,8 +153,9 @@ impl Scenario for DeadNeighbours {
         let path = Path::new();
         let sockets: [UdpSocket; 4] = std::array::from_fn(|_| socket(SEND_BUFFER));
         let granted = rustix::net::sockopt::socket_send_buffer_size(sockets[0].fd()).expect("SO_SNDBUF");
+        let large = "a send buffer of 4 MiB: root, or `sysctl net.core.wmem_max=4194304`";
         if self.same_socket && granted < SEND_BUFFER {
-            return lacks("a send buffer of 4 MiB: root, or `sysctl net.core.wmem_max=4194304`");
+            return lacks(large);
         }
         let ports = sockets.each_ref().map(|socket| egress.add_socket(socket.fd().clone()).expect("port"));
         let healthy = [ports[0], ports[1]];
@@ -160,11 +163,14 @@ impl Scenario for DeadNeighbours {
         let mut traffic =
             Traffic { egress: &mut egress, path: &path, healthy, dead, numbers: [0; 4], sent: 0 };
         for neighbours in [1, 4, 16] {
-            // The machine may be doing something else, so that a rate proves nothing in one attempt; losses and order are
-            // judged in all of them.
-            let ratio =
-                (0..4).map(|_| compare(&mut traffic, packets, neighbours)).find(|&ratio| ratio >= 0.95);
-            assert!(ratio.is_some(), "{design:?}: {neighbours} dead neighbours slow healthy flows down");
+            // They are dealt out to two sockets. Such a socket is busy for seconds if it holds less than they do: what waits
+            // for it then expires.
+            if granted < usize::from(neighbours).div_ceil(2) * HELD {
+                lacks(large);
+                break;
+            }
+            let kept = keeps_its_rate(&mut traffic, packets, neighbours);
+            assert!(kept, "{design:?}: {neighbours} dead neighbours slow healthy flows down");
         }
         let sent = traffic.sent;
         let stats = egress.close();
@@ -174,15 +180,40 @@ impl Scenario for DeadNeighbours {
     }
 }
 
+/// Attempts that count.
+const ATTEMPTS: u32 = 4;
+/// Attempts in all: a minute of them, on a machine that is never steady.
+const ATTEMPTS_MAX: u32 = 40;
+
+/// Whether the healthy rate is the same with dead neighbours. The machine may be doing something else, so that one attempt
+/// proves nothing, and one in which the rate without dead neighbours was not kept either does not count. Losses and order
+/// are judged in all of them.
+fn keeps_its_rate<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> bool {
+    let mut counted = 0;
+    for _ in 0..ATTEMPTS_MAX {
+        let (ratio, steady) = compare(traffic, packets, dead);
+        if ratio >= 0.95 {
+            return true;
+        }
+        counted += u32::from(steady);
+        if counted == ATTEMPTS {
+            break;
+        }
+    }
+    false
+}
+
 /// The healthy rate with dead neighbours over the one without, both offered at 80 % of saturation: of what was possible a
 /// moment before with the packets for dead neighbours among the load. Those are one in ten, and an operation each, where
 /// healthy ones share a superpacket: at 80 % of what is possible without them, they alone would saturate a core.
-fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> f64 {
+/// Beside it, whether the rate without was the one offered.
+fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> (f64, bool) {
     let most = [0, dead].map(|dead| traffic.send(packets / 4, dead, None));
+    let pace = most[1] * 0.8;
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..3 {
-        rates[0].push(traffic.send(packets * 3 / 10, 0, Some(most[1] * 0.8)));
-        rates[1].push(traffic.send(packets * 3 / 10, dead, Some(most[1] * 0.8)));
+        rates[0].push(traffic.send(packets * 3 / 10, 0, Some(pace)));
+        rates[1].push(traffic.send(packets * 3 / 10, dead, Some(pace)));
     }
     let [without, with] = rates.map(median);
     println!(
@@ -190,7 +221,8 @@ fn compare<E: Subject>(traffic: &mut Traffic<'_, E>, packets: u64, dead: u8) -> 
         most[1], most[0]
     );
     // Seven more operations beside the two of a batch must not cost more than the batch itself.
-    if most[1] < most[0] * 0.5 { 0.0 } else { with / without }
+    let ratio = if most[1] < most[0] * 0.5 { 0.0 } else { with / without };
+    (ratio, without >= pace * 0.95)
 }
 
 /// Each of these fills both cores: side by side they disturb one another.
@@ -220,7 +252,9 @@ const LIMIT: u32 = 16 << 20;
 const SMALL_BUFFER: usize = 128 << 10;
 /// Packets above what the socket takes: within the bound of the waiting queue, in bytes and in time.
 const ABOVE: u64 = 40;
+/// Bursts, and more until the machine was calm in one and the socket busy beside the other in one.
 const BURSTS: usize = 8;
+const BURSTS_MAX: usize = 100;
 
 /// A TUN device behind a token bucket, with the sink at its far end. Not a veth pair: there each core that releases packets
 /// has a backlog of its own, and packets of one flow can swap on the way. A loop of sendto(2) through the same bucket and a
@@ -237,6 +271,33 @@ fn bottleneck() -> (Handle, u32, Sink) {
     (near, far, Sink::device(tun, ([10, 9, 0, 200], 7_000).into()))
 }
 
+/// How long whoever moves packets on did not get its turn.
+struct Turns<'a> {
+    sinks: [&'a Sink; 2],
+    flushed: Instant,
+    arrived: (u64, Instant),
+    longest: Duration,
+}
+
+impl<'a> Turns<'a> {
+    fn new(sinks: [&'a Sink; 2]) -> Self {
+        Self { sinks, flushed: now(), arrived: (0, now()), longest: Duration::ZERO }
+    }
+
+    /// Flushes, and notes how long this thread did not; and, while packets were on their way, how long none arrived because
+    /// of the bucket's timer or the sinks.
+    fn flush<E: Subject>(&mut self, egress: &mut E) -> Flush {
+        let flush = egress.flush(now()).expect("flush");
+        let (time, arrived) = (now(), self.sinks.iter().map(|sink| sink.arrived()).sum());
+        if arrived > self.arrived.0 || arrived >= egress.stats().sent {
+            self.arrived = (arrived, time);
+        }
+        self.longest = self.longest.max(time - self.flushed).max(time - self.arrived.1);
+        self.flushed = time;
+        flush
+    }
+}
+
 /// Bursts above a bottleneck.
 struct Bottleneck {
     bursts: std::cell::RefCell<Vec<u64>>,
@@ -251,24 +312,23 @@ impl Scenario for Bottleneck {
         let local_port = egress.add_socket(local.fd().clone()).expect("port");
         let target = Target { port, to: sink.address(), from: None, ecn: 0 };
         let beside = Target { port: local_port, to: other.address(), from: None, ecn: 0 };
-        let (mut number, mut calm) = (0, 0);
-        for burst in 0..BURSTS {
+        let (mut number, mut beside_sent, mut calm, mut busy_beside) = (0, 0, 0, 0);
+        let sized = self.bursts.borrow().len();
+        for burst in 0..BURSTS_MAX {
+            let judged = burst >= BURSTS && calm > 0 && busy_beside > 0;
+            let enough = if design == Design::Drop { burst == sized } else { judged };
+            if enough {
+                break;
+            }
             let before = egress.stats();
-            let slowest = std::cell::Cell::new(Duration::ZERO);
-            let mut last = now();
-            let mut flush = |egress: &mut E| {
-                let flushed = egress.flush(now()).expect("flush");
-                slowest.set(slowest.get().max(now() - last));
-                last = now();
-                flushed
-            };
+            let mut turns = Turns::new([&sink, &other]);
             let planned = self.bursts.borrow().get(burst).copied();
             let mut appended = 0;
             loop {
                 (0..16).for_each(|index| append(&mut egress, &target, 1, number + index));
                 number += 16;
                 appended += 16;
-                let flushed = flush(&mut egress);
+                let flushed = turns.flush(&mut egress);
                 let busy = || egress.stats().drops.total() > before.drops.total();
                 // The bucket may have drained more this time, while this thread did not get its turn.
                 if planned.map_or(flushed == Flush::Waiting, |planned| appended + ABOVE >= planned && busy())
@@ -281,17 +341,15 @@ impl Scenario for Bottleneck {
             number += ABOVE;
             appended += ABOVE;
             // Another socket does not notice.
-            (0..10).for_each(|index| append(&mut egress, &beside, 2, burst as u64 * 10 + index));
-            let flushed = flush(&mut egress);
-            let beside_sent = (burst as u64 + 1) * 10;
+            (0..10).for_each(|index| append(&mut egress, &beside, 2, beside_sent + index));
+            beside_sent += 10;
+            // Most often: the bucket may have caught up at once with what it had not released.
+            busy_beside += u32::from(turns.flush(&mut egress) == Flush::Waiting);
             assert!(wait_until(Duration::from_secs(2), || {
-                flush(&mut egress);
+                turns.flush(&mut egress);
                 other.arrived() == beside_sent
             }));
-            if planned.is_none() && slowest.get() < Duration::from_millis(2) {
-                assert_eq!(flushed, Flush::Waiting, "{design:?}: it was to be busy for longer than that");
-            }
-            assert!(wait_until(Duration::from_secs(2), || flush(&mut egress) == Flush::Done));
+            assert!(wait_until(Duration::from_secs(2), || turns.flush(&mut egress) == Flush::Done));
             egress.reap();
             let stats = egress.stats();
             let lost = stats.drops.total() - before.drops.total();
@@ -302,8 +360,8 @@ impl Scenario for Bottleneck {
             );
             if design == Design::Drop {
                 assert!(lost > 0, "{stats:?}");
-            } else if slowest.get() < Duration::from_millis(4) {
-                // Whoever does not come back to flush lets packets expire; that is no fault of the design.
+            } else if turns.longest < Duration::from_millis(4) {
+                // Whoever does not come back to flush, or does not drain, lets packets expire; that is no fault of the design.
                 assert_eq!(lost, 0, "{stats:?}");
                 calm += 1;
             }
@@ -314,11 +372,12 @@ impl Scenario for Bottleneck {
             assert!(wait_until(Duration::from_secs(5), arrived), "{design:?}: {stats:?}");
         }
         assert!(design == Design::Drop || calm > 0, "the machine was never calm");
+        assert!(design == Design::Drop || busy_beside > 0, "the socket was never busy beside the other");
         let stats = egress.close();
         ledger::check(&stats, 0);
         println!("{design:?}: {} offered, {:?}", stats.offered, stats.drops.iter().collect::<Vec<_>>());
-        sink.finish(stats.sent - BURSTS as u64 * 10);
-        other.finish(BURSTS as u64 * 10);
+        sink.finish(stats.sent - beside_sent);
+        other.finish(beside_sent);
         assert_eq!(near.qdisc_stats(far).expect("statistics").drops, 0, "the queue itself drops");
     }
 }
@@ -333,6 +392,9 @@ fn a_bottleneck_costs_drop_packets_and_uring_none() {
         let scenario = Bottleneck { bursts: std::cell::RefCell::default() };
         // Each in a thread with a namespace of its own: the second sends the bursts that the first has sized.
         run(Design::UringThread, true, &scenario);
+        if scenario.bursts.borrow().is_empty() {
+            return;
+        }
         dataplane::sys::namespace::unshare_net().expect("another namespace");
         support::here::loopback_up();
         run(Design::Drop, true, &scenario);

@@ -3,52 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-#[path = "support/left_out.rs"]
-mod left_out;
+#[path = "support/user_namespace.rs"]
+mod user_namespace;
 
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::process::Command;
 
 use dataplane::netlink::Handle;
-use left_out::left_out;
 use rustix::thread::UnshareFlags;
 
-/// Set for the process that runs inside the namespace.
-const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
-
-/// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle. A user namespace can
-/// only be made by a process with one thread (unshare(2)), which a test never is, so util-linux's `unshare` makes it.
+/// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle.
 fn inside_namespace(test: &str) -> Option<Handle> {
-    if std::env::var_os(INSIDE).is_some() {
-        return Some(Handle::open().unwrap());
-    }
-    let unshare = |program: &std::ffi::OsStr, arguments: &[&str]| {
-        #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
-        Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net"])
-            .arg(program)
-            .args(arguments)
-            .env(INSIDE, "1")
-            .output()
-    };
-    match unshare("true".as_ref(), &[]) {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
-            return None;
-        }
-        Err(error) => {
-            left_out(&format!("util-linux's `unshare`: {error}"));
-            return None;
-        }
-    }
-    let program = std::env::current_exe().unwrap();
-    let output = unshare(program.as_os_str(), &["--exact", test, "--nocapture"]).unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("1 passed"), "the test did not run inside the namespace: {text}");
-    None
+    user_namespace::inside(test).then(|| Handle::open().unwrap())
 }
 
 #[test]

@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
-#[path = "support/left_out.rs"]
-mod left_out;
+#[path = "support/user_namespace.rs"]
+mod user_namespace;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,47 +18,18 @@ use dataplane::netlink::Handle;
 use dataplane::sys::namespace;
 use dataplane::tunnel::key::SecretKey;
 use dataplane::tunnel::noise;
-use left_out::left_out;
+use user_namespace::left_out::left_out;
 
-/// Set for the process that runs inside the namespaces.
-const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
 const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the calling test again as root of new namespaces and answers `false`; answers `true` there.
 fn inside_namespace(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
     if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         left_out(&format!("/dev/net/tun: {error}"));
         return false;
     }
-    let unshare = |program: &std::ffi::OsStr, arguments: &[&str]| {
-        Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net"])
-            .arg(program)
-            .args(arguments)
-            .env(INSIDE, "1")
-            .output()
-    };
-    match unshare("true".as_ref(), &[]) {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
-            return false;
-        }
-        Err(error) => {
-            left_out(&format!("util-linux's `unshare`: {error}"));
-            return false;
-        }
-    }
-    let program = std::env::current_exe().unwrap();
-    let output = unshare(program.as_os_str(), &["--exact", test, "--nocapture"]).unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("1 passed"), "the test did not run inside the namespace: {text}");
-    false
+    user_namespace::inside(test)
 }
 
 /// A network namespace: whatever is to happen in it runs on a thread that has entered it.
@@ -176,7 +147,7 @@ impl Running {
         let lines = self.lines();
         assert!(status.success(), "{status}: {}", std::fs::read_to_string(&self.log).unwrap());
         let ledger = lines.iter().find(|line| line["message"] == "ledger").expect("a ledger");
-        serde_json::from_str(ledger["figures"].as_str().unwrap()).unwrap()
+        ledger["figures"].clone()
     }
 }
 

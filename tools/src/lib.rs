@@ -5,6 +5,7 @@ pub mod compare;
 pub mod demo;
 pub mod format;
 pub mod netns;
+pub mod reexec;
 pub mod reflect;
 pub mod report;
 pub mod run;

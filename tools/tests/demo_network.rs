@@ -2,50 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
+#[path = "../../dataplane/tests/support/user_namespace.rs"]
+mod user_namespace;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 
-use left_out::left_out;
 use tools::netns::{Address, Cable, Namespace, Topology};
-
-/// Set for the process that runs inside the namespace.
-const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
 
 /// Runs the calling test again inside a user namespace and answers `None`; inside, answers the network.
 fn inside_namespace(test: &str) -> Option<Topology> {
-    if std::env::var_os(INSIDE).is_some() {
-        return Some(Topology::new().unwrap());
-    }
-    let unshare = |program: &std::ffi::OsStr, arguments: &[&str]| {
-        #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
-        Command::new("unshare")
-            .args(["--user", "--map-root-user", "--net"])
-            .arg(program)
-            .args(arguments)
-            .env(INSIDE, "1")
-            .output()
-    };
-    match unshare("true".as_ref(), &[]) {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            left_out(&format!("user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
-            return None;
-        }
-        Err(error) => {
-            left_out(&format!("util-linux's `unshare`: {error}"));
-            return None;
-        }
-    }
-    let program = std::env::current_exe().unwrap();
-    let output = unshare(program.as_os_str(), &["--exact", test, "--nocapture"]).unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("1 passed"), "the test did not run inside the namespace: {text}");
-    None
+    user_namespace::inside(test).then(|| Topology::new().unwrap())
 }
 
 fn bind(namespace: &Namespace, address: impl Into<IpAddr>) -> UdpSocket {

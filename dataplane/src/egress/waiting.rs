@@ -37,7 +37,15 @@ pub struct Record {
     /// Whether an error that may not have been its own has been forgiven once.
     pub retried: bool,
     len: usize,
+    /// Where its bytes begin, counted on from the record in front of it; only differences mean something.
+    start: u64,
     since: Instant,
+}
+
+impl Record {
+    fn end(&self) -> u64 {
+        self.start + self.len as u64
+    }
 }
 
 /// A first-in first-out queue of records with their bytes in one buffer.
@@ -49,7 +57,8 @@ struct Fifo {
 
 impl Fifo {
     fn push(&mut self, record: Record, bytes: &[u8]) {
-        self.records.push_back(record);
+        let start = self.records.back().map_or(0, Record::end);
+        self.records.push_back(Record { start, ..record });
         self.bytes.extend(bytes);
     }
 
@@ -106,7 +115,7 @@ impl Waiting {
             let Some(oldest) = fifo.pop() else { break };
             drops.add(Cause::EgressQueueFull, oldest.segments as u64);
         }
-        fifo.push(Record { to, segments, retried, len: bytes.len(), since: now }, bytes);
+        fifo.push(Record { to, segments, retried, len: bytes.len(), start: 0, since: now }, bytes);
     }
 
     /// Puts a failed superpacket's segments back at the front as single datagrams, or a record that may be tried again.
@@ -118,12 +127,12 @@ impl Waiting {
             (Change::Resegment, To::Target(target, size)) if size > 0 => {
                 let whole = *front;
                 fifo.records.pop_front();
-                let mut rest = whole.len;
+                let mut start = whole.start;
                 let mut singles = Vec::with_capacity(whole.segments);
-                while rest > 0 {
-                    let len = size.min(rest);
-                    singles.push(Record { to: To::Target(target, len), segments: 1, len, ..whole });
-                    rest -= len;
+                while start < whole.end() {
+                    let len = size.min((whole.end() - start) as usize);
+                    singles.push(Record { to: To::Target(target, len), segments: 1, len, start, ..whole });
+                    start += len as u64;
                 }
                 for single in singles.into_iter().rev() {
                     fifo.records.push_front(single);
@@ -143,7 +152,7 @@ impl Waiting {
         let (fifo, index) =
             if index < control { (&self.control, index) } else { (&self.data, index - control) };
         let record = *fifo.records.get(index)?;
-        let start: usize = fifo.records.iter().take(index).map(|record| record.len).sum();
+        let start = (record.start - fifo.records.front()?.start) as usize;
         let (front, back) = fifo.bytes.as_slices();
         let from_front = front.get(start..).unwrap_or_default();
         let head = from_front.len().min(record.len);
@@ -248,12 +257,41 @@ mod tests {
     }
 
     #[test]
+    fn every_record_can_be_looked_at_behind_whatever_was_in_front() {
+        let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
+        push(&mut waiting, Class::Control, b"control", now, &mut drops);
+        let mut expected = VecDeque::from([b"control".to_vec()]);
+        // Six come and five go, again and again, so that the bytes wrap around in their buffer.
+        for round in 0..200usize {
+            for index in 0..6 {
+                let bytes = vec![(round * 6 + index) as u8; (round * 31 + index * 7) % 97];
+                push(&mut waiting, Class::Data, &bytes, now, &mut drops);
+                expected.push_back(bytes);
+            }
+            for _ in 0..5 {
+                waiting.pop();
+                expected.pop_front();
+            }
+            let mut out = [0; 97];
+            for (index, bytes) in expected.iter().enumerate() {
+                let (record, len) = waiting.peek(index, &mut out).expect("a record");
+                assert_eq!((record.segments, &out[..len]), (1, &bytes[..]), "round {round}, record {index}");
+            }
+            assert!(waiting.peek(expected.len(), &mut out).is_none());
+        }
+        assert_eq!(drops.total(), 0);
+    }
+
+    #[test]
     fn a_refused_superpacket_comes_back_as_its_segments() {
         let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
         waiting.push(To::Target(target(), 4), 3, false, Class::Data, b"aaaabbbbcc", now, &mut drops);
         push(&mut waiting, Class::Data, b"next", now, &mut drops);
         waiting.replace_front(Change::Resegment);
         assert_eq!(waiting.packets(), 4);
+        let mut out = [0; 4];
+        assert_eq!(waiting.peek(2, &mut out).map(|(_, len)| out[..len].to_vec()), Some(b"cc".to_vec()));
+        assert_eq!(waiting.peek(3, &mut out).map(|(_, len)| out[..len].to_vec()), Some(b"next".to_vec()));
         let expected: Vec<Vec<u8>> = [&b"aaaa"[..], b"bbbb", b"cc", b"next"].map(<[u8]>::to_vec).into();
         assert_eq!(drain(&mut waiting), expected);
     }

@@ -1,14 +1,12 @@
 //! What this machine allows: namespaces, io_uring, the clock.
 
-#[path = "left_out.rs"]
-mod left_out;
+#[path = "user_namespace.rs"]
+mod user_namespace;
 
 use std::time::{Duration, Instant};
 
-use left_out::left_out;
-
-/// Set for the process that runs inside the user namespace.
-const INSIDE: &str = "TOWPATH_TEST_INSIDE_NAMESPACE";
+use user_namespace::Lack;
+use user_namespace::left_out::left_out;
 
 /// Says what is missing; fails where everything was asked for.
 pub fn lacks(what: &str) {
@@ -27,8 +25,7 @@ pub fn has_io_uring() -> bool {
 }
 
 /// Runs `body` in a thread with a network namespace of its own, loopback up. Without the privilege the whole test runs
-/// again as root of a user namespace, which only a process with one thread can make (unshare(2)), so that util-linux's
-/// `unshare` makes it.
+/// again as root of a user namespace.
 pub fn in_namespace(test: &str, body: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         dataplane::sys::namespace::unshare_net()?;
@@ -51,32 +48,18 @@ pub fn loopback_up() {
 }
 
 /// Runs the calling test again as root of a user namespace, because `error` says that it may not do here what it wants.
-#[expect(clippy::print_stdout, reason = "passes on what the test inside printed")]
 pub fn again_inside_namespace(test: &str, error: &std::io::Error) {
-    if std::env::var_os(INSIDE).is_some() {
+    if user_namespace::is_inside() {
         return lacks(&error.to_string());
     }
-    #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--net"]).arg(std::env::current_exe().expect("this test"));
-    let output = match command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output() {
-        Ok(output) => output,
-        Err(error) => return lacks(&format!("root, or util-linux's `unshare` ({error})")),
-    };
-    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    print!("{text}");
-    for line in errors.lines() {
-        if let Some(what) = line.strip_prefix("left out: ") {
-            left_out(what);
-        }
-    }
-    if !text.contains("running 1 test") {
-        return lacks(&format!(
+    match user_namespace::again(test) {
+        Ok(()) => {}
+        Err(Lack::Program(error)) => lacks(&format!("root, or util-linux's `unshare` ({error})")),
+        Err(Lack::Namespaces(refusal)) => lacks(&format!(
             "root, or user namespaces (`sysctl kernel.unprivileged_userns_clone=1`, or \
-             `sysctl kernel.apparmor_restrict_unprivileged_userns=0`): {errors}"
-        ));
+             `sysctl kernel.apparmor_restrict_unprivileged_userns=0`): {refusal}"
+        )),
     }
-    assert!(output.status.success() && text.contains("1 passed"), "{errors}");
 }
 
 /// The time.
@@ -85,14 +68,16 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Calls `done` every half millisecond until it answers `true` or `patience` is over; the answer is the last one.
+/// Calls `done` every half millisecond until it answers `true` or `patience` is over; the answer is the last one. It is
+/// asked once more after that, however late this thread gets its turn.
 pub fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
     let deadline = now() + patience;
     loop {
+        let over = now() >= deadline;
         if done() {
             return true;
         }
-        if now() >= deadline {
+        if over {
             return false;
         }
         std::thread::sleep(Duration::from_micros(500));

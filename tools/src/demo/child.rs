@@ -1,8 +1,6 @@
 //! Processes of the demo: this program again, as tunnel or relay, in a namespace, with its JSON log read line by line.
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
-use std::process::{ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -12,8 +10,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::Interrupt;
-use super::reexec::Role;
+use super::role::Role;
 use crate::netns::Namespace;
+use crate::reexec;
 use crate::run::clock::monotonic_ns;
 
 /// How often a wait looks at what it waits for.
@@ -51,7 +50,9 @@ impl Child {
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
         let stderr = process.stderr.take().context("the log of a child process is missing")?;
-        Ok(Self { name: name.to_owned(), process, lines: read_lines(stderr)?, log: Vec::new() })
+        let (sender, lines) = channel();
+        reexec::read_lines(stderr, sender)?;
+        Ok(Self { name: name.to_owned(), process, lines, log: Vec::new() })
     }
 
     /// Its process id.
@@ -161,19 +162,6 @@ fn sentence(line: &Value) -> String {
     text
 }
 
-/// Reads lines on a thread, which ends with the pipe.
-fn read_lines(stderr: ChildStderr) -> anyhow::Result<Receiver<String>> {
-    let (sender, receiver) = channel();
-    thread::Builder::new().name("lab-log".to_owned()).spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok(receiver)
-}
-
 /// Runs this program as `role` to its end and answers what it printed.
 ///
 /// # Errors
@@ -194,10 +182,4 @@ pub fn output_of(role: Role, arguments: &[&str], input: Option<&str>) -> anyhow:
         bail!("{}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-}
-
-/// Sets what all children have in common: a process group of their own, so that Ctrl-C reaches only the demo, which
-/// then ends them in order.
-pub(super) fn detach(command: &mut Command) {
-    command.process_group(0).env("RUST_LOG", "info");
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child;
 use super::plan::{BOTTLENECK_RATE, TOKEN_BUCKET};
-use super::reexec::Role;
+use super::role::Role;
 use crate::netns::{Cable, Topology};
 
 /// What works; where something does not, one sentence with the fix.

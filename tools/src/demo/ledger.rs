@@ -58,9 +58,8 @@ impl Figures {
     /// # Errors
     /// When it has no figures, or they are not what this version writes.
     pub fn read(line: &Value) -> anyhow::Result<Self> {
-        // A field of an event is text unless it is a number or a truth value.
-        let figures = line["figures"].as_str().context("the ledger has no figures")?;
-        serde_json::from_str(figures).context("the ledger's figures cannot be read")
+        let figures = line.get("figures").context("the ledger has no figures")?;
+        Self::deserialize(figures).context("the ledger's figures cannot be read")
     }
 
     /// Packets of one operation, on average.
@@ -99,9 +98,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_read_from_text_as_tracing_writes_it() {
-        let figures = r#"{"offered":10,"sent":8,"operations":2,"enters":1,"new_figure":3,"egress_drops":{"busy":2},
-            "application_drops":{"no_route":4},"ingress":{"kernel_drops_skbs":1}}"#;
+    fn figures_are_read_and_unknown_ones_skipped() {
+        let figures = serde_json::json!({
+            "offered": 10, "sent": 8, "operations": 2, "enters": 1, "new_figure": 3, "egress_drops": { "busy": 2 },
+            "application_drops": { "no_route": 4 }, "ingress": { "kernel_drops_skbs": 1 },
+        });
         let line = serde_json::json!({ "message": "ledger", "figures": figures });
         let figures = Figures::read(&line).unwrap();
         assert_eq!((figures.offered, figures.sent), (10, 8));
@@ -114,6 +115,6 @@ mod tests {
     #[test]
     fn a_ledger_without_figures_is_an_error() {
         assert!(Figures::read(&serde_json::json!({ "message": "ledger" })).is_err());
-        assert!(Figures::read(&serde_json::json!({ "figures": "{" })).is_err());
+        assert!(Figures::read(&serde_json::json!({ "figures": "{}" })).is_err());
     }
 }

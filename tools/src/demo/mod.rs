@@ -10,7 +10,7 @@ mod facts;
 mod ledger;
 mod page;
 mod plan;
-mod reexec;
+mod role;
 mod stage;
 mod usage;
 mod verdict;
@@ -28,7 +28,7 @@ use dataplane::sys::signal::StopSignals;
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-pub use reexec::dispatch;
+pub use role::dispatch;
 
 use cell::Cell;
 use facts::Facts;

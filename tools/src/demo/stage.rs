@@ -13,7 +13,7 @@ use super::Interrupt;
 use super::child::{Child, output_of};
 use super::ledger::Figures;
 use super::plan::{A_INSIDE, B_INSIDE, RELAY_PORT, Route, TUNNEL_PORT};
-use super::reexec::Role;
+use super::role::Role;
 use crate::netns::{Address, Topology};
 
 /// Interface of client A's tunnel.
