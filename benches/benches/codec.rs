@@ -1,5 +1,4 @@
 //! STUN messages and ChannelData headers.
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 
 use std::hint::black_box;
 

@@ -1,5 +1,4 @@
 //! Sealing and opening through the tunnel and its adapter, timers and statistics included.
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 
 use std::cell::RefCell;
 

@@ -1,5 +1,4 @@
 //! What a packet is looked up in: the allowed IPs of a tunnel, the allocations and channels of a relay.
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 
 use benches::stages::relayed::Relayed;
 use benches::stages::routes::Routes;

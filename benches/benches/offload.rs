@@ -1,5 +1,4 @@
 //! Superpackets: coalescing, splitting, and the checksum below both.
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 
 use std::hint::black_box;
 

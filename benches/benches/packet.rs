@@ -1,5 +1,4 @@
 //! The stack packet: copying into it and padding.
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 
 use std::hint::black_box;
 

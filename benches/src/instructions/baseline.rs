@@ -30,6 +30,8 @@ pub struct Environment {
     pub libc: String,
     /// Version of the compiler.
     pub rust: String,
+    /// Whether the compiler optimised as for a release.
+    pub build: String,
     /// Architecture.
     pub architecture: String,
     /// Features of the processor, as the program sees them under valgrind.
@@ -48,6 +50,7 @@ impl Environment {
             valgrind: valgrind.to_owned(),
             libc: libc_version(),
             rust: rust.trim_matches('"').to_owned(),
+            build: if cfg!(debug_assertions) { "dev" } else { "release" }.to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
             features,
         }
@@ -60,6 +63,7 @@ impl Environment {
             ("valgrind", &self.valgrind, &here.valgrind),
             ("the C library", &self.libc, &here.libc),
             ("the compiler", &self.rust, &here.rust),
+            ("the build", &self.build, &here.build),
             ("the architecture", &self.architecture, &here.architecture),
             ("the processor's features", &self.features, &here.features),
         ]
