@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{forward, process, ring};
+use benches::{forward, instructions, process, ring};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::{EngineArgs, IngressKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -35,6 +35,8 @@ enum Command {
         #[arg(long, default_value = "--io uring", allow_hyphen_values = true)]
         engine: String,
     },
+    /// Instructions of the hot functions, counted by callgrind and compared with a baseline
+    Instructions(instructions::Arguments),
     /// Forwards datagrams (started by `ring` and `peers`)
     #[command(hide = true)]
     Forward {
@@ -95,6 +97,7 @@ fn main() -> anyhow::Result<ExitCode> {
             compare(runs, seconds, &engine)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Forward { raw, sockets, sink, engine } => {
             forward_here(raw, sockets, sink, &engine)?;
             Ok(ExitCode::SUCCESS)
