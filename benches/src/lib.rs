@@ -1,7 +1,9 @@
 //! Side-by-side runs of Towpath and the programs it is compared with. Every figure is a ratio inside one run.
 
 pub mod forward;
+pub mod latency;
 pub mod load;
+pub mod middle;
 pub mod peers;
 pub mod process;
 pub mod ring;
