@@ -68,7 +68,7 @@ impl Counted {
     #[must_use]
     pub fn holds(&self, load: Load, lost: f64) -> bool {
         let on_time = self.took <= load.duration.mul_f64(1.0 + LATE_MAX);
-        self.sent > 0 && on_time && 1.0 - self.share() <= lost
+        self.sent > 0 && on_time && self.share() >= 1.0 - lost
     }
 }
 

@@ -212,3 +212,31 @@ fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) 
     // The default of tunnel and relay.
     Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine, IngressKind::Epoll)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of the rows that a command line selects.
+    fn names(line: &str) -> anyhow::Result<Vec<&'static str>> {
+        let words = ["benches", "peers"].into_iter().chain(line.split_whitespace());
+        let Command::Peers(arguments) = Arguments::parse_from(words).command else { unreachable!() };
+        Ok(selected(&arguments)?.iter().map(|row| row.name).collect())
+    }
+
+    #[test]
+    fn a_whole_name_is_one_row_and_a_part_of_it_all_that_start_so() {
+        assert_eq!(names("tunnel").unwrap(), ["tunnel"]);
+        assert_eq!(names("tunnel-loss").unwrap(), ["tunnel-loss-free-64", "tunnel-loss-free-1200"]);
+        assert!(names("tunnel no-such-row").unwrap_err().to_string().contains("no-such-row"));
+    }
+
+    #[test]
+    fn quick_takes_the_rows_that_have_bands_unless_told_otherwise() {
+        assert_eq!(names("--quick").unwrap(), ["ring-bulk", "ring-sparse", "relay-bulk", "tunnel"]);
+        assert_eq!(names("--quick relay-train").unwrap(), ["relay-train"]);
+        let all = names("").unwrap();
+        assert!(all.contains(&"relay-latency") && !all.contains(&"io-tunnel"), "{all:?}");
+        assert!(names("--io").unwrap().contains(&"io-tunnel"));
+    }
+}

@@ -106,13 +106,13 @@ pub fn system_calls(
     flows: usize,
 ) -> anyhow::Result<Sample> {
     let carriage = Carriage::new(world, contender, programs, flows, load.size)?;
-    let (calls, (counted, duration)) =
-        counter.count(world, carriage.relay.pid(), load.duration, |duration| {
-            Ok((carriage.run(Load { duration, ..load })?, duration))
-        })?;
+    let counting = counter.start(world, carriage.relay.pid(), load.duration)?;
+    let duration = counting.load;
+    let counted = carriage.run(Load { duration, ..load })?;
     let rate = counted.arrived as f64 / duration.as_secs_f64();
-    let figures = vec![(Figure::SystemCalls, calls / rate), (Figure::Rate, rate / 1e3)];
-    carriage.sample(figures, 1.0 - counted.share())
+    let mut sample = carriage.sample(vec![(Figure::Rate, rate / 1e3)], 1.0 - counted.share())?;
+    sample.figures.push((Figure::SystemCalls, counting.finish()? / rate));
+    Ok(sample)
 }
 
 /// The highest rate at which one flow arrives whole, but for [`search::LOST_MAX`].

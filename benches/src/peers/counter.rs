@@ -21,7 +21,8 @@ const SCRIPT: &str = "while read -r pid delay seconds; do sleep \"$delay\"; \
 const LEAD: Duration = Duration::from_millis(300);
 /// … and still when it ends: perf takes its time to start.
 const TAIL: Duration = Duration::from_millis(700);
-const STRACE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long strace may take to start, and to end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How system calls are counted here.
 pub enum Counter {
@@ -62,38 +63,57 @@ impl Counter {
         }
     }
 
-    /// Calls of `pid` in a second while `load` runs, which is told how long it has to.
+    /// Begins to count the calls of `pid` over `duration`. The load starts now and lasts for [`Counting::load`]; it is
+    /// constant, so that its rate is that of the time that is counted.
     ///
     /// # Errors
-    /// Those of `load`, or that nothing could be counted.
-    pub fn count<T>(
-        &mut self,
-        world: &World,
-        pid: u32,
-        duration: Duration,
-        load: impl FnOnce(Duration) -> anyhow::Result<T>,
-    ) -> anyhow::Result<(f64, T)> {
+    /// That nothing can be counted.
+    pub fn start(&mut self, world: &World, pid: u32, duration: Duration) -> anyhow::Result<Counting<'_>> {
         match self {
             Self::Perf(perf) => {
                 perf.order(pid, LEAD, duration)?;
-                let result = load(LEAD + duration + TAIL);
-                let calls = perf.answer()?;
-                Ok((calls as f64 / duration.as_secs_f64(), result?))
+                Ok(Counting { means: Means::Perf(perf), counted: duration, load: LEAD + duration + TAIL })
             }
             Self::Strace(strace) => {
                 let pid = pid.to_string();
                 let command = [strace.as_str(), "-f", "-c", "-p", &pid].map(str::to_owned);
                 let mut process =
                     Process::start("strace", Role::Program, &command, Some(&world.topology.relay))?;
-                process.wait_for("attached", STRACE_PATIENCE)?;
-                let result = load(duration)?;
-                let lines = process.stop()?;
-                let calls =
-                    lines.iter().find_map(|line| strace_total(line)).context("strace counted nothing")?;
-                Ok((calls as f64 / duration.as_secs_f64(), result))
+                process.wait_for("attached", PATIENCE)?;
+                Ok(Counting { means: Means::Strace(process), counted: duration, load: duration })
             }
             Self::Missing(remedy) => bail!("{remedy}"),
         }
+    }
+}
+
+/// Counting that has begun.
+pub struct Counting<'a> {
+    means: Means<'a>,
+    counted: Duration,
+    /// How long the load has to last.
+    pub load: Duration,
+}
+
+enum Means<'a> {
+    Perf(&'a mut Perf),
+    Strace(Process),
+}
+
+impl Counting<'_> {
+    /// Calls a second. Ask when the process has ended: strace then ends by itself, and says what it saw.
+    ///
+    /// # Errors
+    /// When nothing was counted.
+    pub fn finish(self) -> anyhow::Result<f64> {
+        let calls = match self.means {
+            Means::Perf(perf) => perf.answer()?,
+            Means::Strace(process) => {
+                let lines = process.finish(PATIENCE)?;
+                lines.iter().find_map(|line| strace_total(line)).context("strace counted nothing")?
+            }
+        };
+        Ok(calls as f64 / self.counted.as_secs_f64())
     }
 }
 
@@ -132,10 +152,11 @@ impl Drop for Perf {
     }
 }
 
-/// `109,,raw_syscalls:sys_enter,1283000,100.00,,`
+/// `109,,raw_syscalls:sys_enter,1283000,100.00,,`, or `<not counted>` in front when there was no call.
 fn perf_count(line: &str) -> Option<u64> {
     let (count, rest) = line.split_once(',')?;
-    rest.contains("sys_enter").then(|| count.parse().ok())?
+    let idle = (count == "<not counted>").then_some(0);
+    rest.contains("sys_enter").then(|| idle.or_else(|| count.parse().ok()))?
 }
 
 /// `100.00    0.000000           0       109        14 total`
@@ -151,6 +172,7 @@ mod tests {
     #[test]
     fn both_programs_are_understood() {
         assert_eq!(perf_count("109,,raw_syscalls:sys_enter,1283000,100.00,,\n"), Some(109));
+        assert_eq!(perf_count("<not counted>,,raw_syscalls:sys_enter,0,100.00,,"), Some(0));
         assert_eq!(perf_count("<not supported>,,raw_syscalls:sys_enter,0,100.00,,"), None);
         assert_eq!(perf_count("No permission to enable raw_syscalls:sys_enter event."), None);
         assert_eq!(perf_count(""), None);

@@ -42,8 +42,9 @@ const SPARSE: Traffic = Traffic { rate: 1_000, size: 1_252, burst: 1, superpacke
 const MEDIUM: Traffic = Traffic { rate: 20_000, size: 1_252, burst: 1, superpackets: false };
 /// Superpackets, at a rate that coturn can follow.
 const BULK: Traffic = Traffic { rate: 40_000, size: 1_252, burst: 40, superpackets: true };
-/// The same from a client that makes a system call for each.
-const TRAIN: Traffic = Traffic { superpackets: false, ..BULK };
+/// From a client that makes a system call for each, so that 40 arrive one right after the other. At 40,000/s coturn loses up
+/// to a third of that in its receive buffer; at half of it both sides are free of loss.
+const TRAIN: Traffic = Traffic { rate: 20_000, superpackets: false, ..BULK };
 /// Many flows, each of them slow.
 const MANY: Traffic = Traffic { rate: 20_000, size: 160, burst: 1, superpackets: false };
 /// What a call or a game sends.
@@ -94,7 +95,7 @@ pub const ROWS: &[Row] = &[
         &[KERNEL, OURS],
         &[target(Cost, RatioAtMost(1.20), "kernel calls")],
     )
-    .quick(&[target(Cost, RatioAtMost(2.0), "kernel calls")]),
+    .quick(&[target(Cost, RatioAtMost(3.0), "kernel calls")]),
     demanded(
         "ring-sparse",
         "Forwarding on loopback, 1,000 sockets, 30,000/s of 160 B one by one",
@@ -120,8 +121,8 @@ pub const ROWS: &[Row] = &[
     ]),
     demanded(
         "relay-train",
-        "Relay, 1 flow of ChannelData, 20,000/s of 1,252 B in trains of 20, a system call each, veth without UDP segmentation",
-        relay(Traffic { rate: 20_000, burst: 20, ..TRAIN }),
+        "Relay, 1 flow of ChannelData, 20,000/s of 1,252 B in trains of 40, a system call each, veth without UDP segmentation",
+        relay(TRAIN),
         RELAYS,
         &[target(Cost, RatioAtMost(0.6), "coturn").must()],
     )

@@ -110,7 +110,7 @@ fn broken(row: &Row, measured: &Measured<'_>) -> bool {
     let failed = ours().any(|side| matches!(side, Side::Failed(_)));
     let unexplained =
         ours().filter_map(|side| figures::ledger(side.samples())).any(|ledger| ledger.unexplained != 0);
-    let outside = row.bands.iter().any(|band| Verdict::of(band, measured).outcome == Outcome::Missed);
+    let outside = row.bands.iter().any(|band| row.judge(band, measured).outcome == Outcome::Missed);
     failed || unexplained || outside
 }
 

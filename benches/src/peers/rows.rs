@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::Plan;
-use super::figures::Figure;
-use super::target::Target;
+use super::figures::{Figure, Side};
+use super::target::{Target, Verdict};
 use crate::load::Load;
 
 /// Which question a row answers.
@@ -200,5 +200,12 @@ impl Row {
     pub(super) const fn quick(mut self, bands: &'static [Target]) -> Self {
         self.bands = bands;
         self
+    }
+
+    /// Judges one of its targets or bands.
+    #[must_use]
+    pub fn judge(&self, target: &Target, measured: &[(&Contender, Side)]) -> Verdict {
+        let column = self.work.columns().iter().find(|column| column.figure == target.figure);
+        Verdict::of(target, column.map_or(target.figure.name(), |column| column.unit), measured)
     }
 }

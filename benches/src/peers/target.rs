@@ -88,9 +88,9 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Judges `target` by the turns.
+    /// Judges `target` by the turns; `unit` is that of its figure.
     #[must_use]
-    pub fn of(target: &Target, measured: &[(&Contender, Side)]) -> Self {
+    pub fn of(target: &Target, unit: &str, measured: &[(&Contender, Side)]) -> Self {
         let samples = |name: &str| {
             measured
                 .iter()
@@ -120,7 +120,7 @@ impl Verdict {
             (Some(_), false) => Outcome::Missed,
         };
         let figure = value.map_or_else(String::new, |value| format!("{value:.3}, "));
-        Self { sentence: format!("{}: {figure}", demanded(target)), outcome }
+        Self { sentence: format!("{}: {figure}", demanded(target, unit)), outcome }
     }
 
     /// As a target of the project.
@@ -144,14 +144,14 @@ impl Verdict {
     }
 }
 
-fn demanded(target: &Target) -> String {
+fn demanded(target: &Target, unit: &str) -> String {
     let must = if target.must { " (must)" } else { "" };
     let build = if target.build.is_empty() { String::new() } else { format!(" {}", target.build) };
     let (name, against) = (target.figure.name(), target.against);
     let demand = match target.demand {
         Demand::RatioAtMost(limit) => format!("{name} ratio to {against} at most {limit:.3}"),
         Demand::RatioAtLeast(limit) => format!("{name} ratio to {against} at least {limit:.3}"),
-        Demand::AtMost(limit) => format!("{name} at most {limit:.3}"),
+        Demand::AtMost(limit) => format!("{unit} at most {limit:.3}"),
         Demand::NotWorse => format!("{name} of {} not worse than {against} beyond noise", target.of),
     };
     format!("{must}: {demand}{build}")
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn judge(target: Target, first: Side, last: Side) -> String {
-        Verdict::of(&target, &[(&FIRST, first), (&LAST, last)]).as_target()
+        Verdict::of(&target, "unit", &[(&FIRST, first), (&LAST, last)]).as_target()
     }
 
     #[test]
@@ -202,7 +202,8 @@ mod tests {
     fn an_absolute_figure_is_the_median_and_of_memory_the_largest() {
         let (first, last) = (side(&[]), [(5.0, 1.0), (9.0, 1.0), (6.0, 1.0)]);
         let cost = Target::new(Figure::Cost, Demand::AtMost(5.5), "first");
-        assert!(judge(cost, first.clone(), side(&last)).ends_with("6.000, MISSED"));
+        let verdict = judge(cost, first.clone(), side(&last));
+        assert_eq!(verdict, "Target: unit at most 5.500: 6.000, MISSED");
         let memory = Target::new(Figure::Resident, Demand::AtMost(9.0), "first");
         assert!(judge(memory, first, side(&last)).ends_with("9.000, met"));
     }
@@ -229,8 +230,9 @@ mod tests {
     #[test]
     fn a_band_says_on_which_side_of_it_the_figure_is() {
         let band = Target::new(Figure::Cost, Demand::RatioAtMost(2.0), "first");
-        let verdict =
-            |cost| Verdict::of(&band, &[(&FIRST, side(&[(1.0, 1.0)])), (&LAST, side(&[(cost, 1.0)]))]);
+        let verdict = |cost| {
+            Verdict::of(&band, "unit", &[(&FIRST, side(&[(1.0, 1.0)])), (&LAST, side(&[(cost, 1.0)]))])
+        };
         assert!(verdict(1.9).as_band().ends_with("1.900, inside"));
         assert!(verdict(2.1).as_band().ends_with("2.100, OUTSIDE"));
         assert_eq!(verdict(2.1).outcome, Outcome::Missed);
