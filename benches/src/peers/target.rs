@@ -7,6 +7,8 @@ use super::rows::Contender;
 const NOISE: f64 = 1.05;
 /// … and in at least this share of the turns (in all of up to nine).
 const NOISE_TURNS: f64 = 0.9;
+/// By chance, one side is worse in all of five turns once in 32 times; in three, once in 8.
+const NOISE_TURNS_MIN: usize = 5;
 
 /// What is demanded of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -112,7 +114,10 @@ impl Verdict {
                 };
                 (value, value.is_some_and(|value| value <= limit))
             }
-            Demand::NotWorse => (ratio, !worse_beyond_noise(&pairs, target.figure)),
+            // Of fewer turns nobody can tell.
+            Demand::NotWorse => {
+                (ratio.filter(|_| pairs.len() >= NOISE_TURNS_MIN), !worse_beyond_noise(&pairs, target.figure))
+            }
         };
         let outcome = match (value, holds) {
             (None, _) => Outcome::NotMeasured,
@@ -225,6 +230,15 @@ mod tests {
         assert!(worse_beyond_noise(&[1.2, 1.1, 1.3], Figure::Cost));
         assert!(worse_beyond_noise(&[0.8, 0.9, 0.7], Figure::Rate), "more is better");
         assert!(!worse_beyond_noise(&[0.8, 0.9, 0.7], Figure::Cost));
+    }
+
+    #[test]
+    fn a_few_turns_do_not_tell_noise_from_more() {
+        let target = Target::new(Figure::Cost, Demand::NotWorse, "first");
+        let judge =
+            |turns: usize| judge(target, side(&vec![(1.0, 1.0); turns]), side(&vec![(1.2, 1.0); turns]));
+        assert!(judge(4).ends_with("beyond noise: not measured"), "{}", judge(4));
+        assert!(judge(5).ends_with("beyond noise: 1.200, MISSED"), "{}", judge(5));
     }
 
     #[test]
