@@ -2,7 +2,9 @@
 
 pub mod forward;
 pub mod instructions;
+pub mod latency;
 pub mod load;
+pub mod middle;
 pub mod peers;
 pub mod process;
 pub mod ring;

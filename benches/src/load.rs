@@ -4,13 +4,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dataplane::ingress::Meta;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::process::now;
+
+/// By which share a load may take longer than it should and still have had its rate.
+const LATE_MAX: f64 = 0.03;
+/// A load that waits for a full send buffer ends after this many times its length.
+const OVERTIME_MAX: u32 = 2;
 
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +30,9 @@ pub struct Load {
     pub superpackets: bool,
     /// How long.
     pub duration: Duration,
+    /// A full send buffer is waited for, as a program with a blocking socket does. Otherwise what it refuses was never
+    /// offered to the program under test.
+    pub patient: bool,
 }
 
 /// Where a part of the load goes.
@@ -45,6 +53,8 @@ pub struct Counted {
     pub sent: u64,
     /// Arrived.
     pub arrived: u64,
+    /// How long sending took.
+    pub took: Duration,
 }
 
 impl Counted {
@@ -52,6 +62,13 @@ impl Counted {
     #[must_use]
     pub fn share(&self) -> f64 {
         self.arrived as f64 / self.sent.max(1) as f64
+    }
+
+    /// Whether `load` was offered at its rate, and arrived with at most the share `lost` missing.
+    #[must_use]
+    pub fn holds(&self, load: Load, lost: f64) -> bool {
+        let on_time = self.took <= load.duration.mul_f64(1.0 + LATE_MAX);
+        self.sent > 0 && on_time && self.share() >= 1.0 - lost
     }
 }
 
@@ -61,25 +78,27 @@ impl Counted {
 /// When no thread can be had.
 pub fn run(load: Load, flows: &[Flow], sink: &UdpSocket) -> io::Result<Counted> {
     let (stop, arrived) = (AtomicBool::new(false), AtomicU64::new(0));
-    let sent = std::thread::scope(|scope| {
+    let (sent, took) = std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("bench-sink".to_owned())
             .spawn_scoped(scope, || count(sink, &stop, &arrived))?;
-        let sent = send(load, flows);
+        let start = now();
+        let sent = send(load, flows, start);
+        let took = start.elapsed();
         std::thread::sleep(Duration::from_millis(200));
         stop.store(true, Ordering::Relaxed);
-        Ok::<_, io::Error>(sent)
+        Ok::<_, io::Error>((sent, took))
     })?;
-    Ok(Counted { sent, arrived: arrived.into_inner() })
+    Ok(Counted { sent, arrived: arrived.into_inner(), took })
 }
 
-fn send(load: Load, flows: &[Flow]) -> u64 {
+fn send(load: Load, flows: &[Flow], start: Instant) -> u64 {
     let bursts: Vec<Vec<u8>> = flows
         .iter()
         .map(|flow| [flow.header.as_slice(), &vec![0x5a; load.size]].concat().repeat(load.burst))
         .collect();
     let interval = Duration::from_secs(1).mul_f64(load.burst as f64 / load.rate as f64);
-    let (start, mut sent, mut due) = (now(), 0u64, Duration::ZERO);
+    let (mut sent, mut due) = (0u64, Duration::ZERO);
     let mut position = 0usize;
     while due < load.duration {
         let elapsed = start.elapsed();
@@ -91,14 +110,30 @@ fn send(load: Load, flows: &[Flow]) -> u64 {
         let (flow, bytes) = (&flows[position], &bursts[position]);
         let len = bytes.len() / load.burst;
         for part in bytes.chunks(if load.superpackets { bytes.len() } else { len }) {
-            // What a full send buffer refuses was never offered to the program under test.
-            if flow.socket.send_segments(flow.to, None, 0, part, len).is_ok() {
+            if offer(load, flow, part, len, start) {
                 sent += (part.len() / len) as u64;
             }
         }
         due += interval;
     }
     sent
+}
+
+/// Whether the kernel took it.
+fn offer(load: Load, flow: &Flow, part: &[u8], len: usize, start: Instant) -> bool {
+    loop {
+        match flow.socket.send_segments(flow.to, None, 0, part, len) {
+            Ok(()) => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && load.patient => {
+                if start.elapsed() > load.duration * OVERTIME_MAX {
+                    return false;
+                }
+                // Not poll(2), which reports a send buffer only when half of it is free.
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            Err(_) => return false,
+        }
+    }
 }
 
 fn count(sink: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) {
@@ -135,4 +170,24 @@ pub fn resident_kib(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_holds_when_it_was_offered_in_time_and_hardly_anything_is_missing() {
+        let duration = Duration::from_secs(1);
+        let load = Load { rate: 10_000, size: 64, burst: 1, superpackets: false, duration, patient: true };
+        let counted = |arrived, milliseconds| Counted {
+            sent: 10_000,
+            arrived,
+            took: Duration::from_millis(milliseconds),
+        };
+        assert!(counted(9_990, 1_020).holds(load, 0.001));
+        assert!(!counted(9_989, 1_020).holds(load, 0.001), "lost");
+        assert!(!counted(10_000, 1_050).holds(load, 0.001), "late");
+        assert!(!Counted::default().holds(load, 0.001), "nothing was sent");
+    }
 }

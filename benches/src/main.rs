@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{forward, instructions, process, ring};
+use benches::{forward, instructions, middle, process, ring};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::{EngineArgs, IngressKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -49,11 +49,21 @@ enum Command {
         #[command(flatten)]
         engine: EngineArgs,
     },
+    /// Forwards datagrams in a relay's place, with plain kernel calls (started by `peers`)
+    #[command(hide = true)]
+    Middle {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        sink: SocketAddr,
+        #[arg(long, default_value_t = 1)]
+        flows: usize,
+    },
 }
 
 #[derive(Args)]
 struct PeersArguments {
-    /// Only rows whose name starts like this [default: the rows with targets]
+    /// Only the row of this name, or those whose names start like this [default: the rows with targets]
     #[arg(value_name = "ROW")]
     rows: Vec<String>,
     /// Print the names of the rows and end
@@ -71,13 +81,13 @@ struct PeersArguments {
     /// Seconds of load in a turn
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Turns of half a second, 500 allocations: the rows with targets in a minute
+    /// A few rows with short turns in a minute; fails only when a ratio is far from what it should be
     #[arg(long, conflicts_with_all = ["runs", "seconds", "allocations"])]
     quick: bool,
     /// Allocations that the memory row holds
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     allocations: u32,
-    /// Where a program is: wireguard-go, turnserver or iperf3
+    /// Where a program is: wireguard-go, boringtun-cli, turnserver, iperf3, ethtool, perf or strace
     #[arg(long = "peer", value_name = "NAME=PATH")]
     peers: Vec<String>,
     /// Every turn as JSON
@@ -102,6 +112,12 @@ fn main() -> anyhow::Result<ExitCode> {
             forward_here(raw, sockets, sink, &engine)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Middle { listen, sink, flows } => {
+            let middle = middle::Middle::bind(listen, sink, flows.max(1))?;
+            println!("{listen}");
+            middle.run()?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -114,13 +130,14 @@ fn compare_with_peers(arguments: &PeersArguments) -> anyhow::Result<ExitCode> {
     }
     let rows = selected(arguments)?;
     let plan = if arguments.quick {
-        Plan { runs: 5, duration: Duration::from_millis(500), allocations: 500 }
+        Plan { runs: 3, duration: Duration::from_secs(1), allocations: 500, quick: true }
     } else {
         let duration = Duration::try_from_secs_f64(arguments.seconds)
             .ok()
             .filter(|duration| (Duration::from_millis(100)..=Duration::from_secs(60)).contains(duration))
             .context("--seconds takes 0.1 to 60")?;
-        Plan { runs: arguments.runs as usize, duration, allocations: arguments.allocations as usize }
+        let (runs, allocations) = (arguments.runs as usize, arguments.allocations as usize);
+        Plan { runs, duration, allocations, quick: false }
     };
     let programs = Programs::find(&arguments.peers)?;
     let sound = peers::run(&rows, &plan, &programs, arguments.json)?;
@@ -128,14 +145,17 @@ fn compare_with_peers(arguments: &PeersArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn selected(arguments: &PeersArguments) -> anyhow::Result<Vec<&'static Row>> {
-    if let Some(name) = arguments.rows.iter().find(|name| !ROWS.iter().any(|row| row.name.starts_with(*name)))
-    {
+    // A whole name means that row alone, although others may start like it.
+    let whole = |name: &str| ROWS.iter().any(|row| row.name == name);
+    let means = |name: &str, row: &Row| row.name == name || !whole(name) && row.name.starts_with(name);
+    if let Some(name) = arguments.rows.iter().find(|name| !ROWS.iter().any(|row| means(name, row))) {
         bail!("no row is called {name}; peers --list prints the names");
     }
     let wanted = |row: &&Row| {
-        let named = arguments.rows.iter().any(|name| row.name.starts_with(name));
+        let named = arguments.rows.iter().any(|name| means(name, row));
         named
             || match row.group {
+                Group::Targets if arguments.quick => arguments.rows.is_empty() && !row.bands.is_empty(),
                 Group::Targets => arguments.rows.is_empty(),
                 Group::Designs => arguments.io,
                 Group::Settings => arguments.settings,
@@ -194,4 +214,32 @@ fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) 
     dataplane::log::init(dataplane::log::LogFormat::Json, tracing::level_filters::LevelFilter::INFO);
     // The default of tunnel and relay.
     Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine, IngressKind::Epoll)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of the rows that a command line selects.
+    fn names(line: &str) -> anyhow::Result<Vec<&'static str>> {
+        let words = ["benches", "peers"].into_iter().chain(line.split_whitespace());
+        let Command::Peers(arguments) = Arguments::parse_from(words).command else { unreachable!() };
+        Ok(selected(&arguments)?.iter().map(|row| row.name).collect())
+    }
+
+    #[test]
+    fn a_whole_name_is_one_row_and_a_part_of_it_all_that_start_so() {
+        assert_eq!(names("tunnel").unwrap(), ["tunnel"]);
+        assert_eq!(names("tunnel-loss").unwrap(), ["tunnel-loss-free-64", "tunnel-loss-free-1200"]);
+        assert!(names("tunnel no-such-row").unwrap_err().to_string().contains("no-such-row"));
+    }
+
+    #[test]
+    fn quick_takes_the_rows_that_have_bands_unless_told_otherwise() {
+        assert_eq!(names("--quick").unwrap(), ["ring-bulk", "ring-sparse", "relay-bulk", "tunnel"]);
+        assert_eq!(names("--quick relay-train").unwrap(), ["relay-train"]);
+        let all = names("").unwrap();
+        assert!(all.contains(&"relay-latency") && !all.contains(&"io-tunnel"), "{all:?}");
+        assert!(names("--io").unwrap().contains(&"io-tunnel"));
+    }
 }

@@ -30,13 +30,13 @@ pub fn cases(seconds: f64) -> [Case; 2] {
         Case {
             name: "bulk, 1 socket, 1,252 B × 40",
             sockets: 1,
-            load: Load { rate: 400_000, size: 1252, burst: 40, superpackets: true, duration },
+            load: Load { rate: 400_000, size: 1252, burst: 40, superpackets: true, duration, patient: false },
             limit: 1.20,
         },
         Case {
             name: "sparse, 1,000 sockets, 160 B",
             sockets: 1000,
-            load: Load { rate: 30_000, size: 160, burst: 1, superpackets: false, duration },
+            load: Load { rate: 30_000, size: 160, burst: 1, superpackets: false, duration, patient: false },
             limit: 1.15,
         },
     ]

@@ -1,5 +1,5 @@
 //! The benchmark as a program: that it runs, names its rows and says what it could not measure. No figure is judged here.
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 use std::process::{Command, Output};
 
@@ -18,9 +18,27 @@ fn text(bytes: &[u8]) -> String {
 fn the_list_names_a_row_for_every_target() {
     let output = benches(&["peers", "--list"]);
     let list = text(&output.stdout);
-    for row in
-        ["ring-bulk", "ring-sparse", "relay-bulk", "relay-single", "tunnel", "relay-memory", "io-tunnel"]
-    {
+    for row in [
+        "ring-bulk",
+        "ring-sparse",
+        "relay-bulk",
+        "relay-train",
+        "relay-single",
+        "relay-flows",
+        "relay-calls",
+        "relay-latency",
+        "relay-memory",
+        "tunnel",
+        "tunnel-cut",
+        "tunnel-streams",
+        "tunnel-loss-free-64",
+        "tunnel-loss-free-1200",
+        "tunnel-small",
+        "tunnel-idle",
+        "tunnel-beside",
+        "io-tunnel",
+        "io-relay",
+    ] {
         assert!(list.lines().any(|line| line.starts_with(&format!("{row} "))), "{row}: {list}");
     }
 }
@@ -51,16 +69,75 @@ fn the_ring_is_compared_with_the_kernel() {
     }
 }
 
-#[test]
-fn what_is_not_installed_is_left_out_with_the_remedy() {
-    let output = benches(&["peers", "tunnel", "--runs", "1", "--seconds", "0.2", "--json"]);
+/// What `peers ROW` says of its one row, with turns as short as can be; nothing where it may not run.
+fn row(name: &str) -> Option<serde_json::Value> {
+    let output = benches(&["peers", name, "--runs", "1", "--seconds", "0.2", "--json"]);
     let error = text(&output.stderr);
     if error.contains("forbidden") {
         println!("left out: {error}");
-        return;
+        return None;
     }
-    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let reason = result["rows"][0]["sides"][0]["not_measured"].as_str().unwrap();
+    let mut result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    Some(result["rows"][0].take())
+}
+
+#[test]
+fn what_is_not_installed_is_left_out_with_the_remedy() {
+    let Some(row) = row("tunnel") else { return };
+    let reason = row["sides"][0]["not_measured"].as_str().unwrap();
     assert!(reason.contains("apt-get install wireguard-go"), "{reason}");
-    assert!(result["rows"][0]["verdicts"][0].as_str().unwrap().ends_with("not measured"), "{result}");
+    assert!(row["verdicts"][0].as_str().unwrap().ends_with("not measured"), "{row}");
+}
+
+#[test]
+fn system_calls_need_a_program_that_counts_them() {
+    let Some(row) = row("relay-calls") else { return };
+    let reason = row["sides"][1]["not_measured"].as_str().unwrap();
+    assert!(reason.contains("linux-perf") && reason.contains("strace"), "{reason}");
+}
+
+#[test]
+fn a_round_trip_through_the_tunnel_is_timed() {
+    let Some(row) = row("tunnel-idle") else { return };
+    let reason = row["sides"][0]["not_measured"].as_str().unwrap();
+    assert!(reason.contains("cargo install boringtun-cli"), "{reason}");
+    if let Some(reason) = row["sides"][1]["not_measured"].as_str() {
+        assert!(reason.contains("/dev/net/tun"), "{reason}");
+        return println!("left out: {reason}");
+    }
+    let turn = &row["sides"][1]["turns"][0];
+    let figure = |name: &str| turn["figures"][name].as_f64().unwrap();
+    assert!(
+        0.0 < figure("p50") && figure("p50") <= figure("p99.9") && figure("p99.9") <= figure("max"),
+        "{row}"
+    );
+    assert_eq!(
+        (turn["lost"].as_f64(), turn["ledger"]["unexplained"].as_i64()),
+        (Some(0.0), Some(0)),
+        "{row}"
+    );
+}
+
+#[test]
+fn plain_kernel_calls_stand_in_for_a_relay() {
+    let Some(row) = row("relay-bulk") else { return };
+    assert_eq!(row["sides"][1]["name"], "kernel calls");
+    for side in [1, 2] {
+        let turn = &row["sides"][side]["turns"][0];
+        assert!(turn["figures"]["cost"].as_f64().unwrap() > 0.0, "{row}");
+        // 8,000 datagrams are due; on a busy machine the sender has less time.
+        assert!(turn["figures"]["rate"].as_f64().unwrap() > 4.0, "{row}");
+    }
+}
+
+#[test]
+fn quick_passes_where_there_is_nobody_to_compare_with() {
+    let output = benches(&["peers", "--quick", "tunnel"]);
+    if text(&output.stderr).contains("forbidden") {
+        return println!("left out: {}", text(&output.stderr));
+    }
+    let table = text(&output.stdout);
+    assert!(table.contains("Band: cost ratio to wireguard-go") && table.contains("not measured"), "{table}");
+    assert!(table.contains("apt-get install"), "{table}");
+    assert!(output.status.success(), "{table}");
 }

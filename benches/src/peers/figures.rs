@@ -4,19 +4,81 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::latency::Latencies;
+
+/// What one number of a turn says. Its unit depends on the work ([`super::rows::Column`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    /// CPU or memory for a unit of work.
+    Cost,
+    /// Work in a unit of time.
+    Rate,
+    /// System calls for a unit of work.
+    SystemCalls,
+    /// Half of the latencies are at most this.
+    P50,
+    /// 99 % of the latencies are at most this.
+    P99,
+    /// 99.9 % of the latencies are at most this.
+    P999,
+    /// The longest latency.
+    Longest,
+    /// Largest resident memory of one process, in MiB.
+    Resident,
+}
+
+impl Figure {
+    /// In a verdict.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cost => "cost",
+            Self::Rate => "rate",
+            Self::SystemCalls => "system calls",
+            Self::P50 => "p50",
+            Self::P99 => "p99",
+            Self::P999 => "p99.9",
+            Self::Longest => "max",
+            Self::Resident => "resident MiB",
+        }
+    }
+
+    /// Whether more of it is better.
+    #[must_use]
+    pub fn more_is_better(self) -> bool {
+        matches!(self, Self::Rate)
+    }
+}
+
+/// The figures of latencies.
+#[must_use]
+pub fn times(latencies: &Latencies) -> Vec<(Figure, f64)> {
+    let shares = [(Figure::P50, 0.5), (Figure::P99, 0.99), (Figure::P999, 0.999), (Figure::Longest, 1.0)];
+    shares.map(|(figure, share)| (figure, latencies.microseconds(share))).to_vec()
+}
+
 /// The figures of one turn.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Sample {
-    /// In the unit of the row's work.
-    pub cost: f64,
-    /// In the unit of the row's work.
-    pub rate: f64,
+    /// Those that the work has.
+    pub figures: Vec<(Figure, f64)>,
     /// Share of the load's datagrams that did not arrive; of a TCP stream, segments sent again by segments sent.
     pub lost: f64,
     /// Largest resident memory of one of its processes in KiB.
     pub resident_kib: u64,
     /// What its processes say they did.
     pub ledger: Option<Ledger>,
+}
+
+impl Sample {
+    /// One of its figures.
+    #[must_use]
+    pub fn figure(&self, figure: Figure) -> Option<f64> {
+        match figure {
+            Figure::Resident => Some(self.resident_kib as f64 / 1024.0),
+            _ => self.figures.iter().find(|entry| entry.0 == figure).map(|entry| entry.1),
+        }
+    }
 }
 
 /// The ledgers of Towpath's processes, added up.
@@ -121,6 +183,34 @@ impl Spread {
         let median = f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2]);
         Some(Self { median, min, max })
     }
+}
+
+/// Of each turn to the turn of the other side in the same round.
+pub fn ratios<'a>(
+    samples: &'a [Sample],
+    base: &'a [Sample],
+    figure: Figure,
+) -> impl Iterator<Item = f64> + 'a {
+    samples
+        .iter()
+        .zip(base)
+        .filter_map(move |(sample, base)| Some(sample.figure(figure)? / base.figure(figure)?))
+}
+
+/// The most that was resident in one process in any turn, in MiB.
+#[must_use]
+pub fn resident_mib(samples: &[Sample]) -> f64 {
+    samples.iter().map(|sample| sample.resident_kib).max().unwrap_or(0) as f64 / 1024.0
+}
+
+/// The ledgers of all turns, added up.
+#[must_use]
+pub fn ledger(samples: &[Sample]) -> Option<Ledger> {
+    let mut sum: Option<Ledger> = None;
+    for ledger in samples.iter().filter_map(|sample| sample.ledger.as_ref()) {
+        sum.get_or_insert_default().add(ledger);
+    }
+    sum
 }
 
 #[cfg(test)]

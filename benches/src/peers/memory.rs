@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use tools::netns::Address;
 
-use super::figures::Sample;
+use super::figures::{Figure, Sample};
 use super::programs::Programs;
 use super::relay::{Relay, TurnClient, sockets};
 use super::rows::Contender;
@@ -36,6 +36,7 @@ pub fn measure(
         size,
         burst: 1,
         superpackets: false,
+        patient: false,
         duration: Duration::from_secs(1).mul_f64(datagrams as f64 / rate as f64),
     };
     // The first client is not counted: what a relay sets up for it, it sets up once.
@@ -56,8 +57,10 @@ pub fn measure(
         bail!("nothing arrived at the peer");
     }
     Ok(Sample {
-        cost: after.saturating_sub(before) as f64 / allocations as f64,
-        rate: allocations as f64,
+        figures: vec![
+            (Figure::Cost, after.saturating_sub(before) as f64 / allocations as f64),
+            (Figure::Rate, allocations as f64),
+        ],
         lost: 1.0 - counted.share(),
         resident_kib,
         ledger: relay.stop()?,

@@ -1,24 +1,37 @@
 //! The whole-system runner: each row is one kind of work, done in turns by Towpath and by what it is compared with.
 
+mod carriage;
+mod counter;
+mod ends;
 mod figures;
+mod list;
 mod memory;
 mod programs;
 mod relay;
 mod rows;
+mod search;
 mod table;
+mod target;
 mod tunnel;
 mod world;
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
-pub use figures::{Ledger, Sample, Side};
+pub use figures::{Figure, Ledger, Sample, Side};
+pub use list::ROWS;
 pub use programs::Programs;
-pub use rows::{Group, ROWS, Row, Work};
+pub use rows::{Contender, Group, Row, Who, Work};
+pub use target::{Demand, Outcome, Target, Verdict};
 
+use crate::latency::Probe;
 use crate::ring;
+use counter::Counter;
 use world::World;
+
+/// Bytes of a datagram that goes there and back.
+const ECHO_SIZE: usize = 64;
 
 /// What is measured, and how long.
 #[derive(Clone, Debug)]
@@ -29,27 +42,53 @@ pub struct Plan {
     pub duration: Duration,
     /// Allocations of the memory row.
     pub allocations: usize,
+    /// Whether only a broken data plane is a failure.
+    pub quick: bool,
 }
 
-/// Runs the rows, prints each as it is done, and answers whether all sides could be measured. Call it from the main
-/// thread, before any other thread exists.
+impl Plan {
+    /// Length of one trial of a search.
+    fn trial(&self) -> Duration {
+        (self.duration / 6).clamp(Duration::from_millis(300), Duration::from_secs(2))
+    }
+}
+
+/// Where and by what means it is measured.
+struct Bench<'a> {
+    plan: &'a Plan,
+    programs: &'a Programs,
+    world: World,
+    counter: Counter,
+}
+
+/// A row, measured.
+pub(crate) type Measured<'a> = [(&'a Contender, Side)];
+
+/// Runs the rows, prints each as it is done, and answers whether it is sound: that all sides could be measured, or, of
+/// [`Plan::quick`], that nothing looks broken. Call it from the main thread, before any other thread exists.
 ///
 /// # Errors
 /// When there can be no network namespace of our own.
 pub fn run(rows: &[&Row], plan: &Plan, programs: &Programs, json: bool) -> anyhow::Result<bool> {
-    let world = World::new()?;
+    let counted = rows.iter().any(|row| matches!(row.work, Work::RelaySystemCalls { .. }));
+    let counter = if counted { Counter::new(programs) } else { Counter::Missing(String::new()) };
+    let mut bench = Bench { plan, programs, world: World::new()?, counter };
     let mut sound = true;
     let mut records = Vec::new();
     if !json {
         table::print_head(plan, programs);
     }
     for row in rows {
-        let measured = measure(row, plan, programs, &world);
-        sound &= measured.iter().all(|(_, side)| !matches!(side, Side::Failed(_)));
+        let measured = bench.measure(row)?;
+        sound &= if plan.quick { !broken(row, &measured) } else { complete(&measured) };
+        let note = match row.work {
+            Work::RelaySystemCalls { .. } => bench.counter.name(),
+            _ => "",
+        };
         if json {
-            records.push(table::record(row, &measured));
+            records.push(table::record(row, note, plan.quick, &measured));
         } else {
-            table::print(row, &measured);
+            table::print(row, note, plan.quick, &measured);
         }
     }
     if json {
@@ -58,63 +97,181 @@ pub fn run(rows: &[&Row], plan: &Plan, programs: &Programs, json: bool) -> anyho
     Ok(sound)
 }
 
-/// Every side of a row, a turn each, `runs` times: A B A B.
-fn measure<'a>(row: &Row, plan: &Plan, programs: &Programs, world: &World) -> Vec<(&'a Contender, Side)>
-where
-    'static: 'a,
-{
-    let mut sides: Vec<(&Contender, Side)> = row
-        .contenders
-        .iter()
-        .map(|contender| match programs.missing(contender.who, row.work) {
+/// Whether every side whose program is here could be measured.
+fn complete(measured: &Measured<'_>) -> bool {
+    measured.iter().all(|(_, side)| !matches!(side, Side::Failed(_)))
+}
+
+/// Whether something looks broken rather than slow: ours could not be measured, lost packets without a cause, or is far
+/// from what it should be. What is wrong with the others is printed, and not for us to mend.
+fn broken(row: &Row, measured: &Measured<'_>) -> bool {
+    let ours =
+        || measured.iter().filter(|(contender, _)| contender.who == Who::Towpath).map(|(_, side)| side);
+    let failed = ours().any(|side| matches!(side, Side::Failed(_)));
+    let unexplained =
+        ours().filter_map(|side| figures::ledger(side.samples())).any(|ledger| ledger.unexplained != 0);
+    let outside = row.bands.iter().any(|band| row.judge(band, measured).outcome == Outcome::Missed);
+    failed || unexplained || outside
+}
+
+impl Bench<'_> {
+    /// Every side of a row, a turn each, `runs` times: A B A B.
+    ///
+    /// # Errors
+    /// When the cables cannot be put back to what the other rows need.
+    fn measure<'a>(&mut self, row: &'a Row) -> anyhow::Result<Vec<(&'a Contender, Side)>> {
+        let side = |contender| match self.missing(contender, row) {
             Some(remedy) => (contender, Side::Missing(remedy)),
             None => (contender, Side::Measured(Vec::new())),
-        })
-        .collect();
-    for _ in 0..row.work.runs(plan) {
-        for (contender, side) in &mut sides {
-            let Side::Measured(samples) = side else { continue };
-            let turn = turn(row.work, contender, plan, programs, world)
-                .with_context(|| format!("{}, {}", row.name, contender.name));
-            match turn {
-                Ok(sample) => samples.push(sample),
-                Err(error) => *side = Side::Failed(format!("{error:#}")),
+        };
+        let mut sides: Vec<(&Contender, Side)> = row.contenders.iter().map(side).collect();
+        if sides.iter().all(|(_, side)| matches!(side, Side::Missing(_))) {
+            return Ok(sides);
+        }
+        let prepared = self.prepare(row);
+        for _ in 0..row.work.runs(self.plan) {
+            for (contender, side) in &mut sides {
+                let Side::Measured(samples) = side else { continue };
+                let prepared = prepared.as_ref().map_err(|error| anyhow!("{error:#}"));
+                let turn = prepared
+                    .and_then(|&rate| self.turn(row.work, rate, contender))
+                    .with_context(|| format!("{}, {}", row.name, contender.name));
+                match turn {
+                    Ok(sample) => samples.push(sample),
+                    Err(error) => *side = Side::Failed(format!("{error:#}")),
+                }
+            }
+        }
+        if !row.segmentation {
+            self.world.set_segmentation(self.programs, true)?;
+        }
+        Ok(sides)
+    }
+
+    fn missing(&self, contender: &Contender, row: &Row) -> Option<String> {
+        match (&self.counter, row.work) {
+            (Counter::Missing(remedy), Work::RelaySystemCalls { .. }) => Some(remedy.clone()),
+            _ => self.programs.missing(contender, row),
+        }
+    }
+
+    /// Sets the cables up, and finds the rate at which a row is measured that takes it from its first side.
+    fn prepare(&self, row: &Row) -> anyhow::Result<u64> {
+        if !row.segmentation {
+            self.world.set_segmentation(self.programs, false)?;
+        }
+        match row.work {
+            Work::RelayLatency(size) => {
+                let (first, trial) = (&row.contenders[0], self.plan.trial());
+                Ok(carriage::loss_free(&self.world, first, self.programs, size, trial)? / 2)
+            }
+            _ => Ok(0),
+        }
+    }
+
+    fn turn(&mut self, work: Work, rate: u64, contender: &Contender) -> anyhow::Result<Sample> {
+        let (world, programs, plan) = (&self.world, self.programs, self.plan);
+        let duration = plan.duration;
+        match work {
+            Work::Forward(index) => forward(index, contender, duration),
+            Work::Relay { traffic, flows } => {
+                carriage::measure(world, contender, programs, traffic.lasting(duration), flows)
+            }
+            Work::RelaySystemCalls { traffic, flows } => {
+                let load = traffic.lasting(duration);
+                carriage::system_calls(world, contender, programs, &mut self.counter, load, flows)
+            }
+            Work::RelayLatency(size) => {
+                carriage::latency(world, contender, programs, Probe { rate, size, duration })
+            }
+            Work::RelayMemory => memory::measure(world, contender, programs, plan.allocations),
+            Work::TunnelStream(streams) => tunnel::stream(world, contender, programs, streams, duration),
+            Work::CableStream => tunnel::cable(world, programs, duration),
+            Work::TunnelDatagrams(traffic) => {
+                tunnel::datagrams(world, contender, programs, traffic.lasting(duration))
+            }
+            Work::TunnelLossFree(size) => tunnel::loss_free(world, contender, programs, size, plan.trial()),
+            Work::TunnelEcho(rate) | Work::TunnelEchoBesideStream(rate) => {
+                let beside = matches!(work, Work::TunnelEchoBesideStream(_));
+                let probe = Probe { rate, size: ECHO_SIZE, duration };
+                tunnel::echo(world, contender, programs, probe, beside)
             }
         }
     }
-    sides
 }
 
-pub use rows::{Contender, Who};
+fn forward(index: usize, contender: &Contender, duration: Duration) -> anyhow::Result<Sample> {
+    let case = ring::cases(duration.as_secs_f64())[index];
+    let flags: Vec<&str> = match contender.who {
+        Who::Kernel => vec!["--raw"],
+        _ => contender.flags.split_whitespace().collect(),
+    };
+    let turn = ring::measure(&case, &flags)?;
+    let rate = turn.counted.arrived as f64 / duration.as_secs_f64() / 1e3;
+    Ok(Sample {
+        figures: vec![(Figure::Cost, turn.nanoseconds), (Figure::Rate, rate)],
+        lost: 1.0 - turn.counted.share(),
+        resident_kib: turn.resident_kib,
+        ledger: Ledger::read(&turn.log),
+    })
+}
 
-fn turn(
-    work: Work,
-    contender: &Contender,
-    plan: &Plan,
-    programs: &Programs,
-    world: &World,
-) -> anyhow::Result<Sample> {
-    match work {
-        Work::Forward(index) => {
-            let case = ring::cases(plan.duration.as_secs_f64())[index];
-            let flags: Vec<&str> = match contender.who {
-                Who::Kernel => vec!["--raw"],
-                _ => contender.flags.split_whitespace().collect(),
-            };
-            let turn = ring::measure(&case, &flags)?;
-            Ok(Sample {
-                cost: turn.nanoseconds,
-                rate: turn.counted.arrived as f64 / plan.duration.as_secs_f64() / 1e3,
-                lost: 1.0 - turn.counted.share(),
-                resident_kib: turn.resident_kib,
-                ledger: Ledger::read(&turn.log),
-            })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str) -> &'static Row {
+        ROWS.iter().find(|row| row.name == name).unwrap()
+    }
+
+    fn turns(cost: f64, unexplained: i64) -> Side {
+        let ledger = Some(Ledger { unexplained, ..Ledger::default() });
+        Side::Measured(vec![Sample { figures: vec![(Figure::Cost, cost)], ledger, ..Sample::default() }])
+    }
+
+    fn broken_with(first: Side, last: Side) -> bool {
+        let row = row("tunnel");
+        broken(row, &[(&row.contenders[0], first), (&row.contenders[1], last)])
+    }
+
+    #[test]
+    fn a_slow_machine_is_not_broken_and_a_dear_tunnel_is() {
+        assert!(!broken_with(turns(10.0, 0), turns(9.0, 0)), "far from the target, inside the band");
+        assert!(broken_with(turns(10.0, 0), turns(11.0, 0)));
+    }
+
+    #[test]
+    fn what_is_wrong_with_others_is_not_ours() {
+        assert!(!broken_with(Side::Missing("apt-get".to_owned()), turns(9.0, 0)));
+        assert!(!broken_with(Side::Failed("crashed".to_owned()), turns(9.0, 0)));
+        assert!(!complete(&[(&row("tunnel").contenders[0], Side::Failed("crashed".to_owned()))]));
+    }
+
+    #[test]
+    fn a_side_of_ours_that_fails_or_loses_packets_unseen_is_broken() {
+        assert!(broken_with(turns(10.0, 0), Side::Failed("no packet came through".to_owned())));
+        assert!(broken_with(turns(10.0, 0), turns(1.0, 1)));
+    }
+
+    #[test]
+    fn quick_rows_have_bands_wider_than_their_targets() {
+        let quick: Vec<_> = ROWS.iter().filter(|row| !row.bands.is_empty()).collect();
+        assert!(
+            ["ring-bulk", "relay-bulk", "tunnel"]
+                .iter()
+                .all(|name| quick.iter().any(|row| row.name == *name))
+        );
+        for row in quick {
+            for (band, target) in
+                row.bands.iter().flat_map(|band| row.targets.iter().map(move |target| (band, target)))
+            {
+                let same = band.figure == target.figure && band.against == target.against;
+                if let (true, Demand::RatioAtMost(wide), Demand::RatioAtMost(narrow)) =
+                    (same, band.demand, target.demand)
+                {
+                    assert!(wide > narrow * 1.5, "{}: {wide} {narrow}", row.name);
+                }
+            }
         }
-        Work::Relay(load) => relay::measure(world, contender, programs, load.lasting(plan.duration)),
-        Work::TunnelStream => tunnel::stream(world, contender, programs, plan.duration),
-        Work::TunnelDatagrams(load) => {
-            tunnel::datagrams(world, contender, programs, load.lasting(plan.duration))
-        }
-        Work::RelayMemory => memory::measure(world, contender, programs, plan.allocations),
     }
 }

@@ -5,11 +5,18 @@ use std::process::{Command, Stdio};
 
 use anyhow::bail;
 
-use super::rows::{Who, Work};
+use super::rows::{Contender, Row, Who, Work};
 
-/// Program and Debian package.
-const KNOWN: [(&str, &str); 3] =
-    [("wireguard-go", "wireguard-go"), ("turnserver", "coturn"), ("iperf3", "iperf3")];
+/// Program and how to get it.
+const KNOWN: [(&str, &str); 7] = [
+    ("wireguard-go", "apt-get install wireguard-go"),
+    ("boringtun-cli", "cargo install boringtun-cli --version 0.7.1"),
+    ("turnserver", "apt-get install coturn"),
+    ("iperf3", "apt-get install iperf3"),
+    ("ethtool", "apt-get install ethtool"),
+    ("perf", "apt-get install linux-perf"),
+    ("strace", "apt-get install strace"),
+];
 /// Where an ordinary user's PATH does not look.
 const ALSO: [&str; 2] = ["/usr/sbin", "/sbin"];
 
@@ -35,7 +42,8 @@ impl Programs {
                 Some((found.iter_mut().find(|entry| entry.0 == name)?, Path::new(path)))
             });
             let Some((entry, path)) = entry else {
-                bail!("--peer {argument}: write NAME=PATH with wireguard-go, turnserver or iperf3 as NAME");
+                let names = KNOWN.map(|entry| entry.0).join(", ");
+                bail!("--peer {argument}: write NAME=PATH, with NAME one of {names}");
             };
             if !path.is_file() {
                 bail!("--peer {argument}: there is no file {}", path.display());
@@ -57,16 +65,24 @@ impl Programs {
         }
     }
 
-    /// Why `who` cannot be measured at `work`, if a program is missing.
+    /// Why `contender` cannot be measured at the work of `row`, if a program is missing.
     #[must_use]
-    pub fn missing(&self, who: Who, work: Work) -> Option<String> {
-        let program = match who {
+    pub fn missing(&self, contender: &Contender, row: &Row) -> Option<String> {
+        let program = match contender.who {
             Who::Towpath | Who::Kernel => None,
             Who::WireguardGo => Some("wireguard-go"),
+            Who::Boringtun => Some("boringtun-cli"),
             Who::Coturn => Some("turnserver"),
         };
-        let load = matches!(work, Work::TunnelStream).then_some("iperf3");
-        program.into_iter().chain(load).find_map(|name| self.path(name).err()).map(|error| error.to_string())
+        let load = match row.work {
+            Work::TunnelStream(_) | Work::CableStream | Work::TunnelEchoBesideStream(_) => Some("iperf3"),
+            // It sets the rate for everyone.
+            Work::RelayLatency(_) => Some("turnserver"),
+            _ => None,
+        };
+        let cables = (!row.segmentation).then_some("ethtool");
+        let needed = [program, load, cables];
+        needed.into_iter().flatten().find_map(|name| self.path(name).err()).map(|error| error.to_string())
     }
 
     /// Name and version of each, as they say it themselves.
@@ -81,8 +97,8 @@ impl Programs {
 }
 
 fn remedy(name: &str) -> String {
-    let package = KNOWN.iter().find(|entry| entry.0 == name).map_or(name, |entry| entry.1);
-    format!("apt-get install {package}, or --peer {name}=PATH")
+    let remedy = KNOWN.iter().find(|entry| entry.0 == name).map_or("install it", |entry| entry.1);
+    format!("{remedy}, or --peer {name}=PATH")
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark starts programs")]
@@ -100,15 +116,23 @@ fn version(name: &str, path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::list::ROWS;
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_with_its_package() {
-        let programs = Programs { found: vec![("turnserver", None)] };
-        let remedy = programs.missing(Who::Coturn, Work::RelayMemory).unwrap();
+    fn what_is_missing_is_named_with_its_remedy() {
+        let nothing = Programs { found: Vec::new() };
+        let row = |name: &str| ROWS.iter().find(|row| row.name == name).unwrap();
+        let missing = |name: &str, side: usize| nothing.missing(&row(name).contenders[side], row(name));
+        let remedy = missing("relay-memory", 0).unwrap();
         assert_eq!(remedy, "apt-get install coturn, or --peer turnserver=PATH");
-        assert_eq!(programs.missing(Who::Towpath, Work::RelayMemory), None);
-        assert!(programs.missing(Who::Towpath, Work::TunnelStream).is_some(), "the load is iperf3's");
+        assert_eq!(missing("relay-memory", 1), None);
+        assert!(missing("tunnel", 1).unwrap().contains("iperf3"), "the load is iperf3's");
+        assert!(missing("relay-train", 1).unwrap().contains("apt-get install ethtool"), "the cables");
+        assert!(missing("relay-latency", 1).unwrap().contains("coturn"), "the rate is coturn's");
+        assert!(
+            missing("tunnel-idle", 0).unwrap().starts_with("cargo install boringtun-cli --version 0.7.1")
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Relays, ours and coturn, and the clients that load them.
+//! Relays, ours and coturn, and their clients.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -12,11 +12,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tools::netns::{Address, Namespace};
 use zeroize::Zeroizing;
 
-use super::figures::{Ledger, Sample};
+use super::figures::Ledger;
 use super::programs::Programs;
 use super::rows::{Contender, Who};
 use super::world::World;
-use crate::load::{self, Flow, Load};
+use crate::load::Flow;
 use crate::process::{Process, Role, now};
 
 const PORT: u16 = 3478;
@@ -62,6 +62,21 @@ impl Relay {
         Ok(Self { process, ours })
     }
 
+    /// Starts the page of kernel calls in the relay's place.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_middle(world: &World, sink: SocketAddr, flows: usize) -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?.display().to_string();
+        let (sink, flows, listen) = (sink.to_string(), flows.to_string(), server().to_string());
+        let arguments = [&program, "middle", "--listen", &listen, "--sink", &sink, "--flows", &flows];
+        let arguments = arguments.map(str::to_owned);
+        let namespace = Some(&world.topology.relay);
+        let mut process = Process::start("the forwarder", Role::Program, &arguments, namespace)?;
+        process.wait_for(&listen, PATIENCE)?;
+        Ok(Self { process, ours: false })
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
@@ -80,6 +95,12 @@ impl Relay {
     }
 }
 
+/// Where clients find the relay.
+#[must_use]
+pub fn server() -> SocketAddr {
+    SocketAddr::from((Address::RELAY, PORT))
+}
+
 /// A client with an allocation and a channel.
 pub struct TurnClient {
     client: Client,
@@ -93,7 +114,7 @@ impl TurnClient {
     /// What the relay refuses, or its silence.
     pub fn connect(socket: UdpSocket, peer: SocketAddr, seed: u64) -> anyhow::Result<Self> {
         let config = ClientConfig {
-            server: SocketAddr::from((Address::RELAY, PORT)),
+            server: server(),
             username: USER.to_owned(),
             password: Zeroizing::new(PASSWORD.to_owned()),
             family: None,
@@ -128,8 +149,7 @@ impl TurnClient {
             self.client.handle_timeout(now());
         }
         while let Some(message) = self.client.poll_transmit() {
-            let to = SocketAddr::from((Address::RELAY, PORT));
-            self.socket.send_segments(to, None, 0, &message, message.len())?;
+            self.socket.send_segments(server(), None, 0, &message, message.len())?;
         }
         let mut fds = [PollFd::from_borrowed_fd(self.socket.fd().as_fd(), PollFlags::IN)];
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }))?;
@@ -147,8 +167,7 @@ impl TurnClient {
     pub fn flow(&self, peer: SocketAddr, size: usize) -> anyhow::Result<Flow> {
         let number = self.client.channel(peer).context("no channel")?;
         let header = channel_data::header(number, size).context("longer than a ChannelData message")?;
-        let to = SocketAddr::from((Address::RELAY, PORT));
-        Ok(Flow { socket: self.socket.clone(), to, header: header.to_vec() })
+        Ok(Flow { socket: self.socket.clone(), to: server(), header: header.to_vec() })
     }
 }
 
@@ -171,35 +190,4 @@ pub fn sockets(
     let bind = || UdpSocket::bind(SocketAddr::new(address, 0), &options);
     let sockets: std::io::Result<Vec<UdpSocket>> = namespace.run(|| (0..count).map(|_| bind()).collect())?;
     Ok(sockets?)
-}
-
-/// One turn: client A sends `load` over a channel to B.
-///
-/// # Errors
-/// When the relay does not serve or nothing arrives.
-pub fn measure(
-    world: &World,
-    contender: &Contender,
-    programs: &Programs,
-    load: Load,
-) -> anyhow::Result<Sample> {
-    let relay = Relay::start(world, contender, programs)?;
-    let sink = sockets(&world.topology.b, Address::B_AT_RELAY.into(), 1, 32 << 20)?.remove(0);
-    let source = sockets(&world.topology.a, Address::A_AT_RELAY.into(), 1, 8 << 20)?.remove(0);
-    let client = TurnClient::connect(source, sink.local_addr(), 1)?;
-    let flow = client.flow(sink.local_addr(), load.size)?;
-    let before = load::cpu_seconds(relay.pid());
-    let counted = load::run(load, &[flow], &sink)?;
-    let used = load::cpu_seconds(relay.pid()) - before;
-    let resident_kib = load::resident_kib(relay.pid(), "VmHWM");
-    if counted.arrived == 0 {
-        bail!("nothing arrived at the peer");
-    }
-    Ok(Sample {
-        cost: used * 1e9 / counted.arrived as f64,
-        rate: counted.arrived as f64 / load.duration.as_secs_f64() / 1e3,
-        lost: 1.0 - counted.share(),
-        resident_kib,
-        ledger: relay.stop()?,
-    })
 }

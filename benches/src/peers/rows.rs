@@ -1,8 +1,10 @@
-//! What is measured: the rows, who competes in each, and what the project demands of them.
+//! What a row is: the work, who does it, which figures come of it.
 
 use std::time::Duration;
 
 use super::Plan;
+use super::figures::{Figure, Side};
+use super::target::{Target, Verdict};
 use crate::load::Load;
 
 /// Which question a row answers.
@@ -10,7 +12,7 @@ use crate::load::Load;
 pub enum Group {
     /// The project's targets; always run.
     Targets,
-    /// What the I/O designs cost on the same work (`--io-designs`).
+    /// What the I/O designs cost on the same work (`--io`).
     Designs,
     /// What a flag is worth (`--settings`): the measurements behind the defaults.
     Settings,
@@ -21,11 +23,13 @@ pub enum Group {
 pub enum Who {
     /// Towpath, with flags.
     Towpath,
-    /// A page of system calls, without an engine.
+    /// A page of system calls, without an engine; of a stream, the bare cable.
     Kernel,
-    /// Debian's wireguard-go.
+    /// wireguard-go.
     WireguardGo,
-    /// Debian's coturn.
+    /// boringtun-cli, on one thread.
+    Boringtun,
+    /// coturn.
     Coturn,
 }
 
@@ -56,7 +60,7 @@ pub struct Traffic {
 impl Traffic {
     pub(super) fn lasting(self, duration: Duration) -> Load {
         let Self { rate, size, burst, superpackets } = self;
-        Load { rate, size, burst, superpackets, duration }
+        Load { rate, size, burst, superpackets, duration, patient: false }
     }
 }
 
@@ -65,54 +69,92 @@ impl Traffic {
 pub enum Work {
     /// Forward datagrams on loopback: the case of this index in [`crate::ring::cases`].
     Forward(usize),
-    /// Relay one flow of ChannelData from a client to a peer.
-    Relay(Traffic),
-    /// Carry one TCP stream of iperf3 through a tunnel of MTU 1420.
-    TunnelStream,
-    /// Carry one flow of UDP datagrams through the same tunnel.
-    TunnelDatagrams(Traffic),
+    /// Relay flows of ChannelData from as many clients to one peer.
+    Relay {
+        /// Of all flows together.
+        traffic: Traffic,
+        /// How many.
+        flows: usize,
+    },
+    /// The same, counting system calls.
+    RelaySystemCalls {
+        /// Of all flows together.
+        traffic: Traffic,
+        /// How many.
+        flows: usize,
+    },
+    /// Relay one flow of datagrams of this size at half of the rate that coturn relays without loss.
+    RelayLatency(usize),
     /// Hold allocations.
     RelayMemory,
+    /// Carry this many TCP streams of iperf3 through a tunnel of MTU 1420.
+    TunnelStream(u8),
+    /// Carry a TCP stream of iperf3 over the bare cable.
+    CableStream,
+    /// Carry one flow of UDP datagrams through the same tunnel.
+    TunnelDatagrams(Traffic),
+    /// The highest rate of datagrams of this size that the tunnel carries without loss.
+    TunnelLossFree(usize),
+    /// Datagrams of 64 bytes there and back through a tunnel that has nothing else to do, this many a second.
+    TunnelEcho(u64),
+    /// The same beside a TCP stream of iperf3.
+    TunnelEchoBesideStream(u64),
+}
+
+/// A figure of a work, as the table has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// Which.
+    pub figure: Figure,
+    /// What it is measured in.
+    pub unit: &'static str,
+    /// Whether a ratio stands beside it: not where the load sets it.
+    pub compared: bool,
+}
+
+const fn compared(figure: Figure, unit: &'static str) -> Column {
+    Column { figure, unit, compared: true }
+}
+
+const fn given(figure: Figure, unit: &'static str) -> Column {
+    Column { figure, unit, compared: false }
 }
 
 impl Work {
-    /// What the cost is measured in.
+    /// What is measured.
     #[must_use]
-    pub fn cost_unit(self) -> &'static str {
+    pub fn columns(self) -> &'static [Column] {
+        const DATAGRAMS: &[Column] = &[compared(Figure::Cost, "CPU ns/datagram"), given(Figure::Rate, "k/s")];
+        const STREAM: &[Column] = &[compared(Figure::Cost, "CPU s/GB"), compared(Figure::Rate, "Gbit/s")];
+        const CALLS: &[Column] =
+            &[compared(Figure::SystemCalls, "system calls/datagram"), given(Figure::Rate, "k/s")];
+        const MEMORY: &[Column] =
+            &[compared(Figure::Cost, "KiB/allocation"), given(Figure::Rate, "allocations")];
+        const TIMES: &[Column] = &[
+            compared(Figure::P50, "p50 µs"),
+            compared(Figure::P99, "p99 µs"),
+            compared(Figure::P999, "p99.9 µs"),
+            given(Figure::Longest, "max µs"),
+            given(Figure::Rate, "k/s"),
+        ];
+        const TIMES_BESIDE: &[Column] =
+            &[TIMES[0], TIMES[1], TIMES[2], TIMES[3], given(Figure::Rate, "Gbit/s beside")];
+        const LOSS_FREE: &[Column] = &[compared(Figure::Rate, "k/s without loss")];
         match self {
-            Self::Forward(_) | Self::Relay(_) | Self::TunnelDatagrams(_) => "CPU ns/datagram",
-            Self::TunnelStream => "CPU s/GB",
-            Self::RelayMemory => "KiB/allocation",
+            Self::Forward(_) | Self::Relay { .. } | Self::TunnelDatagrams(_) => DATAGRAMS,
+            Self::TunnelStream(_) | Self::CableStream => STREAM,
+            Self::RelaySystemCalls { .. } => CALLS,
+            Self::RelayMemory => MEMORY,
+            Self::TunnelLossFree(_) => LOSS_FREE,
+            Self::RelayLatency(_) | Self::TunnelEcho(_) => TIMES,
+            Self::TunnelEchoBesideStream(_) => TIMES_BESIDE,
         }
     }
 
-    /// What the rate is measured in.
-    #[must_use]
-    pub fn rate_unit(self) -> &'static str {
-        match self {
-            Self::Forward(_) | Self::Relay(_) | Self::TunnelDatagrams(_) => "k/s",
-            Self::TunnelStream => "Gbit/s",
-            Self::RelayMemory => "allocations",
-        }
-    }
-
-    /// Turns: memory hardly varies, and two thousand allocations take their time.
+    /// Turns: memory hardly varies, and two thousand allocations take their time; a search has many trials in itself.
     pub(super) fn runs(self, plan: &Plan) -> usize {
-        if matches!(self, Self::RelayMemory) { plan.runs.min(3) } else { plan.runs }
+        if matches!(self, Self::RelayMemory | Self::TunnelLossFree(_)) { plan.runs.min(3) } else { plan.runs }
     }
-}
-
-/// What is demanded of the last side against the first.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Target {
-    /// Largest ratio of costs.
-    pub cost_ratio_max: Option<f64>,
-    /// Smallest ratio of rates.
-    pub rate_ratio_min: Option<f64>,
-    /// Largest resident memory of each process in KiB.
-    pub resident_kib_max: Option<u64>,
-    /// Largest cost.
-    pub cost_max: Option<f64>,
 }
 
 /// One table.
@@ -126,186 +168,44 @@ pub struct Row {
     pub group: Group,
     /// What is done.
     pub work: Work,
-    /// By whom; ratios are to the first.
+    /// By whom; the ratios in the table are to the first.
     pub contenders: &'static [Contender],
+    /// Whether the cables take UDP superpackets whole (`tx-udp-segmentation`), as they do unless told otherwise.
+    pub segmentation: bool,
     /// What is demanded.
-    pub target: Target,
+    pub targets: &'static [Target],
+    /// What `--quick` insists on; a row without is not part of it.
+    pub bands: &'static [Target],
 }
 
-const NO_TARGET: Target =
-    Target { cost_ratio_max: None, rate_ratio_min: None, resident_kib_max: None, cost_max: None };
-const KERNEL: Contender = Contender { name: "kernel calls", who: Who::Kernel, flags: "" };
-const COTURN: Contender = Contender { name: "coturn", who: Who::Coturn, flags: "" };
-const WIREGUARD_GO: Contender = Contender { name: "wireguard-go", who: Who::WireguardGo, flags: "" };
-const OURS: Contender = ours("towpath", "--io uring");
+impl Row {
+    pub(super) const fn new(
+        name: &'static str,
+        title: &'static str,
+        group: Group,
+        work: Work,
+        contenders: &'static [Contender],
+        targets: &'static [Target],
+    ) -> Self {
+        Self { name, title, group, work, contenders, segmentation: true, targets, bands: &[] }
+    }
 
-const fn ours(name: &'static str, flags: &'static str) -> Contender {
-    Contender { name, who: Who::Towpath, flags }
+    /// With cables that make the kernel cut UDP superpackets.
+    pub(super) const fn without_segmentation(mut self) -> Self {
+        self.segmentation = false;
+        self
+    }
+
+    /// As a part of `--quick`.
+    pub(super) const fn quick(mut self, bands: &'static [Target]) -> Self {
+        self.bands = bands;
+        self
+    }
+
+    /// Judges one of its targets or bands.
+    #[must_use]
+    pub fn judge(&self, target: &Target, measured: &[(&Contender, Side)]) -> Verdict {
+        let column = self.work.columns().iter().find(|column| column.figure == target.figure);
+        Verdict::of(target, column.map_or(target.figure.name(), |column| column.unit), measured)
+    }
 }
-
-const DESIGNS: &[Contender] = &[
-    ours("uring, thread", "--io uring --completions thread"),
-    ours("uring, inline", "--io uring --completions inline"),
-    ours("suspend", "--io suspend"),
-    ours("threaded", "--io threaded"),
-    ours("drop", "--io drop"),
-    ours("runtime", "--io runtime"),
-];
-const INGRESS: &[Contender] =
-    &[ours("epoll", "--io uring --ingress epoll"), ours("io_uring", "--io uring --ingress uring")];
-const INGRESS_AND_KERNEL: &[Contender] = &[KERNEL, INGRESS[0], INGRESS[1]];
-const COMPLETIONS: &[Contender] =
-    &[ours("inline", "--io uring --completions inline"), ours("thread", "--io uring --completions thread")];
-const GSO: &[Contender] = &[ours("on", "--io uring --gso on"), ours("off", "--io uring --gso off")];
-
-/// One datagram in a millisecond: every one is alone.
-const SPARSE: Traffic = Traffic { rate: 1_000, size: 1_252, burst: 1, superpackets: false };
-/// A few at a time.
-const MEDIUM: Traffic = Traffic { rate: 20_000, size: 1_252, burst: 1, superpackets: false };
-/// Superpackets, at a rate that coturn can follow.
-const BULK: Traffic = Traffic { rate: 40_000, size: 1_252, burst: 40, superpackets: true };
-/// The same from a client that makes a system call for each.
-const TRAIN: Traffic = Traffic { superpackets: false, ..BULK };
-
-const MEBIBYTE_KIB: u64 = 1_024;
-
-const fn setting(
-    name: &'static str,
-    title: &'static str,
-    work: Work,
-    contenders: &'static [Contender],
-) -> Row {
-    Row { name, title, group: Group::Settings, work, contenders, target: NO_TARGET }
-}
-
-/// Every row.
-pub const ROWS: &[Row] = &[
-    Row {
-        name: "ring-bulk",
-        title: "Forwarding on loopback, 1 socket, 400,000/s of 1,252 B in superpackets of 40",
-        group: Group::Targets,
-        work: Work::Forward(0),
-        contenders: &[KERNEL, OURS],
-        target: Target { cost_ratio_max: Some(1.20), ..NO_TARGET },
-    },
-    Row {
-        name: "ring-sparse",
-        title: "Forwarding on loopback, 1,000 sockets, 30,000/s of 160 B one by one",
-        group: Group::Targets,
-        work: Work::Forward(1),
-        contenders: &[KERNEL, OURS],
-        target: Target { cost_ratio_max: Some(1.15), ..NO_TARGET },
-    },
-    Row {
-        name: "relay-bulk",
-        title: "Relay, 1 flow of ChannelData, 40,000/s of 1,252 B in superpackets of 40",
-        group: Group::Targets,
-        work: Work::Relay(BULK),
-        contenders: &[COTURN, OURS],
-        target: Target { cost_ratio_max: Some(0.2), resident_kib_max: Some(30 * MEBIBYTE_KIB), ..NO_TARGET },
-    },
-    Row {
-        name: "relay-train",
-        title: "Relay, 1 flow of ChannelData, 40,000/s of 1,252 B in trains of 40, a system call each",
-        group: Group::Targets,
-        work: Work::Relay(TRAIN),
-        contenders: &[COTURN, OURS],
-        target: NO_TARGET,
-    },
-    Row {
-        name: "relay-single",
-        title: "Relay, 1 flow of ChannelData, 20,000/s of 1,252 B one by one",
-        group: Group::Targets,
-        work: Work::Relay(MEDIUM),
-        contenders: &[COTURN, OURS],
-        target: NO_TARGET,
-    },
-    Row {
-        name: "tunnel",
-        title: "Tunnel, 1 TCP stream of iperf3, MTU 1420, CPU of both ends",
-        group: Group::Targets,
-        work: Work::TunnelStream,
-        contenders: &[WIREGUARD_GO, OURS],
-        target: Target {
-            cost_ratio_max: Some(1.0),
-            rate_ratio_min: Some(1.0),
-            resident_kib_max: Some(30 * MEBIBYTE_KIB),
-            cost_max: None,
-        },
-    },
-    Row {
-        name: "relay-memory",
-        title: "Relay, memory for allocations with a channel and some traffic each",
-        group: Group::Targets,
-        work: Work::RelayMemory,
-        contenders: &[COTURN, OURS],
-        target: Target { cost_max: Some(2.0), ..NO_TARGET },
-    },
-    Row {
-        name: "io-tunnel",
-        title: "I/O designs: tunnel, 1 TCP stream of iperf3, MTU 1420",
-        group: Group::Designs,
-        work: Work::TunnelStream,
-        contenders: DESIGNS,
-        target: NO_TARGET,
-    },
-    Row {
-        name: "io-relay",
-        title: "I/O designs: relay, 1 flow, 40,000/s of 1,252 B in superpackets of 40",
-        group: Group::Designs,
-        work: Work::Relay(BULK),
-        contenders: DESIGNS,
-        target: NO_TARGET,
-    },
-    setting("ingress-tunnel-stream", "--ingress: tunnel, 1 TCP stream", Work::TunnelStream, INGRESS),
-    setting("ingress-tunnel-medium", "--ingress: tunnel, 20,000/s", Work::TunnelDatagrams(MEDIUM), INGRESS),
-    setting("ingress-tunnel-sparse", "--ingress: tunnel, 1,000/s", Work::TunnelDatagrams(SPARSE), INGRESS),
-    setting("ingress-relay-bulk", "--ingress: relay, 40,000/s in superpackets", Work::Relay(BULK), INGRESS),
-    setting("ingress-relay-medium", "--ingress: relay, 20,000/s one by one", Work::Relay(MEDIUM), INGRESS),
-    setting("ingress-relay-sparse", "--ingress: relay, 1,000/s one by one", Work::Relay(SPARSE), INGRESS),
-    setting(
-        "ingress-forward",
-        "--ingress: forwarding, 1 socket, 400,000/s in superpackets",
-        Work::Forward(0),
-        INGRESS_AND_KERNEL,
-    ),
-    setting("ingress-sockets", "--ingress: forwarding, 1,000 sockets, 30,000/s", Work::Forward(1), INGRESS),
-    setting(
-        "completions-tunnel-stream",
-        "--completions: tunnel, 1 TCP stream",
-        Work::TunnelStream,
-        COMPLETIONS,
-    ),
-    setting(
-        "completions-tunnel-medium",
-        "--completions: tunnel, 20,000/s",
-        Work::TunnelDatagrams(MEDIUM),
-        COMPLETIONS,
-    ),
-    setting(
-        "completions-tunnel-sparse",
-        "--completions: tunnel, 1,000/s",
-        Work::TunnelDatagrams(SPARSE),
-        COMPLETIONS,
-    ),
-    setting(
-        "completions-relay-bulk",
-        "--completions: relay, 40,000/s in superpackets",
-        Work::Relay(BULK),
-        COMPLETIONS,
-    ),
-    setting(
-        "completions-relay-medium",
-        "--completions: relay, 20,000/s one by one",
-        Work::Relay(MEDIUM),
-        COMPLETIONS,
-    ),
-    setting(
-        "completions-relay-sparse",
-        "--completions: relay, 1,000/s one by one",
-        Work::Relay(SPARSE),
-        COMPLETIONS,
-    ),
-    setting("gso-tunnel", "--gso: tunnel, 1 TCP stream", Work::TunnelStream, GSO),
-    setting("gso-relay", "--gso: relay, 40,000/s in superpackets", Work::Relay(BULK), GSO),
-];

@@ -2,15 +2,13 @@
 #![expect(clippy::print_stdout, reason = "the output of a command-line program")]
 
 use comfy_table::{Table, presets};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tools::run::environment::Environment;
 
-use super::Plan;
-use super::figures::{Ledger, Sample, Side, Spread};
+use super::figures::{Sample, Side, Spread, ledger, ratios, resident_mib};
 use super::programs::Programs;
-use super::rows::{Contender, Row, Work};
-
-type Measured<'a> = [(&'a Contender, Side)];
+use super::rows::{Contender, Row};
+use super::{Measured, Plan};
 
 /// Says where, with what and how often.
 pub fn print_head(plan: &Plan, programs: &Programs) {
@@ -25,21 +23,12 @@ pub fn print_head(plan: &Plan, programs: &Programs) {
 }
 
 /// One table and the verdicts below it.
-pub fn print(row: &Row, measured: &Measured<'_>) {
-    println!("\n### {} (`{}`)\n", row.title, row.name);
+pub fn print(row: &Row, note: &str, quick: bool, measured: &Measured<'_>) {
+    let note = if note.is_empty() { String::new() } else { format!(", {note}") };
+    println!("\n### {}{note} (`{}`)\n", row.title, row.name);
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    let rate_unit = row.work.rate_unit();
-    table.set_header([
-        "",
-        row.work.cost_unit(),
-        "ratio",
-        rate_unit,
-        "ratio",
-        "lost at most",
-        "MiB",
-        "ledger",
-    ]);
+    table.set_header(header(row));
     let base = measured.first().map_or(&[][..], |(_, side)| side.samples());
     for (contender, side) in measured {
         match side {
@@ -49,52 +38,39 @@ pub fn print(row: &Row, measured: &Measured<'_>) {
             }
         };
     }
-    println!("{table}");
-    for verdict in verdicts(row, measured) {
-        println!("{verdict}");
+    println!("{table}\n");
+    for verdict in verdicts(row, quick, measured) {
+        // Two spaces break the line in Markdown.
+        println!("{verdict}  ");
     }
+}
+
+fn header(row: &Row) -> Vec<&'static str> {
+    let figures = row
+        .work
+        .columns()
+        .iter()
+        .flat_map(|column| std::iter::once(column.unit).chain(column.compared.then_some("ratio")));
+    std::iter::once("").chain(figures).chain(["lost at most", "MiB", "ledger"]).collect()
 }
 
 fn cells(row: &Row, contender: &Contender, samples: &[Sample], base: &[Sample]) -> Vec<String> {
-    let ratio = |figure: fn(&Sample) -> f64| {
-        if std::ptr::eq(samples, base) { "1".to_owned() } else { spread(ratios(samples, base, figure)) }
-    };
-    // An open-loop load sets the rate; only what a closed loop reaches is worth comparing.
-    let closed_loop = matches!(row.work, Work::TunnelStream);
-    let rates = || samples.iter().map(|sample| sample.rate);
-    let median = || Spread::of(rates()).map_or_else(String::new, |spread| digits(spread.median));
-    let lost = samples.iter().map(|sample| sample.lost).fold(0.0, f64::max);
-    vec![
-        contender.name.to_owned(),
-        spread(samples.iter().map(|sample| sample.cost)),
-        ratio(|sample| sample.cost),
-        if closed_loop { spread(rates()) } else { median() },
-        if closed_loop { ratio(|sample| sample.rate) } else { "–".to_owned() },
-        format!("{:.3} %", lost * 100.0),
-        format!("{:.1}", resident_kib(samples) as f64 / 1024.0),
-        ledger(samples).map_or_else(|| "–".to_owned(), |ledger| ledger.line()),
-    ]
-}
-
-/// Of each turn to the turn of the first side just before it.
-fn ratios<'a>(
-    samples: &'a [Sample],
-    base: &'a [Sample],
-    figure: impl Fn(&Sample) -> f64 + 'a,
-) -> impl Iterator<Item = f64> + 'a {
-    samples.iter().zip(base).map(move |(sample, base)| figure(sample) / figure(base))
-}
-
-fn resident_kib(samples: &[Sample]) -> u64 {
-    samples.iter().map(|sample| sample.resident_kib).max().unwrap_or(0)
-}
-
-fn ledger(samples: &[Sample]) -> Option<Ledger> {
-    let mut sum: Option<Ledger> = None;
-    for ledger in samples.iter().filter_map(|sample| sample.ledger.as_ref()) {
-        sum.get_or_insert_default().add(ledger);
+    let mut cells = vec![contender.name.to_owned()];
+    for column in row.work.columns() {
+        let values = || samples.iter().filter_map(|sample| sample.figure(column.figure));
+        if column.compared {
+            cells.push(spread(values()));
+            let first = std::ptr::eq(samples, base);
+            cells.push(if first { "1".to_owned() } else { spread(ratios(samples, base, column.figure)) });
+        } else {
+            cells.push(Spread::of(values()).map_or_else(|| "–".to_owned(), |spread| digits(spread.median)));
+        }
     }
-    sum
+    let lost = samples.iter().map(|sample| sample.lost).fold(0.0, f64::max);
+    cells.push(format!("{:.3} %", lost * 100.0));
+    cells.push(format!("{:.1}", resident_mib(samples)));
+    cells.push(ledger(samples).map_or_else(|| "–".to_owned(), |ledger| ledger.line()));
+    cells
 }
 
 fn spread(values: impl Iterator<Item = f64>) -> String {
@@ -113,54 +89,25 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// What the project demands of the last side, and whether it is met.
-fn verdicts(row: &Row, measured: &Measured<'_>) -> Vec<String> {
-    let (Some((_, first)), Some((_, last))) = (measured.first(), measured.last()) else { return Vec::new() };
-    let (base, samples) = (first.samples(), last.samples());
-    let median = |values: &mut dyn Iterator<Item = f64>| Spread::of(values).map(|spread| spread.median);
-    let cost_ratio = median(&mut ratios(samples, base, |sample| sample.cost));
-    let rate_ratio = median(&mut ratios(samples, base, |sample| sample.rate));
-    let cost = median(&mut samples.iter().map(|sample| sample.cost));
-    let resident = (!samples.is_empty()).then(|| resident_kib(samples) as f64 / 1024.0);
-    let target = row.target;
-    let at_most = |what: &str, limit: Option<f64>, value: Option<f64>| {
-        verdict(what, limit, value, "at most", |a, b| a <= b)
-    };
-    [
-        at_most("cost ratio", target.cost_ratio_max, cost_ratio),
-        verdict("rate ratio", target.rate_ratio_min, rate_ratio, "at least", |a, b| a >= b),
-        at_most("resident MiB", target.resident_kib_max.map(|kib| kib as f64 / 1024.0), resident),
-        at_most(row.work.cost_unit(), target.cost_max, cost),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-fn verdict(
-    what: &str,
-    limit: Option<f64>,
-    value: Option<f64>,
-    relation: &str,
-    holds: impl Fn(f64, f64) -> bool,
-) -> Option<String> {
-    let limit = limit?;
-    Some(match value {
-        Some(value) => {
-            let verdict = if holds(value, limit) { "met" } else { "MISSED" };
-            format!("Target: {what} {relation} {limit:.2}: {value:.3}, {verdict}")
-        }
-        None => format!("Target: {what} {relation} {limit:.2}: not measured"),
-    })
+/// What is demanded, and whether it holds.
+fn verdicts(row: &Row, quick: bool, measured: &Measured<'_>) -> Vec<String> {
+    if quick {
+        row.bands.iter().map(|band| row.judge(band, measured).as_band()).collect()
+    } else {
+        row.targets.iter().map(|target| row.judge(target, measured).as_target()).collect()
+    }
 }
 
 /// A row for `--json`.
 #[must_use]
-pub fn record(row: &Row, measured: &Measured<'_>) -> Value {
+pub fn record(row: &Row, note: &str, quick: bool, measured: &Measured<'_>) -> Value {
     let sample = |sample: &Sample| {
         json!({
-            "cost": sample.cost,
-            "rate": sample.rate,
+            "figures": sample
+                .figures
+                .iter()
+                .map(|(figure, value)| (figure.name().to_owned(), json!(value)))
+                .collect::<Map<String, Value>>(),
             "lost": sample.lost,
             "resident_kib": sample.resident_kib,
             "ledger": sample.ledger.as_ref().map(|ledger| json!({
@@ -186,10 +133,15 @@ pub fn record(row: &Row, measured: &Measured<'_>) -> Value {
     json!({
         "name": row.name,
         "title": row.title,
-        "cost_unit": row.work.cost_unit(),
-        "rate_unit": row.work.rate_unit(),
+        "note": note,
+        "units": row
+            .work
+            .columns()
+            .iter()
+            .map(|column| (column.figure.name().to_owned(), json!(column.unit)))
+            .collect::<Map<String, Value>>(),
         "sides": sides.collect::<Vec<_>>(),
-        "verdicts": verdicts(row, measured),
+        "verdicts": verdicts(row, quick, measured),
     })
 }
 
@@ -216,31 +168,57 @@ fn load_average() -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::figures::Figure;
     use super::*;
     use crate::peers::ROWS;
 
-    fn samples(costs: &[f64], rate: f64) -> Side {
-        let sample = |&cost: &f64| Sample { cost, rate, lost: 0.0, resident_kib: 2048, ledger: None };
-        Side::Measured(costs.iter().map(sample).collect())
+    fn row(name: &str) -> &'static Row {
+        ROWS.iter().find(|row| row.name == name).unwrap()
+    }
+
+    fn turn(figures: &[(Figure, f64)]) -> Side {
+        Side::Measured(vec![Sample { figures: figures.to_vec(), resident_kib: 2048, ..Sample::default() }])
     }
 
     #[test]
-    fn a_target_is_judged_by_the_median_of_the_ratios_of_neighbouring_turns() {
-        let row = ROWS.iter().find(|row| row.name == "tunnel").unwrap();
-        let [first, last] = [row.contenders[0], row.contenders[1]];
-        let sides = [(&first, samples(&[10.0, 20.0, 10.0], 1.0)), (&last, samples(&[5.0, 9.0, 15.0], 0.9))];
-        let verdicts = verdicts(row, &sides);
-        assert!(verdicts[0].ends_with("0.500, met"), "{verdicts:?}");
-        assert!(verdicts[1].contains("rate ratio at least 1.00: 0.900, MISSED"), "{verdicts:?}");
-        assert!(verdicts[2].contains("2.000, met"), "{verdicts:?}");
+    fn a_row_has_a_cell_for_every_heading() {
+        for row in ROWS {
+            let samples = [Sample::default()];
+            let base = [Sample::default()];
+            let cells = cells(row, &row.contenders[0], &samples, &base);
+            assert_eq!(cells.len(), header(row).len(), "{}", row.name);
+        }
     }
 
     #[test]
-    fn a_side_that_is_missing_meets_nothing() {
-        let row = ROWS.iter().find(|row| row.name == "relay-bulk").unwrap();
-        let [first, last] = [row.contenders[0], row.contenders[1]];
-        let sides = [(&first, Side::Missing("apt-get".to_owned())), (&last, samples(&[5.0], 1.0))];
-        let verdicts = verdicts(row, &sides);
-        assert!(verdicts[0].ends_with("not measured"), "{verdicts:?}");
+    fn only_what_the_sides_reach_themselves_has_a_ratio() {
+        let (own, base) = (turn(&[(Figure::Cost, 5.0), (Figure::Rate, 1.0)]), turn(&[(Figure::Cost, 10.0)]));
+        let cells = cells(row("relay-bulk"), &row("relay-bulk").contenders[2], own.samples(), base.samples());
+        assert_eq!(&cells[..4], ["towpath", "5.00 (5.00 to 5.00)", "0.50 (0.50 to 0.50)", "1.00"]);
+    }
+
+    #[test]
+    fn the_record_of_a_turn_has_its_figures_by_name_and_its_units() {
+        let row = row("tunnel-idle");
+        let sides = [(&row.contenders[0], turn(&[(Figure::P999, 70.0)]))];
+        let record = record(row, "", false, &sides);
+        assert_eq!(record["sides"][0]["turns"][0]["figures"]["p99.9"], 70.0);
+        assert_eq!(record["units"]["p99.9"], "p99.9 µs");
+    }
+
+    #[test]
+    fn quick_is_judged_by_bands_and_else_by_targets() {
+        let row = row("tunnel");
+        let sides = [
+            (&row.contenders[0], turn(&[(Figure::Cost, 10.0), (Figure::Rate, 1.0)])),
+            (&row.contenders[1], turn(&[(Figure::Cost, 5.0), (Figure::Rate, 1.7)])),
+        ];
+        assert!(verdicts(row, true, &sides).iter().all(|verdict| verdict.ends_with("0.500, inside")));
+        let targets = verdicts(row, false, &sides);
+        assert!(
+            targets[0].starts_with("Target (must): rate") && targets[0].ends_with("1.700, met"),
+            "{targets:?}"
+        );
+        assert!(targets.contains(&"Target: CPU s/GB at most 1.800: 5.000, MISSED".to_owned()), "{targets:?}");
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use dataplane::netlink::Handle;
@@ -11,6 +12,9 @@ use dataplane::sys::namespace;
 use dataplane::sys::signal::StopSignals;
 use rustix::event::{PollFd, PollFlags, poll};
 use tools::netns::Topology;
+
+use super::programs::Programs;
+use crate::process::{Process, Role};
 
 /// Exit code of a program that SIGINT ended.
 const INTERRUPTED: i32 = 130;
@@ -59,6 +63,30 @@ impl World {
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         file.write_all(content.as_bytes()).with_context(|| format!("cannot write {path}"))?;
         Ok(path)
+    }
+}
+
+/// How long `ethtool` may take.
+const ETHTOOL_PATIENCE: Duration = Duration::from_secs(10);
+
+impl World {
+    /// Lets all cables take UDP superpackets whole, or makes the kernel cut them before (`ethtool -K`).
+    ///
+    /// # Errors
+    /// When `ethtool` is missing or refuses.
+    pub fn set_segmentation(&self, programs: &Programs, on: bool) -> anyhow::Result<()> {
+        let ethtool = programs.path("ethtool")?;
+        let Topology { a, relay, b } = &self.topology;
+        let cables = [(a, ["a-b", "a-relay"]), (relay, ["relay-a", "relay-b"]), (b, ["b-a", "b-relay"])];
+        for (namespace, devices) in cables {
+            for device in devices {
+                let state = if on { "on" } else { "off" };
+                let command = [&ethtool, "-K", device, "tx-udp-segmentation", state].map(str::to_owned);
+                Process::start("ethtool", Role::Program, &command, Some(namespace))?
+                    .finish(ETHTOOL_PATIENCE)?;
+            }
+        }
+        Ok(())
     }
 }
 

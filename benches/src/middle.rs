@@ -1,0 +1,95 @@
+//! A page of raw kernel calls in the place of a relay: what arrives on one socket leaves through another, one for each
+//! source, to one sink. As many sockets as a TURN relay has for as many flows, and no protocol.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+
+use dataplane::egress::{Port, Target};
+use dataplane::ingress::Meta;
+use dataplane::sys::udp::{LISTEN_PATIENCE, RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket, send_batch};
+use rustix::event::epoll;
+
+/// Superpackets taken at a time.
+const BATCH: usize = 16;
+
+/// The sockets, bound.
+pub struct Middle {
+    listen: UdpSocket,
+    outward: Vec<UdpSocket>,
+    sink: SocketAddr,
+}
+
+impl Middle {
+    /// Listens at `listen`, for as many sources as `flows`.
+    ///
+    /// # Errors
+    /// What bind(2) answers.
+    pub fn bind(listen: SocketAddr, sink: SocketAddr, flows: usize) -> io::Result<Self> {
+        // As large as Towpath's relay asks for.
+        let options = |buffer| UdpOptions {
+            receive_buffer: buffer,
+            send_buffer: buffer,
+            packet_info: false,
+            gro: true,
+            patience: LISTEN_PATIENCE,
+        };
+        let any = SocketAddr::new(listen.ip(), 0);
+        let outward: io::Result<_> = (0..flows).map(|_| UdpSocket::bind(any, &options(1 << 20))).collect();
+        Ok(Self { listen: UdpSocket::bind(listen, &options(8 << 20))?, outward: outward?, sink })
+    }
+
+    /// Forwards until it is killed: epoll, recvmmsg with UDP_GRO, sendmmsg with UDP_SEGMENT.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn run(&self) -> io::Result<()> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let sockets = std::iter::once(&self.listen).chain(&self.outward);
+        for (index, socket) in sockets.enumerate() {
+            epoll::add(&epoll, socket.fd(), epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
+        }
+        let mut batch = ReceiveBatch::new(BATCH, RECEIVE_LEN);
+        let mut events = Vec::with_capacity(64);
+        let mut ways = HashMap::new();
+        loop {
+            events.clear();
+            epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None)?;
+            for event in &events {
+                match event.data.u64() {
+                    0 => self.forward(&mut batch, &mut ways)?,
+                    // Nobody answers; what came all the same must not keep the loop awake.
+                    other => drop(self.outward[other as usize - 1].receive_batch(&mut batch)?),
+                }
+            }
+        }
+    }
+
+    fn forward(&self, batch: &mut ReceiveBatch, ways: &mut HashMap<SocketAddr, usize>) -> io::Result<()> {
+        self.listen.receive_batch(batch)?;
+        let target = Target { port: Port(0), to: self.sink, from: None, ecn: 0 };
+        let mut items: Vec<(Target, &[u8], usize)> = Vec::with_capacity(BATCH);
+        let mut way = 0;
+        for arrival in batch.iter_mut() {
+            let Some(Meta::Udp { from, segment_size, .. }) = arrival.meta else { continue };
+            let known = ways.len();
+            let next = *ways.entry(from).or_insert(known % self.outward.len());
+            if next != way {
+                self.flush(way, &mut items);
+                way = next;
+            }
+            items.push((target, &*arrival.bytes, segment_size));
+        }
+        self.flush(way, &mut items);
+        Ok(())
+    }
+
+    fn flush(&self, way: usize, items: &mut Vec<(Target, &[u8], usize)>) {
+        if !items.is_empty() {
+            // A full send buffer drops, as the simplest forwarder does.
+            let _ = send_batch(self.outward[way].fd().as_fd(), items);
+            items.clear();
+        }
+    }
+}
