@@ -9,6 +9,7 @@ use std::time::Instant;
 use dataplane::driver::{Application, Next};
 use dataplane::drops::Drops;
 use dataplane::egress::{Class, Egress, Port, Target};
+use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
 use dataplane::sys::signal::StopSignals;
 use dataplane::sys::udp::{LISTEN_PATIENCE, RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket, send_batch};
@@ -95,6 +96,10 @@ impl Forwarder {
 }
 
 impl Application for Forwarder {
+    fn default_ingress(&self) -> IngressKind {
+        IngressKind::Epoll
+    }
+
     fn start<I: Ingress, E: Egress>(
         &mut self,
         ingress: &mut I,

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
 use benches::{forward, instructions, middle, process, ring};
 use clap::{Args, Parser, Subcommand};
-use dataplane::engine::{EngineArgs, IngressKind};
+use dataplane::engine::EngineArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[derive(Parser)]
@@ -213,7 +213,7 @@ fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) 
     }
     dataplane::log::init(dataplane::log::LogFormat::Json, tracing::level_filters::LevelFilter::INFO);
     // The default of tunnel and relay.
-    Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine, IngressKind::Epoll)?)
+    Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine)?)
 }
 
 #[cfg(test)]

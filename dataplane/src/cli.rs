@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, ConfigError};
-use crate::engine::{self, EngineArgs, IngressKind, Switch};
+use crate::engine::{self, EngineArgs, Switch};
 use crate::log::{self, LogFormat};
 use crate::tunnel::app::{App, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
@@ -144,7 +144,7 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     }
     let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On)?;
     // epoll until the other way is measured to be faster here.
-    engine::run(app, &up.engine, IngressKind::Epoll)?;
+    engine::run(app, &up.engine)?;
     Ok(())
 }
 

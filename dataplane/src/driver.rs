@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::drops::Drops;
 use crate::egress::uring::WAITING_TIME;
 use crate::egress::{Egress, EgressStats, Flush};
+use crate::engine::IngressKind;
 use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
 use crate::sys::signal::StopSignals;
 
@@ -29,6 +30,9 @@ pub trait Application {
     fn device(&self) -> Option<Arc<OwnedFd>> {
         None
     }
+
+    /// How packets come in where the flags do not say: what measurements favour for this application's sockets.
+    fn default_ingress(&self) -> IngressKind;
 
     /// How long a packet may wait for a busy socket. An application that slows its source down loses nothing by a longer
     /// time, because no more than a queue's worth can come to wait.

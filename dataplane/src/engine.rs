@@ -63,7 +63,7 @@ pub struct EngineArgs {
     /// How packets leave
     #[arg(long, value_enum, default_value = "auto")]
     pub io: Io,
-    /// How packets come in [default: epoll]
+    /// How packets come in [default: for the tunnel uring, where the kernel has it; for the relay epoll]
     #[arg(long, value_enum)]
     pub ingress: Option<IngressKind>,
     /// Superpackets on UDP sockets and TUN devices
@@ -94,11 +94,7 @@ impl EngineArgs {
 ///
 /// # Errors
 /// Set-up failures, each with its remedy, and a broken ring or descriptor.
-pub fn run<A: Application>(
-    mut application: A,
-    args: &EngineArgs,
-    default_ingress: IngressKind,
-) -> io::Result<()> {
+pub fn run<A: Application>(mut application: A, args: &EngineArgs) -> io::Result<()> {
     args.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
     let signals = StopSignals::new()?;
     let gso = args.gso == Switch::On;
@@ -114,12 +110,12 @@ pub fn run<A: Application>(
             match ring {
                 Ok(egress) => {
                     tracing::info!("I/O design: uring, the probe succeeded");
-                    run_with(application, egress, args, default_ingress, &signals)
+                    run_with(application, egress, args, &signals)
                 }
                 Err(reason) => {
                     tracing::info!("I/O design: suspend, because uring is not available: {reason}");
                     let egress = Direct::new(WhenBusy::Suspend, gso)?;
-                    run_with(application, egress, args, default_ingress, &signals)
+                    run_with(application, egress, args, &signals)
                 }
             }
         }
@@ -127,18 +123,16 @@ pub fn run<A: Application>(
             let egress = set_up_ring(application, args).map_err(|error| {
                 io::Error::new(error.kind(), format!("--io uring: {}", setup_reason(&error)))
             })?;
-            run_with(application, egress, args, default_ingress, &signals)
+            run_with(application, egress, args, &signals)
         }
-        Io::Threaded => run_with(application, Threaded::new(gso)?, args, default_ingress, &signals),
-        Io::Suspend => {
-            run_with(application, Direct::new(WhenBusy::Suspend, gso)?, args, default_ingress, &signals)
-        }
-        Io::Drop => run_with(application, Direct::new(WhenBusy::Drop, gso)?, args, default_ingress, &signals),
+        Io::Threaded => run_with(application, Threaded::new(gso)?, args, &signals),
+        Io::Suspend => run_with(application, Direct::new(WhenBusy::Suspend, gso)?, args, &signals),
+        Io::Drop => run_with(application, Direct::new(WhenBusy::Drop, gso)?, args, &signals),
         Io::Runtime => {
             let egress = Runtime::new().map_err(|error| {
                 io::Error::new(error.kind(), format!("--io runtime: {}", setup_reason(&error)))
             })?;
-            run_with(application, egress, args, default_ingress, &signals)
+            run_with(application, egress, args, &signals)
         }
     }
 }
@@ -168,13 +162,12 @@ fn run_with<A: Application, E: Egress>(
     application: &mut A,
     mut egress: E,
     args: &EngineArgs,
-    default_ingress: IngressKind,
     signals: &StopSignals,
 ) -> io::Result<()> {
     let busy_poll = Duration::from_micros(args.busy_poll.into());
-    let ledger = match args.ingress.unwrap_or(default_ingress) {
+    let ledger = match args.ingress.unwrap_or(application.default_ingress()) {
         IngressKind::Epoll => driver::run(application, &mut Epoll::new()?, &mut egress, signals, busy_poll)?,
-        IngressKind::Uring => match UringIngress::new() {
+        IngressKind::Uring => match UringIngress::new(application.device().is_some()) {
             Ok(mut ingress) => driver::run(application, &mut ingress, &mut egress, signals, busy_poll)?,
             Err(error) if args.ingress.is_none() => {
                 tracing::info!("ingress: epoll, because io_uring is not available: {}", setup_reason(&error));

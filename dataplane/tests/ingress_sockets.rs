@@ -28,7 +28,7 @@ macro_rules! suite {
             $(#[test]
             fn $test() {
                 if super::has_io_uring() {
-                    super::Scenario::run(&super::$scenario, super::UringIngress::new().expect("ring"));
+                    super::Scenario::run(&super::$scenario, super::UringIngress::new(false).expect("ring"));
                 }
             })*
         }
@@ -323,7 +323,7 @@ fn exhausted_buffers_are_armed_again() {
     if !has_io_uring() {
         return;
     }
-    let mut ingress = UringIngress::new().expect("ring");
+    let mut ingress = UringIngress::new(false).expect("ring");
     let (sender, receiver) =
         (socket(&UdpOptions::default()), socket(&UdpOptions { gro: false, ..UdpOptions::default() }));
     ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use dataplane::driver::{Application, Next};
 use dataplane::drops::{Cause, Drops};
 use dataplane::egress::{Class, Egress, Port, Target};
+use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
@@ -376,6 +377,11 @@ fn send_channel_data<E: Egress>(
 }
 
 impl Application for Relay {
+    // On one bulk socket epoll is some 5 % cheaper, and with many sockets the difference is within the noise.
+    fn default_ingress(&self) -> IngressKind {
+        IngressKind::Epoll
+    }
+
     fn start<I: Ingress, E: Egress>(
         &mut self,
         ingress: &mut I,

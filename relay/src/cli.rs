@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use dataplane::engine::{self, IngressKind, Switch};
+use dataplane::engine::{self, Switch};
 use dataplane::netlink;
 use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -66,7 +66,7 @@ fn run(config: Config, args: &Args) -> io::Result<()> {
     getrandom::fill(&mut *seed)
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
     let server = Server::new(settings(config, own_sockets), &seed);
-    engine::run(Relay::new(server, listeners, gro), &args.engine, IngressKind::Epoll)
+    engine::run(Relay::new(server, listeners, gro), &args.engine)
 }
 
 fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {

@@ -58,7 +58,9 @@ pub fn setup_reason(error: &io::Error) -> String {
         Some(libc::ENOMEM) => "the limit on locked memory is too small: raise it with `ulimit -l 16384`",
         Some(libc::EINVAL) => "this kernel is too old for it: Linux 6.1 is needed",
         Some(libc::EMFILE | libc::ENFILE) => "too many files are open: raise it with `ulimit -n 65536`",
-        _ => "unexpected",
+        Some(_) => "unexpected",
+        // Not the kernel's: it says what to do by itself.
+        None => return error.to_string(),
     };
     format!("io_uring_setup: {error}; {remedy}")
 }

@@ -48,13 +48,17 @@ fn user_data(token: Token, generation: u32, operation: u64) -> u64 {
 }
 
 impl UringIngress {
-    /// Sets up the ring; the calling thread owns it from then on.
+    /// Sets up the ring, for sockets and, if asked for, for TUN `devices`; the calling thread owns it from then on.
     ///
     /// # Errors
-    /// As [`ReceiveRing::new`].
-    pub fn new() -> io::Result<Self> {
+    /// As [`ReceiveRing::new`]; [`io::ErrorKind::Unsupported`] when the kernel reads no devices this way.
+    pub fn new(devices: bool) -> io::Result<Self> {
+        let ring = ReceiveRing::new(BUFFERS, DEVICE_BUFFERS)?;
+        if devices && !ring.reads_devices() {
+            return Err(no_device_reads());
+        }
         Ok(Self {
-            ring: ReceiveRing::new(BUFFERS, DEVICE_BUFFERS)?,
+            ring,
             sources: HashMap::default(),
             generation: 0,
             ended: Vec::with_capacity(64),
@@ -168,6 +172,12 @@ fn hand_over(
     handler(Received { token, meta, bytes: datagram.payload });
 }
 
+/// The error of a kernel that has io_uring and cannot read a TUN device by it.
+fn no_device_reads() -> io::Error {
+    let text = "this kernel cannot read a TUN device so (multishot reads: Linux 6.7): use --ingress epoll";
+    io::Error::new(io::ErrorKind::Unsupported, text)
+}
+
 /// Receive errors that are survived: the operation is armed again. ENOBUFS: every buffer was in use.
 fn survive(result: i32, source: Source, stats: &mut IngressStats) -> io::Result<()> {
     let errno = -result;
@@ -176,10 +186,7 @@ fn survive(result: i32, source: Source, stats: &mut IngressStats) -> io::Result<
     }
     if source == Source::Tun && errno == libc::EINVAL {
         // Armed again it would only fail again, at once and for ever.
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "--ingress uring: this kernel cannot read a TUN device so (multishot reads: Linux 6.7): use --ingress epoll",
-        ));
+        return Err(no_device_reads());
     }
     if !matches!(errno, libc::ENOBUFS | libc::ECANCELED | libc::EAGAIN | libc::EINTR) {
         stats.errors += 1;

