@@ -36,15 +36,13 @@ pub struct Target {
     pub against: &'static str,
     /// Whether the project fails without it.
     pub must: bool,
-    /// For which build it holds, if not for every one.
-    pub build: &'static str,
 }
 
 impl Target {
     /// Demanded of "towpath".
     #[must_use]
     pub const fn new(figure: Figure, demand: Demand, against: &'static str) -> Self {
-        Self { figure, demand, of: "towpath", against, must: false, build: "" }
+        Self { figure, demand, of: "towpath", against, must: false }
     }
 
     /// The same of another side.
@@ -58,13 +56,6 @@ impl Target {
     #[must_use]
     pub const fn must(mut self) -> Self {
         self.must = true;
-        self
-    }
-
-    /// The same, for one build only.
-    #[must_use]
-    pub const fn with(mut self, build: &'static str) -> Self {
-        self.build = build;
         self
     }
 }
@@ -151,7 +142,6 @@ impl Verdict {
 
 fn demanded(target: &Target, unit: &str) -> String {
     let must = if target.must { " (must)" } else { "" };
-    let build = if target.build.is_empty() { String::new() } else { format!(" {}", target.build) };
     let (name, against) = (target.figure.name(), target.against);
     let demand = match target.demand {
         Demand::RatioAtMost(limit) => format!("{name} ratio to {against} at most {limit:.3}"),
@@ -159,7 +149,7 @@ fn demanded(target: &Target, unit: &str) -> String {
         Demand::AtMost(limit) => format!("{unit} at most {limit:.3}"),
         Demand::NotWorse => format!("{name} of {} not worse than {against} beyond noise", target.of),
     };
-    format!("{must}: {demand}{build}")
+    format!("{must}: {demand}")
 }
 
 /// In nearly every turn, and by more than a little in the middle.
@@ -199,8 +189,8 @@ mod tests {
         let judge = |target| judge(target, side(&first), side(&last));
         let cost = Target::new(Figure::Cost, Demand::RatioAtMost(0.5), "first");
         assert_eq!(judge(cost), "Target: cost ratio to first at most 0.500: 0.500, met");
-        let rate = Target::new(Figure::Rate, Demand::RatioAtLeast(1.0), "first").must().with("with ring");
-        assert_eq!(judge(rate), "Target (must): rate ratio to first at least 1.000 with ring: 0.900, MISSED");
+        let rate = Target::new(Figure::Rate, Demand::RatioAtLeast(1.0), "first").must();
+        assert_eq!(judge(rate), "Target (must): rate ratio to first at least 1.000: 0.900, MISSED");
     }
 
     #[test]
