@@ -22,11 +22,9 @@ struct Entry {
     source: Source,
     reading: bool,
     writing: bool,
-    /// Superpackets asked for at once: a source that rarely has more than one is not asked for more, because the kernel
-    /// looks once more after every packet.
+    /// Superpackets asked for at once: one more than there were last time, because the kernel looks once more after every
+    /// packet, and all there may be once a source had as many as were asked for.
     width: usize,
-    /// Poll in which the source last had as much as was asked for.
-    full_in: u64,
     dropped: u32,
 }
 
@@ -37,7 +35,6 @@ pub struct Epoll {
     events: Vec<epoll::Event>,
     batch: ReceiveBatch,
     device: Box<[u8]>,
-    polls: u64,
     more: bool,
     stats: IngressStats,
 }
@@ -54,7 +51,6 @@ impl Epoll {
             events: Vec::with_capacity(EVENTS),
             batch: ReceiveBatch::new(BATCH, RECEIVE_LEN),
             device: vec![0; DEVICE_LEN].into(),
-            polls: 0,
             more: false,
             stats: IngressStats::default(),
         })
@@ -105,13 +101,10 @@ impl Epoll {
             }
         };
         if count < entry.width {
-            entry.width = count.max(1);
+            entry.width = (count + 1).min(BATCH);
         } else {
-            if entry.full_in + 1 == self.polls {
-                entry.width = (entry.width * 4).min(BATCH);
-            }
-            entry.full_in = self.polls;
-            self.more |= entry.width > 1;
+            entry.width = BATCH;
+            self.more = true;
         }
         for arrival in self.batch.iter_mut() {
             if let Some(dropped) = arrival.dropped {
@@ -160,7 +153,7 @@ fn interest(entry: &Entry) -> epoll::EventFlags {
 impl Ingress for Epoll {
     fn add(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()> {
         let fd = fd.try_clone_to_owned()?;
-        let entry = Entry { fd, source, reading: true, writing: false, width: 1, full_in: 0, dropped: 0 };
+        let entry = Entry { fd, source, reading: true, writing: false, width: 2, dropped: 0 };
         epoll::add(&self.epoll, &entry.fd, epoll::EventData::new_u64(u64::from(token.0)), interest(&entry))?;
         self.sources.insert(token, entry);
         Ok(())
@@ -189,7 +182,6 @@ impl Ingress for Epoll {
             tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         });
-        self.polls += 1;
         self.more = false;
         self.stats.system_calls += 1;
         self.events.clear();
