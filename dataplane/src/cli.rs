@@ -143,7 +143,6 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
         tracing::warn!("{}: {warning}", up.file.display());
     }
     let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On)?;
-    // epoll until the other way is measured to be faster here.
     engine::run(app, &up.engine)?;
     Ok(())
 }

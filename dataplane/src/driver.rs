@@ -31,7 +31,7 @@ pub trait Application {
         None
     }
 
-    /// How packets come in where the flags do not say: what measurements favour for this application's sockets.
+    /// How packets come in on the ring where the flags do not say: what measurements favour for this application.
     fn default_ingress(&self) -> IngressKind;
 
     /// How long a packet may wait for a busy socket. An application that slows its source down loses nothing by a longer
@@ -261,5 +261,52 @@ impl Loop {
                 ingress.wake_when_writable(Token(port.0));
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+mod tests {
+    use super::*;
+
+    /// Has one deadline and nothing else.
+    struct Timed(Option<Instant>);
+
+    impl Application for Timed {
+        fn default_ingress(&self) -> IngressKind {
+            IngressKind::Epoll
+        }
+        fn start<I: Ingress, E: Egress>(&mut self, _: &mut I, _: &mut E, _: Instant) -> io::Result<()> {
+            Ok(())
+        }
+        fn handle<E: Egress>(&mut self, _: Received<'_>, _: &mut E, _: Instant) {}
+        fn handle_timeout<E: Egress>(&mut self, _: &mut E, _: Instant) {}
+        fn poll_timeout(&self) -> Option<Instant> {
+            self.0
+        }
+        fn maintain<I: Ingress, E: Egress>(&mut self, _: &mut I, _: &mut E, _: Instant) -> Next {
+            Next::Continue
+        }
+        fn slow_down<I: Ingress>(&mut self, _: &mut I, _: bool) {}
+        fn stop<E: Egress>(&mut self, _: &mut E, _: Instant) {}
+        fn drops(&self) -> Drops {
+            Drops::default()
+        }
+    }
+
+    #[test]
+    fn the_loop_stays_awake_for_as_long_as_it_polls_busily_and_no_socket_is_busy() {
+        let start = Instant::now();
+        let application = Timed(Some(start + Duration::from_secs(1)));
+        let mut state = Loop::new(Duration::from_micros(200), start);
+        assert_eq!(state.timeout(&application), Some(Duration::from_secs(1)), "nothing has come yet");
+        state.awake_until = start + state.busy_poll;
+        assert_eq!(state.timeout(&application), Some(Duration::ZERO));
+        state.flush = Flush::Waiting;
+        assert_eq!(state.timeout(&application), Some(RETRY_INTERVAL));
+        state.flush = Flush::Done;
+        state.now = start + Duration::from_micros(200);
+        let left = Duration::from_secs(1) - Duration::from_micros(200);
+        assert_eq!(state.timeout(&application), Some(left));
     }
 }

@@ -9,7 +9,7 @@ use crate::driver::{self, Application, Ledger};
 use crate::drops::Drops;
 use crate::egress::probe::{self, probe, setup_reason};
 use crate::egress::{Direct, Egress, Runtime, Threaded, Uring, WhenBusy};
-use crate::ingress::{Epoll, UringIngress};
+use crate::ingress::{Epoll, Ingress, UringIngress};
 use crate::sys::ring::{ReapHalf, SubmitHalf};
 use crate::sys::signal::StopSignals;
 
@@ -63,7 +63,7 @@ pub struct EngineArgs {
     /// How packets leave
     #[arg(long, value_enum, default_value = "auto")]
     pub io: Io,
-    /// How packets come in [default: for the tunnel uring, where the kernel has it; for the relay epoll]
+    /// How packets come in [default: epoll; for the tunnel with --io uring, uring where the kernel has it]
     #[arg(long, value_enum)]
     pub ingress: Option<IngressKind>,
     /// Superpackets on UDP sockets and TUN devices
@@ -110,7 +110,7 @@ pub fn run<A: Application>(mut application: A, args: &EngineArgs) -> io::Result<
             match ring {
                 Ok(egress) => {
                     tracing::info!("I/O design: uring, the probe succeeded");
-                    run_with(application, egress, args, &signals)
+                    run_on_ring(application, egress, args, &signals)
                 }
                 Err(reason) => {
                     tracing::info!("I/O design: suspend, because uring is not available: {reason}");
@@ -123,7 +123,7 @@ pub fn run<A: Application>(mut application: A, args: &EngineArgs) -> io::Result<
             let egress = set_up_ring(application, args).map_err(|error| {
                 io::Error::new(error.kind(), format!("--io uring: {}", setup_reason(&error)))
             })?;
-            run_with(application, egress, args, &signals)
+            run_on_ring(application, egress, args, &signals)
         }
         Io::Threaded => run_with(application, Threaded::new(gso)?, args, &signals),
         Io::Suspend => run_with(application, Direct::new(WhenBusy::Suspend, gso)?, args, &signals),
@@ -158,29 +158,52 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// Runs on the ring. Where the flags do not say how packets come in, the application does, as far as the kernel can.
+fn run_on_ring<A: Application>(
+    application: &mut A,
+    egress: Uring<SubmitHalf, ReapHalf>,
+    args: &EngineArgs,
+    signals: &StopSignals,
+) -> io::Result<()> {
+    let mut args = *args;
+    if args.ingress.is_none() && application.default_ingress() == IngressKind::Uring {
+        match UringIngress::new(application.device().is_some()) {
+            Ok(ingress) => return finish(application, ingress, egress, &args, signals),
+            Err(error) => tracing::info!("ingress: epoll, because {}", setup_reason(&error)),
+        }
+        args.ingress = Some(IngressKind::Epoll);
+    }
+    run_with(application, egress, &args, signals)
+}
+
+/// Runs on any design; without a flag packets come in by epoll.
 fn run_with<A: Application, E: Egress>(
     application: &mut A,
+    egress: E,
+    args: &EngineArgs,
+    signals: &StopSignals,
+) -> io::Result<()> {
+    match args.ingress {
+        Some(IngressKind::Uring) => match UringIngress::new(application.device().is_some()) {
+            Ok(ingress) => finish(application, ingress, egress, args, signals),
+            Err(error) => {
+                let text = format!("--ingress uring: {}", setup_reason(&error));
+                Err(io::Error::new(error.kind(), text))
+            }
+        },
+        Some(IngressKind::Epoll) | None => finish(application, Epoll::new()?, egress, args, signals),
+    }
+}
+
+fn finish<A: Application, I: Ingress, E: Egress>(
+    application: &mut A,
+    mut ingress: I,
     mut egress: E,
     args: &EngineArgs,
     signals: &StopSignals,
 ) -> io::Result<()> {
     let busy_poll = Duration::from_micros(args.busy_poll.into());
-    let ledger = match args.ingress.unwrap_or(application.default_ingress()) {
-        IngressKind::Epoll => driver::run(application, &mut Epoll::new()?, &mut egress, signals, busy_poll)?,
-        IngressKind::Uring => match UringIngress::new(application.device().is_some()) {
-            Ok(mut ingress) => driver::run(application, &mut ingress, &mut egress, signals, busy_poll)?,
-            Err(error) if args.ingress.is_none() => {
-                tracing::info!("ingress: epoll, because io_uring is not available: {}", setup_reason(&error));
-                driver::run(application, &mut Epoll::new()?, &mut egress, signals, busy_poll)?
-            }
-            Err(error) => {
-                return Err(io::Error::new(
-                    error.kind(),
-                    format!("--ingress uring: {}", setup_reason(&error)),
-                ));
-            }
-        },
-    };
+    let ledger = driver::run(application, &mut ingress, &mut egress, signals, busy_poll)?;
     // Designs with threads of their own are only through with the socket once the egress is gone.
     drop(egress);
     tracing::info!(figures = %figures(&ledger), "ledger");

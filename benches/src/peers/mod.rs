@@ -80,7 +80,7 @@ pub fn run(rows: &[&Row], plan: &Plan, programs: &Programs, json: bool) -> anyho
     }
     for row in rows {
         let measured = bench.measure(row)?;
-        sound &= if plan.quick { !broken(row, &measured) } else { complete(&measured) };
+        sound &= if plan.quick { !broken(row, &measured) } else { sound_row(row, &measured) };
         let note = match row.work {
             Work::RelaySystemCalls { .. } => bench.counter.name(),
             _ => "",
@@ -97,9 +97,11 @@ pub fn run(rows: &[&Row], plan: &Plan, programs: &Programs, json: bool) -> anyho
     Ok(sound)
 }
 
-/// Whether every side whose program is here could be measured.
-fn complete(measured: &Measured<'_>) -> bool {
-    measured.iter().all(|(_, side)| !matches!(side, Side::Failed(_)))
+/// Whether every side whose program is here could be measured, and no target was missed that the project fails without.
+fn sound_row(row: &Row, measured: &Measured<'_>) -> bool {
+    let complete = measured.iter().all(|(_, side)| !matches!(side, Side::Failed(_)));
+    let missed = |target: &Target| target.must && row.judge(target, measured).outcome == Outcome::Missed;
+    complete && !row.targets.iter().any(missed)
 }
 
 /// Whether something looks broken rather than slow: ours could not be measured, lost packets without a cause, or is far
@@ -244,7 +246,23 @@ mod tests {
     fn what_is_wrong_with_others_is_not_ours() {
         assert!(!broken_with(Side::Missing("apt-get".to_owned()), turns(9.0, 0)));
         assert!(!broken_with(Side::Failed("crashed".to_owned()), turns(9.0, 0)));
-        assert!(!complete(&[(&row("tunnel").contenders[0], Side::Failed("crashed".to_owned()))]));
+        assert!(!sound_row(
+            row("tunnel"),
+            &[(&row("tunnel").contenders[0], Side::Failed("crashed".to_owned()))]
+        ));
+    }
+
+    #[test]
+    fn a_missed_target_that_the_project_fails_without_is_unsound() {
+        let tunnel = row("tunnel");
+        let sound = |theirs, ours| {
+            sound_row(
+                tunnel,
+                &[(&tunnel.contenders[0], turns(theirs, 0)), (&tunnel.contenders[1], turns(ours, 0))],
+            )
+        };
+        assert!(!sound(10.0, 9.0));
+        assert!(sound_row(row("relay-single"), &[(&row("relay-single").contenders[0], turns(1.0, 0))]));
     }
 
     #[test]

@@ -174,7 +174,8 @@ fn hand_over(
 
 /// The error of a kernel that has io_uring and cannot read a TUN device by it.
 fn no_device_reads() -> io::Error {
-    let text = "this kernel cannot read a TUN device so (multishot reads: Linux 6.7): use --ingress epoll";
+    let text =
+        "this kernel cannot read a TUN device by io_uring (multishot reads: Linux 6.7); --ingress epoll can";
     io::Error::new(io::ErrorKind::Unsupported, text)
 }
 

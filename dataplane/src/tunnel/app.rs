@@ -83,7 +83,12 @@ impl App {
         let mut decided = None;
         while splitter.next_into(&mut self.packet) {
             match *decided.get_or_insert_with(|| self.decide(now)) {
-                Ok((peer, Some(way))) => self.send_packet(peer, &way, egress, now),
+                Ok((peer, Some(way))) => {
+                    if !self.send_packet(peer, &way, egress, now) {
+                        // The session is gone: what follows waits for the next.
+                        decided = None;
+                    }
+                }
                 Ok((peer, None)) => self.tunnel.stage(peer, self.packet.as_slice(), now),
                 Err(cause) => self.tunnel.count_drop(cause),
             }
@@ -99,12 +104,13 @@ impl App {
         }
     }
 
-    /// Sends what is in the stack packet.
-    fn send_packet<E: Egress>(&mut self, peer: PeerIndex, way: &Way, egress: &mut E, now: Instant) {
+    /// Sends what is in the stack packet, or counts it; `false` when there is no session for it.
+    fn send_packet<E: Egress>(&mut self, peer: PeerIndex, way: &Way, egress: &mut E, now: Instant) -> bool {
         self.tunnel.pad(&mut self.packet);
         let sealed_len = Tunnel::sealed_len(self.packet.len());
         let Some(front) = way.front(sealed_len) else {
-            return self.tunnel.count_drop(Cause::Mtu);
+            self.tunnel.count_drop(Cause::Mtu);
+            return true;
         };
         let Self { tunnel, packet, .. } = self;
         let mut refused = false;
@@ -118,6 +124,7 @@ impl App {
         if refused {
             self.tunnel.count_drop(Cause::NoSession);
         }
+        !refused
     }
 
     /// How messages leave for `path`.
@@ -192,7 +199,9 @@ impl App {
         while let Some(peer) = self.tunnel.poll_staged(&mut self.packet, now) {
             let path = self.tunnel.ready(peer, now).ok_or(Cause::NoSession);
             match path.and_then(|path| self.way(path, now)) {
-                Ok(way) => self.send_packet(peer, &way, egress, now),
+                Ok(way) => {
+                    self.send_packet(peer, &way, egress, now);
+                }
                 Err(cause) => self.tunnel.count_drop(cause),
             }
         }

@@ -209,12 +209,24 @@ fn or_without_family(bound: io::Result<UdpSocket>, port: u16) -> io::Result<Opti
     Err(io::Error::new(error.kind(), format!("{error}; {remedy}")))
 }
 
-/// Full-sized packets that one UDP superpacket carries when they are sealed: the kernel shall put no more into a TUN
-/// superpacket, so that each leaves as one and not as one and a bit.
-fn superpacket_segments(mtu: u32, relayed: bool) -> u32 {
+/// Full-sized packets that one UDP superpacket carries when they are sealed: TCP of this machine shall put no more into a
+/// TUN superpacket, so that each leaves as one and not as one and a bit. `None` where the limit would be far below what
+/// small segments may come to.
+///
+/// What TCP has not sized itself and has more segments, the kernel hands over packet by packet: datagrams by UDP_SEGMENT,
+/// and what is forwarded (see [`forwards`]).
+fn superpacket_segments(mtu: u32, relayed: bool) -> Option<u32> {
     let channel = if relayed { channel_data::HEADER_LEN } else { 0 };
     let sealed = mtu as usize + DATA_OVERHEAD + channel;
-    (egress::BYTES_MAX / sealed).min(egress::SEGMENTS_MAX) as u32
+    let segments = (egress::BYTES_MAX / sealed).min(egress::SEGMENTS_MAX) as u32;
+    (mtu <= OUTER_MTU.into()).then_some(segments)
+}
+
+/// Whether this machine forwards: then superpackets arrive that others have filled, with some segments more.
+fn forwards() -> bool {
+    ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].into_iter().any(|name| {
+        std::fs::read_to_string(format!("/proc/sys/net/{name}")).is_ok_and(|value| value.trim() != "0")
+    })
 }
 
 /// Creates the interface, gives it its addresses and MTU, brings it up and routes the peers' prefixes to it. It goes
@@ -229,8 +241,10 @@ pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io:
     let mtu = u32::try_from(mtu).map_err(io::Error::other)?;
     handle.set_mtu(index, mtu)?;
     handle.set_txqueuelen(index, TX_QUEUE)?;
-    // An older kernel's superpackets take two slots each, the second with a segment or two: slower, and nothing else.
-    if let Err(error) = handle.set_gso_max_segs(index, superpacket_segments(mtu, config.relay.is_some())) {
+    // Without the limit superpackets take two slots each, the second with a segment or two: slower, and nothing else.
+    if let Some(segments) = superpacket_segments(mtu, config.relay.is_some()).filter(|_| !forwards())
+        && let Err(error) = handle.set_gso_max_segs(index, segments)
+    {
         tracing::debug!("{error}");
     }
     for address in &config.addresses {
@@ -264,10 +278,11 @@ mod tests {
     #[test]
     fn a_tun_superpacket_fits_one_udp_superpacket() {
         for (mtu, relayed, segments) in
-            [(1420, false, 45), (1420, true, 44), (1280, false, 49), (576, false, 64), (9000, true, 7)]
+            [(1420, false, 45), (1420, true, 44), (1280, false, 49), (576, false, 64)]
         {
-            assert_eq!(superpacket_segments(mtu, relayed), segments, "MTU {mtu}");
+            assert_eq!(superpacket_segments(mtu, relayed), Some(segments), "MTU {mtu}");
         }
+        assert_eq!(superpacket_segments(9000, false), None, "seven, and TCP may have small segments");
     }
 
     #[test]

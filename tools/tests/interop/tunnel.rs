@@ -98,7 +98,7 @@ fn every_design_carries_a_tunnel() {
     for flags in [
         ["--io", "uring", "--completions", "thread"],
         ["--io", "uring", "--completions", "inline"],
-        ["--io", "uring", "--ingress", "uring"],
+        ["--io", "uring", "--ingress", "epoll"],
         ["--io", "uring", "--gso", "off"],
         ["--io", "uring", "--busy-poll", "200"],
         ["--io", "threaded", "--ingress", "epoll"],
