@@ -200,7 +200,12 @@ pub fn check_endpoint(address: SocketAddr) -> Result<(), String> {
 
 /// The content of a text file, and whether everyone can read it.
 fn read(file: &Path) -> Result<(Zeroizing<String>, bool), String> {
-    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+    let cannot = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("cannot be read: {error}; write the path of an existing file")
+        }
+        _ => format!("cannot be read: {error}"),
+    };
     let opened = File::open(file).map_err(cannot)?;
     let metadata = opened.metadata().map_err(cannot)?;
     let mut bytes = Zeroizing::new(Vec::new());

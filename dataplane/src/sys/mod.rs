@@ -17,3 +17,4 @@ pub mod slab;
 mod socket;
 pub mod tun;
 pub mod udp;
+pub mod wide;

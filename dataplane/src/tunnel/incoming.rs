@@ -62,7 +62,9 @@ impl Tunnel {
         let peer = &mut self.peers[index.0 as usize];
         if opened.confirmed {
             peer.timers.handshake_complete();
-            peer.stats.last_handshake = Some(now);
+            if peer.stats.last_handshake.replace(now).is_none() {
+                tracing::info!(peer = %peer.public_key, "handshake complete");
+            }
             self.unstage(index);
         }
         let peer = &mut self.peers[index.0 as usize];
@@ -138,8 +140,10 @@ impl Tunnel {
         peer.timers.session_made(now);
         peer.timers.handshake_complete();
         peer.timers.anything_sent(now);
-        peer.stats.last_handshake = Some(now);
-        tracing::debug!(peer = %peer.public_key, "handshake complete");
+        match peer.stats.last_handshake.replace(now) {
+            None => tracing::info!(peer = %peer.public_key, "handshake complete"),
+            Some(_) => tracing::debug!(peer = %peer.public_key, "handshake complete"),
+        }
         self.transmit(path, bytes, len);
         self.unstage(index);
         self.arm(index);

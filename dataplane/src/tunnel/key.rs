@@ -12,7 +12,9 @@ pub const KEY_LEN: usize = 32;
 
 /// A text was not a key. It says nothing about the text, which may have been a secret one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a key: 44 characters of base64 that end in '=' are needed, as `towpath genkey` prints them")]
+#[error(
+    "not a key: 44 characters of base64 that end in '=' are needed, as `towpath genkey` prints a private and `towpath pubkey` a public one"
+)]
 pub struct NotAKey;
 
 /// A private or preshared key.

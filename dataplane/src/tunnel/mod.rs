@@ -335,7 +335,8 @@ impl Tunnel {
                 Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
                 Due::GiveUp => {
                     let peer = &mut self.peers[index.0 as usize];
-                    tracing::debug!(peer = %peer.public_key, "handshake given up: no answer");
+                    let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
+                    tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
                 Due::Erase => self.peers[index.0 as usize].noise.forget_sessions(&self.identity),
