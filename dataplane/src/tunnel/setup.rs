@@ -74,6 +74,9 @@ pub fn plan(
             persistent_keepalive: Some(section.persistent_keepalive),
         });
     }
+    if config.peers.is_empty() {
+        warnings.push("there is no [Peer] section: nobody can be reached, and nobody is answered".to_owned());
+    }
     warn_of_loops(config, &outside, &mut warnings);
     let mtu = match relay_server {
         Some(server) => clamp_mtu(config.mtu, server, &relayed, &mut warnings),
