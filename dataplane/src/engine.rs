@@ -165,15 +165,13 @@ fn run_on_ring<A: Application>(
     args: &EngineArgs,
     signals: &StopSignals,
 ) -> io::Result<()> {
-    let mut args = *args;
     if args.ingress.is_none() && application.default_ingress() == IngressKind::Uring {
         match UringIngress::new(application.device().is_some()) {
-            Ok(ingress) => return finish(application, ingress, egress, &args, signals),
+            Ok(ingress) => return finish(application, ingress, egress, args, signals),
             Err(error) => tracing::info!("ingress: epoll, because {}", setup_reason(&error)),
         }
-        args.ingress = Some(IngressKind::Epoll);
     }
-    run_with(application, egress, &args, signals)
+    run_with(application, egress, args, signals)
 }
 
 /// Runs on any design; without a flag packets come in by epoll.

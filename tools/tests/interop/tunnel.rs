@@ -111,7 +111,12 @@ fn every_design_carries_a_tunnel() {
         let file = world.file("towb.conf", &b.config(&a, None, &quick(&b)));
         let callee = world.tunnel("b", &file, &flags);
         let file = world.file("towa.conf", &a.config(&b, Some("10.2.0.2:51820"), &quick(&a)));
+        sh(
+            "ip netns exec a sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding'",
+        );
         let caller = world.tunnel("a", &file, &flags);
+        // What TCP puts into a superpacket leaves as one: 45 packets of this MTU, sealed, fill a datagram of 64 KiB.
+        sh("ip -n a -d link show towa | grep -w 'gso_max_segs 45'");
         sh("ip netns exec a ping -c 3 -i 0.05 -W 3 10.77.0.2");
         let [out, back] = world.iperf("a", "b", "10.77.0.2", 1);
         println!("{flags:?}: {out:.2} Gbit/s there, {back:.2} back");
