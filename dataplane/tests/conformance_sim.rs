@@ -16,7 +16,6 @@ use dataplane::egress::uring::{Reap, Submit, WAITING_BYTES};
 use dataplane::egress::{Class, Egress, EgressStats, Flush, Port, Target, Uring};
 use dataplane::engine::Completions;
 use dataplane::offload::split::Splitter;
-use dataplane::packet::Packet;
 use dataplane::sys::slab::{Slab, Slot};
 use dataplane::sys::tun::Offloads;
 use rand_xoshiro::Xoshiro256PlusPlus;
@@ -143,8 +142,9 @@ impl Submit for WatchedSubmit {
     }
 
     fn push_write(&mut self, mut slot: Slot, fd: BorrowedFd<'_>, len: usize) {
-        let packets =
-            Splitter::new(&self.slab.bytes(&mut slot)[..len]).expect("a superpacket").segment_count();
+        let packets = Splitter::new(&mut self.slab.bytes(&mut slot)[..len].to_vec())
+            .expect("a superpacket")
+            .segment_count();
         self.note(&slot, packets as u64, len, false);
         self.inner.push_write(slot, fd, len);
     }
@@ -325,7 +325,6 @@ impl Run {
     }
 
     fn look_at_the_wire(&mut self) {
-        let mut packet = Packet::new();
         for delivered in self.control.take_wire() {
             match delivered.target {
                 Some(_) => delivered
@@ -333,9 +332,10 @@ impl Run {
                     .chunks(delivered.segment_size.max(1))
                     .for_each(|datagram| self.tally.note(datagram)),
                 None => {
-                    let mut splitter = Splitter::new(&delivered.bytes).expect("a superpacket");
-                    while splitter.next_into(&mut packet) {
-                        self.tally.note(&packet.as_slice()[INNER..]);
+                    let mut bytes = delivered.bytes.clone();
+                    let mut splitter = Splitter::new(&mut bytes).expect("a superpacket");
+                    while let Some(packet) = splitter.next_packet() {
+                        self.tally.note(&packet[INNER..]);
                     }
                 }
             }

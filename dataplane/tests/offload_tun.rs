@@ -151,7 +151,7 @@ impl<'a> Wire<'a> {
             // Bounded, so that acknowledgements get their turn.
             for _ in 0..16 {
                 match rustix::io::read(from.fd(), &mut buffer) {
-                    Ok(len) => self.take_apart(&buffer[..len], to),
+                    Ok(len) => self.take_apart(&mut buffer[..len], to),
                     Err(rustix::io::Errno::AGAIN) => break,
                     Err(error) => panic!("read from TUN: {error}"),
                 }
@@ -161,12 +161,13 @@ impl<'a> Wire<'a> {
         }
     }
 
-    fn take_apart(&mut self, superpacket: &[u8], to: &Tun) {
+    fn take_apart(&mut self, superpacket: &mut [u8], to: &Tun) {
+        self.figures.window_reduced += usize::from(virtio::Header::decode(superpacket).unwrap().ecn);
         let mut splitter = Splitter::new(superpacket).expect("the kernel tells no lies");
         self.figures.split += usize::from(splitter.segment_count() > 1);
-        self.figures.window_reduced += usize::from(virtio::Header::decode(superpacket).unwrap().ecn);
         let mut packet = std::mem::take(&mut self.packet);
-        while splitter.next_into(&mut packet) {
+        while let Some(segment) = splitter.next_packet() {
+            packet.copy_from(segment).expect("an IP packet");
             self.figures.packets += 1;
             let segment = packet.as_mut_slice();
             verify(segment);

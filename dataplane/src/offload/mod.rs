@@ -17,8 +17,9 @@
 //! [`coalesce::Superpacket`] upwards; what goes up and down again comes out byte for byte (but for the IPv4
 //! identification of packets with DF, which has no meaning: RFC 6864 section 4.1).
 //!
-//! Everything here is arithmetic on byte slices: no kernel, no allocation, no clock, and no input that panics. The
-//! payload comes from memory once, for the copy and for the checksum ([`checksum::copy_and_sum`]).
+//! Everything here is arithmetic on byte slices: no kernel, no allocation, no clock, and no input that panics. Downwards the
+//! payload stays where it is; upwards it comes from memory once, for the copy and for the checksum
+//! ([`checksum::copy_and_sum`]).
 
 pub mod candidate;
 pub mod checksum;

@@ -1,18 +1,31 @@
-//! Takes a superpacket read from a TUN device apart into IP packets with valid checksums.
+//! Takes a superpacket read from a TUN device apart into IP packets with valid checksums, in the buffer it was read into.
+//!
+//! The header of every packet is built just in front of its payload, over the end of the packet before, which has left
+//! by then:
+//!
+//! ```text
+//!  | header | payload 0 | payload 1 | payload 2 |
+//!             | header | payload 1 |
+//!                         | header | payload 2 |
+//! ```
+//! So the payload's only copy is the one that seals it into the slot: copying each packet out of the superpacket first took 32 ns
+//! for 1,375 bytes.
+
+use std::ops::Range;
 
 use super::checksum;
 use super::headers::{self, Ip, TCP, TCP_CHECKSUM, TCP_FLAGS, UDP, UDP_CHECKSUM, UDP_LEN, flags};
 use super::virtio::{self, Gso, PartialChecksum};
 use crate::drops::Cause;
-use crate::packet::{MAX_LEN, Packet};
+use crate::packet::MAX_LEN;
 
 /// The packets of one TUN read, in order.
 #[derive(Debug)]
 pub struct Splitter<'a> {
     /// The IP packet or superpacket, without virtio_net header and without what is behind its IP length.
-    bytes: &'a [u8],
+    bytes: &'a mut [u8],
     plan: Plan,
-    /// Packets written so far.
+    /// Packets handed out so far.
     written: usize,
     count: usize,
 }
@@ -21,7 +34,7 @@ pub struct Splitter<'a> {
 #[derive(Debug)]
 enum Plan {
     /// One packet, as it is.
-    Copy,
+    Whole,
     /// One packet whose transport checksum is to be completed.
     Complete(PartialChecksum),
     /// Many packets.
@@ -39,6 +52,8 @@ struct Segmentation {
     header_len: usize,
     /// Payload of every packet but the last, in bytes.
     segment_size: usize,
+    /// The IPv4 identification of the first packet.
+    identification: u16,
     /// Sum of the IPv4 header without total length, identification and checksum.
     ip_sum: u64,
     /// Sum of the pseudo header without length and of the TCP or UDP header without what changes by packet.
@@ -59,20 +74,20 @@ impl<'a> Splitter<'a> {
     ///
     /// # Errors
     /// [`Cause::MalformedInner`] for what is no IP packet, and for headers that contradict each other or the length.
-    pub fn new(superpacket: &'a [u8]) -> Result<Self, Cause> {
+    pub fn new(superpacket: &'a mut [u8]) -> Result<Self, Cause> {
         Self::parse(superpacket).ok_or(Cause::MalformedInner)
     }
 
-    fn parse(superpacket: &'a [u8]) -> Option<Self> {
+    fn parse(superpacket: &'a mut [u8]) -> Option<Self> {
         let header = virtio::Header::decode(superpacket)?;
-        let bytes = &superpacket[virtio::HEADER_LEN..];
+        let bytes = &mut superpacket[virtio::HEADER_LEN..];
         if bytes.len() > MAX_LEN {
             return None;
         }
         let ip = Ip::parse(bytes)?;
-        let bytes = &bytes[..ip.total_len];
+        let bytes = &mut bytes[..ip.total_len];
         let plan = match (header.gso, header.partial_checksum) {
-            (Gso::None, None) => Plan::Copy,
+            (Gso::None, None) => Plan::Whole,
             (Gso::None, Some(partial)) => {
                 let start = usize::from(partial.start);
                 if start < ip.header_len || start + usize::from(partial.offset) + 2 > bytes.len() {
@@ -83,50 +98,45 @@ impl<'a> Splitter<'a> {
             (gso, _) => Plan::Segment(Segmentation::parse(gso, header.segment_size, ip, bytes)?),
         };
         let count = match &plan {
-            Plan::Copy | Plan::Complete(_) => 1,
+            Plan::Whole | Plan::Complete(_) => 1,
             Plan::Segment(it) => (bytes.len() - it.header_len).div_ceil(it.segment_size).max(1),
         };
         Some(Self { bytes, plan, written: 0, count })
     }
 
-    /// How many packets the superpacket holds, those already written included. At least one.
+    /// How many packets the superpacket holds, those already handed out included. At least one.
     #[must_use]
     pub fn segment_count(&self) -> usize {
         self.count
     }
 
-    /// Writes the next packet; `false`, and nothing written, when there is none.
-    pub fn next_into(&mut self, packet: &mut Packet) -> bool {
+    /// The next packet, complete. The one before is overwritten in part.
+    pub fn next_packet(&mut self) -> Option<&[u8]> {
         if self.written == self.count {
-            return false;
+            return None;
         }
-        let target = packet.buffer();
-        let len = match &self.plan {
-            Plan::Copy => {
-                target[..self.bytes.len()].copy_from_slice(self.bytes);
-                self.bytes.len()
+        let range = match &self.plan {
+            Plan::Whole => 0..self.bytes.len(),
+            Plan::Complete(partial) => {
+                complete(*partial, self.bytes);
+                0..self.bytes.len()
             }
-            Plan::Complete(partial) => complete(*partial, self.bytes, target),
-            Plan::Segment(segmentation) => segmentation.write(self.bytes, self.written, self.count, target),
+            Plan::Segment(segmentation) => segmentation.build(self.bytes, self.written, self.count),
         };
-        packet.set_len(len);
         self.written += 1;
-        true
+        Some(&self.bytes[range])
     }
 }
 
-/// Copies one packet and completes its checksum; returns its length. The field already holds the pseudo header's sum,
-/// so that the sum of everything from `start` on is the checksum's.
-fn complete(partial: PartialChecksum, bytes: &[u8], target: &mut [u8]) -> usize {
-    let start = usize::from(partial.start);
+/// Completes the checksum of a packet. The field already holds the pseudo header's sum, so that the sum of everything from
+/// `start` on is the checksum's.
+fn complete(partial: PartialChecksum, bytes: &mut [u8]) {
     let offset = usize::from(partial.offset);
-    target[..start].copy_from_slice(&bytes[..start]);
-    let transport = &mut target[start..bytes.len()];
-    let sum = checksum::copy_and_sum(transport, &bytes[start..]);
+    let transport = &mut bytes[usize::from(partial.start)..];
+    let sum = checksum::sum(transport);
     // A field at 6 is UDP's, where zero has a meaning of its own; to others 0xffff and zero are the same number.
     let field = if offset == UDP_CHECKSUM { checksum::finish_udp(sum) } else { checksum::finish(sum) };
     headers::set_word(transport, offset, field);
-    bytes.len()
 }
 
 impl Segmentation {
@@ -161,6 +171,7 @@ impl Segmentation {
             ip_header_len: ip.header_len,
             header_len: ip.header_len + transport_len,
             segment_size: usize::from(segment_size),
+            identification: if ip.v4 { headers::word(bytes, 4) } else { 0 },
             ip_sum: if ip.v4 { without(&bytes[..ip.header_len], &[2, 4, 10]) } else { 0 },
             transport_sum: pseudo
                 + match transport {
@@ -170,18 +181,23 @@ impl Segmentation {
         })
     }
 
-    /// Writes packet `index` of `count` to `target`; returns its length.
-    fn write(&self, bytes: &[u8], index: usize, count: usize, target: &mut [u8]) -> usize {
-        let offset = self.header_len + index * self.segment_size;
-        let payload = &bytes[offset..bytes.len().min(offset + self.segment_size)];
-        let len = self.header_len + payload.len();
-        let (header, body) = target[..len].split_at_mut(self.header_len);
-        header.copy_from_slice(&bytes[..self.header_len]);
-        let payload_sum = checksum::copy_and_sum(body, payload);
+    /// Builds packet `index` of `count`, after all before it; the answer is where it is.
+    fn build(&self, bytes: &mut [u8], index: usize, count: usize) -> Range<usize> {
+        let start = index * self.segment_size;
+        let end = bytes.len().min(start + self.header_len + self.segment_size);
+        if index > 0 {
+            // From the packet before, not the first: with a payload shorter than the headers that one is no longer whole.
+            let before = start - self.segment_size;
+            bytes.copy_within(before..before + self.header_len, start);
+        }
+        let packet = &mut bytes[start..end];
+        let len = packet.len();
+        let (header, payload) = packet.split_at_mut(self.header_len);
+        let payload_sum = checksum::sum(payload);
         let (ip, transport) = header.split_at_mut(self.ip_header_len);
         self.write_ip(ip, index, len);
         self.write_transport(transport, index, index + 1 == count, len - self.ip_header_len, payload_sum);
-        len
+        start..end
     }
 
     /// Length, identification (one more for each packet, as Linux counts) and header checksum.
@@ -190,7 +206,7 @@ impl Segmentation {
             headers::set_word(header, 4, (len - headers::IPV6_LEN) as u16);
             return;
         }
-        let identification = headers::word(header, 4).wrapping_add(index as u16);
+        let identification = self.identification.wrapping_add(index as u16);
         let sum = self.ip_sum + len as u64 + u64::from(identification);
         headers::set_word(header, 2, len as u16);
         headers::set_word(header, 4, identification);

@@ -1,7 +1,7 @@
 //! The tunnel endpoint on the engine: a TUN device on one side, UDP sockets or a TURN relay on the other.
 //!
 //! ```text
-//!  TUN superpacket ─► split into the stack packet ─► route ─► seal into the slot ─► UDP, or ChannelData to the relay
+//!  TUN superpacket ─► split in place ─► route ─► [pad in the stack packet] ─► seal into the slot ─► UDP, or ChannelData to the relay
 //!  UDP superpacket ─► [relay: take the payload out] ─► open into the stack packet ─► TUN
 //! ```
 
@@ -54,7 +54,7 @@ pub struct App {
     relay: Option<Relay>,
     ports: Ports,
     ready: bool,
-    /// The one packet everything passes through.
+    /// The one packet through which goes what is produced here: opened, padded, no longer staged.
     packet: Packet,
 }
 
@@ -74,57 +74,67 @@ impl App {
         Self { tunnel, tun, sockets, relay, ports, ready: false, packet: Packet::new() }
     }
 
-    fn handle_tun<E: Egress>(&mut self, superpacket: &[u8], egress: &mut E, now: Instant) {
+    fn handle_tun<E: Egress>(&mut self, superpacket: &mut [u8], egress: &mut E, now: Instant) {
         let mut splitter = match Splitter::new(superpacket) {
             Ok(splitter) => splitter,
             Err(cause) => return self.tunnel.count_drop(cause),
         };
         // All packets of a superpacket are of one flow, so that one look at routes and path is enough.
         let mut decided = None;
-        while splitter.next_into(&mut self.packet) {
-            match *decided.get_or_insert_with(|| self.decide(now)) {
+        while let Some(packet) = splitter.next_packet() {
+            match *decided.get_or_insert_with(|| self.decide(packet, now)) {
                 Ok((peer, Some(way))) => {
-                    if !self.send_packet(peer, &way, egress, now) {
+                    if !self.send_packet(peer, &way, packet, egress, now) {
                         // The session is gone: what follows waits for the next.
                         decided = None;
                     }
                 }
-                Ok((peer, None)) => self.tunnel.stage(peer, self.packet.as_slice(), now),
+                Ok((peer, None)) => self.tunnel.stage(peer, packet, now),
                 Err(cause) => self.tunnel.count_drop(cause),
             }
         }
     }
 
-    /// To whom the stack packet goes and by which way; no way while it has to wait for a handshake.
-    fn decide(&mut self, now: Instant) -> Result<(PeerIndex, Option<Way>), Cause> {
-        let peer = self.tunnel.route(self.packet.as_slice())?;
+    /// To whom a packet goes and by which way; no way while it has to wait for a handshake.
+    fn decide(&mut self, packet: &[u8], now: Instant) -> Result<(PeerIndex, Option<Way>), Cause> {
+        let peer = self.tunnel.route(packet)?;
         match self.tunnel.ready(peer, now) {
             Some(path) => Ok((peer, Some(self.way(path, now)?))),
             None => Ok((peer, None)),
         }
     }
 
-    /// Sends what is in the stack packet, or counts it; `false` when there is no session for it.
-    fn send_packet<E: Egress>(&mut self, peer: PeerIndex, way: &Way, egress: &mut E, now: Instant) -> bool {
-        self.tunnel.pad(&mut self.packet);
-        let sealed_len = Tunnel::sealed_len(self.packet.len());
-        let Some(front) = way.front(sealed_len) else {
-            self.tunnel.count_drop(Cause::Mtu);
-            return true;
-        };
-        let Self { tunnel, packet, .. } = self;
-        let mut refused = false;
-        egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
-            let (head, rest) = slot.split_at_mut(front.len());
-            head.copy_from_slice(&front);
-            let sealed = tunnel.seal(peer, packet.as_slice(), rest, now);
-            refused = !sealed;
-            sealed
-        });
-        if refused {
-            self.tunnel.count_drop(Cause::NoSession);
+    /// Sends a packet from where it is, unless it has to be padded: there is no room behind it. As
+    /// [`App::send_stack_packet`].
+    fn send_packet<E: Egress>(
+        &mut self,
+        peer: PeerIndex,
+        way: &Way,
+        packet: &[u8],
+        egress: &mut E,
+        now: Instant,
+    ) -> bool {
+        if self.tunnel.padded_len(packet.len()) == packet.len() {
+            return seal_and_append(&mut self.tunnel, peer, way, packet, egress, now);
         }
-        !refused
+        if self.packet.copy_from(packet).is_none() {
+            self.tunnel.count_drop(Cause::MalformedInner);
+            return true;
+        }
+        self.send_stack_packet(peer, way, egress, now)
+    }
+
+    /// Sends what is in the stack packet, or counts it; `false` when there is no session for it.
+    fn send_stack_packet<E: Egress>(
+        &mut self,
+        peer: PeerIndex,
+        way: &Way,
+        egress: &mut E,
+        now: Instant,
+    ) -> bool {
+        self.tunnel.pad(&mut self.packet);
+        let Self { tunnel, packet, .. } = self;
+        seal_and_append(tunnel, peer, way, packet.as_slice(), egress, now)
     }
 
     /// How messages leave for `path`.
@@ -200,7 +210,7 @@ impl App {
             let path = self.tunnel.ready(peer, now).ok_or(Cause::NoSession);
             match path.and_then(|path| self.way(path, now)) {
                 Ok(way) => {
-                    self.send_packet(peer, &way, egress, now);
+                    self.send_stack_packet(peer, &way, egress, now);
                 }
                 Err(cause) => self.tunnel.count_drop(cause),
             }
@@ -286,6 +296,34 @@ impl App {
             tracing::info!(interface = name, public_key = %self.tunnel.public_key(), "ready");
         }
     }
+}
+
+/// Seals a padded packet into the memory it leaves from, or counts it; `false` when there is no session for it.
+fn seal_and_append<E: Egress>(
+    tunnel: &mut Tunnel,
+    peer: PeerIndex,
+    way: &Way,
+    packet: &[u8],
+    egress: &mut E,
+    now: Instant,
+) -> bool {
+    let sealed_len = Tunnel::sealed_len(packet.len());
+    let Some(front) = way.front(sealed_len) else {
+        tunnel.count_drop(Cause::Mtu);
+        return true;
+    };
+    let mut refused = false;
+    egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
+        let (head, rest) = slot.split_at_mut(front.len());
+        head.copy_from_slice(&front);
+        let sealed = tunnel.seal(peer, packet, rest, now);
+        refused = !sealed;
+        sealed
+    });
+    if refused {
+        tunnel.count_drop(Cause::NoSession);
+    }
+    !refused
 }
 
 impl Application for App {

@@ -145,11 +145,16 @@ impl Tunnel {
 
     /// Pads a packet as it has to be before [`Tunnel::seal`]: with zeros to a multiple of 16, not beyond the MTU.
     pub fn pad(&self, packet: &mut Packet) {
-        let len = packet.len();
-        let padded = len.next_multiple_of(PADDING).min(self.mtu).max(len);
+        let padded = self.padded_len(packet.len());
         // The tailroom of a packet is larger than any padding.
         let _ = packet.pad_to(PADDING);
         packet.truncate(padded);
+    }
+
+    /// How long a packet of `len` bytes becomes by [`Tunnel::pad`]. A full one of 1,420 bytes needs none.
+    #[must_use]
+    pub fn padded_len(&self, len: usize) -> usize {
+        len.next_multiple_of(PADDING).min(self.mtu).max(len)
     }
 
     /// How long a padded packet becomes by [`Tunnel::seal`], bytes.

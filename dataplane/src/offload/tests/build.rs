@@ -170,11 +170,11 @@ pub(super) fn naive_sum(pieces: &[&[u8]]) -> u16 {
 
 /// Every packet of a superpacket.
 pub(super) fn split(superpacket: &[u8]) -> Vec<Vec<u8>> {
-    let mut splitter = crate::offload::split::Splitter::new(superpacket).expect("a superpacket");
-    let mut packet = crate::packet::Packet::new();
+    let mut buffer = superpacket.to_vec();
+    let mut splitter = crate::offload::split::Splitter::new(&mut buffer).expect("a superpacket");
     let mut packets = Vec::new();
-    while splitter.next_into(&mut packet) {
-        packets.push(packet.as_slice().to_vec());
+    while let Some(packet) = splitter.next_packet() {
+        packets.push(packet.to_vec());
     }
     assert_eq!(packets.len(), splitter.segment_count());
     assert!(superpacket.len() >= HEADER_LEN);
