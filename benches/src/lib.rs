@@ -9,3 +9,4 @@ pub mod peers;
 pub mod process;
 pub mod ring;
 pub mod stages;
+pub mod zero_copy;

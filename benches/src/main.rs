@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{forward, instructions, middle, process, ring};
+use benches::{forward, instructions, middle, process, ring, zero_copy};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::EngineArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -34,6 +34,15 @@ enum Command {
         /// Flags of the engine's side, for example "--io suspend"
         #[arg(long, default_value = "--io uring", allow_hyphen_values = true)]
         engine: String,
+    },
+    /// What zero-copy sends cost beside copying ones
+    ZeroCopy {
+        /// Turns of each side
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+        /// Where to, when not to a socket on loopback; nobody looks whether it arrives
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        to: Option<SocketAddr>,
     },
     /// Instructions of the hot functions, counted by callgrind and compared with a baseline
     Instructions(instructions::Arguments),
@@ -105,6 +114,17 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Peers(arguments) => compare_with_peers(&arguments),
         Command::Ring { runs, seconds, engine } => {
             compare(runs, seconds, &engine)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ZeroCopy { runs, to } => {
+            let mut sink = to.map_or_else(zero_copy::Sink::here, |to| Ok(zero_copy::Sink::There(to)))?;
+            println!(
+                "{:>10} {:>14} {:>14} {:>8} {:>15}",
+                "datagrams", "copying ns", "zero-copy ns", "ratio", "spread"
+            );
+            for compared in zero_copy::compare(&mut sink, runs as usize, Duration::from_millis(500))? {
+                println!("{compared}");
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Instructions(arguments) => instructions::run(&arguments),

@@ -15,6 +15,9 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use super::slab::{SLOT_LEN, Slab, Slot};
 use crate::egress::Target;
 
+/// No send waits in the kernel, and none raises a signal.
+const SEND_FLAGS: u32 = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32;
+
 struct Shared {
     ring: IoUring,
     slab: Arc<Slab>,
@@ -96,10 +99,31 @@ impl SubmitHalf {
         // SAFETY: `slot` is the only key to this header and is owned here.
         let header_ref = unsafe { &mut *header };
         header_ref.prepare(target, payload, len, segment_size);
-        let flags = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32;
-        let entry =
-            opcode::SendMsg::new(types::Fd(fd.as_raw_fd()), header_ref.message()).flags(flags).build();
+        let fd = types::Fd(fd.as_raw_fd());
+        let entry = opcode::SendMsg::new(fd, header_ref.message()).flags(SEND_FLAGS).build();
         self.push(slot, entry, link);
+    }
+
+    /// As [`push_send`](Self::push_send), but the kernel sends from the slot itself (IORING_OP_SENDMSG_ZC, io_uring_enter(2)).
+    /// The slot comes back with the notification, when nothing in the kernel refers to it any more, and then with 0
+    /// for a result. The engine does not use it: `benches/README.md` says what it costs.
+    pub fn push_send_zero_copy(
+        &mut self,
+        slot: Slot,
+        fd: BorrowedFd<'_>,
+        target: &Target,
+        len: usize,
+        segment_size: usize,
+    ) {
+        assert!(len <= SLOT_LEN);
+        let payload = self.shared.slab.address(&slot);
+        let header = self.shared.slab.header(&slot);
+        // SAFETY: `slot` is the only key to this header and is owned here.
+        let header_ref = unsafe { &mut *header };
+        header_ref.prepare(target, payload, len, segment_size);
+        let fd = types::Fd(fd.as_raw_fd());
+        let entry = opcode::SendMsgZc::new(fd, header_ref.message()).flags(SEND_FLAGS).build();
+        self.push(slot, entry, false);
     }
 
     /// Queues a write of `len` bytes to a device.
