@@ -42,6 +42,12 @@ causes! {
     Unauthenticated => "unauthenticated",
     /// A TURN peer that the relay's policy refuses.
     PolicyPeer => "policy_peer",
+    /// Above the rate of a TURN allocation or its user.
+    PolicyRate => "policy_rate",
+    /// Above the fair share of a TURN allocation while the relay had more to do than it can.
+    FairShare => "fair_share",
+    /// A request without credentials that is not answered: its prefix would get more than came from it.
+    Reflection => "reflection",
     /// No TURN allocation on this 5-tuple.
     NoAllocation => "no_allocation",
     /// No TURN permission for this peer.

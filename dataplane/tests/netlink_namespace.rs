@@ -9,7 +9,7 @@ mod user_namespace;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 
-use dataplane::netlink::Handle;
+use dataplane::netlink::{AddressWatch, Handle};
 use rustix::thread::UnshareFlags;
 
 /// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle.
@@ -139,4 +139,40 @@ fn a_veth_moves_and_a_token_bucket_shapes_and_drops() {
     }
     let unlimited = (0..40).take_while(|_| far.recv(&mut buffer).is_ok()).count();
     assert_eq!(unlimited, 40);
+}
+
+#[test]
+fn addresses_that_come_and_go_are_told() {
+    let Some(mut handle) = inside_namespace("addresses_that_come_and_go_are_told") else { return };
+    let (left, right) = handle.add_veth("left", "right").unwrap();
+    handle.set_up(left).unwrap();
+    handle.set_up(right).unwrap();
+    handle.add_address(left, "10.8.0.1/24".parse().unwrap()).unwrap();
+    // Link-local addresses come by themselves, when the kernel has made sure that nobody has them.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let mut watch = AddressWatch::open().unwrap();
+    assert!(!watch.take(), "nothing has happened");
+    // IPv6 addresses are told when they can be used, which the kernel sees to a moment later.
+    let is_told = |watch: &mut AddressWatch| {
+        (0..200).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            watch.take()
+        })
+    };
+    for net in ["10.9.0.1/24", "fd00:9::1/64"] {
+        handle.add_address(left, net.parse().unwrap()).unwrap();
+        assert!(is_told(&mut watch), "{net} came");
+        assert!(!watch.take(), "and was told once");
+    }
+    handle.set_mtu(left, 1400).unwrap();
+    assert!(!watch.take(), "this is not about addresses");
+    handle.delete_link(left).unwrap();
+    assert!(is_told(&mut watch), "they went with their interface");
+    // More news than the socket's buffer holds: some are lost, the fact is not.
+    let loopback = handle.link_index("lo").unwrap();
+    for number in 0..2_000_u32 {
+        let address = std::net::Ipv4Addr::from_bits(0x0a00_0001 + number);
+        handle.add_address(loopback, dataplane::netlink::IpNet::new(address.into(), 32).unwrap()).unwrap();
+    }
+    assert!(watch.take() && !watch.take());
 }

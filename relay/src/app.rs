@@ -7,6 +7,8 @@
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
 //! look-up of its sender, and one of its channel as long as the number stays the same.
 
+mod policing;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -21,7 +23,11 @@ use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
+use self::policing::ClientCache;
+use crate::overload::Overload;
+use crate::own_addresses::{self, OwnAddresses};
 use crate::report::Report;
+use crate::server::traffic::{Direction, Traffic};
 use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
     Server,
@@ -70,18 +76,12 @@ pub struct Relay {
     opening: Vec<(AllocationId, SocketAddr)>,
     /// Superpackets wanted.
     gro: bool,
+    /// Missing where the addresses of this machine cannot be read.
+    own_addresses: Option<OwnAddresses>,
+    overload: Overload,
     drops: Drops,
     report: Report,
     trouble_logged: Option<Instant>,
-}
-
-/// What stays the same along a client's superpacket.
-#[derive(Default)]
-struct ClientCache {
-    /// The client's allocation and its port, once looked up.
-    relay: Option<Result<(AllocationId, Port), Cause>>,
-    /// Where the last channel number leads.
-    channel: Option<(ChannelNumber, Result<PeerSocket, Cause>)>,
 }
 
 impl Relay {
@@ -99,6 +99,8 @@ impl Relay {
             relays: Vec::new(),
             opening: Vec::new(),
             gro,
+            own_addresses: None,
+            overload: Overload::default(),
             drops: Drops::default(),
             report: Report::default(),
             trouble_logged: None,
@@ -122,25 +124,27 @@ impl Relay {
         egress: &mut E,
         now: Instant,
     ) {
+        let load = Traffic::of(bytes.len(), segment_size);
         let mut cache = ClientCache::default();
         for segment in Received::segments(bytes, segment_size) {
             let forwarded = if ChannelData::is_channel_data(segment) {
-                self.forward_channel_data(client, segment, &mut cache, egress, now)
+                self.forward_channel_data(client, segment, load, &mut cache, egress, now)
             } else {
-                // A request may change what the cache knows.
-                cache = ClientCache::default();
-                self.handle_message(client, segment, egress, now)
+                self.forget(&mut cache);
+                self.handle_message(client, segment, load, &mut cache, egress, now)
             };
             if let Err(cause) = forwarded {
                 self.drops.count(cause);
             }
         }
+        self.count_relayed(&mut cache);
     }
 
     fn forward_channel_data<E: Egress>(
-        &self,
+        &mut self,
         client: &ClientSocket,
         segment: &[u8],
+        load: Traffic,
         cache: &mut ClientCache,
         egress: &mut E,
         now: Instant,
@@ -155,7 +159,9 @@ impl Relay {
                 peer
             }
         }?;
+        self.admit(allocation, load, cache, now)?;
         send_to_peer(port, peer, data.payload, egress);
+        cache.relayed.add(data.payload.len());
         Ok(())
     }
 
@@ -173,6 +179,8 @@ impl Relay {
         &mut self,
         client: &ClientSocket,
         segment: &[u8],
+        load: Traffic,
+        cache: &mut ClientCache,
         egress: &mut E,
         now: Instant,
     ) -> Result<(), Cause> {
@@ -180,7 +188,10 @@ impl Relay {
             FromClient::Forward { allocation, peer, payload } => {
                 let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
+                self.admit(allocation, load, cache, now)?;
                 send_to_peer(port, peer, payload, egress);
+                let relayed = Traffic { packets: 1, bytes: payload.len() as u64 };
+                self.server.count(allocation, Direction::ToPeer, relayed);
             }
             FromClient::Reply => self.send_reply(client, egress),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
@@ -217,27 +228,36 @@ impl Relay {
         now: Instant,
     ) {
         let peer = PeerSocket(from);
-        match self.server.handle_peer(allocation, peer, now) {
-            FromPeer::Channel { client, number } => {
+        let load = Traffic::of(bytes.len(), segment_size);
+        let way = match self.server.handle_peer(allocation, peer, now) {
+            FromPeer::Drop(cause) => Err(cause),
+            way => self.server.admit(allocation, Direction::ToClient, load, now).map(|()| way),
+        };
+        let mut relayed = Traffic::default();
+        match way {
+            Ok(FromPeer::Channel { client, number }) => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
-                    if !send_channel_data(&target, number, segment, egress) {
+                    if send_channel_data(&target, number, segment, egress) {
+                        relayed.add(segment.len());
+                    } else {
                         self.drops.count(Cause::Mtu);
                     }
                 }
             }
-            FromPeer::Indication { client } => {
+            Ok(FromPeer::Indication { client }) => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
-                    if !self.send_indication(&target, peer, segment, egress) {
+                    if self.send_indication(&target, peer, segment, egress) {
+                        relayed.add(segment.len());
+                    } else {
                         self.drops.count(Cause::Mtu);
                     }
                 }
             }
-            FromPeer::Drop(cause) => {
-                self.drops.add(cause, Received::segments(bytes, segment_size).count() as u64);
-            }
+            Ok(FromPeer::Drop(cause)) | Err(cause) => self.drops.add(cause, load.packets),
         }
+        self.server.count(allocation, Direction::ToClient, relayed);
     }
 
     /// Whether it was not too long.
@@ -393,6 +413,9 @@ impl Application for Relay {
             self.listeners[index].port = port;
             self.set_role(port, Role::Listener(Listener(index as u16)));
         }
+        if let Some(own_addresses) = &self.own_addresses {
+            ingress.add(own_addresses.as_fd(), own_addresses::TOKEN, Source::Ready)?;
+        }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
         tracing::info!(listen = listen.join(" "), "ready");
@@ -400,6 +423,10 @@ impl Application for Relay {
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
+        if received.token == own_addresses::TOKEN {
+            self.own_addresses.iter_mut().for_each(OwnAddresses::handle_ready);
+            return;
+        }
         let Meta::Udp { from, to, segment_size } = received.meta else { return };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
@@ -418,7 +445,8 @@ impl Application for Relay {
         }
     }
 
-    fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
+    fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        self.notice_busy_sockets(egress);
         self.server.handle_timeout(now);
         self.report.handle_timeout(&self.drops, &self.server, now);
     }
@@ -426,7 +454,8 @@ impl Application for Relay {
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
-        server.into_iter().chain(report).min()
+        let addresses = self.own_addresses.as_ref().and_then(OwnAddresses::poll_timeout);
+        server.into_iter().chain(report).chain(addresses).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -437,6 +466,7 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
+        self.maintain_policy(ingress, now);
         Next::Continue
     }
 

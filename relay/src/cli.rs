@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use dataplane::engine::{self, Switch};
-use dataplane::netlink;
 use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
@@ -16,6 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::app::Relay;
 use crate::config::{Args, Config};
+use crate::own_addresses::OwnAddresses;
 use crate::server::auth::Credentials;
 use crate::server::policy::PeerPolicy;
 use crate::server::{Server, Settings};
@@ -61,12 +61,13 @@ fn run(config: Config, args: &Args) -> io::Result<()> {
     raise_open_files();
     let gro = args.engine.gso == Switch::On;
     let listeners = bind(&config, gro)?;
-    let own_sockets = listeners.iter().map(UdpSocket::local_addr).collect();
+    let own_sockets: Vec<SocketAddr> = listeners.iter().map(UdpSocket::local_addr).collect();
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed)
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
-    let server = Server::new(settings(config, own_sockets), &seed);
-    engine::run(Relay::new(server, listeners, gro), &args.engine)
+    let (own_addresses, known) = own_addresses(&config, &own_sockets);
+    let server = Server::new(settings(config, own_sockets, known), &seed);
+    engine::run(Relay::new(server, listeners, gro).watching(own_addresses), &args.engine)
 }
 
 fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {
@@ -102,34 +103,42 @@ fn bind_one(address: SocketAddr, gro: bool) -> io::Result<UdpSocket> {
     })
 }
 
-fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
+fn settings(config: Config, own_sockets: Vec<SocketAddr>, own_addresses: BTreeSet<IpAddr>) -> Settings {
     let mut credentials = Credentials::new(&config.realm.0);
     for user in &config.users {
         credentials.add(&user.name, &user.password);
     }
-    let mut own_addresses = machine_addresses();
-    own_addresses.extend(own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
-    own_addresses.extend(&config.relay_addresses);
-    own_addresses.extend(config.external.iter().map(|external| external.public));
     Settings {
         credentials,
-        policy: PeerPolicy { allow: config.allow_peers, own_sockets, own_addresses },
+        policy: PeerPolicy {
+            allow: config.allow_peers,
+            deny: config.deny_peers,
+            deny_ports: config.deny_peer_ports,
+            own_sockets,
+            own_addresses,
+        },
         relay_ports: config.relay_ports,
         relay_addresses: config.relay_addresses,
         external: config.external,
         channel_numbers: config.channel_numbers,
         allocations_max: config.allocations_max,
         allocations_per_user_max: config.allocations_per_user_max,
+        limits: config.limits,
     }
 }
 
-/// Every address of this machine, so that clients cannot reach its own services through the relay.
-fn machine_addresses() -> BTreeSet<IpAddr> {
-    match netlink::Handle::open().and_then(|mut handle| handle.addresses()) {
-        Ok(addresses) => addresses.into_iter().map(|address| address.net.addr()).collect(),
+/// Every address of this machine and every one that it is reached at, so that clients cannot reach its own services
+/// through the relay.
+fn own_addresses(config: &Config, own_sockets: &[SocketAddr]) -> (Option<OwnAddresses>, BTreeSet<IpAddr>) {
+    let listening = own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+    let public = config.external.iter().map(|external| external.public);
+    let fixed: BTreeSet<IpAddr> =
+        listening.chain(public).chain(config.relay_addresses.iter().copied()).collect();
+    match OwnAddresses::open(fixed.clone()) {
+        Ok((watched, known)) => (Some(watched), known),
         Err(error) => {
             tracing::warn!(%error, "the addresses of this machine are not known: public ones are not refused as peers");
-            BTreeSet::new()
+            (None, fixed)
         }
     }
 }

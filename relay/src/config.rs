@@ -14,6 +14,9 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::limits::{LimitArgs, PeerPorts, RateLimit};
+use crate::server::limits::Limits;
+use crate::server::port_set::PortSet;
 use crate::server::{ChannelNumbers, ExternalAddress, REALM_LEN_MAX};
 
 /// Where clients are served when nothing is said: the port of RFC 8656 section 3.1 on every address.
@@ -70,6 +73,9 @@ pub struct Args {
     /// Most allocations of one user [default: 1000]
     #[arg(long, value_name = "N")]
     pub allocations_per_user_max: Option<u32>,
+    /// What clients may reach and take
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Not supported yet
     #[arg(long, value_name = "ADDR:PORT")]
     pub admin: Option<SocketAddr>,
@@ -99,6 +105,16 @@ struct File {
     channel_numbers: Option<ChannelRange>,
     allocations_max: Option<u32>,
     allocations_per_user_max: Option<u32>,
+    deny_peer: Vec<PeerRange>,
+    deny_peer_ports: Option<PeerPorts>,
+    allocations_per_source_max: Option<u32>,
+    permissions_max: Option<u32>,
+    channels_max: Option<u32>,
+    new_peers_per_user: Option<u32>,
+    allocation_rate: Option<RateLimit>,
+    user_rate: Option<RateLimit>,
+    unpaid_replies: Option<u32>,
+    strict_reflection: bool,
 }
 
 /// What was asked for, from flags and files.
@@ -126,6 +142,12 @@ pub struct Config {
     pub allocations_max: u32,
     /// Most allocations of one user.
     pub allocations_per_user_max: u32,
+    /// Peers that are refused whatever is allowed.
+    pub deny_peers: Vec<IpNet>,
+    /// Peer ports that are refused.
+    pub deny_peer_ports: PortSet,
+    /// Everything else that is limited.
+    pub limits: Limits,
 }
 
 /// Why there is no usable configuration.
@@ -191,6 +213,20 @@ impl Config {
         let ports = args.relay_ports.or(file.relay_ports).unwrap_or(RELAY_PORTS_DEFAULT);
         let external = first_of(args.external_ips.clone(), file.external_ip).unwrap_or_default();
         let allow_peers = first_of(args.allow_peers.clone(), file.allow_peer).unwrap_or_default();
+        let allocations_per_user_max =
+            args.allocations_per_user_max.or(file.allocations_per_user_max).unwrap_or(1_000);
+        let limits = args.limits.clone().or(LimitArgs {
+            deny_peers: file.deny_peer,
+            deny_peer_ports: file.deny_peer_ports,
+            allocations_per_source_max: file.allocations_per_source_max,
+            permissions_max: file.permissions_max,
+            channels_max: file.channels_max,
+            new_peers_per_user: file.new_peers_per_user,
+            allocation_rate: file.allocation_rate,
+            user_rate: file.user_rate,
+            unpaid_replies: file.unpaid_replies,
+            strict_reflection: file.strict_reflection,
+        });
         Ok(Self {
             listen_is_default: listen.is_none(),
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
@@ -205,10 +241,10 @@ impl Config {
                 Some(ChannelRange::Rfc5766) | None => ChannelNumbers::Rfc5766,
             },
             allocations_max: args.allocations_max.or(file.allocations_max).unwrap_or(10_000),
-            allocations_per_user_max: args
-                .allocations_per_user_max
-                .or(file.allocations_per_user_max)
-                .unwrap_or(1_000),
+            allocations_per_user_max,
+            deny_peer_ports: limits.deny_ports(),
+            limits: limits.limits(allocations_per_user_max).map_err(ConfigError::Usage)?,
+            deny_peers: limits.deny_peers.into_iter().map(|PeerRange(net)| net).collect(),
         })
     }
 }

@@ -5,5 +5,8 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod limits;
+mod overload;
+pub mod own_addresses;
 mod report;
 pub mod server;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use dataplane::drops::Drops;
 
 use crate::server::Server;
+use crate::server::rules::Refused;
 
 /// How often a line may be repeated.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -62,12 +63,29 @@ impl Report {
     }
 }
 
+/// Logs each refusal that has not been told yet: which rule, for whom, and what would help.
+pub fn log_refused(server: &mut Server) {
+    while let Some(Refused { why, user, client }) = server.poll_refused() {
+        let shown = |value: Option<String>| value.map(tracing::field::display);
+        tracing::info!(
+            code = why.rule.code().0,
+            rule = why.rule.name(),
+            range = shown(why.range.map(|range| range.to_string())),
+            peer = shown(why.peer.map(|peer| peer.to_string())),
+            user = %String::from_utf8_lossy(&user).escape_debug(),
+            %client,
+            reason = why.rule.remedy(),
+            "refused"
+        );
+    }
+}
+
 /// What an error code means to an operator.
 fn reason(code: u16) -> &'static str {
     match code {
         400 => "malformed request",
         401 => "no or wrong credentials; each client's first request counts",
-        403 => "peer address not allowed; --allow-peer adds exceptions",
+        403 => "peer not allowed; the lines that begin with \"refused\" name the rule",
         420 => "unknown attribute",
         437 => "no allocation, or one exists already",
         438 => "nonce too old or for another address",
@@ -75,8 +93,8 @@ fn reason(code: u16) -> &'static str {
         441 => "another user's allocation",
         442 => "only UDP can be relayed",
         443 => "peer of the other address family",
-        486 => "user has too many allocations",
-        508 => "out of ports, sockets, allocations, permissions or channels",
+        486 => "user or source address has too many allocations",
+        508 => "out of ports, sockets, allocations, permissions, channels or new peers",
         _ => "",
     }
 }

@@ -68,6 +68,8 @@ fn filled(word: &str) -> String {
         "ADDR" => "127.0.0.1",
         "PUBLIC[/LOCAL]" => "203.0.113.1/10.0.0.1",
         "REALM" => "example.org",
+        "PORTS" => "1-442,444-1023",
+        "RATE" => "10mbit",
         "N" | "$!" => "1",
         other => other,
     };
@@ -249,6 +251,17 @@ fn the_examples_of_relay_configurations_are_good() {
     assert_eq!(whole.channel_numbers, config.channel_numbers);
     assert_eq!(whole.allocations_max, config.allocations_max);
     assert_eq!(whole.allocations_per_user_max, config.allocations_per_user_max);
+    assert_eq!((&whole.deny_peer_ports, whole.deny_peers.len()), (&config.deny_peer_ports, 1));
+    let limits = |config: &relay::config::Config| {
+        let limits = &config.limits;
+        (
+            limits.allocations_per_source_max,
+            limits.permissions_max,
+            limits.channels_max,
+            limits.new_peers_per_s,
+        )
+    };
+    assert_eq!(limits(&whole), limits(&config));
     assert_eq!((whole.allow_peers.len(), whole.external.len(), whole.relay_addresses.len()), (1, 1, 1));
 }
 

@@ -13,6 +13,7 @@ use dataplane::stun::{channel_data, writer::padding};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use relay::server::auth::Credentials;
+use relay::server::limits::Limits;
 use relay::server::policy::PeerPolicy;
 use relay::server::{
     AllocationId, ChannelNumbers, ClientSocket, FromClient, FromPeer, Listener, Opened, PeerSocket, Server,
@@ -121,6 +122,7 @@ impl BadRelay {
                 allow: vec!["127.0.0.0/8".parse().unwrap()],
                 own_sockets: vec![address],
                 own_addresses: [loopback].into(),
+                ..PeerPolicy::default()
             },
             relay_ports: 49_152..=65_535,
             relay_addresses: vec![loopback],
@@ -128,6 +130,7 @@ impl BadRelay {
             channel_numbers: ChannelNumbers::Rfc8656,
             allocations_max: 4,
             allocations_per_user_max: 4,
+            limits: Limits::default(),
         };
         let server = Server::new(settings, &[7; 32]);
         let relay = Self { listener, relayed: None, server, up: Way::new(seed), down: Way::new(seed + 1) };

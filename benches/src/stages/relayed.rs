@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use dataplane::stun::{ChannelNumber, Class, Key, Message, Method, TransactionId, Writer};
 use relay::server::auth::Credentials;
+use relay::server::limits::Limits;
 use relay::server::policy::PeerPolicy;
 use relay::server::{
     AllocationId, ChannelNumbers, ClientSocket, FromClient, FromPeer, Listener, Opened, PeerSocket, Server,
@@ -127,6 +128,7 @@ fn settings() -> Settings {
             allow: vec!["192.0.2.0/24".parse().expect("a prefix")],
             own_sockets: vec![SocketAddr::from((LOCAL, 3478))],
             own_addresses: [LOCAL.into()].into(),
+            ..PeerPolicy::default()
         },
         relay_ports: 1_024..=u16::MAX,
         relay_addresses: vec![LOCAL.into()],
@@ -134,6 +136,8 @@ fn settings() -> Settings {
         channel_numbers: ChannelNumbers::Rfc8656,
         allocations_max: u32::MAX,
         allocations_per_user_max: u32::MAX,
+        // All clients here are one user and ask in the same instant.
+        limits: Limits { new_peers_per_s: None, ..Limits::default() },
     }
 }
 

@@ -6,6 +6,7 @@ mod error;
 mod link;
 mod qdisc;
 mod route;
+mod watch;
 
 use std::io;
 
@@ -19,6 +20,7 @@ pub use error::Error;
 pub use ipnet::{IpNet, Ipv4Net};
 pub use link::{Address, LinkStats};
 pub use qdisc::QdiscStats;
+pub use watch::AddressWatch;
 
 /// The kernel's answers to a dump are at most 32 KiB a piece (netlink_dump); the rest is slack.
 const RECEIVE_BUFFER_BYTES: usize = 64 << 10;

@@ -12,6 +12,14 @@ const USERNAME_BYTES_MAX: usize = 508;
 /// Header, USERNAME, REALM, NONCE and MESSAGE-INTEGRITY at their longest, and 160 bytes for what a request asks.
 const REQUEST_BYTES_MAX: usize = 20 + 3 * (4 + 3) + USERNAME_BYTES_MAX + 2 * CHALLENGE_BYTES_MAX + 24 + 160;
 
+/// SOFTWARE of the one request that cannot be signed, at its longest (RFC 8489 section 14.14): no server has to send more
+/// than it got, so one that answers strangers no longer than they ask answers us.
+const SOFTWARE: [u8; 127] = {
+    let mut text = [b' '; 127];
+    *text.first_chunk_mut().expect("longer than the name") = *b"towpath";
+    text
+};
+
 /// User name and password, and what the server last challenged them with.
 pub(super) struct Credentials {
     username: String,
@@ -85,7 +93,10 @@ impl Credentials {
                 writer.xor_peer_address(peer);
             }
         }
-        let Some(challenge) = &self.challenge else { return writer.finish(None, false) };
+        let Some(challenge) = &self.challenge else {
+            writer.attribute(AttributeType::SOFTWARE, &SOFTWARE);
+            return writer.finish(None, false);
+        };
         writer.attribute(AttributeType::USERNAME, self.username.as_bytes());
         writer.realm(&challenge.realm);
         writer.nonce(&challenge.nonce);

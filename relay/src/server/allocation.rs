@@ -7,7 +7,10 @@ use dataplane::drops::Cause;
 use dataplane::stun::{ChannelNumber, TransactionId};
 
 use super::auth::UserId;
+use super::limits::Limits;
 use super::ports::{Token, Want};
+use super::rules::Rule;
+use super::traffic::Flow;
 use super::{ClientSocket, PeerSocket};
 
 /// RFC 8656 section 9.
@@ -73,6 +76,7 @@ pub(super) struct Allocation {
     pub reservation: Option<Token>,
     pub with_fingerprint: bool,
     pub second_family_refused: bool,
+    pub flow: Flow,
     permissions: Vec<Permission>,
     channels: Vec<Channel>,
 }
@@ -82,8 +86,8 @@ pub(super) struct Allocation {
 pub(super) enum BindError {
     /// The number or the peer belongs to another binding.
     Conflict,
-    /// There are [`CHANNELS_MAX`] channels or [`PERMISSIONS_MAX`] permissions.
-    Full,
+    /// There are too many channels or permissions.
+    Full(Rule),
 }
 
 impl Allocation {
@@ -109,6 +113,7 @@ impl Allocation {
             reservation: None,
             with_fingerprint: false,
             second_family_refused: false,
+            flow: Flow::default(),
             permissions: Vec::new(),
             channels: Vec::new(),
         }
@@ -158,12 +163,30 @@ impl Allocation {
         self.permissions.iter().any(|permission| permission.peer == peer && now < permission.expires)
     }
 
-    /// Whether permissions for all of `peers` fit. Duplicates may be counted twice.
+    /// How many of `peers` have no permission yet. Duplicates may be counted twice.
     #[must_use]
-    pub fn has_room_for(&self, peers: &[IpAddr], now: Instant) -> bool {
+    pub fn new_permissions(&self, peers: &[IpAddr], now: Instant) -> usize {
+        peers.iter().filter(|&&peer| !self.has_permission(peer, now)).count()
+    }
+
+    /// Whether so many new permissions fit.
+    #[must_use]
+    pub fn has_room_for(&self, new: usize, limits: &Limits, now: Instant) -> bool {
         let live = self.permissions.iter().filter(|permission| now < permission.expires).count();
-        let new = peers.iter().filter(|&&peer| !self.has_permission(peer, now)).count();
-        live + new <= PERMISSIONS_MAX
+        live + new <= limits.permissions_max.min(PERMISSIONS_MAX)
+    }
+
+    /// Whether a peer has a channel.
+    #[must_use]
+    pub fn has_channel(&self, peer: PeerSocket, now: Instant) -> bool {
+        self.channels.iter().any(|channel| channel.peer == peer && now < channel.expires)
+    }
+
+    /// Ends the permissions and channels of all others.
+    pub fn retain_peers(&mut self, address: impl Fn(IpAddr) -> bool, socket: impl Fn(PeerSocket) -> bool) {
+        self.permissions.retain(|permission| address(permission.peer));
+        // The whole binding goes: a permission that is made later must not revive it.
+        self.channels.retain(|channel| socket(channel.peer));
     }
 
     /// Installs or refreshes a permission; the caller has asked [`Allocation::has_room_for`].
@@ -189,6 +212,7 @@ impl Allocation {
         &mut self,
         number: ChannelNumber,
         peer: PeerSocket,
+        limits: &Limits,
         now: Instant,
     ) -> Result<(), BindError> {
         // Once forgotten, an old binding can neither be in the way nor be found instead of the new one.
@@ -200,8 +224,11 @@ impl Allocation {
         }) {
             return Err(BindError::Conflict);
         }
-        if !self.has_room_for(&[peer.0.ip()], now) || known.is_none() && self.channels.len() >= CHANNELS_MAX {
-            return Err(BindError::Full);
+        if known.is_none() && self.channels.len() >= limits.channels_max.min(CHANNELS_MAX) {
+            return Err(BindError::Full(Rule::Channels));
+        }
+        if !self.has_room_for(self.new_permissions(&[peer.0.ip()], now), limits, now) {
+            return Err(BindError::Full(Rule::Permissions));
         }
         let expires = now + CHANNEL_TIME;
         match known {

@@ -8,11 +8,11 @@ use dataplane::stun::{AddressFamily, AttributeType, BadAttribute, Class, ErrorCo
 use super::auth::UserId;
 use super::reply::Envelope;
 use super::requests::KNOWN;
+use super::rules::Why;
 use super::{AllocationId, ClientSocket, FromClient, Server};
 
 pub(super) const BAD_REQUEST: ErrorCode = ErrorCode(400);
 pub(super) const UNAUTHORIZED: ErrorCode = ErrorCode(401);
-pub(super) const FORBIDDEN: ErrorCode = ErrorCode(403);
 pub(super) const UNKNOWN_ATTRIBUTE: ErrorCode = ErrorCode(420);
 pub(super) const ALLOCATION_MISMATCH: ErrorCode = ErrorCode(437);
 pub(super) const STALE_NONCE: ErrorCode = ErrorCode(438);
@@ -20,18 +20,24 @@ pub(super) const FAMILY_NOT_SUPPORTED: ErrorCode = ErrorCode(440);
 pub(super) const WRONG_CREDENTIALS: ErrorCode = ErrorCode(441);
 pub(super) const TRANSPORT_NOT_SUPPORTED: ErrorCode = ErrorCode(442);
 pub(super) const PEER_FAMILY_MISMATCH: ErrorCode = ErrorCode(443);
-pub(super) const QUOTA_REACHED: ErrorCode = ErrorCode(486);
-pub(super) const INSUFFICIENT_CAPACITY: ErrorCode = ErrorCode(508);
 
 /// A request that fails after it was found authentic.
 pub(super) struct Refusal {
     pub code: ErrorCode,
     pub unknown: UnknownAttributes,
+    /// The rule of the operator's that it broke, if it did.
+    pub why: Option<Why>,
 }
 
 impl From<ErrorCode> for Refusal {
     fn from(code: ErrorCode) -> Self {
-        Self { code, unknown: UnknownAttributes::default() }
+        Self { code, unknown: UnknownAttributes::default(), why: None }
+    }
+}
+
+impl From<Why> for Refusal {
+    fn from(why: Why) -> Self {
+        Self { why: Some(why), ..why.rule.code().into() }
     }
 }
 
@@ -50,7 +56,7 @@ impl Server {
     ) -> FromClient {
         let unknown = message.unknown_required(KNOWN);
         if !unknown.is_empty() {
-            return self.answer_error(envelope, None, Refusal { code: UNKNOWN_ATTRIBUTE, unknown });
+            return self.answer_error(envelope, None, Refusal { unknown, ..UNKNOWN_ATTRIBUTE.into() });
         }
         self.replies.answer(envelope, Class::Success, None, |writer| {
             writer.xor_mapped_address(client.address);

@@ -13,6 +13,7 @@ use ring::hmac;
 use subtle::ConstantTimeEq;
 
 use super::random::Random;
+use super::traffic::Account;
 
 /// Length of a nonce in characters: short, because every unauthenticated request is answered with one.
 pub const NONCE_LEN: usize = 16;
@@ -20,7 +21,7 @@ pub const NONCE_LEN: usize = 16;
 pub const NONCE_PERIOD: Duration = Duration::from_secs(30 * 60);
 
 /// Index of a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UserId(u32);
 
 /// One user.
@@ -30,6 +31,8 @@ pub struct User {
     pub key: Key,
     /// Allocations held now.
     pub allocations: u32,
+    /// Rates and figures.
+    pub account: Account,
 }
 
 /// Everyone who may allocate.
@@ -62,7 +65,7 @@ impl Credentials {
             return;
         }
         let id = UserId(u32::try_from(self.users.len()).expect("fewer than 2^32 users"));
-        self.users.push(User { key, allocations: 0 });
+        self.users.push(User { key, allocations: 0, account: Account::default() });
         self.by_name.insert(name.as_bytes().into(), id);
     }
 
@@ -76,6 +79,17 @@ impl Credentials {
     #[must_use]
     pub fn user(&self, UserId(index): UserId) -> &User {
         &self.users[index as usize]
+    }
+
+    /// The name of a user. Looks at all of them: for reports.
+    #[must_use]
+    pub fn name(&self, user: UserId) -> &[u8] {
+        self.by_name.iter().find(|&(_, &id)| id == user).map_or(&[], |(name, _)| name)
+    }
+
+    /// All users with their names.
+    pub fn users(&self) -> impl Iterator<Item = (UserId, &[u8], &User)> {
+        self.by_name.iter().map(|(name, &id)| (id, &**name, self.user(id)))
     }
 
     /// A user, to change.

@@ -7,12 +7,20 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod fair_share;
+pub mod limits;
+mod pace;
 pub mod policy;
+pub mod port_set;
 pub mod ports;
+mod quotas;
 pub mod random;
+mod reflection;
 mod reply;
 mod requests;
+pub mod rules;
 mod table;
+pub mod traffic;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +32,15 @@ use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, Transa
 
 use self::allocation::State;
 use self::auth::{Credentials, Nonces};
+use self::fair_share::FairShare;
+use self::limits::Limits;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
+use self::quotas::Sources;
 use self::random::Random;
+use self::reflection::Reflection;
 use self::reply::{Refusals, Replies};
+use self::rules::Rules;
 use self::table::Table;
 
 pub use self::allocation::{
@@ -97,6 +110,8 @@ pub struct Settings {
     pub allocations_max: u32,
     /// Most allocations of one user; beyond it 486.
     pub allocations_per_user_max: u32,
+    /// Everything else that is limited.
+    pub limits: Limits,
 }
 
 /// What to do with a datagram from a client.
@@ -185,6 +200,11 @@ pub struct Server {
     channel_numbers: ChannelNumbers,
     allocations_max: u32,
     allocations_per_user_max: u32,
+    limits: Limits,
+    sources: Sources,
+    rules: Rules,
+    reflection: Reflection,
+    fair_share: FairShare,
     nonces: Nonces,
     ports: Ports,
     random: Random,
@@ -205,6 +225,7 @@ impl Server {
         assert!(!settings.relay_ports.is_empty(), "there are no relay ports");
         let mut random = Random::from_seed(seed);
         Self {
+            reflection: Reflection::new(&settings.limits, u64::from_be_bytes(random.bytes())),
             nonces: Nonces::new(&mut random),
             ports: Ports::new(settings.relay_ports),
             credentials: settings.credentials,
@@ -214,6 +235,10 @@ impl Server {
             channel_numbers: settings.channel_numbers,
             allocations_max: settings.allocations_max,
             allocations_per_user_max: settings.allocations_per_user_max,
+            limits: settings.limits,
+            sources: Sources::default(),
+            rules: Rules::default(),
+            fair_share: FairShare::new(),
             random,
             table: Table::default(),
             replies: Replies::new(),
@@ -234,7 +259,10 @@ impl Server {
             return FromClient::Drop(Cause::MalformedOuter);
         }
         match (message.class(), message.method()) {
-            (Class::Request, _) => self.handle_request(client, &message, now),
+            (Class::Request, _) => {
+                let answer = self.handle_request(client, &message, now);
+                self.within_budget(client, datagram.len(), answer, now)
+            }
             (Class::Indication, Method::Send) => {
                 self.handle_send(client, &message, now).unwrap_or_else(FromClient::Drop)
             }
@@ -260,7 +288,7 @@ impl Server {
 
     /// RFC 8656 section 11.2.
     fn handle_send(
-        &self,
+        &mut self,
         client: &ClientSocket,
         message: &Message<'_>,
         now: Instant,
@@ -277,7 +305,9 @@ impl Server {
             return Err(Cause::MalformedOuter);
         }
         // The address was judged when it was permitted; what remains is the port.
-        if self.policy.is_own_socket(peer) {
+        if let Err(why) = self.policy.judge_port(peer) {
+            let user = allocation.user;
+            self.count_refusal(why, user, client.address, now);
             return Err(Cause::PolicyPeer);
         }
         if !allocation.has_permission(peer.ip(), now) {
@@ -373,9 +403,11 @@ impl Server {
     /// Takes a live allocation from its client and asks for its socket to be closed.
     fn close(&mut self, id: AllocationId) {
         self.table.detach(id);
+        self.settle(id);
         if let Some(allocation) = self.table.get_mut(id) {
             allocation.state = State::Closing;
-            self.credentials.user_mut(allocation.user).allocations -= 1;
+            let (user, client) = (allocation.user, allocation.client);
+            self.let_go(user, client.address.ip());
             self.commands.push_back(Command::Close(id));
         }
     }

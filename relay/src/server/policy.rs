@@ -1,10 +1,17 @@
-//! Which peers may be reached. Everything that is not plainly public is refused unless a flag allows it, and the
-//! relay's own control sockets always are.
+//! Which peers may be reached. Everything that is not plainly public is refused unless a flag allows it; what the operator
+//! denies is refused whatever is allowed, and so are the relay's own control sockets.
+//!
+//! Addresses are judged when a permission is made, and again when the rules change ([`Server::set_policy`]); ports when a
+//! channel is bound, and with every Send indication. What is relayed on a channel is not judged again.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::Server;
+use super::port_set::PortSet;
+use super::rules::{Rule, Why};
 
 /// IPv4 ranges that are not public (IANA IPv4 Special-Purpose Address Registry), multicast and the reserved class E,
 /// which includes the broadcast address.
@@ -27,12 +34,12 @@ const DENIED_V4: [(Ipv4Addr, u8); 15] = [
 ];
 
 /// IPv6 ranges that are not public (IANA IPv6 Special-Purpose Address Registry), multicast, and the local-use NAT64
-/// prefix of RFC 8215, whose embedding is up to the site. 2001::/23 includes Teredo.
+/// prefix of RFC 8215, whose embedding is up to the site. 2001::/23 includes Teredo, 100::/63 the dummy prefix of RFC 9780.
 const DENIED_V6: [(Ipv6Addr, u8); 11] = [
     (Ipv6Addr::UNSPECIFIED, 128),
     (Ipv6Addr::LOCALHOST, 128),
     (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48),
-    (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64),
+    (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 63),
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
@@ -47,6 +54,10 @@ const DENIED_V6: [(Ipv6Addr, u8); 11] = [
 pub struct PeerPolicy {
     /// Exceptions from the refused ranges and from [`PeerPolicy::own_addresses`].
     pub allow: Vec<IpNet>,
+    /// Ranges that are refused in every encoding, whatever [`PeerPolicy::allow`] says: order and length do not matter.
+    pub deny: Vec<IpNet>,
+    /// Ports that are refused on every address, excepted ones included.
+    pub deny_ports: PortSet,
     /// The sockets clients and administrators talk to; never a peer. May hold wildcard addresses.
     pub own_sockets: Vec<SocketAddr>,
     /// Every address of this machine, and its public ones in front of a NAT.
@@ -57,21 +68,67 @@ impl PeerPolicy {
     /// Whether datagrams may go to this peer.
     #[must_use]
     pub fn permits(&self, peer: SocketAddr) -> bool {
-        !self.is_own_socket(peer) && self.permits_address(peer.ip())
+        self.judge(peer).is_ok()
     }
 
-    /// Whether a peer address is public or excepted. Ports do not matter here.
-    #[must_use]
-    pub fn permits_address(&self, peer: IpAddr) -> bool {
-        if self.allow.iter().any(|net| net.contains(&peer)) {
-            return true;
+    /// Whether datagrams may go to this peer.
+    ///
+    /// # Errors
+    /// The rule against it.
+    pub fn judge(&self, peer: SocketAddr) -> Result<(), Why> {
+        self.judge_port(peer)?;
+        self.judge_permission(peer)
+    }
+
+    /// Whether a permission may be made for this peer: its port does not matter (RFC 8656 section 9), unless it is that of
+    /// one of the relay's own sockets.
+    ///
+    /// # Errors
+    /// The rule against it.
+    pub fn judge_permission(&self, peer: SocketAddr) -> Result<(), Why> {
+        if self.is_own_socket(peer) {
+            return Err(Why { rule: Rule::OwnSocket, peer: Some(peer), range: None });
         }
-        if is_special(peer) || self.own_addresses.contains(&peer) {
-            return false;
-        }
+        self.judge_address(peer.ip()).map_err(|why| Why { peer: Some(peer), ..why })
+    }
+
+    /// Whether datagrams may go to this port of an address that was judged before; the cost does not depend on the lists
+    /// of ranges and ports.
+    ///
+    /// # Errors
+    /// The rule against it.
+    pub fn judge_port(&self, peer: SocketAddr) -> Result<(), Why> {
+        let rule = if self.is_own_socket(peer) {
+            Rule::OwnSocket
+        } else if self.deny_ports.contains(peer.port()) {
+            Rule::PeerPort
+        } else {
+            return Ok(());
+        };
+        Err(Why { rule, peer: Some(peer), range: None })
+    }
+
+    /// Whether a peer address is public or excepted, and not denied. Ports do not matter here.
+    ///
+    /// # Errors
+    /// The rule against it, without the peer.
+    pub fn judge_address(&self, peer: IpAddr) -> Result<(), Why> {
+        let why = |rule, range| Err(Why { rule, peer: None, range });
         // What carries an IPv4 address ends up there, so that address has to be permitted too.
-        let canonical = canonical(peer);
-        canonical == peer || self.permits_address(canonical)
+        let carried = canonical(peer);
+        if let Some(&net) = self.deny.iter().find(|net| net.contains(&peer) || net.contains(&carried)) {
+            return why(Rule::DenyPeer, Some(net));
+        }
+        if self.allow.iter().any(|net| net.contains(&peer)) {
+            return Ok(());
+        }
+        if let Some(net) = special_range(peer) {
+            return why(Rule::SpecialRange, Some(net));
+        }
+        if self.own_addresses.contains(&peer) {
+            return why(Rule::OwnAddress, None);
+        }
+        if carried == peer { Ok(()) } else { self.judge_address(carried) }
     }
 
     /// Whether a peer is one of the relay's own sockets: nothing excepts those, or a client could talk to the relay
@@ -88,15 +145,46 @@ impl PeerPolicy {
     }
 }
 
-/// Whether an address lies in a range that is refused by default.
-fn is_special(address: IpAddr) -> bool {
+impl Server {
+    /// Replaces the rules for peers. Permissions and channels that the new ones forbid end at once. Looks at every
+    /// allocation.
+    pub fn set_policy(&mut self, policy: PeerPolicy) {
+        self.policy = policy;
+        self.judge_again();
+    }
+
+    /// Replaces [`PeerPolicy::own_addresses`]; otherwise as [`Server::set_policy`].
+    pub fn set_own_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        if self.policy.own_addresses != addresses {
+            self.policy.own_addresses = addresses;
+            self.judge_again();
+        }
+    }
+
+    fn judge_again(&mut self) {
+        let policy = &self.policy;
+        for allocation in self.table.iter_mut() {
+            allocation.retain_peers(
+                |address| policy.judge_address(address).is_ok(),
+                |peer| policy.judge(peer.0).is_ok(),
+            );
+        }
+    }
+}
+
+/// The range that is refused by default in which an address lies.
+fn special_range(address: IpAddr) -> Option<IpNet> {
     match address {
         IpAddr::V4(ip) => DENIED_V4
             .iter()
-            .any(|&(net, len)| Ipv4Net::new(net, len).is_ok_and(|net: Ipv4Net| net.contains(&ip))),
+            .filter_map(|&(net, len)| Ipv4Net::new(net, len).ok())
+            .find(|net| net.contains(&ip))
+            .map(IpNet::V4),
         IpAddr::V6(ip) => DENIED_V6
             .iter()
-            .any(|&(net, len)| Ipv6Net::new(net, len).is_ok_and(|net: Ipv6Net| net.contains(&ip))),
+            .filter_map(|&(net, len)| Ipv6Net::new(net, len).ok())
+            .find(|net| net.contains(&ip))
+            .map(IpNet::V6),
     }
 }
 
@@ -128,7 +216,7 @@ mod tests {
     use super::*;
 
     fn permits(policy: &PeerPolicy, peer: &str) -> bool {
-        policy.permits(SocketAddr::new(peer.parse().unwrap(), 5000))
+        policy.judge(SocketAddr::new(peer.parse().unwrap(), 5000)).is_ok()
     }
 
     /// Every way to write an IPv4 address as an IPv6 one that this relay knows.
@@ -214,6 +302,7 @@ mod tests {
             ],
             own_sockets: vec!["0.0.0.0:3478".parse().unwrap(), "[2600::1]:3478".parse().unwrap()],
             own_addresses: ["198.41.0.4".parse().unwrap()].into(),
+            ..PeerPolicy::default()
         };
         for (peer, permitted) in [
             ("127.0.0.1:5000", true),
@@ -229,11 +318,67 @@ mod tests {
             ("198.41.0.4:5000", false),
             ("10.0.0.1:5000", false),
         ] {
-            assert_eq!(policy.permits(peer.parse().unwrap()), permitted, "{peer}");
+            assert_eq!(policy.judge(peer.parse().unwrap()).is_ok(), permitted, "{peer}");
         }
         policy.allow.push("198.41.0.0/16".parse().unwrap());
-        assert!(policy.permits("198.41.0.4:5000".parse().unwrap()));
-        assert!(!policy.permits("198.41.0.4:3478".parse().unwrap()));
+        assert_eq!(policy.judge("198.41.0.4:5000".parse().unwrap()), Ok(()));
+        assert!(policy.judge("198.41.0.4:3478".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn what_is_denied_stays_denied_whatever_is_allowed() {
+        let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
+        let policy = PeerPolicy {
+            allow: nets(&["8.8.8.8/32", "10.0.0.0/8", "2600:1::/64"]),
+            deny: nets(&["8.8.0.0/16", "10.1.0.0/16", "2600::/16"]),
+            ..PeerPolicy::default()
+        };
+        let embedded = embeddings(Ipv4Addr::new(8, 8, 8, 8)).map(|ip| ip.to_string());
+        let plain = ["8.8.8.8", "8.8.0.1", "10.1.2.3", "2600:1::1"].map(str::to_owned);
+        for denied in plain.iter().chain(&embedded) {
+            let why = policy.judge_address(denied.parse().unwrap()).unwrap_err();
+            assert_eq!(why.rule, Rule::DenyPeer, "{denied}");
+        }
+        for allowed in ["8.9.0.1", "10.2.0.1", "2601::1", "64:ff9b::8.9.0.1"] {
+            assert!(permits(&policy, allowed), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn ports_are_judged_apart_from_addresses() {
+        let policy = PeerPolicy {
+            deny_ports: PortSet::of(&[1..=442, 444..=1023]),
+            allow: vec!["10.0.0.0/8".parse().unwrap()],
+            own_sockets: vec!["198.41.0.4:3478".parse().unwrap()],
+            ..PeerPolicy::default()
+        };
+        let rule = |judged: Result<(), Why>| judged.err().map(|why| why.rule);
+        for (peer, to_send, to_permit) in [
+            ("8.8.8.8:53", Some(Rule::PeerPort), None),
+            ("10.0.0.1:53", Some(Rule::PeerPort), None),
+            ("8.8.8.8:443", None, None),
+            ("8.8.8.8:1024", None, None),
+            ("198.41.0.4:3478", Some(Rule::OwnSocket), Some(Rule::OwnSocket)),
+            ("192.168.0.1:5000", Some(Rule::SpecialRange), Some(Rule::SpecialRange)),
+        ] {
+            let peer = peer.parse().unwrap();
+            assert_eq!(rule(policy.judge(peer)), to_send, "{peer}");
+            assert_eq!(rule(policy.judge_permission(peer)), to_permit, "{peer}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_range() {
+        let policy = PeerPolicy::default();
+        for (peer, range) in [
+            ("10.1.2.3", "10.0.0.0/8"),
+            ("::ffff:169.254.169.254", "169.254.0.0/16"),
+            ("2002:7f00:1::1", "127.0.0.0/8"),
+            ("fe80::1", "fe80::/9"),
+        ] {
+            let why = policy.judge_address(peer.parse().unwrap()).unwrap_err();
+            assert_eq!((why.rule, why.range), (Rule::SpecialRange, Some(range.parse().unwrap())), "{peer}");
+        }
     }
 
     proptest! {
@@ -245,8 +390,8 @@ mod tests {
             for ip in [Ipv4Addr::from_bits(bits), Ipv4Addr::new(198, 41, 0, 4), Ipv4Addr::new(127, 0, 0, 1)] {
                 for embedding in embeddings(ip) {
                     prop_assert_eq!(
-                        policy.permits_address(embedding.into()),
-                        policy.permits_address(ip.into()),
+                        policy.judge_address(embedding.into()),
+                        policy.judge_address(ip.into()),
                         "{} as {}", ip, embedding
                     );
                 }

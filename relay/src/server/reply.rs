@@ -33,18 +33,25 @@ impl Envelope {
 pub(super) struct Replies {
     buffer: [u8; REPLY_LEN_MAX],
     len: usize,
+    is_authentic: bool,
 }
 
 impl Replies {
     #[must_use]
     pub const fn new() -> Self {
-        Self { buffer: [0; REPLY_LEN_MAX], len: 0 }
+        Self { buffer: [0; REPLY_LEN_MAX], len: 0, is_authentic: false }
     }
 
     /// What was written last.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[..self.len]
+    }
+
+    /// Whether the last answer went to someone who had proved who he is, and so where.
+    #[must_use]
+    pub fn is_authentic(&self) -> bool {
+        self.is_authentic
     }
 
     /// Writes an answer.
@@ -61,6 +68,7 @@ impl Replies {
         let mut writer = Writer::new(&mut self.buffer, class, envelope.method, envelope.transaction)
             .expect("the buffer holds a header");
         fill(&mut writer);
+        self.is_authentic = key.is_some();
         self.len =
             writer.finish(key, envelope.with_fingerprint).expect("the buffer holds the longest answer");
     }

@@ -9,13 +9,13 @@ use dataplane::stun::{
 
 use super::allocation::{Allocation, BindError, PortChoice, State};
 use super::answers::{
-    ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, FORBIDDEN, INSUFFICIENT_CAPACITY,
-    PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED,
-    UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+    ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, PEER_FAMILY_MISMATCH, Refusal, STALE_NONCE,
+    TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
 use super::auth::{Unauthentic, UserId, authenticate};
 use super::ports::{Token, Want};
 use super::reply::Envelope;
+use super::rules::{Rule, Why};
 use super::{
     AllocationId, ChannelNumbers, ClientSocket, FromClient, OpenFailure, Opened, PeerSocket, Server,
 };
@@ -101,7 +101,7 @@ impl Server {
         };
         let unknown = message.unknown_required(KNOWN);
         let outcome = match message.method() {
-            _ if !unknown.is_empty() => Err(Refusal { code: UNKNOWN_ATTRIBUTE, unknown }),
+            _ if !unknown.is_empty() => Err(Refusal { unknown, ..UNKNOWN_ATTRIBUTE.into() }),
             Method::Allocate => self.allocate(client, user, message, now),
             Method::Refresh => self.refresh(client, user, message, now),
             Method::CreatePermission => self.create_permission(client, user, message, now),
@@ -116,7 +116,12 @@ impl Server {
             }
             Ok(Success::Empty) => self.answer_success(envelope, user, None),
             Ok(Success::Lifetime(seconds)) => self.answer_success(envelope, user, Some(seconds)),
-            Err(refusal) => self.answer_error(envelope, Some(user), refusal),
+            Err(refusal) => {
+                if let Some(why) = refusal.why {
+                    self.count_refusal(why, user, client.address, now);
+                }
+                self.answer_error(envelope, Some(user), refusal)
+            }
         }
     }
 
@@ -143,20 +148,15 @@ impl Server {
             };
         }
         let wanted = self.wanted(client, message)?;
-        if self.credentials.user(user).allocations >= self.allocations_per_user_max {
-            return Err(QUOTA_REACHED.into());
-        }
-        if self.table.len() >= self.allocations_max as usize {
-            return Err(INSUFFICIENT_CAPACITY.into());
-        }
+        self.check_allocations(user, client.address.ip())?;
         let (relayed, reservation) =
-            self.take_port(wanted.address, wanted.port, now).ok_or(INSUFFICIENT_CAPACITY)?;
+            self.take_port(wanted.address, wanted.port, now).ok_or(Why::quota(Rule::RelayPorts))?;
         let mut allocation = Allocation::new(*client, user, relayed, wanted.port, message.transaction(), now);
         allocation.lifetime_s = wanted.lifetime_s;
         allocation.reservation = reservation;
         allocation.with_fingerprint = message.verify_fingerprint().is_some();
         allocation.second_family_refused = wanted.second_family;
-        self.credentials.user_mut(user).allocations += 1;
+        self.hold(user, client.address.ip());
         let id = self.table.insert(allocation);
         Ok(Success::Open(id, relayed))
     }
@@ -283,13 +283,15 @@ impl Server {
         self.table.detach(id);
         let Some(allocation) = self.table.free(id) else { return Opened::Gone };
         self.give_back(allocation.relayed, allocation.reservation, now);
-        self.credentials.user_mut(allocation.user).allocations -= 1;
+        self.let_go(allocation.user, client.address.ip());
+        let why = Why::quota(Rule::Sockets);
+        self.count_refusal(why, allocation.user, client.address, now);
         let envelope = Envelope {
             method: Method::Allocate,
             transaction: allocation.transaction,
             with_fingerprint: allocation.with_fingerprint,
         };
-        let _ = self.answer_error(envelope, Some(allocation.user), INSUFFICIENT_CAPACITY.into());
+        let _ = self.answer_error(envelope, Some(allocation.user), why.into());
         Opened::Reply { client }
     }
 
@@ -331,16 +333,20 @@ impl Server {
             let peer = peer?;
             *peers.get_mut(count).ok_or(BAD_REQUEST)? = peer.ip();
             count += 1;
-            self.check_peer(id, peer)?;
+            self.check_family(id, peer)?;
+            self.policy.judge_permission(peer)?;
         }
         let peers = &peers[..count];
-        let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
+        let allocation = self.table.get(id).ok_or(ALLOCATION_MISMATCH)?;
         if peers.is_empty() {
             return Err(BAD_REQUEST.into());
         }
-        if !allocation.has_room_for(peers, now) {
-            return Err(INSUFFICIENT_CAPACITY.into());
+        let new = allocation.new_permissions(peers, now);
+        if !allocation.has_room_for(new, &self.limits, now) {
+            return Err(Why::quota(Rule::Permissions).into());
         }
+        self.take_new_peers(user, new, now)?;
+        let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
         for &peer in peers {
             allocation.permit(peer, now);
         }
@@ -363,12 +369,16 @@ impl Server {
         if peer.port() == 0 || !is_allowed {
             return Err(BAD_REQUEST.into());
         }
-        self.check_peer(id, peer)?;
+        self.check_family(id, peer)?;
+        self.policy.judge(peer)?;
+        let peer = PeerSocket(peer);
+        let is_known = self.table.get(id).is_some_and(|allocation| allocation.has_channel(peer, now));
+        self.take_new_peers(user, usize::from(!is_known), now)?;
         let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
-        match allocation.bind_channel(number, PeerSocket(peer), now) {
+        match allocation.bind_channel(number, peer, &self.limits, now) {
             Ok(()) => Ok(Success::Empty),
             Err(BindError::Conflict) => Err(BAD_REQUEST.into()),
-            Err(BindError::Full) => Err(INSUFFICIENT_CAPACITY.into()),
+            Err(BindError::Full(rule)) => Err(Why::quota(rule).into()),
         }
     }
 
@@ -387,13 +397,10 @@ impl Server {
         if allocation.user == user { Ok(id) } else { Err(WRONG_CREDENTIALS) }
     }
 
-    /// Whether an allocation may talk to a peer.
-    fn check_peer(&self, id: AllocationId, peer: SocketAddr) -> Result<(), ErrorCode> {
+    /// Whether a peer is of the same family as an allocation's address.
+    fn check_family(&self, id: AllocationId, peer: SocketAddr) -> Result<(), ErrorCode> {
         let relayed = self.table.get(id).ok_or(ALLOCATION_MISMATCH)?.relayed;
-        if relayed.is_ipv4() != peer.is_ipv4() {
-            return Err(PEER_FAMILY_MISMATCH);
-        }
-        if self.policy.permits(peer) { Ok(()) } else { Err(FORBIDDEN) }
+        if relayed.is_ipv4() == peer.is_ipv4() { Ok(()) } else { Err(PEER_FAMILY_MISMATCH) }
     }
 }
 

@@ -37,6 +37,16 @@ impl Table {
         self.slots.get_mut(id.0 as usize)?.as_deref_mut()
     }
 
+    /// All allocations, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = &Allocation> {
+        self.slots.iter().filter_map(Option::as_deref)
+    }
+
+    /// All allocations, to change.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Allocation> {
+        self.slots.iter_mut().filter_map(Option::as_deref_mut)
+    }
+
     /// The allocation of a client: opening or live, never closing.
     #[must_use]
     pub fn find(&self, client: &ClientSocket) -> Option<AllocationId> {

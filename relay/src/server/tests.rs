@@ -3,4 +3,7 @@
 mod abuse;
 mod data;
 mod fixture;
+mod peers;
+mod quotas;
 mod requests;
+mod strangers;

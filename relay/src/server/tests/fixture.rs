@@ -27,6 +27,7 @@ pub fn settings() -> Settings {
         allow: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
         own_sockets: vec![address("0.0.0.0:3478")],
         own_addresses: [LOCAL.parse().unwrap()].into(),
+        ..PeerPolicy::default()
     };
     Settings {
         credentials,
@@ -37,6 +38,7 @@ pub fn settings() -> Settings {
         channel_numbers: ChannelNumbers::Rfc8656,
         allocations_max: 100,
         allocations_per_user_max: 10,
+        limits: Limits::default(),
     }
 }
 

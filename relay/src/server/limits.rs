@@ -1,0 +1,64 @@
+//! How much clients and users may take.
+
+use std::num::{NonZeroU32, NonZeroU64};
+
+use super::{CHANNELS_MAX, PERMISSIONS_MAX};
+
+/// New peers a second of one user when nothing is said.
+const NEW_PEERS_DEFAULT: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+/// Answers a second to requests without credentials, for each prefix, when nothing is said.
+const UNPAID_REPLIES_DEFAULT: u32 = 10;
+
+/// A cap on data in one direction; nothing said is no cap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes of payload a second.
+    pub bytes_per_s: Option<NonZeroU64>,
+    /// Packets a second.
+    pub packets_per_s: Option<NonZeroU64>,
+}
+
+impl Rate {
+    /// Whether there is a cap at all.
+    #[must_use]
+    pub const fn is_set(&self) -> bool {
+        self.bytes_per_s.is_some() || self.packets_per_s.is_some()
+    }
+}
+
+/// Everything that is limited, beside the number of allocations of a user and in all.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Most allocations of one source address (IPv6: of a /64); beyond it 486.
+    pub allocations_per_source_max: u32,
+    /// Most permissions of one allocation, at most [`PERMISSIONS_MAX`]; beyond it 508.
+    pub permissions_max: usize,
+    /// Most channels of one allocation, quiet ones included, at most [`CHANNELS_MAX`]; beyond it 508.
+    pub channels_max: usize,
+    /// New permissions and channels a second of one user, five seconds' worth at once; beyond it 508.
+    pub new_peers_per_s: Option<NonZeroU32>,
+    /// Data of one allocation, in each direction.
+    pub allocation_rate: Rate,
+    /// Data of all allocations of one user, in each direction.
+    pub user_rate: Rate,
+    /// Answers a second to requests without credentials, for each /24 (IPv6: /56), beyond as many bytes as came from
+    /// there in the last ten seconds.
+    pub unpaid_replies_per_s: u32,
+    /// Requests without credentials are answered only when the answer is no longer than they are.
+    pub strict_reflection: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            allocations_per_source_max: u32::MAX,
+            permissions_max: PERMISSIONS_MAX,
+            channels_max: CHANNELS_MAX,
+            new_peers_per_s: Some(NEW_PEERS_DEFAULT),
+            allocation_rate: Rate::default(),
+            user_rate: Rate::default(),
+            unpaid_replies_per_s: UNPAID_REPLIES_DEFAULT,
+            strict_reflection: false,
+        }
+    }
+}

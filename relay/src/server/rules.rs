@@ -1,0 +1,191 @@
+//! Why a request was refused, for the operator: one closed list, a counter for each rule, and what is told of it.
+//!
+//! A refusal is told once: with its rule, its user and its peer, not again within a minute, and never more than
+//! [`LINES_PER_S`] a second of one rule. Everything here is of fixed size.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hash};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
+use std::time::{Duration, Instant};
+
+use dataplane::stun::ErrorCode;
+use foldhash::fast::RandomState;
+use ipnet::IpNet;
+
+use super::auth::UserId;
+use super::pace::Pace;
+
+/// Refusals told a second, of one rule; a second's worth may come at once.
+const LINES_PER_S: NonZeroU64 = NonZeroU64::new(10).expect("not zero");
+/// How long the same refusal is not told again.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Refusals that are remembered as told. Two that share a place are told more often, within the rate.
+const REMEMBERED: usize = 256;
+/// Refusals that wait to be told: more are only counted. The driver asks after every batch.
+const WAITING_MAX: usize = 32;
+
+/// Declares the enum with what belongs to each rule in one place.
+macro_rules! rules {
+    ($($(#[$doc:meta])* $variant:ident => $code:literal, $name:literal, $remedy:literal;)*) => {
+        /// The rule that a request broke.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Rule { $($(#[$doc])* $variant,)* }
+
+        impl Rule {
+            /// Every rule, in the order in which reports show them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name in logs and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The error code that the client gets.
+            #[must_use]
+            pub const fn code(self) -> ErrorCode {
+                match self { $(Self::$variant => ErrorCode($code),)* }
+            }
+
+            /// What an operator can do about it.
+            #[must_use]
+            pub const fn remedy(self) -> &'static str {
+                match self { $(Self::$variant => $remedy,)* }
+            }
+        }
+    };
+}
+
+rules! {
+    /// The peer lies in a range that is not public.
+    SpecialRange => 403, "special_range", "the range is not public; --allow-peer makes exceptions";
+    /// The peer lies in a range of the operator's.
+    DenyPeer => 403, "deny_peer", "--deny-peer refuses the range";
+    /// The peer has an address of this machine.
+    OwnAddress => 403, "own_address", "this machine has the address; --allow-peer makes exceptions";
+    /// The peer is a socket that clients talk to.
+    OwnSocket => 403, "own_socket", "this relay's own sockets are never peers";
+    /// The peer has a port of the operator's.
+    PeerPort => 403, "peer_port", "--deny-peer-ports refuses the port";
+    /// The user has too many allocations.
+    UserAllocations => 486, "user_allocations", "--allocations-per-user-max is reached";
+    /// The source address has too many allocations.
+    SourceAllocations => 486, "source_allocations", "--allocations-per-source-max is reached";
+    /// There are too many allocations in all.
+    TotalAllocations => 508, "total_allocations", "--allocations-max is reached";
+    /// No relayed port is free that would do.
+    RelayPorts => 508, "relay_ports", "no port is free, or not the one that was asked for; --relay-ports widens the range";
+    /// The socket could not be opened.
+    Sockets => 508, "sockets", "the socket could not be opened; is the limit of open files (ulimit -n) high enough?";
+    /// The allocation has too many permissions.
+    Permissions => 508, "permissions", "--permissions-max is reached";
+    /// The allocation has too many channels.
+    Channels => 508, "channels", "--channels-max is reached";
+    /// The user meets too many new peers a second.
+    NewPeers => 508, "new_peers", "--new-peers-per-user a second are reached";
+}
+
+/// A rule and what exactly it refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// The rule.
+    pub rule: Rule,
+    /// The peer, where it is about one.
+    pub peer: Option<SocketAddr>,
+    /// The range that the peer, or the IPv4 address inside it, lies in.
+    pub range: Option<IpNet>,
+}
+
+impl Why {
+    /// A refusal that names the rule alone.
+    #[must_use]
+    pub const fn quota(rule: Rule) -> Self {
+        Self { rule, peer: None, range: None }
+    }
+
+    /// What tells two refusals of a rule apart: a scan of a range is one refusal.
+    fn subject(&self) -> (Option<IpNet>, Option<IpAddr>, Option<u16>) {
+        let peer = self.peer.filter(|_| self.range.is_none());
+        let is_about_port = self.rule == Rule::PeerPort;
+        (
+            self.range,
+            peer.filter(|_| !is_about_port).map(|peer| peer.ip()),
+            peer.filter(|_| is_about_port).map(|peer| peer.port()),
+        )
+    }
+}
+
+/// A refusal as the operator is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub why: Why,
+    /// The user's name, as the client wrote it: escape it.
+    pub user: Box<[u8]>,
+    /// The client.
+    pub client: SocketAddr,
+}
+
+/// Counters, and what waits to be told.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    counts: [u64; Rule::ALL.len()],
+    lines: [Pace; Rule::ALL.len()],
+    told: Vec<Option<(u64, Instant)>>,
+    hasher: RandomState,
+    waiting: VecDeque<Refused>,
+}
+
+impl Rules {
+    /// Counts a refusal; whether it is to be told.
+    #[must_use]
+    pub fn count(&mut self, why: &Why, user: UserId, client: IpAddr, now: Instant) -> bool {
+        let index = why.rule as usize;
+        self.counts[index] += 1;
+        // Grows once, on the first refusal.
+        self.told.resize(REMEMBERED, None);
+        let hash = self.hasher.hash_one((why.rule, user, client, why.subject()));
+        let place = &mut self.told[hash as usize % REMEMBERED];
+        let known = place.is_some_and(|(told, at)| told == hash && now < at + SILENCE);
+        if known || self.waiting.len() >= WAITING_MAX {
+            return false;
+        }
+        let tell = self.lines[index].take(1, LINES_PER_S, Duration::from_secs(1), now);
+        if tell {
+            *place = Some((hash, now));
+        }
+        tell
+    }
+
+    /// Tells one that [`Rules::count`] wanted told.
+    pub fn tell(&mut self, refused: Refused) {
+        self.waiting.push_back(refused);
+    }
+
+    /// The next refusal to tell.
+    pub fn poll(&mut self) -> Option<Refused> {
+        self.waiting.pop_front()
+    }
+
+    /// Counts by rule, those included that never refused.
+    pub fn iter(&self) -> impl Iterator<Item = (Rule, u64)> + '_ {
+        Rule::ALL.iter().copied().zip(self.counts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_has_its_own_name_counter_and_remedy() {
+        let names: std::collections::BTreeSet<_> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+        assert_eq!(names.len(), Rule::ALL.len());
+        for (index, &rule) in Rule::ALL.iter().enumerate() {
+            assert_eq!(rule as usize, index);
+            assert!(!rule.remedy().is_empty() && [403, 486, 508].contains(&rule.code().0));
+        }
+    }
+}

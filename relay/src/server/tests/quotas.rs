@@ -1,0 +1,280 @@
+//! How much users and sources may take, and what the operator is told when it is too much.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use dataplane::stun::{Method, TransactionId};
+
+use super::super::*;
+use super::fixture::*;
+use crate::server::limits::Rate;
+use crate::server::port_set::PortSet;
+use crate::server::rules::Rule;
+use crate::server::traffic::{Direction, Traffic};
+
+fn try_allocate(fixture: &mut Fixture, user: &User) -> Option<u16> {
+    let ask = fixture.ask(user, Method::Allocate, |writer| {
+        writer.requested_transport(17);
+    });
+    ask.code()
+}
+
+fn count(fixture: &Fixture, rule: Rule) -> u64 {
+    fixture.server.refusals_by_rule().find(|&(known, _)| known == rule).unwrap().1
+}
+
+/// T25: 486 by user, 486 by source, 508 in all; others go on, and everything comes back.
+#[test]
+fn allocations_are_limited_by_user_by_source_and_in_all() {
+    let mut settings = settings();
+    settings.allocations_per_user_max = 3;
+    settings.limits.allocations_per_source_max = 2;
+    settings.allocations_max = 5;
+    let mut fixture = Fixture::with(settings);
+    let (alice, bob) = (User::alice(), User::bob());
+    assert_eq!(try_allocate(&mut fixture, &alice.at("192.0.2.1:1")), None);
+    assert_eq!(try_allocate(&mut fixture, &bob.at("192.0.2.1:2")), None);
+    assert_eq!(try_allocate(&mut fixture, &bob.at("192.0.2.1:3")), Some(486), "of this address");
+    assert_eq!(try_allocate(&mut fixture, &alice.at("192.0.2.2:1")), None, "another address");
+    assert_eq!(try_allocate(&mut fixture, &alice.at("[2001:db8::1]:1")), None);
+    assert_eq!(try_allocate(&mut fixture, &alice.at("192.0.2.3:1")), Some(486), "of this user");
+    assert_eq!(try_allocate(&mut fixture, &bob.at("[2001:db8::ffff:1]:1")), None, "the second of this /64");
+    assert_eq!(try_allocate(&mut fixture, &bob.at("[2001:db8::2]:1")), Some(486), "the same /64");
+    assert_eq!(try_allocate(&mut fixture, &bob.at("[2001:db8:0:1::1]:1")), Some(508), "in all");
+    let rules = [Rule::UserAllocations, Rule::SourceAllocations, Rule::TotalAllocations];
+    assert_eq!(rules.map(|rule| count(&fixture, rule)), [1, 2, 1]);
+    assert_eq!(fixture.server.sources(), 3);
+
+    fixture.wait(700);
+    fixture.server.handle_timeout(fixture.now);
+    while let Some(Command::Close(id)) = fixture.server.poll_command() {
+        fixture.server.handle_relay_closed(id);
+    }
+    assert_eq!((fixture.server.allocations(), fixture.server.sources()), (0, 0));
+    assert_eq!(try_allocate(&mut fixture, &bob.at("[2001:db8::2]:1")), None);
+}
+
+#[test]
+fn a_socket_that_cannot_be_opened_is_nobodys_allocation() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    let nonce = fixture.nonce(&alice);
+    let asked = request(&alice, Method::Allocate, TransactionId([1; 12]), &nonce, |writer| {
+        writer.requested_transport(17);
+    });
+    let FromClient::OpenRelay { allocation, .. } = fixture.handle(&alice.client, &asked) else {
+        panic!("no allocation")
+    };
+    assert_eq!(fixture.server.sources(), 1);
+    fixture.server.handle_relay_opened(allocation, Err(OpenFailure::Other), fixture.now);
+    assert_eq!((fixture.server.allocations(), fixture.server.sources()), (0, 0));
+    assert_eq!(count(&fixture, Rule::Sockets), 1);
+}
+
+/// T40: a scan of ten thousand peers gets 64 of them at first, and 20 a second if it makes room.
+#[test]
+fn a_port_scan_is_slow() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    let (mut permitted, mut bound) = (0, 0);
+    for number in 0..5_000_u32 {
+        fixture.transactions = 0;
+        let peer = format!("192.0.2.{}:{}", number % 256, 1000 + number);
+        permitted += u32::from(fixture.permit(&alice, &[&peer]).is_none());
+        bound += u32::from(fixture.bind(&alice, 0x4000 + (number % 4096) as u16, &peer).is_none());
+        fixture.now += Duration::from_micros(100);
+    }
+    assert!(bound <= 64, "{bound}");
+    // A bound peer is permitted, and then CreatePermission is a refresh.
+    println!("permitted {permitted}, bound {bound}");
+    let total = |fixture: &Fixture| {
+        [Rule::Permissions, Rule::Channels, Rule::NewPeers].map(|rule| count(fixture, rule))
+    };
+    let refused = total(&fixture);
+    assert!(refused.iter().sum::<u64>() > 8_000, "{refused:?}");
+
+    // Allocations that are thrown away make room for others, but the user stays the same.
+    let mut fixture = Fixture::new();
+    let mut met = 0;
+    for second in 0..10 {
+        for number in 0..100 {
+            fixture.transactions = 0;
+            if fixture.server.find(&alice.client, fixture.now).is_none() {
+                fixture.allocate(&alice);
+            }
+            met += u32::from(fixture.permit(&alice, &[&format!("192.0.2.{number}:{second}")]).is_none());
+            assert_eq!(fixture.refresh(&alice, Some(0)).code(), None);
+            while let Some(Command::Close(id)) = fixture.server.poll_command() {
+                fixture.server.handle_relay_closed(id);
+            }
+        }
+        fixture.wait(1);
+    }
+    // 100 at once, then 20 a second.
+    assert!((270..=300).contains(&met), "{met}");
+    // Someone else is not slowed down.
+    let bob = User::bob();
+    fixture.allocate(&bob);
+    assert_eq!(fixture.permit(&bob, &["192.0.2.1:1"]), None);
+}
+
+/// T41: at most 16 peers in one request, all or none.
+#[test]
+fn a_request_with_too_many_peers_permits_none() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    for count in [17, 40] {
+        let peers: Vec<String> = (0..count).map(|last| format!("192.0.2.{last}:1")).collect();
+        let peers: Vec<&str> = peers.iter().map(String::as_str).collect();
+        assert_eq!(fixture.permit(&alice, &peers), Some(400), "{count}");
+    }
+    let sent = fixture.handle(&alice.client, &send("192.0.2.0:1", b"x"));
+    assert_eq!(sent, FromClient::Drop(Cause::NoPermission));
+}
+
+#[test]
+fn permissions_and_channels_can_be_limited_further() {
+    let mut settings = settings();
+    settings.limits.permissions_max = 2;
+    settings.limits.channels_max = 1;
+    let mut fixture = Fixture::with(settings);
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    assert_eq!(fixture.permit(&alice, &["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]), Some(508));
+    assert_eq!(fixture.permit(&alice, &["192.0.2.1:1", "192.0.2.2:1"]), None);
+    assert_eq!(fixture.bind(&alice, 0x4000, "192.0.2.1:1"), None);
+    assert_eq!(fixture.bind(&alice, 0x4001, "192.0.2.1:2"), Some(508));
+    assert_eq!([Rule::Permissions, Rule::Channels].map(|rule| count(&fixture, rule)), [1, 1]);
+}
+
+/// T52: an allocation and a user have a rate in each direction, in bytes and in packets.
+#[test]
+fn rates_hold_for_allocations_and_users_in_each_direction() {
+    let per_second = |bytes, packets| Rate {
+        bytes_per_s: NonZeroU64::new(bytes),
+        packets_per_s: NonZeroU64::new(packets),
+    };
+    let relayed = |allocation: Rate, user: Rate, load: Traffic| {
+        let mut settings = settings();
+        settings.limits.allocation_rate = allocation;
+        settings.limits.user_rate = user;
+        let mut fixture = Fixture::with(settings);
+        let (one, two) = (User::alice(), User::alice().at("192.0.2.1:1001"));
+        fixture.allocate(&one);
+        fixture.allocate(&two);
+        let ids = [fixture.id(&one), fixture.id(&two)];
+        let mut passed = [0_u64; 4];
+        // Ten seconds at ten times any of the rates.
+        for _ in 0..10_000 {
+            fixture.now += Duration::from_millis(1);
+            for (way, passed) in passed.iter_mut().enumerate() {
+                let direction = if way < 2 { Direction::ToPeer } else { Direction::ToClient };
+                match fixture.server.admit(ids[way % 2], direction, load, fixture.now) {
+                    Ok(()) => {
+                        fixture.server.count(ids[way % 2], direction, load);
+                        *passed += load.bytes / 1000;
+                    }
+                    Err(cause) => assert_eq!(cause, Cause::PolicyRate),
+                }
+            }
+        }
+        let usage = fixture.server.users().find(|usage| usage.name == b"alice").unwrap();
+        let ways = usage.relayed;
+        assert_eq!(ways.to_peers.bytes + ways.to_clients.bytes, passed.iter().sum::<u64>() * 1000);
+        let packets = ways.to_peers.packets + ways.to_clients.packets + ways.shaped_packets;
+        assert_eq!(packets, 40_000 * load.packets, "every packet is relayed or counted as shaped");
+        passed
+    };
+    let none = Rate::default();
+    let single = Traffic { packets: 1, bytes: 1000 };
+    // 100 packets a second and a quarter of a second's worth at once.
+    for passed in relayed(per_second(100_000, 0), none, single) {
+        assert!((1015..=1030).contains(&passed), "{passed}");
+    }
+    for passed in relayed(per_second(0, 50), none, single) {
+        assert!((505..=520).contains(&passed), "{passed}");
+    }
+    let [one, two, back_one, back_two] = relayed(none, per_second(100_000, 0), single);
+    assert!((1015..=1030).contains(&(one + two)) && (1015..=1030).contains(&(back_one + back_two)));
+    // A superpacket passes as a whole and is paid for afterwards.
+    for passed in relayed(per_second(100_000, 0), none, Traffic { packets: 50, bytes: 50_000 }) {
+        assert!((1000..=1100).contains(&passed), "{passed}");
+    }
+    assert_eq!(relayed(none, none, single), [10_000; 4]);
+}
+
+#[test]
+fn what_ended_allocations_relayed_stays_with_their_user() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    for round in 1..=3_u64 {
+        fixture.transactions = 10 * round as u8;
+        fixture.allocate(&alice);
+        let id = fixture.id(&alice);
+        fixture.server.count(id, Direction::ToPeer, Traffic { packets: 2, bytes: 300 });
+        fixture.server.count(id, Direction::ToClient, Traffic { packets: 1, bytes: 50 });
+        let usage = fixture.server.users().find(|usage| usage.name == b"alice").unwrap();
+        assert_eq!((usage.allocations, usage.relayed.to_peers.bytes), (1, 300 * round));
+        assert_eq!(fixture.refresh(&alice, Some(0)).code(), None);
+        let usage = fixture.server.users().find(|usage| usage.name == b"alice").unwrap();
+        assert_eq!((usage.allocations, usage.relayed.to_clients.packets), (0, round), "while it is closed");
+        let Some(Command::Close(id)) = fixture.server.poll_command() else { panic!("nothing to close") };
+        fixture.server.handle_relay_closed(id);
+    }
+    let others: Vec<_> = fixture.server.users().filter(|usage| usage.name != b"alice").collect();
+    assert!(others.len() == 1 && others[0].relayed == traffic::Relayed::default());
+}
+
+/// T57: however fast requests are refused, the log hears of ten a second of each rule, and of each case once a minute.
+#[test]
+fn refusals_are_told_once_and_never_faster_than_ten_a_second() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    let told = |fixture: &mut Fixture| {
+        let lines: Vec<_> = std::iter::from_fn(|| fixture.server.poll_refused()).collect();
+        for line in &lines {
+            assert_eq!((&*line.user, line.client), (&b"alice"[..], alice.client.address));
+        }
+        lines
+    };
+    for _ in 0..100 {
+        fixture.transactions = 0;
+        assert_eq!(fixture.permit(&alice, &["10.1.2.3:5000"]), Some(403));
+    }
+    let lines = told(&mut fixture);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(
+        (lines[0].why.rule, lines[0].why.range),
+        (Rule::SpecialRange, Some("10.0.0.0/8".parse().unwrap()))
+    );
+    assert_eq!(lines[0].why.peer, Some(address("10.1.2.3:5000")));
+    // Another address of the range is the same refusal, another range is another.
+    assert_eq!(fixture.permit(&alice, &["10.200.0.1:1"]), Some(403));
+    assert_eq!(told(&mut fixture), []);
+    assert_eq!(fixture.permit(&alice, &["127.0.0.1:1"]), Some(403));
+    assert_eq!(told(&mut fixture).len(), 1);
+    fixture.wait(61);
+    fixture.transactions = 0;
+    assert_eq!(fixture.permit(&alice, &["10.1.2.3:5000"]), Some(403));
+    assert_eq!(told(&mut fixture).len(), 1, "a minute later it is news again");
+
+    // Every port is a case of its own.
+    let mut policy = settings().policy;
+    policy.deny_ports = PortSet::of(&[1..=u16::MAX]);
+    fixture.server.set_policy(policy);
+    let mut lines = 0;
+    for second in 0..3_u16 {
+        for port in 1..=2_000 {
+            let port = second * 2_000 + port;
+            let sent = fixture.handle(&alice.client, &send(&format!("192.0.2.9:{port}"), b"x"));
+            assert_eq!(sent, FromClient::Drop(Cause::PolicyPeer));
+            fixture.now += Duration::from_micros(500);
+            lines += told(&mut fixture).len();
+        }
+    }
+    assert_eq!(count(&fixture, Rule::PeerPort), 6_000);
+    assert!((30..=40).contains(&lines), "{lines}");
+}

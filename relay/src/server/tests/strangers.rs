@@ -1,0 +1,124 @@
+//! Requests without credentials: what they are answered, and that nothing is kept of them.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use dataplane::stun::{AttributeType, Class, Method, TransactionId};
+
+use super::super::*;
+use super::fixture::*;
+
+/// The address of a stranger, many to a /24.
+fn stranger(number: u32) -> ClientSocket {
+    let source = SocketAddr::new(Ipv4Addr::from_bits(0x0800_0000 + number).into(), 9);
+    ClientSocket { address: source, ..User::alice().client }
+}
+
+/// T14, T15, T16: every /24 is sent no more than came from it and ten answers a second; nothing is kept.
+#[test]
+fn a_flood_from_many_sources_is_answered_within_its_own_bytes_and_leaves_nothing_behind() {
+    let mut fixture = Fixture::new();
+    let binding = bare(Method::Binding, TransactionId([1; 12]));
+    let asked = bare(Method::Allocate, TransactionId([1; 12]));
+    let forged = request(&User::alice(), Method::Allocate, TransactionId([1; 12]), b"forged", |writer| {
+        writer.requested_transport(17);
+    });
+    let mut ledger = HashMap::<u32, (usize, usize, u32)>::new();
+    for number in 0..20_000_u32 {
+        let from = stranger(number);
+        for datagram in [&binding, &asked, &forged] {
+            let (came, went, answers) = ledger.entry(number >> 8).or_default();
+            *came += datagram.len();
+            match fixture.handle(&from, datagram) {
+                FromClient::Reply => {
+                    assert!(fixture.server.reply().len() <= 64);
+                    *went += fixture.server.reply().len();
+                    *answers += 1;
+                }
+                other => assert_eq!(other, FromClient::Drop(Cause::Reflection)),
+            }
+        }
+    }
+    for (prefix, (came, went, answers)) in ledger {
+        assert!(went <= came + 10 * 64, "{prefix:#x}: {went} bytes for {came}");
+        assert!(answers > 10, "{prefix:#x}");
+    }
+    assert_eq!(fixture.server.allocations() + fixture.server.sources(), 0);
+    assert_eq!(fixture.server.poll_timeout(), None);
+}
+
+/// T12: methods that nobody has do not get around the budget.
+#[test]
+fn refusals_of_unknown_methods_count_too() {
+    let mut fixture = Fixture::new();
+    let odd = bare(Method::Other(0x555), TransactionId([1; 12]));
+    let answers = (0..1000).filter(|_| fixture.handle(&stranger(1), &odd) == FromClient::Reply).count();
+    // 20 bytes come, 28 go, and ten more a second.
+    assert!((710..=730).contains(&answers), "{answers}");
+}
+
+/// T11, T13: nothing but requests is answered, and only to one host.
+#[test]
+fn what_is_never_answered_earns_no_answers_either() {
+    let mut fixture = Fixture::new();
+    for class in [Class::Indication, Class::Success, Class::Error] {
+        for method in [Method::Binding, Method::Allocate, Method::Send] {
+            let long = write(class, method, TransactionId([1; 12]), |writer| {
+                writer.data(&[0; 1000]);
+            });
+            assert_ne!(fixture.handle(&stranger(1), &long), FromClient::Reply);
+        }
+    }
+    let asked = bare(Method::Binding, TransactionId([1; 12]));
+    let answers = (0..100).filter(|_| fixture.handle(&stranger(1), &asked) == FromClient::Reply).count();
+    // 20 bytes come, 32 go, and ten more a second: what else came pays for nothing.
+    assert!((70..=73).contains(&answers), "{answers}");
+}
+
+#[test]
+fn one_answer_that_is_longer_than_its_request_is_always_possible() {
+    let mut fixture = Fixture::new();
+    for number in 0..2000 {
+        // One source in each /24.
+        let asked = bare(Method::Allocate, TransactionId([1; 12]));
+        assert_eq!(fixture.handle(&stranger(number << 8), &asked), FromClient::Reply, "{number}");
+    }
+}
+
+#[test]
+fn with_strict_reflection_only_long_requests_are_answered() {
+    let mut settings = settings();
+    settings.limits.strict_reflection = true;
+    let mut fixture = Fixture::with(settings);
+    let lost = FromClient::Drop(Cause::Reflection);
+    assert_eq!(fixture.handle(&stranger(1), &bare(Method::Binding, TransactionId([1; 12]))), lost);
+    assert_eq!(fixture.handle(&stranger(1), &bare(Method::Allocate, TransactionId([1; 12]))), lost);
+    for method in [Method::Binding, Method::Allocate] {
+        let padded = write(Class::Request, method, TransactionId([1; 12]), |writer| {
+            writer.attribute(AttributeType::SOFTWARE, &[b'x'; 100]);
+        });
+        assert_eq!(fixture.handle(&stranger(1), &padded), FromClient::Reply);
+        assert!(fixture.server.reply().len() <= padded.len());
+    }
+}
+
+#[test]
+fn authentic_requests_are_answered_however_many() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    let nonce = fixture.nonce(&alice);
+    for _ in 0..1000 {
+        let asked = request(&alice, Method::Refresh, TransactionId([7; 12]), &nonce, |_| {});
+        assert_eq!(fixture.handle(&alice.client, &asked), FromClient::Reply);
+    }
+    // And what they brought pays for their neighbours' first requests.
+    let asked = bare(Method::Allocate, TransactionId([1; 12]));
+    let neighbour = client("192.0.2.77:5");
+    let answers = (0..1000).filter(|_| fixture.handle(&neighbour, &asked) == FromClient::Reply).count();
+    assert_eq!(answers, 1000);
+    fixture.now += Duration::from_secs(60);
+    let answers = (0..1000).filter(|_| fixture.handle(&neighbour, &asked) == FromClient::Reply).count();
+    assert!(answers < 400, "{answers}");
+}

@@ -1,0 +1,212 @@
+//! What an allocation relays: whether it may, and how much it was, for the allocation and its user.
+//!
+//! One thread, plain additions: the driver asks once for each superpacket, and an allocation's figures go to its user when
+//! it ends.
+
+use std::ops::AddAssign;
+use std::time::{Duration, Instant};
+
+use dataplane::drops::Cause;
+
+use super::auth::UserId;
+use super::fair_share::Share;
+use super::limits::Rate;
+use super::pace::Pace;
+use super::{AllocationId, Server};
+
+/// How far ahead of its rate an allocation or user may be.
+const RATE_BURST: Duration = Duration::from_millis(250);
+
+/// Packets and bytes of payload, without the headers of UDP and TURN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// A superpacket of `len` bytes in segments of this size.
+    #[must_use]
+    pub fn of(len: usize, segment_size: usize) -> Self {
+        Self { packets: len.div_ceil(segment_size.max(1)).max(1) as u64, bytes: len as u64 }
+    }
+
+    /// Adds one packet.
+    pub fn add(&mut self, len: usize) {
+        self.packets += 1;
+        self.bytes += len as u64;
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to a peer.
+    ToPeer,
+    /// From a peer to the client.
+    ToClient,
+}
+
+/// What was relayed, and what was not because it was too much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relayed {
+    /// From clients to peers.
+    pub to_peers: Traffic,
+    /// From peers to clients.
+    pub to_clients: Traffic,
+    /// Packets dropped above a rate or a fair share, both ways.
+    pub shaped_packets: u64,
+}
+
+impl Relayed {
+    fn way(&mut self, direction: Direction) -> &mut Traffic {
+        match direction {
+            Direction::ToPeer => &mut self.to_peers,
+            Direction::ToClient => &mut self.to_clients,
+        }
+    }
+}
+
+impl AddAssign for Relayed {
+    fn add_assign(&mut self, other: Self) {
+        self.to_peers += other.to_peers;
+        self.to_clients += other.to_clients;
+        self.shaped_packets += other.shaped_packets;
+    }
+}
+
+/// How far an allocation or a user is ahead of a [`Rate`], by direction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Paces([(Pace, Pace); 2]);
+
+impl Paces {
+    fn is_ahead(&self, direction: Direction, now: Instant) -> bool {
+        let (bytes, packets) = &self.0[direction as usize];
+        // What has no rate is never charged, and so never ahead.
+        bytes.is_ahead(RATE_BURST, now) || packets.is_ahead(RATE_BURST, now)
+    }
+
+    fn charge(&mut self, rate: &Rate, direction: Direction, load: Traffic, now: Instant) {
+        let (bytes, packets) = &mut self.0[direction as usize];
+        if let Some(per_second) = rate.bytes_per_s {
+            bytes.charge(load.bytes, per_second, now);
+        }
+        if let Some(per_second) = rate.packets_per_s {
+            packets.charge(load.packets, per_second, now);
+        }
+    }
+}
+
+/// What is kept of an allocation's data.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    pub relayed: Relayed,
+    share: Share,
+    /// Only where allocations have a rate.
+    paces: Option<Box<Paces>>,
+}
+
+/// What is kept of a user besides the password.
+#[derive(Debug, Default)]
+pub struct Account {
+    /// What allocations relayed that have ended.
+    pub(super) ended: Relayed,
+    /// New peers.
+    pub(super) new_peers: Pace,
+    /// Only where users have a rate.
+    paces: Option<Box<Paces>>,
+}
+
+/// A user's allocations and what they relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage<'a> {
+    /// The name; not always UTF-8.
+    pub name: &'a [u8],
+    /// Allocations held now.
+    pub allocations: u32,
+    /// Since the start, ended allocations included.
+    pub relayed: Relayed,
+}
+
+impl Server {
+    /// Whether a superpacket of one allocation may be relayed, as a whole. Charged when it may.
+    ///
+    /// # Errors
+    /// The cause to count for each of its packets.
+    pub fn admit(
+        &mut self,
+        id: AllocationId,
+        direction: Direction,
+        load: Traffic,
+        now: Instant,
+    ) -> Result<(), Cause> {
+        let allocation = self.table.get_mut(id).ok_or(Cause::NoAllocation)?;
+        let flow = &mut allocation.flow;
+        let (allocation_rate, user_rate) = (&self.limits.allocation_rate, &self.limits.user_rate);
+        let is_ahead =
+            |paces: &Option<Box<Paces>>| paces.as_ref().is_some_and(|paces| paces.is_ahead(direction, now));
+        let capped = allocation_rate.is_set() && is_ahead(&flow.paces)
+            || user_rate.is_set() && is_ahead(&self.credentials.user(allocation.user).account.paces);
+        let refused = if capped {
+            Some(Cause::PolicyRate)
+        } else {
+            (!self.fair_share.admits(&mut flow.share, load)).then_some(Cause::FairShare)
+        };
+        if let Some(cause) = refused {
+            flow.relayed.shaped_packets += load.packets;
+            return Err(cause);
+        }
+        // Made with the first packet, so that an allocation without a rate is no larger for it.
+        if allocation_rate.is_set() {
+            flow.paces.get_or_insert_default().charge(allocation_rate, direction, load, now);
+        }
+        if user_rate.is_set() {
+            let account = &mut self.credentials.user_mut(allocation.user).account;
+            account.paces.get_or_insert_default().charge(user_rate, direction, load, now);
+        }
+        Ok(())
+    }
+
+    /// Adds to what an allocation has relayed.
+    pub fn count(&mut self, id: AllocationId, direction: Direction, relayed: Traffic) {
+        if let Some(allocation) = self.table.get_mut(id) {
+            *allocation.flow.relayed.way(direction) += relayed;
+        }
+    }
+
+    /// To be called every 10 ms under load: `overloaded` says whether anything was lost since the last call because
+    /// there was no time for it, or because the clients' socket was busy.
+    pub fn handle_interval(&mut self, overloaded: bool, now: Instant) {
+        self.fair_share.handle_interval(overloaded, now);
+    }
+
+    /// Every user who ever allocated or could, with what is relayed for them now. Looks at every allocation: for reports.
+    pub fn users(&self) -> impl Iterator<Item = Usage<'_>> {
+        let mut live = std::collections::HashMap::<UserId, Relayed, foldhash::fast::RandomState>::default();
+        for allocation in self.table.iter() {
+            *live.entry(allocation.user).or_default() += allocation.flow.relayed;
+        }
+        self.credentials.users().map(move |(id, name, user)| {
+            let mut relayed = user.account.ended;
+            relayed += live.get(&id).copied().unwrap_or_default();
+            Usage { name, allocations: user.allocations, relayed }
+        })
+    }
+
+    /// Adds the figures of an allocation that ends to its user's.
+    pub(super) fn settle(&mut self, id: AllocationId) {
+        if let Some(allocation) = self.table.get_mut(id) {
+            let relayed = std::mem::take(&mut allocation.flow.relayed);
+            self.credentials.user_mut(allocation.user).account.ended += relayed;
+        }
+    }
+}
