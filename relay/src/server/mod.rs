@@ -7,6 +7,7 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod clock;
 pub mod policy;
 pub mod ports;
 pub mod random;
@@ -23,7 +24,8 @@ use dataplane::drops::Cause;
 use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, TransactionId};
 
 use self::allocation::State;
-use self::auth::{Credentials, Nonces};
+use self::auth::{Credentials, Nonces, Users};
+use self::clock::WallClock;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
@@ -179,6 +181,8 @@ pub enum Command {
 #[derive(Debug)]
 pub struct Server {
     credentials: Credentials,
+    users: Users,
+    wall_clock: WallClock,
     policy: PeerPolicy,
     relay_addresses: Vec<IpAddr>,
     external: Vec<ExternalAddress>,
@@ -208,6 +212,8 @@ impl Server {
             nonces: Nonces::new(&mut random),
             ports: Ports::new(settings.relay_ports),
             credentials: settings.credentials,
+            users: Users::default(),
+            wall_clock: WallClock::default(),
             policy: settings.policy,
             relay_addresses: settings.relay_addresses,
             external: settings.external,
@@ -375,7 +381,8 @@ impl Server {
         self.table.detach(id);
         if let Some(allocation) = self.table.get_mut(id) {
             allocation.state = State::Closing;
-            self.credentials.user_mut(allocation.user).allocations -= 1;
+            let user = allocation.user;
+            self.users.remove_allocation(user);
             self.commands.push_back(Command::Close(id));
         }
     }

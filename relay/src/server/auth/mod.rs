@@ -1,236 +1,196 @@
-//! Long-term credentials and nonces (RFC 8489 section 9.2). Nothing is kept for a source that has not authenticated:
-//! a nonce is an HMAC over its address, under a key that rotates.
+//! Long-term credentials (RFC 8489 section 9.2): who sent a request, and with which key it is answered. Nothing is kept for
+//! a source that has not authenticated.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+mod credentials;
+mod nonce;
+mod shared_secret;
+mod users;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use dataplane::stun::{Key, Message};
-use foldhash::fast::RandomState;
-use ring::hmac;
-use subtle::ConstantTimeEq;
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use super::random::Random;
+use dataplane::stun::{Integrity, Key, LongTermKey, Message, PasswordAlgorithm};
 
-/// Length of a nonce in characters: short, because every unauthenticated request is answered with one.
-pub const NONCE_LEN: usize = 16;
-/// How long one nonce key is handed out; it is accepted for as long again.
-pub const NONCE_PERIOD: Duration = Duration::from_secs(30 * 60);
+pub use self::credentials::{Credentials, StaticKeys};
+pub use self::nonce::{NONCE_LEN, NONCE_PERIOD, Nonces, Offer};
+pub use self::shared_secret::{SECRETS_MAX, Secrets, TimedName, VALIDITY_MAX_DEFAULT};
+pub use self::users::{Identity, User, UserId, Users};
 
-/// Index of a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UserId(u32);
-
-/// One user.
-#[derive(Debug)]
-pub struct User {
-    /// The key of MESSAGE-INTEGRITY.
-    pub key: Key,
-    /// Allocations held now.
-    pub allocations: u32,
-}
-
-/// Everyone who may allocate.
-#[derive(Debug)]
-pub struct Credentials {
-    realm: String,
-    by_name: HashMap<Box<[u8]>, UserId, RandomState>,
-    users: Vec<User>,
-    /// What unknown users are checked against, so that they take as long as known ones.
-    nobody: Key,
-}
-
-impl Credentials {
-    /// Nobody yet, in a realm.
-    #[must_use]
-    pub fn new(realm: &str) -> Self {
-        Self {
-            realm: realm.to_owned(),
-            by_name: HashMap::default(),
-            users: Vec::new(),
-            nobody: Key::from_bytes(&[0; 16]),
-        }
-    }
-
-    /// Adds a user, or replaces the key of one.
-    pub fn add(&mut self, name: &str, password: &str) {
-        let key = Key::long_term(name.as_bytes(), self.realm.as_bytes(), password.as_bytes());
-        if let Some(&UserId(index)) = self.by_name.get(name.as_bytes()) {
-            self.users[index as usize].key = key;
-            return;
-        }
-        let id = UserId(u32::try_from(self.users.len()).expect("fewer than 2^32 users"));
-        self.users.push(User { key, allocations: 0 });
-        self.by_name.insert(name.as_bytes().into(), id);
-    }
-
-    /// The realm.
-    #[must_use]
-    pub fn realm(&self) -> &str {
-        &self.realm
-    }
-
-    /// A user.
-    #[must_use]
-    pub fn user(&self, UserId(index): UserId) -> &User {
-        &self.users[index as usize]
-    }
-
-    /// A user, to change.
-    pub fn user_mut(&mut self, UserId(index): UserId) -> &mut User {
-        &mut self.users[index as usize]
-    }
-}
+use self::credentials::Username;
 
 /// Why a request is not authentic (RFC 8489 section 9.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unauthentic {
-    /// 400: MESSAGE-INTEGRITY without USERNAME, REALM or NONCE.
+    /// 400: an integrity attribute without REALM, NONCE, or one of USERNAME and USERHASH.
     Incomplete,
-    /// 401: no MESSAGE-INTEGRITY, an unknown user or a wrong password; a client cannot tell which of the two.
+    /// 400: PASSWORD-ALGORITHM and PASSWORD-ALGORITHMS do not go with what the challenge offered: someone on the way may
+    /// have made the offer weaker.
+    WeakerOffer,
+    /// 401: no integrity attribute that counts, an unknown user, a wrong password, a name whose time is over; a client
+    /// cannot tell which of these.
     Unauthorized,
     /// 438: the nonce was never issued, not to this client, or too long ago.
     StaleNonce,
 }
 
-/// Checks a request in the order that keeps a source without a valid nonce cheap.
+/// What the answer to a request is protected with.
+#[derive(Clone, Debug)]
+pub struct AnswerKey {
+    key: LongTermKey,
+    integrity: Integrity,
+}
+
+impl AnswerKey {
+    /// With the key schedule, which is computed here each time.
+    #[must_use]
+    pub fn schedule(&self) -> Key {
+        self.key.for_integrity(self.integrity)
+    }
+}
+
+/// An authentic request.
+#[derive(Debug)]
+pub struct Authentic<'a> {
+    /// Who sent it.
+    pub identity: Identity<'a>,
+    /// What its answer is protected with.
+    pub answer: AnswerKey,
+}
+
+/// The live allocation on the 5-tuple of a request, when a user from a shared secret made it.
+///
+/// Its user goes on after the name has expired or the secret is gone: a name limits when an allocation may be made, and a
+/// call must not end because it is long.
+#[derive(Clone, Copy, Debug)]
+pub struct Held<'a> {
+    /// Whose it is.
+    pub id: &'a [u8],
+    /// The key of the request that made it.
+    pub answer: &'a AnswerKey,
+}
+
+/// Checks a request, in an order that keeps a source without a valid nonce cheap. `wall` is the time since 1970, UTC,
+/// where it is known.
 ///
 /// # Errors
 /// What to answer.
-pub fn authenticate(
-    credentials: &Credentials,
+pub fn authenticate<'a>(
+    credentials: &'a Credentials,
     nonces: &Nonces,
     client: SocketAddr,
-    message: &Message<'_>,
-) -> Result<UserId, Unauthentic> {
-    if !message.has_integrity() {
+    held: Option<Held<'_>>,
+    message: &Message<'a>,
+    wall: Option<Duration>,
+) -> Result<Authentic<'a>, Unauthentic> {
+    if !message.has_integrity() && !message.has_integrity_sha256() {
         return Err(Unauthentic::Unauthorized);
     }
-    let (Some(name), Some(realm), Some(nonce)) = (message.username(), message.realm(), message.nonce())
-    else {
+    let username = match (message.username(), message.userhash()) {
+        (Some(name), None) => Username::Plain(name),
+        (None, Some(hash)) => Username::Hashed(hash),
+        (None, None) | (Some(_), Some(_)) => return Err(Unauthentic::Incomplete),
+    };
+    let (Some(realm), Some(nonce)) = (message.realm(), message.nonce()) else {
         return Err(Unauthentic::Incomplete);
     };
-    if !nonces.is_valid(client, nonce) {
+    let offer = credentials.offer();
+    if !nonces.is_valid(client, offer, nonce) {
         return Err(Unauthentic::StaleNonce);
     }
-    let user = credentials.by_name.get(name).copied();
-    let key = user.map_or(&credentials.nobody, |id| &credentials.user(id).key);
-    let right = message.verify_integrity(key) && realm == credentials.realm.as_bytes();
-    user.filter(|_| right).ok_or(Unauthentic::Unauthorized)
-}
-
-/// Makes and checks nonces without remembering any.
-#[derive(Debug)]
-pub struct Nonces {
-    current: hmac::Key,
-    previous: hmac::Key,
-    /// Unset until the first look at the time.
-    rotates_at: Option<Instant>,
-}
-
-impl Nonces {
-    /// Two fresh keys.
-    pub fn new(random: &mut Random) -> Self {
-        Self { current: fresh(random), previous: fresh(random), rotates_at: None }
-    }
-
-    /// Rotates the keys when it is time.
-    pub fn advance(&mut self, random: &mut Random, now: Instant) {
-        let rotates_at = *self.rotates_at.get_or_insert(now + NONCE_PERIOD);
-        if now < rotates_at {
-            return;
-        }
-        let current = std::mem::replace(&mut self.current, fresh(random));
-        // After a pause of two periods the current key is as outdated as the previous one.
-        let recent = now < rotates_at + NONCE_PERIOD;
-        self.previous = if recent { current } else { fresh(random) };
-        self.rotates_at = Some(now + NONCE_PERIOD);
-    }
-
-    /// The nonce to hand to a client.
-    #[must_use]
-    pub fn issue(&self, client: SocketAddr) -> [u8; NONCE_LEN] {
-        nonce(&self.current, client)
-    }
-
-    /// Whether a client was given this nonce lately. Compared in constant time.
-    #[must_use]
-    pub fn is_valid(&self, client: SocketAddr, value: &[u8]) -> bool {
-        let current = nonce(&self.current, client).ct_eq(value);
-        let previous = nonce(&self.previous, client).ct_eq(value);
-        (current | previous).into()
-    }
-}
-
-fn fresh(random: &mut Random) -> hmac::Key {
-    hmac::Key::new(hmac::HMAC_SHA256, &random.bytes::<32>())
-}
-
-/// 96 bits of HMAC-SHA256 over the client's address and port, in base64.
-fn nonce(key: &hmac::Key, client: SocketAddr) -> [u8; NONCE_LEN] {
-    let mut input = [0; 18];
-    let ip = match client.ip() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
+    let negotiated = negotiated(offer, message)?;
+    let request = Request {
+        username,
+        algorithm: negotiated.unwrap_or(PasswordAlgorithm::Md5),
+        integrity: judged_by(message, negotiated.is_some())?,
+        message,
     };
-    input[..16].copy_from_slice(&ip.octets());
-    input[16..].copy_from_slice(&client.port().to_be_bytes());
-    let tag = hmac::sign(key, &input);
-    let mut out = [0; NONCE_LEN];
-    let written = BASE64.encode_slice(&tag.as_ref()[..NONCE_LEN / 4 * 3], &mut out);
-    debug_assert_eq!(written, Ok(NONCE_LEN));
-    out
+    let (identity, key) = request
+        .identify(credentials, held, wall)
+        .filter(|_| realm == credentials.realm().as_bytes())
+        .ok_or(Unauthentic::Unauthorized)?;
+    // RFC 8489 section 9.2.4, at its end: a client that chose no algorithm is answered as one before RFC 8489, unless it
+    // has shown that it knows the newer attribute only.
+    let integrity =
+        if negotiated.is_none() && message.has_integrity() { Integrity::Sha1 } else { request.integrity };
+    Ok(Authentic { identity, answer: AnswerKey { key, integrity } })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The password algorithm that a client chose from the offer that came with its nonce; `None` when it chose none, as one
+/// before RFC 8489. The nonce is ours, so the offer is the one that is in it.
+fn negotiated(offer: Offer, message: &Message<'_>) -> Result<Option<PasswordAlgorithm>, Unauthentic> {
+    let chosen = message.password_algorithm().map_err(|_| Unauthentic::WeakerOffer)?;
+    let (echoed, chosen) = match (message.password_algorithms(), chosen) {
+        (None, None) => return Ok(None),
+        (Some(echoed), Some(chosen)) => (echoed, chosen),
+        (Some(_), None) | (None, Some(_)) => return Err(Unauthentic::WeakerOffer),
+    };
+    let offered = offer.algorithms();
+    let is_offered = offered.as_chunks::<4>().0.contains(&chosen.entry());
+    if echoed == offered && is_offered { Ok(Some(chosen)) } else { Err(Unauthentic::WeakerOffer) }
+}
 
-    #[test]
-    fn a_nonce_is_for_one_address_and_port_only() {
-        let nonces = Nonces::new(&mut Random::from_seed(&[1; 32]));
-        let client: SocketAddr = "192.0.2.1:1000".parse().unwrap();
-        let nonce = nonces.issue(client);
-        assert!(nonces.is_valid(client, &nonce));
-        for other in ["192.0.2.1:1001", "192.0.2.2:1000", "[2001:db8::1]:1000"] {
-            assert!(!nonces.is_valid(other.parse().unwrap(), &nonce), "{other}");
+/// Which integrity attribute decides. Whoever was offered algorithms and took one has to use the newer attribute (RFC 8489
+/// section 9.2.5): the older one alone may be what someone on the way left of both, and counts as none.
+fn judged_by(message: &Message<'_>, has_negotiated: bool) -> Result<Integrity, Unauthentic> {
+    match (message.has_integrity_sha256(), has_negotiated) {
+        (true, _) => Ok(Integrity::Sha256),
+        (false, false) => Ok(Integrity::Sha1),
+        (false, true) => Err(Unauthentic::Unauthorized),
+    }
+}
+
+/// What of a request decides which keys it may be right with.
+struct Request<'a, 'm> {
+    username: Username<'a>,
+    algorithm: PasswordAlgorithm,
+    integrity: Integrity,
+    message: &'m Message<'a>,
+}
+
+impl<'a> Request<'a, '_> {
+    fn is_right_with(&self, key: &LongTermKey) -> bool {
+        self.message.verify_integrity(&key.for_integrity(self.integrity))
+    }
+
+    /// Who sent it, and the key that it is right with. How long this takes tells the form of a name, and how many secrets
+    /// there are, but not which names exist.
+    fn identify(
+        &self,
+        credentials: &'a Credentials,
+        held: Option<Held<'_>>,
+        wall: Option<Duration>,
+    ) -> Option<(Identity<'a>, LongTermKey)> {
+        let found = credentials.find(self.username, self.algorithm);
+        if found.is_none()
+            && !credentials.secrets().is_empty()
+            && let Username::Plain(name) = self.username
+            && let Some(timed) = TimedName::parse(name)
+        {
+            return self.identify_timed(credentials, held, name, timed, wall);
         }
-        assert!(!nonces.is_valid(client, b"") && !nonces.is_valid(client, &nonce[..15]));
-        assert!(nonce.iter().all(u8::is_ascii));
+        let key = found.map_or_else(|| credentials.nobody(self.algorithm), |(_, key)| key);
+        let is_right = self.is_right_with(key);
+        found.filter(|_| is_right).map(|(name, key)| (Identity::Static(name), key.clone()))
     }
 
-    #[test]
-    fn a_nonce_lives_for_one_to_two_periods() {
-        let start = origin();
-        let mut random = Random::from_seed(&[1; 32]);
-        let mut nonces = Nonces::new(&mut random);
-        nonces.advance(&mut random, start);
-        let client: SocketAddr = "192.0.2.1:1000".parse().unwrap();
-        let nonce = nonces.issue(client);
-        nonces.advance(&mut random, start + NONCE_PERIOD - Duration::from_secs(1));
-        assert_eq!(nonces.issue(client), nonce);
-        nonces.advance(&mut random, start + NONCE_PERIOD);
-        assert!(nonces.is_valid(client, &nonce) && nonces.issue(client) != nonce);
-        nonces.advance(&mut random, start + 2 * NONCE_PERIOD);
-        assert!(!nonces.is_valid(client, &nonce));
-    }
-
-    #[test]
-    fn a_nonce_dies_during_a_long_silence() {
-        let start = origin();
-        let mut random = Random::from_seed(&[1; 32]);
-        let mut nonces = Nonces::new(&mut random);
-        nonces.advance(&mut random, start);
-        let client: SocketAddr = "192.0.2.1:1000".parse().unwrap();
-        let nonce = nonces.issue(client);
-        nonces.advance(&mut random, start + 2 * NONCE_PERIOD);
-        assert!(!nonces.is_valid(client, &nonce));
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
-    fn origin() -> Instant {
-        Instant::now()
+    fn identify_timed(
+        &self,
+        credentials: &Credentials,
+        held: Option<Held<'_>>,
+        name: &[u8],
+        timed: TimedName<'a>,
+        wall: Option<Duration>,
+    ) -> Option<(Identity<'a>, LongTermKey)> {
+        let secrets = credentials.secrets();
+        let held = held
+            .filter(|held| held.id == timed.id && held.answer.key.algorithm() == self.algorithm)
+            .map(|held| held.answer.key.clone());
+        let is_in_time = wall.is_some_and(|wall| secrets.is_in_time(timed, wall));
+        let fresh = is_in_time
+            .then(|| secrets.long_term_keys(self.algorithm, name, credentials.realm().as_bytes()))
+            .into_iter()
+            .flatten();
+        let key = held.into_iter().chain(fresh).find(|key| self.is_right_with(key))?;
+        Some((Identity::Shared(timed.id), key))
     }
 }
