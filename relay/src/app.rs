@@ -26,6 +26,7 @@ use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
     Server,
 };
+use crate::time_of_day::TimeOfDay;
 
 /// Longest UDP payload in bytes, over IPv4.
 const PAYLOAD_MAX: usize = 65_507;
@@ -72,6 +73,7 @@ pub struct Relay {
     gro: bool,
     drops: Drops,
     report: Report,
+    time_of_day: TimeOfDay,
     trouble_logged: Option<Instant>,
 }
 
@@ -101,6 +103,7 @@ impl Relay {
             gro,
             drops: Drops::default(),
             report: Report::default(),
+            time_of_day: TimeOfDay::default(),
             trouble_logged: None,
         }
     }
@@ -386,8 +389,9 @@ impl Application for Relay {
         &mut self,
         ingress: &mut I,
         egress: &mut E,
-        _now: Instant,
+        now: Instant,
     ) -> io::Result<()> {
+        self.time_of_day.start(&mut self.server, now);
         for index in 0..self.listeners.len() {
             let port = register(&self.listeners[index].socket, ingress, egress)?;
             self.listeners[index].port = port;
@@ -419,6 +423,7 @@ impl Application for Relay {
     }
 
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
+        self.time_of_day.handle_timeout(&mut self.server, now);
         self.server.handle_timeout(now);
         self.report.handle_timeout(&self.drops, &self.server, now);
     }
@@ -426,7 +431,7 @@ impl Application for Relay {
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
-        server.into_iter().chain(report).min()
+        server.into_iter().chain(report).chain(self.time_of_day.poll_timeout()).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::app::Relay;
 use crate::config::{Args, Config};
-use crate::server::auth::Credentials;
+use crate::login;
 use crate::server::policy::PeerPolicy;
 use crate::server::{Server, Settings};
 
@@ -45,8 +45,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     if !args.users.is_empty() {
         tracing::warn!("--user shows passwords in the process list; --user-file does not");
     }
-    if config.users.is_empty() {
-        tracing::warn!("there are no users, so only STUN Binding is served; add some with --user-file");
+    if config.users.is_empty() && config.secrets.is_empty() {
+        tracing::warn!(
+            "there are no users, so only STUN Binding is served; add some with --user-file or --secret-file"
+        );
     }
     match run(config, &args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -103,10 +105,7 @@ fn bind_one(address: SocketAddr, gro: bool) -> io::Result<UdpSocket> {
 }
 
 fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
-    let mut credentials = Credentials::new(&config.realm.0);
-    for user in &config.users {
-        credentials.add(&user.name, &user.password);
-    }
+    let credentials = login::credentials(&config);
     let mut own_addresses = machine_addresses();
     own_addresses.extend(own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
     own_addresses.extend(&config.relay_addresses);

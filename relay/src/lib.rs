@@ -1,9 +1,11 @@
 //! A STUN and TURN relay on the dataplane engine.
 //!
-//! [`server`] is the protocol without a socket, [`app`] puts it on the engine, [`config`] and [`cli`] start it.
+//! [`server`] is the protocol without a socket, [`app`] puts it on the engine, [`config`], [`login`] and [`cli`] start it.
 
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod login;
 mod report;
 pub mod server;
+mod time_of_day;
