@@ -32,6 +32,7 @@ use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
     Server,
 };
+use crate::time_of_day::TimeOfDay;
 
 /// Longest UDP payload in bytes, over IPv4.
 const PAYLOAD_MAX: usize = 65_507;
@@ -81,6 +82,7 @@ pub struct Relay {
     overload: Overload,
     drops: Drops,
     report: Report,
+    time_of_day: TimeOfDay,
     trouble_logged: Option<Instant>,
 }
 
@@ -103,6 +105,7 @@ impl Relay {
             overload: Overload::default(),
             drops: Drops::default(),
             report: Report::default(),
+            time_of_day: TimeOfDay::default(),
             trouble_logged: None,
         }
     }
@@ -406,8 +409,9 @@ impl Application for Relay {
         &mut self,
         ingress: &mut I,
         egress: &mut E,
-        _now: Instant,
+        now: Instant,
     ) -> io::Result<()> {
+        self.time_of_day.start(&mut self.server, now);
         for index in 0..self.listeners.len() {
             let port = register(&self.listeners[index].socket, ingress, egress)?;
             self.listeners[index].port = port;
@@ -447,6 +451,7 @@ impl Application for Relay {
 
     fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant) {
         self.notice_busy_sockets(egress);
+        self.time_of_day.handle_timeout(&mut self.server, now);
         self.server.handle_timeout(now);
         self.report.handle_timeout(&self.drops, &self.server, now);
     }
@@ -455,7 +460,8 @@ impl Application for Relay {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
         let addresses = self.own_addresses.as_ref().and_then(OwnAddresses::poll_timeout);
-        server.into_iter().chain(report).chain(addresses).min()
+        let others = report.into_iter().chain(addresses).chain(self.time_of_day.poll_timeout());
+        server.into_iter().chain(others).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {

@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 
 use crate::app::Relay;
 use crate::config::{Args, Config};
+use crate::login;
 use crate::own_addresses::OwnAddresses;
-use crate::server::auth::Credentials;
 use crate::server::policy::PeerPolicy;
 use crate::server::{Server, Settings};
 
@@ -45,8 +45,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     if !args.users.is_empty() {
         tracing::warn!("--user shows passwords in the process list; --user-file does not");
     }
-    if config.users.is_empty() {
-        tracing::warn!("there are no users, so only STUN Binding is served; add some with --user-file");
+    if config.users.is_empty() && config.secrets.is_empty() {
+        tracing::warn!(
+            "there are no users, so only STUN Binding is served; add some with --user-file or --secret-file"
+        );
     }
     match run(config, &args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -104,10 +106,7 @@ fn bind_one(address: SocketAddr, gro: bool) -> io::Result<UdpSocket> {
 }
 
 fn settings(config: Config, own_sockets: Vec<SocketAddr>, own_addresses: BTreeSet<IpAddr>) -> Settings {
-    let mut credentials = Credentials::new(&config.realm.0);
-    for user in &config.users {
-        credentials.add(&user.name, &user.password);
-    }
+    let credentials = login::credentials(&config);
     Settings {
         credentials,
         policy: PeerPolicy {

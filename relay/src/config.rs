@@ -1,11 +1,11 @@
 //! Flags and the TOML file, merged and checked: every error names its place and its remedy.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use dataplane::engine::EngineArgs;
@@ -15,6 +15,8 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::limits::{LimitArgs, PeerPorts, RateLimit};
+use crate::login::{Login, check_together, parse_secrets};
+use crate::server::auth::VALIDITY_MAX_DEFAULT;
 use crate::server::limits::Limits;
 use crate::server::port_set::PortSet;
 use crate::server::{ChannelNumbers, ExternalAddress, REALM_LEN_MAX};
@@ -28,8 +30,6 @@ const LISTEN_DEFAULT: [SocketAddr; 2] = [
 const RELAY_PORTS_DEFAULT: PortRange = PortRange { low: 49_152, high: 65_535 };
 /// Short on purpose: every unauthenticated request is answered with it.
 const REALM_DEFAULT: &str = "towpath";
-/// Longest USERNAME in bytes (RFC 8489 section 14.3).
-const NAME_LEN_MAX: usize = 508;
 
 /// Parses an address to listen on.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
@@ -49,9 +49,15 @@ pub struct Args {
     /// A user; visible in the process list, so better in --user-file
     #[arg(long = "user", value_name = "NAME:PASSWORD", num_args = 1..)]
     pub users: Vec<Login>,
-    /// A file with one NAME:PASSWORD a line; # starts a comment
+    /// A file with one NAME:PASSWORD or NAME:0xKEY a line; # starts a comment
     #[arg(long, value_name = "FILE")]
     pub user_file: Option<PathBuf>,
+    /// A file with secrets for time-limited user names (EXPIRY:ID), one a line; # starts a comment
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// How far in the future such a name may expire [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    pub secret_validity_max: Option<Validity>,
     /// Peers to reach although they are not public, for example 10.1.0.0/16; never the relay's own sockets
     #[arg(long = "allow-peer", value_name = "CIDR", num_args = 1..)]
     pub allow_peers: Vec<PeerRange>,
@@ -98,6 +104,8 @@ struct File {
     realm: Option<Realm>,
     user: Vec<Login>,
     user_file: Option<PathBuf>,
+    secret_file: Option<PathBuf>,
+    secret_validity_max: Option<Validity>,
     allow_peer: Vec<PeerRange>,
     relay_ports: Option<PortRange>,
     relay_address: Vec<IpAddr>,
@@ -128,6 +136,10 @@ pub struct Config {
     pub realm: Realm,
     /// Users; a later one of the same name wins.
     pub users: Vec<Login>,
+    /// Secrets for time-limited names; all are accepted.
+    pub secrets: Vec<Zeroizing<String>>,
+    /// How far in the future such a name may expire.
+    pub secret_validity_max: Duration,
     /// Exceptions from the refused peers.
     pub allow_peers: Vec<IpNet>,
     /// Ports for allocations.
@@ -167,6 +179,12 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// A file that should hold secrets and has none.
+    #[error("{}: there is no secret in it; write one on a line of its own", path.display())]
+    NoSecret {
+        /// The file.
+        path: PathBuf,
+    },
     /// A line that cannot be understood.
     #[error("{}:{line}: {text}", path.display())]
     Line {
@@ -200,6 +218,9 @@ impl Config {
             users.extend(read_user_file(path)?);
         }
         users.extend(args.users.iter().cloned());
+        check_together(&users)?;
+        let secret_file = args.secret_file.as_ref().or(file.secret_file.as_ref());
+        let secrets = secret_file.map_or(Ok(Vec::new()), |path| read_secret_file(path))?;
         let listen = first_of(args.listen.clone(), file.listen);
         let relay_addresses = first_of(args.relay_addresses.clone(), file.relay_address).unwrap_or_default();
         if relay_addresses.iter().any(|address| address.is_unspecified() || address.is_multicast()) {
@@ -232,6 +253,11 @@ impl Config {
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
             realm: args.realm.clone().or(file.realm).unwrap_or_else(|| Realm(REALM_DEFAULT.to_owned())),
             users,
+            secrets,
+            secret_validity_max: args
+                .secret_validity_max
+                .or(file.secret_validity_max)
+                .map_or(VALIDITY_MAX_DEFAULT, |Validity(validity)| validity),
             allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),
             relay_ports: ports.low..=ports.high,
             relay_addresses,
@@ -284,6 +310,11 @@ fn read_user_file(path: &Path) -> Result<Vec<Login>, ConfigError> {
     Ok(users)
 }
 
+fn read_secret_file(path: &Path) -> Result<Vec<Zeroizing<String>>, ConfigError> {
+    check_private(path)?;
+    parse_secrets(path, &read_text(path)?)
+}
+
 fn read_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
     std::fs::read_to_string(path)
         .map(Zeroizing::new)
@@ -319,39 +350,6 @@ impl FromStr for Realm {
     }
 }
 
-/// A user's name and password.
-#[derive(Clone, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Login {
-    /// The name.
-    pub name: String,
-    /// The password.
-    pub password: Zeroizing<String>,
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}:…", self.name)
-    }
-}
-
-impl FromStr for Login {
-    type Err = String;
-
-    /// The first colon ends the name, so that a password may have some. The error never shows the text.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let hint = "a user is NAME:PASSWORD, for example alice:secret";
-        let (name, password) = text.split_once(':').ok_or(hint)?;
-        if name.is_empty() || password.is_empty() {
-            return Err(format!("neither name nor password may be empty; {hint}"));
-        }
-        if name.len() > NAME_LEN_MAX {
-            return Err(format!("a name has at most {NAME_LEN_MAX} bytes"));
-        }
-        Ok(Self { name: name.to_owned(), password: Zeroizing::new(password.to_owned()) })
-    }
-}
-
 /// Which channel numbers clients may bind (`--channel-numbers`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -360,6 +358,22 @@ pub enum ChannelRange {
     Rfc8656,
     /// 0x4000 to 0x7FFF, which older clients use
     Rfc5766,
+}
+
+/// How long something is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Validity(pub Duration);
+
+impl FromStr for Validity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match humantime::parse_duration(text) {
+            Ok(validity) if validity >= Duration::from_secs(1) => Ok(Self(validity)),
+            Ok(_) | Err(_) => Err(format!("{text:?} is no time above a second: write it like 24h or 90min")),
+        }
+    }
 }
 
 /// A range of ports.
@@ -439,13 +453,14 @@ macro_rules! from_toml_string {
     )*};
 }
 
-from_toml_string!(Realm, Login, PortRange, PeerRange, External);
+from_toml_string!(Realm, Login, Validity, PortRange, PeerRange, External);
 
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::login::Proof;
 
     fn load(flags: &[&str]) -> Result<Config, String> {
         let flags = std::iter::once("towpath-relay").chain(flags.iter().copied());
@@ -458,6 +473,13 @@ mod tests {
         file.write_all(content.as_bytes()).unwrap();
         std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
         file
+    }
+
+    fn password(user: &Login) -> &str {
+        match &user.proof {
+            Proof::Password(password) => password,
+            Proof::Keys(_) => panic!("{user:?} has no password"),
+        }
     }
 
     #[test]
@@ -485,8 +507,7 @@ mod tests {
         let merged = merged.unwrap();
         assert_eq!((merged.realm.0.as_str(), merged.relay_ports), ("flag", 3000..=3001));
         assert_eq!(merged.listen, ["127.0.0.1:1".parse().unwrap()]);
-        let users: Vec<_> =
-            merged.users.iter().map(|user| (user.name.as_str(), user.password.as_str())).collect();
+        let users: Vec<_> = merged.users.iter().map(|user| (user.name.as_str(), password(user))).collect();
         assert_eq!(users, [("alice", "a"), ("bob", "b:b"), ("carol", "c")]);
         assert_eq!(merged.allow_peers, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
         assert_eq!(merged.allocations_max, 5);
@@ -523,11 +544,32 @@ mod tests {
         assert!(error.contains(&format!("chmod 600 {path}")), "{error}");
         let config = file("user = [\"alice:a\"]\n", 0o644);
         assert!(load(&["--config", config.path().to_str().unwrap()]).unwrap_err().contains("chmod 600"));
+        let secrets = file("north\n", 0o644);
+        let path = secrets.path().to_str().unwrap();
+        assert!(load(&["--secret-file", path]).unwrap_err().contains(&format!("chmod 600 {path}")));
         let harmless = file("realm = \"a\"\n", 0o644);
         assert!(load(&["--config", harmless.path().to_str().unwrap()]).is_ok());
         assert!(
             load(&["--config", "/nonexistent/relay.toml"]).unwrap_err().contains("/nonexistent/relay.toml")
         );
+    }
+
+    #[test]
+    fn secrets_come_from_the_flag_or_the_file() {
+        let (north, south) = (file("north\n", 0o600), file("# old\nsouth\neast\n", 0o600));
+        let config =
+            file(&format!("secret-file = {:?}\nsecret-validity-max = \"1h\"\n", south.path()), 0o644);
+        let config = config.path().to_str().unwrap();
+        let secrets = |flags: &[&str]| {
+            let config = load(flags).unwrap();
+            let secrets = config.secrets.iter().map(|secret| secret.to_string()).collect::<Vec<_>>();
+            (secrets, config.secret_validity_max.as_secs())
+        };
+        assert_eq!(secrets(&[]), (vec![], 86_400));
+        assert_eq!(secrets(&["--config", config]), (vec!["south".into(), "east".into()], 3600));
+        let path = north.path().to_str().unwrap();
+        let merged = secrets(&["--config", config, "--secret-file", path, "--secret-validity-max", "2days"]);
+        assert_eq!(merged, (vec!["north".into()], 172_800));
     }
 
     #[test]
@@ -543,15 +585,13 @@ mod tests {
             (&["--relay-address", "192.0.2.1", "192.0.2.2"], "one address of each family"),
             (&["--io", "suspend", "--completions", "inline"], "--io uring"),
             (&["--listen", "3478"], "--listen"),
+            (&["--user", "alice:0x12"], "32 hexadecimal digits"),
+            (&["--secret-file", "/nonexistent"], "/nonexistent"),
+            (&["--secret-validity-max", "0s"], "24h"),
+            (&["--secret-validity-max", "day"], "24h"),
         ] {
             let error = load(flags).unwrap_err();
             assert!(error.contains(hint), "{flags:?}: {error}");
         }
-    }
-
-    #[test]
-    fn passwords_do_not_show_in_debug_output() {
-        let login: Login = "alice:secret".parse().unwrap();
-        assert_eq!(format!("{login:?}"), "\"alice\":…");
     }
 }

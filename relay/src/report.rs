@@ -83,7 +83,7 @@ pub fn log_refused(server: &mut Server) {
 /// What an error code means to an operator.
 fn reason(code: u16) -> &'static str {
     match code {
-        400 => "malformed request",
+        400 => "malformed request, or a weakened offer, which a line that begins with \"refused\" tells",
         401 => "no or wrong credentials; each client's first request counts",
         403 => "peer not allowed; the lines that begin with \"refused\" name the rule",
         420 => "unknown attribute",

@@ -131,7 +131,8 @@ impl Running {
             let ledger =
                 driver::run(&mut application, &mut ingress, &mut egress, &signals, Duration::ZERO).unwrap();
             let users = application.relay.server().users();
-            let users = users.map(|usage| (String::from_utf8_lossy(usage.name).into_owned(), usage.relayed));
+            let users = users
+                .map(|usage| (String::from_utf8_lossy(usage.identity.name()).into_owned(), usage.relayed));
             (ledger, users.collect())
         });
         Self { data, stun, stop, thread }

@@ -67,15 +67,22 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs the client with these flags; every message has to come back.
 fn nothing_is_lost(address: IpAddr, io: &str, flags: &[&str]) {
+    nothing_is_lost_of(&["-u", USER, "-w", PASSWORD], address, &["--io", io], flags);
+}
+
+/// The same for the user of these flags, on a relay with further flags.
+fn nothing_is_lost_of(user: &[&str], address: IpAddr, relay_flags: &[&str], flags: &[&str]) {
     if !installed() {
         return;
     }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let listen = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
-    let relay = RelayProcess::start(&["--listen", listen, "--allow-peer", "127.0.0.0/8", "::1", "--io", io]);
+    let own = ["--listen", listen, "--allow-peer", "127.0.0.0/8", "::1"];
+    let relay = RelayProcess::start(&[&own, relay_flags].concat());
     let (_echo, echo_port) = echo(address);
     let mut client = program("turnutils_uclient")
-        .args(["-u", USER, "-w", PASSWORD, "-p", &relay.listen[0].port().to_string()])
+        .args(user)
+        .args(["-p", &relay.listen[0].port().to_string()])
         .args(["-n", "50", "-m", "2", "-l", "121", "-z", "2"])
         .args(["-e", &address.to_string(), "-r", &echo_port, "-X"])
         .args(flags)
@@ -107,6 +114,24 @@ fn indications() {
 #[test]
 fn even_ports_with_reservation() {
     nothing_is_lost(V4, "suspend", &[]);
+}
+
+#[test]
+fn a_user_from_a_shared_secret() {
+    let secrets = harness::private_file("# until the end of the month\nsouth\n# since\nnorth\n");
+    let path = secrets.path().to_str().unwrap();
+    for secret in ["north", "south"] {
+        nothing_is_lost_of(&["-u", "someone", "-W", secret], V4, &["--secret-file", path], &["-c"]);
+    }
+    nothing_is_lost_of(&["-u", USER, "-w", PASSWORD], V4, &["--secret-file", path], &["-c"]);
+}
+
+#[test]
+fn a_user_whose_password_is_not_known() {
+    // turnadmin -k -u bob -r example.org -p hidden
+    let users = harness::private_file("bob:0x0d60e873bc7d29982a338b2c923efa9f\n");
+    let path = users.path().to_str().unwrap();
+    nothing_is_lost_of(&["-u", "bob", "-w", "hidden"], V4, &["--user-file", path], &["-c"]);
 }
 
 #[test]

@@ -19,8 +19,10 @@ use clap::{Parser as _, ValueEnum as _};
 use dataplane::config::Config;
 use dataplane::drops::Cause;
 use dataplane::engine::Io;
+use dataplane::stun::{Class, Integrity, LongTermKey, Method, PasswordAlgorithm, TransactionId, Writer};
 use left_out::left_out;
 use markdown::{Document, commands_of_shell};
+use relay::server::auth::{Secrets, TimedName};
 use rustix::process::{Pid, Signal, kill_process};
 
 const LAB: &str = env!("CARGO_BIN_EXE_towpath-lab");
@@ -71,6 +73,7 @@ fn filled(word: &str) -> String {
         "PORTS" => "1-442,444-1023",
         "RATE" => "10mbit",
         "N" | "$!" => "1",
+        "DURATION" => "1h",
         other => other,
     };
     value.to_owned()
@@ -91,7 +94,9 @@ fn every_command_is_accepted_as_it_stands() {
     for block in readme.blocks("sh") {
         for command in commands_of_shell(block) {
             let name = command[0].as_str();
-            let known = ["cargo", "umask", "sudo", "jq", "kill"].contains(&name);
+            let known = ["cargo", "umask", "sudo", "jq", "kill", "printf", "openssl", "base64"]
+                .contains(&name)
+                || name.starts_with("name=");
             assert!(is_ours(name) || known, "{name} is nothing that this test knows: {command:?}");
             if is_ours(name) {
                 let command: Vec<String> = command.iter().map(|word| filled(word)).collect();
@@ -184,6 +189,7 @@ fn directory() -> tempfile::TempDir {
     write(&directory.path().join("wg0.key"), "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\n");
     write(&directory.path().join("wg0.relay-password"), "secret\n");
     write(&directory.path().join("users"), "alice:secret\n");
+    write(&directory.path().join("secrets"), "# since\nnorth\n");
     directory
 }
 
@@ -225,10 +231,11 @@ fn the_examples_of_tunnel_configurations_are_good() {
 #[test]
 fn the_examples_of_relay_configurations_are_good() {
     let directory = directory();
-    let users = directory.path().join("users");
+    let (users, secrets) = (directory.path().join("users"), directory.path().join("secrets"));
     let load = |text: &str| {
         let file = directory.path().join("relay.toml");
-        write(&file, &text.replace("/etc/towpath-relay.users", users.to_str().unwrap()));
+        let text = text.replace("/etc/towpath-relay.users", users.to_str().unwrap());
+        write(&file, &text.replace("/etc/towpath-relay.secrets", secrets.to_str().unwrap()));
         let args = ["towpath-relay", "--config", file.to_str().unwrap()];
         let args = relay::config::Args::try_parse_from(args).unwrap();
         relay::config::Config::load(&args).unwrap()
@@ -248,6 +255,8 @@ fn the_examples_of_relay_configurations_are_good() {
         (whole.listen.as_slice(), &whole.relay_ports),
         (config.listen.as_slice(), &config.relay_ports)
     );
+    assert_eq!((config.secrets.len(), whole.secrets.len()), (0, 1));
+    assert_eq!(whole.secret_validity_max, config.secret_validity_max);
     assert_eq!(whole.channel_numbers, config.channel_numbers);
     assert_eq!(whole.allocations_max, config.allocations_max);
     assert_eq!(whole.allocations_per_user_max, config.allocations_per_user_max);
@@ -306,6 +315,34 @@ fn the_key_commands_work_when_typed_into_a_shell() {
         String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
     let private = fs::read_to_string(directory.path().join("wg0.key")).unwrap();
     assert_eq!(dataplane::tunnel::noise::public_key(&private.trim().parse().unwrap()), public);
+}
+
+#[test]
+fn the_commands_for_a_time_limited_name_make_what_the_relay_takes() {
+    let readme = document("README.md");
+    let script = readme.blocks("sh").find(|block| block.contains("openssl")).unwrap();
+    let Ok(_) = Command::new("openssl").arg("version").output() else {
+        return left_out("openssl is not installed: apt-get install openssl");
+    };
+    let output = Command::new("sh").args(["-ec", &format!("{script}\necho $name")]).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (password, name) = text.trim().split_once('\n').unwrap();
+    let timed = TimedName::parse(name.as_bytes()).unwrap();
+    let mut secrets = Secrets::default();
+    secrets.add(b"SECRET");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert!(timed.id == b"alice" && secrets.is_in_time(timed, now), "{name}");
+    let (md5, realm) = (PasswordAlgorithm::Md5, b"relay.example");
+    let signed = |key: LongTermKey| {
+        let mut buffer = [0; 100];
+        let writer =
+            Writer::new(&mut buffer, Class::Request, Method::Refresh, TransactionId([1; 12])).unwrap();
+        let len = writer.finish(Some(&key.for_integrity(Integrity::Sha1)), false).unwrap();
+        buffer[..len].to_vec()
+    };
+    let ours = secrets.long_term_keys(md5, name.as_bytes(), realm).map(signed).next().unwrap();
+    assert_eq!(signed(LongTermKey::new(md5, name.as_bytes(), realm, password.as_bytes())), ours);
 }
 
 /// What a relay logs as JSON from its start to a SIGTERM once it is ready.

@@ -1,17 +1,55 @@
-//! The key of MESSAGE-INTEGRITY and what is computed with it.
+//! The keys of MESSAGE-INTEGRITY and MESSAGE-INTEGRITY-SHA256 and what is computed with them.
 
 use std::fmt;
 
-use md5::{Digest, Md5};
 use ring::hmac;
 use subtle::ConstantTimeEq;
 
+use super::attribute::AttributeType;
+use super::password::{LongTermKey, PasswordAlgorithm};
+
 /// Length of the value of MESSAGE-INTEGRITY in bytes.
 pub const INTEGRITY_LEN: usize = 20;
+/// Length of the value of MESSAGE-INTEGRITY-SHA256 in bytes, when it is not truncated.
+pub const INTEGRITY_SHA256_LEN: usize = 32;
+/// Shortest that MESSAGE-INTEGRITY-SHA256 may be truncated to, in bytes (RFC 8489 section 14.6).
+pub const INTEGRITY_SHA256_LEN_MIN: usize = 16;
 
-/// An HMAC-SHA1 key for MESSAGE-INTEGRITY (RFC 8489 section 14.5), with its key schedule already computed.
+/// Which attribute protects a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Integrity {
+    /// MESSAGE-INTEGRITY, an HMAC-SHA1 (RFC 8489 section 14.5).
+    Sha1,
+    /// MESSAGE-INTEGRITY-SHA256 (RFC 8489 section 14.6).
+    Sha256,
+}
+
+impl Integrity {
+    /// The attribute's type.
+    #[must_use]
+    pub const fn attribute(self) -> AttributeType {
+        match self {
+            Self::Sha1 => AttributeType::MESSAGE_INTEGRITY,
+            Self::Sha256 => AttributeType::MESSAGE_INTEGRITY_SHA256,
+        }
+    }
+
+    /// Length of the attribute's value in bytes, when it is not truncated.
+    #[must_use]
+    pub const fn value_len(self) -> usize {
+        match self {
+            Self::Sha1 => INTEGRITY_LEN,
+            Self::Sha256 => INTEGRITY_SHA256_LEN,
+        }
+    }
+}
+
+/// A key for one of the two integrity attributes, with its key schedule already computed.
 #[derive(Clone)]
-pub struct Key(hmac::Key);
+pub struct Key {
+    hmac: hmac::Key,
+    integrity: Integrity,
+}
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,43 +58,58 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// The key of a long-term credential: MD5(username ":" realm ":" password), RFC 8489 section 9.2.2.
-    /// The strings are used as they are; normalising them (OpaqueString) is up to who enters them.
+    /// The key of a long-term credential for MESSAGE-INTEGRITY: MD5(username ":" realm ":" password), RFC 8489 section
+    /// 9.2.2. [`LongTermKey`] makes the others.
     #[must_use]
     pub fn long_term(username: &[u8], realm: &[u8], password: &[u8]) -> Self {
-        let mut md5 = Md5::new();
-        for (index, part) in [username, realm, password].into_iter().enumerate() {
-            if index > 0 {
-                md5.update(b":");
-            }
-            md5.update(part);
-        }
-        Self::from_bytes(&md5.finalize())
+        LongTermKey::new(PasswordAlgorithm::Md5, username, realm, password).for_integrity(Integrity::Sha1)
     }
 
-    /// A key from its bytes: a short-term password (RFC 8489 section 9.1.1) or a stored long-term key.
+    /// A key for MESSAGE-INTEGRITY from its bytes: a short-term password (RFC 8489 section 9.1.1) or a stored long-term
+    /// key.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, bytes))
+        Self::for_integrity(Integrity::Sha1, bytes)
     }
 
-    /// HMAC-SHA1 over a message up to its MESSAGE-INTEGRITY, whose header length is taken to end with that attribute.
-    pub(super) fn sign(&self, before: &[u8]) -> [u8; INTEGRITY_LEN] {
-        let mut context = hmac::Context::with_key(&self.0);
+    /// A key for either attribute from its bytes.
+    #[must_use]
+    pub fn for_integrity(integrity: Integrity, bytes: &[u8]) -> Self {
+        let algorithm = match integrity {
+            Integrity::Sha1 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            Integrity::Sha256 => hmac::HMAC_SHA256,
+        };
+        Self { hmac: hmac::Key::new(algorithm, bytes), integrity }
+    }
+
+    /// Which attribute it is for.
+    #[must_use]
+    pub const fn integrity(&self) -> Integrity {
+        self.integrity
+    }
+
+    /// The HMAC over a message up to its integrity attribute, whose header length is taken to end with that attribute
+    /// and a value of `value_len` bytes. A truncated value is the beginning of it.
+    pub(super) fn sign(&self, before: &[u8], value_len: usize) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.hmac);
         if let Some((head, rest)) = before.split_first_chunk::<4>() {
-            let length = (before.len() + 4 + INTEGRITY_LEN - super::HEADER_LEN) as u16;
+            let length = (before.len() + 4 + value_len - super::HEADER_LEN) as u16;
             let [high, low] = length.to_be_bytes();
             context.update(&[head[0], head[1], high, low]);
             context.update(rest);
         }
-        let mut out = [0; INTEGRITY_LEN];
-        out.copy_from_slice(context.sign().as_ref());
-        out
+        context.sign()
     }
 
-    /// Compares in constant time; a value of another length is wrong.
-    pub(super) fn verify(&self, before: &[u8], value: &[u8]) -> bool {
-        self.sign(before).ct_eq(value).into()
+    /// Compares in constant time. A value shorter than `len_min`, longer than the HMAC, or no multiple of four bytes long
+    /// is wrong.
+    pub(super) fn verify(&self, before: &[u8], value: &[u8], len_min: usize) -> bool {
+        let lengths = len_min..=self.integrity.value_len();
+        if !lengths.contains(&value.len()) || !value.len().is_multiple_of(4) {
+            return false;
+        }
+        let tag = self.sign(before, value.len());
+        tag.as_ref()[..value.len()].ct_eq(value).into()
     }
 }
 

@@ -7,7 +7,7 @@ use super::attribute::{
     AddressFamily, AttributeType, BadAttribute, ErrorCode, Icmp, decode_address, xor_address,
 };
 use super::channel_data::ChannelNumber;
-use super::key::Key;
+use super::key::Integrity;
 use super::{ATTRIBUTES_MAX, Class, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId, decode_type};
 
 /// Why a datagram is not a STUN message. It gets no answer.
@@ -50,7 +50,9 @@ type Offset = u16;
 
 /// A well-formed message that borrows from its datagram.
 ///
-/// Attributes behind MESSAGE-INTEGRITY are not seen by any getter: nothing protects them (RFC 8489 section 14.5).
+/// Attributes behind MESSAGE-INTEGRITY are not seen by any getter: nothing protects them (RFC 8489 section 14.5). Of
+/// those behind it MESSAGE-INTEGRITY-SHA256 and FINGERPRINT count, and behind MESSAGE-INTEGRITY-SHA256 only the latter
+/// (section 14.6).
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     bytes: &'a [u8],
@@ -176,26 +178,14 @@ impl<'a> Message<'a> {
         unknown
     }
 
-    /// Whether MESSAGE-INTEGRITY is there, right or wrong.
-    #[must_use]
-    pub fn has_integrity(&self) -> bool {
-        self.integrity.is_some()
-    }
-
-    /// Whether MESSAGE-INTEGRITY-SHA256 is there, right or wrong.
-    #[must_use]
-    pub fn has_integrity_sha256(&self) -> bool {
-        self.integrity_sha256.is_some()
-    }
-
-    /// Whether MESSAGE-INTEGRITY is there and right; compared in constant time (RFC 8489 section 14.5).
-    #[must_use]
-    pub fn verify_integrity(&self, key: &Key) -> bool {
-        let Some(offset) = self.integrity.map(usize::from) else {
-            return false;
-        };
+    /// The value of an integrity attribute, and what it protects: all that is in front of it.
+    pub(super) fn protection(&self, integrity: Integrity) -> Option<(&'a [u8], &'a [u8])> {
+        let offset = usize::from(match integrity {
+            Integrity::Sha1 => self.integrity?,
+            Integrity::Sha256 => self.integrity_sha256?,
+        });
         let mut attributes = Attributes { bytes: self.bytes, offset, end: self.bytes.len() };
-        attributes.next().is_some_and(|attribute| key.verify(&self.bytes[..offset], attribute.value))
+        Some((&self.bytes[..offset], attributes.next()?.value))
     }
 
     /// Whether FINGERPRINT is there and right; `None` when it is not there (RFC 8489 section 14.7).
@@ -264,24 +254,6 @@ impl<'a> Message<'a> {
     /// When its family or length is wrong.
     pub fn xor_relayed_address(&self) -> Result<Option<SocketAddr>, BadAttribute> {
         self.xor_address(AttributeType::XOR_RELAYED_ADDRESS)
-    }
-
-    /// USERNAME, at most 509 bytes long by RFC 8489 section 14.3; not checked here.
-    #[must_use]
-    pub fn username(&self) -> Option<&'a [u8]> {
-        self.first(AttributeType::USERNAME)
-    }
-
-    /// REALM.
-    #[must_use]
-    pub fn realm(&self) -> Option<&'a [u8]> {
-        self.first(AttributeType::REALM)
-    }
-
-    /// NONCE.
-    #[must_use]
-    pub fn nonce(&self) -> Option<&'a [u8]> {
-        self.first(AttributeType::NONCE)
     }
 
     /// SOFTWARE.
@@ -410,7 +382,7 @@ impl<'a> Message<'a> {
         value.as_chunks::<2>().0.iter().map(|&pair| AttributeType(u16::from_be_bytes(pair)))
     }
 
-    fn decoded<T>(
+    pub(super) fn decoded<T>(
         &self,
         kind: AttributeType,
         decode: impl FnOnce(&'a [u8]) -> Option<T>,

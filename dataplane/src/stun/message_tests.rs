@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::key::Key;
 use super::super::writer::{Writer, padding};
 use super::*;
 
@@ -32,6 +33,9 @@ fn read_everything(message: &Message<'_>) {
     let _ = (message.reservation_token(), message.dont_fragment(), message.icmp());
     let _ = (message.additional_address_family(), message.unknown_attributes().count());
     let _ = (message.verify_integrity(&key), message.verify_fingerprint());
+    let key = Key::for_integrity(Integrity::Sha256, b"key");
+    let _ = (message.verify_integrity(&key), message.verify_truncated_integrity(&key, 16));
+    let _ = (message.userhash(), message.password_algorithm(), message.password_algorithms());
     let _ = message.unknown_required(&[AttributeType::USERNAME]);
     assert!(message.attributes().count() <= ATTRIBUTES_MAX);
 }

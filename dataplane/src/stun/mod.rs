@@ -12,17 +12,22 @@
 //! ```
 
 pub mod attribute;
+mod authentic;
 pub mod channel_data;
 pub mod key;
 pub mod message;
+pub mod password;
 #[cfg(test)]
 mod rfc5769;
+#[cfg(test)]
+mod rfc8489;
 pub mod writer;
 
 pub use attribute::{AddressFamily, AttributeType, BadAttribute, ErrorCode, Icmp};
 pub use channel_data::{ChannelData, ChannelNumber};
-pub use key::Key;
+pub use key::{Integrity, Key};
 pub use message::{Malformed, Message};
+pub use password::{LongTermKey, PasswordAlgorithm};
 pub use writer::Writer;
 
 /// Length of the message header in bytes (RFC 8489 section 5).

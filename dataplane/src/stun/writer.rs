@@ -6,8 +6,9 @@ use super::attribute::{
     ADDRESS_LEN_MAX, AddressFamily, AttributeType, ErrorCode, Icmp, encode_address, xor_address,
 };
 use super::channel_data::ChannelNumber;
-use super::key::{INTEGRITY_LEN, Key};
+use super::key::Key;
 use super::message::fingerprint;
+use super::password::PasswordAlgorithm;
 use super::{Class, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId, encode_type};
 
 /// Builds one message. What does not fit is remembered, and [`Writer::finish`] answers `None`.
@@ -92,6 +93,11 @@ impl<'a> Writer<'a> {
         self.attribute(AttributeType::USERNAME, username)
     }
 
+    /// Appends USERHASH, made by [`super::password::userhash`].
+    pub fn userhash(&mut self, hash: &[u8]) -> &mut Self {
+        self.attribute(AttributeType::USERHASH, hash)
+    }
+
     /// Appends REALM.
     pub fn realm(&mut self, realm: &[u8]) -> &mut Self {
         self.attribute(AttributeType::REALM, realm)
@@ -100,6 +106,16 @@ impl<'a> Writer<'a> {
     /// Appends NONCE.
     pub fn nonce(&mut self, nonce: &[u8]) -> &mut Self {
         self.attribute(AttributeType::NONCE, nonce)
+    }
+
+    /// Appends PASSWORD-ALGORITHM.
+    pub fn password_algorithm(&mut self, algorithm: PasswordAlgorithm) -> &mut Self {
+        self.attribute(AttributeType::PASSWORD_ALGORITHM, &algorithm.entry())
+    }
+
+    /// Appends PASSWORD-ALGORITHMS: entries of [`PasswordAlgorithm::entry`], the preferred one first.
+    pub fn password_algorithms(&mut self, entries: &[u8]) -> &mut Self {
+        self.attribute(AttributeType::PASSWORD_ALGORITHMS, entries)
     }
 
     /// Appends ERROR-CODE; the reason may be empty. A code outside 300..=699 is taken as 500.
@@ -167,14 +183,22 @@ impl<'a> Writer<'a> {
         self.attribute(AttributeType::DATA, data)
     }
 
-    /// Ends the message with MESSAGE-INTEGRITY when there is a key, then FINGERPRINT when asked for, and returns its
-    /// length in bytes. `None` when something did not fit.
+    /// Appends the integrity attribute that the key is for. Nothing but [`Writer::finish`] may follow; MESSAGE-INTEGRITY
+    /// may be followed by MESSAGE-INTEGRITY-SHA256, for a reader that may know only the first.
+    pub fn integrity(&mut self, key: &Key) -> &mut Self {
+        let len = key.integrity().value_len();
+        // Nothing is signed in a buffer that is too small already.
+        let before = if self.overflow { &[][..] } else { &self.buffer[..self.len] };
+        let tag = key.sign(before, len);
+        self.attribute(key.integrity().attribute(), tag.as_ref())
+    }
+
+    /// Ends the message with the integrity attribute of the key when there is one, then FINGERPRINT when asked for, and
+    /// returns its length in bytes. `None` when something did not fit.
     #[must_use]
     pub fn finish(mut self, integrity: Option<&Key>, with_fingerprint: bool) -> Option<usize> {
         if let Some(key) = integrity {
-            // Nothing is signed in a buffer that is too small already.
-            let value = if self.overflow { [0; INTEGRITY_LEN] } else { key.sign(&self.buffer[..self.len]) };
-            self.attribute(AttributeType::MESSAGE_INTEGRITY, &value);
+            self.integrity(key);
         }
         if with_fingerprint {
             let before = self.len;

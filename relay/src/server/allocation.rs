@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dataplane::drops::Cause;
 use dataplane::stun::{ChannelNumber, TransactionId};
 
-use super::auth::UserId;
+use super::auth::{AnswerKey, UserId};
 use super::limits::Limits;
 use super::ports::{Token, Want};
 use super::rules::Rule;
@@ -64,6 +64,8 @@ struct Channel {
 pub(super) struct Allocation {
     pub client: ClientSocket,
     pub user: UserId,
+    /// What the answer to its Allocate is protected with.
+    pub answer: AnswerKey,
     /// The local address of its socket.
     pub relayed: SocketAddr,
     pub port: PortChoice,
@@ -95,6 +97,7 @@ impl Allocation {
     pub fn new(
         client: ClientSocket,
         user: UserId,
+        answer: AnswerKey,
         relayed: SocketAddr,
         port: PortChoice,
         transaction: TransactionId,
@@ -103,6 +106,7 @@ impl Allocation {
         Self {
             client,
             user,
+            answer,
             relayed,
             port,
             state: State::Opening { attempts: 0 },

@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 
 use dataplane::stun::message::UnknownAttributes;
-use dataplane::stun::{AddressFamily, AttributeType, BadAttribute, Class, ErrorCode, Message, Method};
+use dataplane::stun::{AddressFamily, AttributeType, BadAttribute, Class, ErrorCode, Key, Message, Method};
 
-use super::auth::UserId;
 use super::reply::Envelope;
 use super::requests::KNOWN;
 use super::rules::Why;
@@ -64,7 +63,8 @@ impl Server {
         FromClient::Reply
     }
 
-    /// 401 and 438: how to do it right (RFC 8489 section 9.2.4).
+    /// 401 and 438: how to do it right (RFC 8489 section 9.2.4). Nothing that could be left out is in it: it is what a
+    /// spoofed request sends to its victim.
     pub(super) fn answer_challenge(
         &mut self,
         envelope: Envelope,
@@ -72,10 +72,15 @@ impl Server {
         code: ErrorCode,
     ) -> FromClient {
         self.refusals.count(code);
-        let nonce = self.nonces.issue(client.address);
+        let offer = self.credentials.offer();
+        let nonce = self.nonces.issue(client.address, offer);
         let realm = self.credentials.realm().as_bytes();
         self.replies.answer(envelope, Class::Error, None, |writer| {
             writer.error_code(code, "").realm(realm).nonce(&nonce);
+            let algorithms = offer.algorithms();
+            if !algorithms.is_empty() {
+                writer.password_algorithms(algorithms);
+            }
         });
         FromClient::Reply
     }
@@ -84,11 +89,10 @@ impl Server {
     pub(super) fn answer_error(
         &mut self,
         envelope: Envelope,
-        user: Option<UserId>,
+        key: Option<&Key>,
         refusal: Refusal,
     ) -> FromClient {
         self.refusals.count(refusal.code);
-        let key = user.map(|user| &self.credentials.user(user).key);
         self.replies.answer(envelope, Class::Error, key, |writer| {
             writer.error_code(refusal.code, "");
             if !refusal.unknown.is_empty() {
@@ -101,10 +105,9 @@ impl Server {
     pub(super) fn answer_success(
         &mut self,
         envelope: Envelope,
-        user: UserId,
+        key: &Key,
         lifetime_s: Option<u32>,
     ) -> FromClient {
-        let key = &self.credentials.user(user).key;
         self.replies.answer(envelope, Class::Success, Some(key), |writer| {
             if let Some(seconds) = lifetime_s {
                 writer.lifetime(seconds);
@@ -121,7 +124,7 @@ impl Server {
             transaction: allocation.transaction,
             with_fingerprint: allocation.with_fingerprint,
         };
-        let key = &self.credentials.user(allocation.user).key;
+        let key = allocation.answer.schedule();
         let relayed = allocation.relayed;
         let public = self
             .external
@@ -129,7 +132,7 @@ impl Server {
             .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
             .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
             .map_or(relayed.ip(), |external| external.public);
-        self.replies.answer(envelope, Class::Success, Some(key), |writer| {
+        self.replies.answer(envelope, Class::Success, Some(&key), |writer| {
             writer.xor_relayed_address(SocketAddr::new(public, relayed.port()));
             writer.lifetime(allocation.lifetime_s).xor_mapped_address(allocation.client.address);
             if let Some(token) = allocation.reservation {

@@ -7,6 +7,7 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod clock;
 mod fair_share;
 pub mod limits;
 mod pace;
@@ -31,7 +32,8 @@ use dataplane::drops::Cause;
 use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, TransactionId};
 
 use self::allocation::State;
-use self::auth::{Credentials, Nonces};
+use self::auth::{Credentials, Nonces, Users};
+use self::clock::WallClock;
 use self::fair_share::FairShare;
 use self::limits::Limits;
 use self::policy::PeerPolicy;
@@ -194,6 +196,8 @@ pub enum Command {
 #[derive(Debug)]
 pub struct Server {
     credentials: Credentials,
+    users: Users,
+    wall_clock: WallClock,
     policy: PeerPolicy,
     relay_addresses: Vec<IpAddr>,
     external: Vec<ExternalAddress>,
@@ -229,6 +233,8 @@ impl Server {
             nonces: Nonces::new(&mut random),
             ports: Ports::new(settings.relay_ports),
             credentials: settings.credentials,
+            users: Users::default(),
+            wall_clock: WallClock::default(),
             policy: settings.policy,
             relay_addresses: settings.relay_addresses,
             external: settings.external,
@@ -363,17 +369,18 @@ impl Server {
         self.replies.bytes()
     }
 
-    /// Deletes allocations that have run out.
+    /// Deletes allocations that have run out, and forgets users who have rested for long enough.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(id) = self.table.expired(now) {
             self.close(id);
         }
+        self.users.handle_timeout(now);
     }
 
-    /// When [`Server::handle_timeout`] wants to be called; O(1).
+    /// When [`Server::handle_timeout`] wants to be called; cheap, so that it can be asked after every batch.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.table.next_deadline()
+        self.table.next_deadline().into_iter().chain(self.users.poll_timeout()).min()
     }
 
     /// The next thing to do that answers no datagram.

@@ -18,6 +18,12 @@ impl Pace {
         self.through_at.is_some_and(|at| at.saturating_duration_since(now) >= burst)
     }
 
+    /// When it is ahead no more; `None` when it never was.
+    #[must_use]
+    pub fn through_at(&self) -> Option<Instant> {
+        self.through_at
+    }
+
     /// Counts what is let through.
     pub fn charge(&mut self, amount: u64, per_second: NonZeroU64, now: Instant) {
         let nanoseconds = u128::from(amount) * 1_000_000_000 / u128::from(per_second.get());

@@ -64,7 +64,7 @@ impl Sources {
 impl Server {
     /// Whether a user may have another allocation from this source.
     pub(super) fn check_allocations(&self, user: UserId, source: IpAddr) -> Result<(), Refusal> {
-        let rule = if self.credentials.user(user).allocations >= self.allocations_per_user_max {
+        let rule = if self.users.get(user).allocations >= self.allocations_per_user_max {
             Rule::UserAllocations
         } else if self.sources.get(source) >= self.limits.allocations_per_source_max {
             Rule::SourceAllocations
@@ -78,20 +78,20 @@ impl Server {
 
     /// Counts an allocation.
     pub(super) fn hold(&mut self, user: UserId, source: IpAddr) {
-        self.credentials.user_mut(user).allocations += 1;
+        self.users.add_allocation(user);
         self.sources.add(source);
     }
 
-    /// Counts an allocation no more.
+    /// Counts an allocation no more. The user's entry may go with it.
     pub(super) fn let_go(&mut self, user: UserId, source: IpAddr) {
-        self.credentials.user_mut(user).allocations -= 1;
+        self.users.remove_allocation(user);
         self.sources.remove(source);
     }
 
     /// Lets a user meet so many new peers, all or none.
     pub(super) fn take_new_peers(&mut self, user: UserId, count: usize, now: Instant) -> Result<(), Refusal> {
         let Some(per_second) = self.limits.new_peers_per_s.filter(|_| count > 0) else { return Ok(()) };
-        let pace = &mut self.credentials.user_mut(user).account.new_peers;
+        let pace = &mut self.users.account_mut(user).new_peers;
         if pace.take(count as u64, per_second.into(), NEW_PEERS_BURST, now) {
             return Ok(());
         }
@@ -100,9 +100,17 @@ impl Server {
 
     /// Counts what a rule refused, and tells of it unless that was told lately.
     pub(super) fn count_refusal(&mut self, why: Why, user: UserId, client: SocketAddr, now: Instant) {
-        if self.rules.count(&why, user, client.ip(), now) {
-            let user = self.credentials.name(user).into();
-            self.rules.tell(Refused { why, user, client });
+        let identity = self.users.get(user).identity();
+        if self.rules.count(&why, Some(identity), client.ip(), now) {
+            self.rules.tell(Refused { why, user: identity.name().into(), client });
+        }
+    }
+
+    /// The same where nobody has proven who it is: `name` is what the request says, if it says anything.
+    pub(super) fn count_unproven(&mut self, why: Why, name: Option<&[u8]>, client: SocketAddr, now: Instant) {
+        // Not told apart by names: anyone can make them up.
+        if self.rules.count(&why, None, client.ip(), now) {
+            self.rules.tell(Refused { why, user: name.unwrap_or_default().into(), client });
         }
     }
 

@@ -18,7 +18,7 @@ use super::{ClientSocket, FromClient, Server};
 const PREFIXES: usize = 4096;
 /// For how many seconds received bytes can be answered.
 const WINDOW_S: usize = 10;
-/// Answers a second in all that no received bytes pay for: some 10 Mbit/s.
+/// Answers a second in all that no received bytes pay for: with a short realm, some 13 Mbit/s of challenges.
 const UNPAID_TOTAL_MAX: u32 = 20_000;
 
 /// Bytes and answers by prefix.

@@ -12,7 +12,7 @@ use super::answers::{
     ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, PEER_FAMILY_MISMATCH, Refusal, STALE_NONCE,
     TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
-use super::auth::{Unauthentic, UserId, authenticate};
+use super::auth::{AnswerKey, Held, Identity, Unauthentic, UserId, authenticate};
 use super::ports::{Token, Want};
 use super::reply::Envelope;
 use super::rules::{Rule, Why};
@@ -38,6 +38,9 @@ pub(super) const KNOWN: &[AttributeType] = &[
     AttributeType::MAPPED_ADDRESS,
     AttributeType::USERNAME,
     AttributeType::MESSAGE_INTEGRITY,
+    AttributeType::MESSAGE_INTEGRITY_SHA256,
+    AttributeType::USERHASH,
+    AttributeType::PASSWORD_ALGORITHM,
     AttributeType::ERROR_CODE,
     AttributeType::UNKNOWN_ATTRIBUTES,
     AttributeType::CHANNEL_NUMBER,
@@ -92,21 +95,31 @@ impl Server {
                 return self.answer_error(envelope, None, BAD_REQUEST.into());
             }
         }
-        self.nonces.advance(&mut self.random, now);
-        let user = match authenticate(&self.credentials, &self.nonces, client.address, message) {
-            Ok(user) => user,
+        let (user, answer) = match self.authenticate(client, message, now) {
+            Ok(authentic) => authentic,
             Err(Unauthentic::Incomplete) => return self.answer_error(envelope, None, BAD_REQUEST.into()),
+            Err(Unauthentic::WeakerOffer) => {
+                let why = Why::quota(Rule::WeakerOffer);
+                self.count_unproven(why, message.username(), client.address, now);
+                return self.answer_error(envelope, None, why.into());
+            }
             Err(Unauthentic::Unauthorized) => return self.answer_challenge(envelope, client, UNAUTHORIZED),
             Err(Unauthentic::StaleNonce) => return self.answer_challenge(envelope, client, STALE_NONCE),
         };
+        let key = answer.schedule();
         let unknown = message.unknown_required(KNOWN);
         let outcome = match message.method() {
             _ if !unknown.is_empty() => Err(Refusal { unknown, ..UNKNOWN_ATTRIBUTE.into() }),
-            Method::Allocate => self.allocate(client, user, message, now),
+            Method::Allocate => self.allocate(client, user, answer, message, now),
             Method::Refresh => self.refresh(client, user, message, now),
             Method::CreatePermission => self.create_permission(client, user, message, now),
             _ => self.channel_bind(client, user, message, now),
         };
+        if let Err(Refusal { why: Some(why), .. }) = &outcome {
+            self.count_refusal(*why, user, client.address, now);
+        }
+        // Not before: whoever has no allocation may be forgotten with this.
+        self.users.leave(user);
         match outcome {
             Ok(Success::Open(allocation, address)) => FromClient::OpenRelay { allocation, address },
             Ok(Success::Patience) => FromClient::Consumed,
@@ -114,15 +127,37 @@ impl Server {
                 self.answer_allocated(id);
                 FromClient::Reply
             }
-            Ok(Success::Empty) => self.answer_success(envelope, user, None),
-            Ok(Success::Lifetime(seconds)) => self.answer_success(envelope, user, Some(seconds)),
-            Err(refusal) => {
-                if let Some(why) = refusal.why {
-                    self.count_refusal(why, user, client.address, now);
-                }
-                self.answer_error(envelope, Some(user), refusal)
-            }
+            Ok(Success::Empty) => self.answer_success(envelope, &key, None),
+            Ok(Success::Lifetime(seconds)) => self.answer_success(envelope, &key, Some(seconds)),
+            Err(refusal) => self.answer_error(envelope, Some(&key), refusal),
         }
+    }
+
+    /// Who sent a request, and what its answer is protected with. Whoever is done with it calls [`super::auth::Users::leave`].
+    fn authenticate(
+        &mut self,
+        client: &ClientSocket,
+        message: &Message<'_>,
+        now: Instant,
+    ) -> Result<(UserId, AnswerKey), Unauthentic> {
+        self.nonces.advance(&mut self.random, now);
+        let id = self.find(client, now);
+        let allocation = id.and_then(|id| self.table.get(id));
+        let held = allocation.and_then(|allocation| match self.users.get(allocation.user).identity() {
+            Identity::Shared(id) => Some(Held { id, answer: &allocation.answer }),
+            Identity::Static(_) => None,
+        });
+        let wall = self.wall_clock.at(now);
+        let authentic = authenticate(&self.credentials, &self.nonces, client.address, held, message, wall)?;
+        let user = self.users.enter(authentic.identity);
+        // With a newer name of the same user, the allocation goes on as long as that one would.
+        if matches!(authentic.identity, Identity::Shared(_))
+            && let Some(allocation) = id.and_then(|id| self.table.get_mut(id))
+            && allocation.user == user
+        {
+            allocation.answer = authentic.answer.clone();
+        }
+        Ok((user, authentic.answer))
     }
 
     /// RFC 8656 section 7.2, its checks in its order.
@@ -130,6 +165,7 @@ impl Server {
         &mut self,
         client: &ClientSocket,
         user: UserId,
+        answer: AnswerKey,
         message: &Message<'_>,
         now: Instant,
     ) -> Result<Success, Refusal> {
@@ -151,7 +187,8 @@ impl Server {
         self.check_allocations(user, client.address.ip())?;
         let (relayed, reservation) =
             self.take_port(wanted.address, wanted.port, now).ok_or(Why::quota(Rule::RelayPorts))?;
-        let mut allocation = Allocation::new(*client, user, relayed, wanted.port, message.transaction(), now);
+        let mut allocation =
+            Allocation::new(*client, user, answer, relayed, wanted.port, message.transaction(), now);
         allocation.lifetime_s = wanted.lifetime_s;
         allocation.reservation = reservation;
         allocation.with_fingerprint = message.verify_fingerprint().is_some();
@@ -283,15 +320,16 @@ impl Server {
         self.table.detach(id);
         let Some(allocation) = self.table.free(id) else { return Opened::Gone };
         self.give_back(allocation.relayed, allocation.reservation, now);
-        self.let_go(allocation.user, client.address.ip());
         let why = Why::quota(Rule::Sockets);
+        // Told while the allocation still keeps its user's entry.
         self.count_refusal(why, allocation.user, client.address, now);
+        self.let_go(allocation.user, client.address.ip());
         let envelope = Envelope {
             method: Method::Allocate,
             transaction: allocation.transaction,
             with_fingerprint: allocation.with_fingerprint,
         };
-        let _ = self.answer_error(envelope, Some(allocation.user), why.into());
+        let _ = self.answer_error(envelope, Some(&allocation.answer.schedule()), why.into());
         Opened::Reply { client }
     }
 

@@ -13,7 +13,7 @@ use dataplane::stun::ErrorCode;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 
-use super::auth::UserId;
+use super::auth::Identity;
 use super::pace::Pace;
 
 /// Refusals told a second, of one rule; a second's worth may come at once.
@@ -59,6 +59,8 @@ macro_rules! rules {
 }
 
 rules! {
+    /// A client answers to other password algorithms than this relay offers (RFC 8489 section 9.2.4).
+    WeakerOffer => 400, "weaker_offer", "the client says it was offered other password algorithms than it was: a fault of its own, or someone on the way weakens them; the name is not proven";
     /// The peer lies in a range that is not public.
     SpecialRange => 403, "special_range", "the range is not public; --allow-peer makes exceptions";
     /// The peer lies in a range of the operator's.
@@ -122,7 +124,7 @@ impl Why {
 pub struct Refused {
     /// Why.
     pub why: Why,
-    /// The user's name, as the client wrote it: escape it.
+    /// The user's name, or the id in it, as the client wrote it: escape it.
     pub user: Box<[u8]>,
     /// The client.
     pub client: SocketAddr,
@@ -139,9 +141,10 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Counts a refusal; whether it is to be told.
+    /// Counts a refusal; whether it is to be told. `user` is who it is proven to be for: by name, because an index may be
+    /// another's within a minute.
     #[must_use]
-    pub fn count(&mut self, why: &Why, user: UserId, client: IpAddr, now: Instant) -> bool {
+    pub fn count(&mut self, why: &Why, user: Option<Identity<'_>>, client: IpAddr, now: Instant) -> bool {
         let index = why.rule as usize;
         self.counts[index] += 1;
         // Grows once, on the first refusal.
@@ -185,7 +188,7 @@ mod tests {
         assert_eq!(names.len(), Rule::ALL.len());
         for (index, &rule) in Rule::ALL.iter().enumerate() {
             assert_eq!(rule as usize, index);
-            assert!(!rule.remedy().is_empty() && [403, 486, 508].contains(&rule.code().0));
+            assert!(!rule.remedy().is_empty() && [400, 403, 486, 508].contains(&rule.code().0));
         }
     }
 }

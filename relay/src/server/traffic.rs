@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::drops::Cause;
 
-use super::auth::UserId;
+use super::auth::{Identity, UserId};
 use super::fair_share::Share;
 use super::limits::Rate;
 use super::pace::Pace;
@@ -126,14 +126,24 @@ pub struct Account {
     paces: Option<Box<Paces>>,
 }
 
+impl Account {
+    /// When everything the user was let do is within its rates: from then on, nothing is lost with this account but its
+    /// figures. `None` when that was always so.
+    pub(super) fn settled_at(&self) -> Option<Instant> {
+        let rates =
+            self.paces.iter().flat_map(|paces| paces.0.iter().flat_map(|(bytes, packets)| [bytes, packets]));
+        rates.chain([&self.new_peers]).filter_map(|pace| pace.through_at()).max()
+    }
+}
+
 /// A user's allocations and what they relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage<'a> {
-    /// The name; not always UTF-8.
-    pub name: &'a [u8],
+    /// Who it is; names are not always UTF-8.
+    pub identity: Identity<'a>,
     /// Allocations held now.
     pub allocations: u32,
-    /// Since the start, ended allocations included.
+    /// Since there is an entry, ended allocations included.
     pub relayed: Relayed,
 }
 
@@ -149,13 +159,15 @@ impl Server {
         load: Traffic,
         now: Instant,
     ) -> Result<(), Cause> {
-        let allocation = self.table.get_mut(id).ok_or(Cause::NoAllocation)?;
+        // One that is being closed keeps no entry of its user's any more.
+        let live = self.table.get_mut(id).filter(|allocation| allocation.is_live(now));
+        let allocation = live.ok_or(Cause::NoAllocation)?;
         let flow = &mut allocation.flow;
         let (allocation_rate, user_rate) = (&self.limits.allocation_rate, &self.limits.user_rate);
         let is_ahead =
             |paces: &Option<Box<Paces>>| paces.as_ref().is_some_and(|paces| paces.is_ahead(direction, now));
         let capped = allocation_rate.is_set() && is_ahead(&flow.paces)
-            || user_rate.is_set() && is_ahead(&self.credentials.user(allocation.user).account.paces);
+            || user_rate.is_set() && is_ahead(&self.users.get(allocation.user).account().paces);
         let refused = if capped {
             Some(Cause::PolicyRate)
         } else {
@@ -170,7 +182,7 @@ impl Server {
             flow.paces.get_or_insert_default().charge(allocation_rate, direction, load, now);
         }
         if user_rate.is_set() {
-            let account = &mut self.credentials.user_mut(allocation.user).account;
+            let account = self.users.account_mut(allocation.user);
             account.paces.get_or_insert_default().charge(user_rate, direction, load, now);
         }
         Ok(())
@@ -189,16 +201,17 @@ impl Server {
         self.fair_share.handle_interval(overloaded, now);
     }
 
-    /// Every user who ever allocated or could, with what is relayed for them now. Looks at every allocation: for reports.
+    /// Everyone who has an entry ([`super::auth::Users`]), with what was relayed for them. Looks at every allocation: for
+    /// reports.
     pub fn users(&self) -> impl Iterator<Item = Usage<'_>> {
         let mut live = std::collections::HashMap::<UserId, Relayed, foldhash::fast::RandomState>::default();
         for allocation in self.table.iter() {
             *live.entry(allocation.user).or_default() += allocation.flow.relayed;
         }
-        self.credentials.users().map(move |(id, name, user)| {
-            let mut relayed = user.account.ended;
+        self.users.iter().map(move |(id, user)| {
+            let mut relayed = user.account().ended;
             relayed += live.get(&id).copied().unwrap_or_default();
-            Usage { name, allocations: user.allocations, relayed }
+            Usage { identity: user.identity(), allocations: user.allocations, relayed }
         })
     }
 
@@ -206,7 +219,7 @@ impl Server {
     pub(super) fn settle(&mut self, id: AllocationId) {
         if let Some(allocation) = self.table.get_mut(id) {
             let relayed = std::mem::take(&mut allocation.flow.relayed);
-            self.credentials.user_mut(allocation.user).account.ended += relayed;
+            self.users.account_mut(allocation.user).ended += relayed;
         }
     }
 }

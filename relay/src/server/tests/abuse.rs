@@ -138,7 +138,7 @@ fn refused_peers_are_refused_everywhere() {
 
 #[test]
 fn an_allocation_is_small() {
-    assert!(size_of::<allocation::Allocation>() <= 512);
+    assert!(size_of::<allocation::Allocation>() <= 512, "{}", size_of::<allocation::Allocation>());
 }
 
 proptest! {

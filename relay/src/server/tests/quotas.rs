@@ -7,10 +7,13 @@ use dataplane::stun::{Method, TransactionId};
 
 use super::super::*;
 use super::fixture::*;
+use crate::server::auth::Identity;
 use crate::server::limits::Rate;
 use crate::server::port_set::PortSet;
 use crate::server::rules::Rule;
 use crate::server::traffic::{Direction, Traffic};
+
+const ALICE: Identity<'_> = Identity::Static(b"alice");
 
 fn try_allocate(fixture: &mut Fixture, user: &User) -> Option<u16> {
     let ask = fixture.ask(user, Method::Allocate, |writer| {
@@ -180,7 +183,7 @@ fn rates_hold_for_allocations_and_users_in_each_direction() {
                 }
             }
         }
-        let usage = fixture.server.users().find(|usage| usage.name == b"alice").unwrap();
+        let usage = fixture.server.users().find(|usage| usage.identity == ALICE).unwrap();
         let ways = usage.relayed;
         assert_eq!(ways.to_peers.bytes + ways.to_clients.bytes, passed.iter().sum::<u64>() * 1000);
         let packets = ways.to_peers.packets + ways.to_clients.packets + ways.shaped_packets;
@@ -215,16 +218,16 @@ fn what_ended_allocations_relayed_stays_with_their_user() {
         let id = fixture.id(&alice);
         fixture.server.count(id, Direction::ToPeer, Traffic { packets: 2, bytes: 300 });
         fixture.server.count(id, Direction::ToClient, Traffic { packets: 1, bytes: 50 });
-        let usage = fixture.server.users().find(|usage| usage.name == b"alice").unwrap();
+        let usage = fixture.server.users().find(|usage| usage.identity == ALICE).unwrap();
         assert_eq!((usage.allocations, usage.relayed.to_peers.bytes), (1, 300 * round));
         assert_eq!(fixture.refresh(&alice, Some(0)).code(), None);
-        let usage = fixture.server.users().find(|usage| usage.name == b"alice").unwrap();
+        let usage = fixture.server.users().find(|usage| usage.identity == ALICE).unwrap();
         assert_eq!((usage.allocations, usage.relayed.to_clients.packets), (0, round), "while it is closed");
         let Some(Command::Close(id)) = fixture.server.poll_command() else { panic!("nothing to close") };
         fixture.server.handle_relay_closed(id);
     }
-    let others: Vec<_> = fixture.server.users().filter(|usage| usage.name != b"alice").collect();
-    assert!(others.len() == 1 && others[0].relayed == traffic::Relayed::default());
+    let others = fixture.server.users().filter(|usage| usage.identity != ALICE).count();
+    assert_eq!(others, 0, "who never came has no figures");
 }
 
 /// T57: however fast requests are refused, the log hears of ten a second of each rule, and of each case once a minute.

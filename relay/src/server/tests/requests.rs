@@ -35,7 +35,7 @@ fn fingerprint_is_answered_when_asked_for_and_dropped_when_wrong() {
 }
 
 #[test]
-fn the_first_answer_is_a_challenge_of_56_bytes_with_a_short_realm() {
+fn the_first_answer_is_a_challenge_of_76_bytes_with_a_short_realm() {
     let mut settings = settings();
     settings.credentials = Credentials::new("abcd");
     let mut fixture = Fixture::with(settings);
@@ -43,9 +43,12 @@ fn the_first_answer_is_a_challenge_of_56_bytes_with_a_short_realm() {
     assert_eq!(fixture.handle(&User::alice().client, &asked), FromClient::Reply);
     let message = Message::parse(fixture.server.reply()).unwrap();
     assert_eq!(message.error_code().unwrap().unwrap().0, 401);
-    assert_eq!((message.realm(), message.nonce().map(<[u8]>::len)), (Some(&b"abcd"[..]), Some(16)));
-    assert!(!message.has_integrity());
-    assert_eq!(fixture.server.reply().len(), 56);
+    assert_eq!((message.realm(), message.nonce().map(<[u8]>::len)), (Some(&b"abcd"[..]), Some(24)));
+    assert_eq!(message.password_algorithms(), Some(&[0, 2, 0, 0, 0, 1, 0, 0][..]));
+    assert!(!message.has_integrity() && !message.has_integrity_sha256());
+    // Header, ERROR-CODE without a phrase, REALM, NONCE, PASSWORD-ALGORITHMS: 2.7 times the 28 bytes of a bare Allocate,
+    // where RFC 5389 alone took 56.
+    assert_eq!(fixture.server.reply().len(), 20 + 8 + 8 + 28 + 12);
     assert_eq!(fixture.server.allocations(), 0);
 }
 
@@ -67,13 +70,13 @@ fn what_is_not_authentic_is_told_so_without_a_hint_which_part_is_wrong() {
         let len = writer.finish(Some(&user.key()), false).unwrap();
         assert_eq!(fixture.handle(&user.client, &buffer[..len]), FromClient::Reply);
         let reply = Reply(fixture.server.reply().to_vec());
-        assert_eq!(reply.message().nonce().map(<[u8]>::len), Some(16), "with a fresh nonce");
+        assert_eq!(reply.message().nonce().map(<[u8]>::len), Some(24), "with a fresh nonce");
         assert!(!reply.message().has_integrity());
         (reply.code(), reply.0.len())
     };
     let wrong_password = User { password: "guess", ..alice.clone() };
     let unknown_user = User { name: "mallory", ..alice.clone() };
-    let (refused, stale) = ((Some(401), 64), (Some(438), 64));
+    let (refused, stale) = ((Some(401), 84), (Some(438), 84));
     assert_eq!(code(&wrong_password, REALM.as_bytes(), &nonce), refused);
     assert_eq!(code(&unknown_user, REALM.as_bytes(), &nonce), refused);
     assert_eq!(code(&alice, b"elsewhere", &nonce), refused);

@@ -9,6 +9,9 @@ use dataplane::stun::{AttributeType, Class, Method, TransactionId};
 use super::super::*;
 use super::fixture::*;
 
+/// A 401 or 438 with the realm of these tests: header, ERROR-CODE, REALM, NONCE and PASSWORD-ALGORITHMS.
+const CHALLENGE_LEN: usize = 20 + 8 + 16 + 28 + 12;
+
 /// The address of a stranger, many to a /24.
 fn stranger(number: u32) -> ClientSocket {
     let source = SocketAddr::new(Ipv4Addr::from_bits(0x0800_0000 + number).into(), 9);
@@ -32,7 +35,7 @@ fn a_flood_from_many_sources_is_answered_within_its_own_bytes_and_leaves_nothing
             *came += datagram.len();
             match fixture.handle(&from, datagram) {
                 FromClient::Reply => {
-                    assert!(fixture.server.reply().len() <= 64);
+                    assert!(fixture.server.reply().len() <= CHALLENGE_LEN);
                     *went += fixture.server.reply().len();
                     *answers += 1;
                 }
@@ -41,10 +44,10 @@ fn a_flood_from_many_sources_is_answered_within_its_own_bytes_and_leaves_nothing
         }
     }
     for (prefix, (came, went, answers)) in ledger {
-        assert!(went <= came + 10 * 64, "{prefix:#x}: {went} bytes for {came}");
+        assert!(went <= came + 10 * CHALLENGE_LEN, "{prefix:#x}: {went} bytes for {came}");
         assert!(answers > 10, "{prefix:#x}");
     }
-    assert_eq!(fixture.server.allocations() + fixture.server.sources(), 0);
+    assert_eq!(fixture.server.allocations() + fixture.server.sources() + fixture.server.users.len(), 0);
     assert_eq!(fixture.server.poll_timeout(), None);
 }
 
@@ -101,6 +104,43 @@ fn with_strict_reflection_only_long_requests_are_answered() {
         assert_eq!(fixture.handle(&stranger(1), &padded), FromClient::Reply);
         assert!(fixture.server.reply().len() <= padded.len());
     }
+}
+
+/// The sizes are those of challenges that offer password algorithms.
+#[test]
+fn with_strict_reflection_a_challenge_takes_a_request_of_its_length() {
+    let mut settings = settings();
+    settings.limits.strict_reflection = true;
+    let mut fixture = Fixture::with(settings);
+    for (len, is_answered) in [(CHALLENGE_LEN - 4, false), (CHALLENGE_LEN, true), (CHALLENGE_LEN + 4, true)] {
+        let padded = write(Class::Request, Method::Allocate, TransactionId([1; 12]), |writer| {
+            writer.attribute(AttributeType::SOFTWARE, &vec![b'x'; len - 24]);
+        });
+        assert_eq!(padded.len(), len);
+        let answer = fixture.handle(&stranger(1), &padded);
+        let expected = if is_answered { FromClient::Reply } else { FromClient::Drop(Cause::Reflection) };
+        assert_eq!(answer, expected, "{len}");
+    }
+    assert_eq!(fixture.server.reply().len(), CHALLENGE_LEN);
+    // What a client sends with its password is always long enough to be told that the nonce is stale.
+    let alice = User::alice();
+    let nonce = Message::parse(fixture.server.reply()).unwrap().nonce().unwrap().to_vec();
+    let stale = request(&alice, Method::Refresh, TransactionId([2; 12]), &nonce, |_| {});
+    assert_eq!(fixture.handle(&alice.client, &stale), FromClient::Reply);
+    let reply = Reply(fixture.server.reply().to_vec());
+    assert_eq!((reply.code(), reply.0.len()), (Some(438), CHALLENGE_LEN));
+    assert!(reply.0.len() <= stale.len());
+}
+
+/// What the ledger charges is what is sent: challenges cost 84 bytes and not the 64 that they had before RFC 8489.
+#[test]
+fn challenges_are_paid_for_at_their_whole_length() {
+    let mut settings = settings();
+    settings.limits.unpaid_replies_per_s = 0;
+    let mut fixture = Fixture::with(settings);
+    let asked = bare(Method::Allocate, TransactionId([1; 12]));
+    let answers = (0..840).filter(|_| fixture.handle(&stranger(1), &asked) == FromClient::Reply).count();
+    assert_eq!(answers, 840 * asked.len() / CHALLENGE_LEN);
 }
 
 #[test]

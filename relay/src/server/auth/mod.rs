@@ -1,0 +1,196 @@
+//! Long-term credentials (RFC 8489 section 9.2): who sent a request, and with which key it is answered. Nothing is kept for
+//! a source that has not authenticated.
+
+mod credentials;
+mod nonce;
+mod shared_secret;
+mod users;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dataplane::stun::{Integrity, Key, LongTermKey, Message, PasswordAlgorithm};
+
+pub use self::credentials::{Credentials, StaticKeys};
+pub use self::nonce::{NONCE_LEN, NONCE_PERIOD, Nonces, Offer};
+pub use self::shared_secret::{SECRETS_MAX, Secrets, TimedName, VALIDITY_MAX_DEFAULT};
+pub use self::users::{Identity, RESTING_MAX, User, UserId, Users};
+
+use self::credentials::Username;
+
+/// Why a request is not authentic (RFC 8489 section 9.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unauthentic {
+    /// 400: an integrity attribute without REALM, NONCE, or one of USERNAME and USERHASH.
+    Incomplete,
+    /// 400: PASSWORD-ALGORITHM and PASSWORD-ALGORITHMS do not go with what the challenge offered: someone on the way may
+    /// have made the offer weaker.
+    WeakerOffer,
+    /// 401: no integrity attribute that counts, an unknown user, a wrong password, a name whose time is over; a client
+    /// cannot tell which of these.
+    Unauthorized,
+    /// 438: the nonce was never issued, not to this client, or too long ago.
+    StaleNonce,
+}
+
+/// What the answer to a request is protected with.
+#[derive(Clone, Debug)]
+pub struct AnswerKey {
+    key: LongTermKey,
+    integrity: Integrity,
+}
+
+impl AnswerKey {
+    /// With the key schedule, which is computed here each time.
+    #[must_use]
+    pub fn schedule(&self) -> Key {
+        self.key.for_integrity(self.integrity)
+    }
+}
+
+/// An authentic request.
+#[derive(Debug)]
+pub struct Authentic<'a> {
+    /// Who sent it.
+    pub identity: Identity<'a>,
+    /// What its answer is protected with.
+    pub answer: AnswerKey,
+}
+
+/// The live allocation on the 5-tuple of a request, when a user from a shared secret made it.
+///
+/// Its user goes on after the name has expired or the secret is gone: a name limits when an allocation may be made, and a
+/// call must not end because it is long.
+#[derive(Clone, Copy, Debug)]
+pub struct Held<'a> {
+    /// Whose it is.
+    pub id: &'a [u8],
+    /// The key of the request that made it.
+    pub answer: &'a AnswerKey,
+}
+
+/// Checks a request, in an order that keeps a source without a valid nonce cheap. `wall` is the time since 1970, UTC,
+/// where it is known.
+///
+/// # Errors
+/// What to answer.
+pub fn authenticate<'a>(
+    credentials: &'a Credentials,
+    nonces: &Nonces,
+    client: SocketAddr,
+    held: Option<Held<'_>>,
+    message: &Message<'a>,
+    wall: Option<Duration>,
+) -> Result<Authentic<'a>, Unauthentic> {
+    if !message.has_integrity() && !message.has_integrity_sha256() {
+        return Err(Unauthentic::Unauthorized);
+    }
+    let username = match (message.username(), message.userhash()) {
+        (Some(name), None) => Username::Plain(name),
+        (None, Some(hash)) => Username::Hashed(hash),
+        (None, None) | (Some(_), Some(_)) => return Err(Unauthentic::Incomplete),
+    };
+    let (Some(realm), Some(nonce)) = (message.realm(), message.nonce()) else {
+        return Err(Unauthentic::Incomplete);
+    };
+    let offer = credentials.offer();
+    if !nonces.is_valid(client, offer, nonce) {
+        return Err(Unauthentic::StaleNonce);
+    }
+    let negotiated = negotiated(offer, message)?;
+    let request = Request {
+        username,
+        algorithm: negotiated.unwrap_or(PasswordAlgorithm::Md5),
+        integrity: judged_by(message, negotiated.is_some())?,
+        message,
+    };
+    let (identity, key) = request
+        .identify(credentials, held, wall)
+        .filter(|_| realm == credentials.realm().as_bytes())
+        .ok_or(Unauthentic::Unauthorized)?;
+    // RFC 8489 section 9.2.4, at its end: a client that chose no algorithm is answered as one before RFC 8489, unless it
+    // has shown that it knows the newer attribute only.
+    let integrity =
+        if negotiated.is_none() && message.has_integrity() { Integrity::Sha1 } else { request.integrity };
+    Ok(Authentic { identity, answer: AnswerKey { key, integrity } })
+}
+
+/// The password algorithm that a client chose from the offer that came with its nonce; `None` when it chose none, as one
+/// before RFC 8489. The nonce is ours, so the offer is the one that is in it.
+fn negotiated(offer: Offer, message: &Message<'_>) -> Result<Option<PasswordAlgorithm>, Unauthentic> {
+    let chosen = message.password_algorithm().map_err(|_| Unauthentic::WeakerOffer)?;
+    let (echoed, chosen) = match (message.password_algorithms(), chosen) {
+        (None, None) => return Ok(None),
+        (Some(echoed), Some(chosen)) => (echoed, chosen),
+        (Some(_), None) | (None, Some(_)) => return Err(Unauthentic::WeakerOffer),
+    };
+    let offered = offer.algorithms();
+    let is_offered = offered.as_chunks::<4>().0.contains(&chosen.entry());
+    if echoed == offered && is_offered { Ok(Some(chosen)) } else { Err(Unauthentic::WeakerOffer) }
+}
+
+/// Which integrity attribute decides. Whoever was offered algorithms and took one has to use the newer attribute (RFC 8489
+/// section 9.2.5): the older one alone may be what someone on the way left of both, and counts as none.
+fn judged_by(message: &Message<'_>, has_negotiated: bool) -> Result<Integrity, Unauthentic> {
+    match (message.has_integrity_sha256(), has_negotiated) {
+        (true, _) => Ok(Integrity::Sha256),
+        (false, false) => Ok(Integrity::Sha1),
+        (false, true) => Err(Unauthentic::Unauthorized),
+    }
+}
+
+/// What of a request decides which keys it may be right with.
+struct Request<'a, 'm> {
+    username: Username<'a>,
+    algorithm: PasswordAlgorithm,
+    integrity: Integrity,
+    message: &'m Message<'a>,
+}
+
+impl<'a> Request<'a, '_> {
+    fn is_right_with(&self, key: &LongTermKey) -> bool {
+        self.message.verify_integrity(&key.for_integrity(self.integrity))
+    }
+
+    /// Who sent it, and the key that it is right with. How long this takes tells the form of a name, and how many secrets
+    /// there are, but not which names exist.
+    fn identify(
+        &self,
+        credentials: &'a Credentials,
+        held: Option<Held<'_>>,
+        wall: Option<Duration>,
+    ) -> Option<(Identity<'a>, LongTermKey)> {
+        let found = credentials.find(self.username, self.algorithm);
+        if found.is_none()
+            && !credentials.secrets().is_empty()
+            && let Username::Plain(name) = self.username
+            && let Some(timed) = TimedName::parse(name)
+        {
+            return self.identify_timed(credentials, held, name, timed, wall);
+        }
+        let key = found.map_or_else(|| credentials.nobody(self.algorithm), |(_, key)| key);
+        let is_right = self.is_right_with(key);
+        found.filter(|_| is_right).map(|(name, key)| (Identity::Static(name), key.clone()))
+    }
+
+    fn identify_timed(
+        &self,
+        credentials: &Credentials,
+        held: Option<Held<'_>>,
+        name: &[u8],
+        timed: TimedName<'a>,
+        wall: Option<Duration>,
+    ) -> Option<(Identity<'a>, LongTermKey)> {
+        let secrets = credentials.secrets();
+        let held = held
+            .filter(|held| held.id == timed.id && held.answer.key.algorithm() == self.algorithm)
+            .map(|held| held.answer.key.clone());
+        let is_in_time = wall.is_some_and(|wall| secrets.is_in_time(timed, wall));
+        let fresh = is_in_time
+            .then(|| secrets.long_term_keys(self.algorithm, name, credentials.realm().as_bytes()))
+            .into_iter()
+            .flatten();
+        let key = held.into_iter().chain(fresh).find(|key| self.is_right_with(key))?;
+        Some((Identity::Shared(timed.id), key))
+    }
+}
