@@ -77,6 +77,7 @@ pub fn bind(listen: &[SocketAddr]) -> io::Result<Vec<UdpSocket>> {
         packet_info: false,
         gro: true,
         patience: LISTEN_PATIENCE,
+        ..UdpOptions::default()
     };
     listen.iter().map(|address| UdpSocket::bind(*address, &options)).collect()
 }

@@ -34,6 +34,7 @@ impl Middle {
             packet_info: false,
             gro: true,
             patience: LISTEN_PATIENCE,
+            ..UdpOptions::default()
         };
         let any = SocketAddr::new(listen.ip(), 0);
         let outward: io::Result<_> = (0..flows).map(|_| UdpSocket::bind(any, &options(1 << 20))).collect();

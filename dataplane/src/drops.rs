@@ -36,7 +36,7 @@ causes! {
     BadTag => "bad_tag",
     /// No WireGuard session, or one that has expired.
     NoSession => "no_session",
-    /// A handshake or request above its source's rate.
+    /// A handshake or request above its source's rate, or a socket with too many ICMP errors to tell its client of all.
     RateLimited => "rate_limited",
     /// A request or indication whose MESSAGE-INTEGRITY, nonce or user was wrong.
     Unauthenticated => "unauthenticated",

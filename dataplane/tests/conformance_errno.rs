@@ -35,15 +35,25 @@ struct Bad {
     len: usize,
     /// What it is counted as; `None` when it leaves and only its echo is an error.
     cause: Option<Cause>,
-    /// The socket is connected to this destination, so that ICMP errors come back to it.
-    connected: bool,
+    /// How the socket comes to hear of ICMP errors.
+    hears: Hears,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hears {
+    /// Not at all.
+    Nothing,
+    /// It is connected to this destination.
+    Connected,
+    /// It has an error queue (IP_RECVERR), and nobody reads it.
+    Queue,
 }
 
 const fn bad(errno: &'static str, to: &'static str, len: usize, cause: Cause) -> Bad {
-    Bad { errno, to, len, cause: Some(cause), connected: false }
+    Bad { errno, to, len, cause: Some(cause), hears: Hears::Nothing }
 }
 
-const BADS: [Bad; 6] = [
+const BADS: [Bad; 7] = [
     // One byte more than IPv4 can carry.
     bad("EMSGSIZE", "127.0.0.1:9", 65_508, Cause::EgressTooBig),
     bad("EINVAL", "127.0.0.1:0", 100, Cause::EgressInvalid),
@@ -52,7 +62,8 @@ const BADS: [Bad; 6] = [
     bad("ENETUNREACH", "192.0.2.1:9", 100, Cause::EgressUnreachable),
     // Broadcast without SO_BROADCAST.
     bad("EACCES", "127.255.255.255:9", 100, Cause::EgressDenied),
-    Bad { errno: "ECONNREFUSED", to: "127.0.0.1:9", len: 100, cause: None, connected: true },
+    Bad { errno: "ECONNREFUSED", to: "127.0.0.1:9", len: 100, cause: None, hears: Hears::Connected },
+    Bad { errno: "ECONNREFUSED", to: "127.0.0.1:9", len: 100, cause: None, hears: Hears::Queue },
 ];
 
 struct Neighbours {
@@ -64,12 +75,13 @@ impl Scenario for Neighbours {
     fn run<E: Subject>(&self, mut egress: E, design: Design) {
         let bad = self.bad;
         let sink = Sink::new("127.0.0.1:0");
-        let socket = || {
-            UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket")
+        let socket = |errors| {
+            let options = UdpOptions { errors, ..UdpOptions::default() };
+            UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &options).expect("socket")
         };
-        let (one, other) = (socket(), socket());
+        let (one, other) = (socket(bad.hears == Hears::Queue), socket(false));
         let to_bad: SocketAddr = bad.to.parse().expect("address");
-        if bad.connected {
+        if bad.hears == Hears::Connected {
             rustix::net::connect(one.fd(), &to_bad).expect("connected");
         }
         let ports = [&one, &other].map(|socket| egress.add_socket(socket.fd().clone()).expect("port"));
@@ -172,12 +184,17 @@ impl Scenario for AboveMtu {
     }
 }
 
+/// Gives the loopback interface the MTU of an Ethernet.
+fn narrow_loopback() {
+    let mut handle = dataplane::netlink::Handle::open().expect("netlink");
+    let loopback = handle.link_index("lo").expect("lo");
+    handle.set_mtu(loopback, 1_500).expect("mtu");
+}
+
 #[test]
 fn a_superpacket_above_the_mtu_goes_one_by_one() {
     in_namespace("a_superpacket_above_the_mtu_goes_one_by_one", || {
-        let mut handle = dataplane::netlink::Handle::open().expect("netlink");
-        let loopback = handle.link_index("lo").expect("lo");
-        handle.set_mtu(loopback, 1_500).expect("mtu");
+        narrow_loopback();
         DESIGNS.into_iter().for_each(|design| run(design, true, &AboveMtu));
     });
 }

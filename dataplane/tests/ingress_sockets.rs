@@ -46,6 +46,8 @@ suite! {
     a_slow_handler_loses_nothing_unseen: SlowHandler,
     the_shortest_and_the_longest_datagram_arrive: Extremes,
     what_the_kernel_drops_is_reported: KernelDrops,
+    what_icmp_says_is_reported_beside_the_data: IcmpErrors,
+    a_storm_of_icmp_holds_up_no_data: IcmpStorm,
     readiness_is_reported: Ready,
     a_poll_returns_when_its_time_is_up: TimesOut,
 }
@@ -404,5 +406,88 @@ impl Scenario for TimesOut {
             poll(&mut ingress, 20, |received| panic!("{received:?}"));
             assert!((15..2_000).contains(&(now() - start).as_millis()));
         }
+    }
+}
+
+/// A socket that hears of ICMP errors, and an address where nobody listens.
+fn hearing() -> (UdpSocket, std::net::SocketAddr) {
+    let hearing = socket(&UdpOptions { errors: true, ..UdpOptions::default() });
+    (hearing, socket(&UdpOptions::default()).local_addr())
+}
+
+struct IcmpErrors;
+
+impl Scenario for IcmpErrors {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (subject, closed) = hearing();
+        let other = socket(&UdpOptions::default());
+        ingress.add(subject.fd().as_fd(), TOKEN, Source::UdpWithErrors).expect("added");
+        for round in 0..50 {
+            subject.send_segments(closed, None, 0, b"x", 1).expect("sent");
+            if round % 2 == 0 {
+                // A send that meets the error first, and takes it away from the next receive, hides it from nobody.
+                let met = subject.send_segments(other.local_addr(), None, 0, b"x", 1).expect_err("pending");
+                assert_eq!(met.kind(), std::io::ErrorKind::ConnectionRefused);
+            }
+            send(&other, &subject, b"data");
+            let (mut errors, mut data) = (0, 0);
+            poll_until(&mut ingress, 2, |received| {
+                match received.meta {
+                    Meta::Icmp(error) => {
+                        assert_eq!((error.about, error.kind, error.code, error.info), (closed, 3, 3, 0));
+                        errors += 1;
+                    }
+                    Meta::Udp { from, .. } => {
+                        assert_eq!((from, &*received.bytes), (other.local_addr(), &b"data"[..]));
+                        data += 1;
+                    }
+                    meta => panic!("{meta:?}"),
+                }
+                1
+            });
+            assert_eq!((errors, data), (1, 1), "round {round}");
+            // Nothing is left that would fail a send or keep the loop awake.
+            subject.send_segments(other.local_addr(), None, 0, b"x", 1).expect("free of errors");
+            poll(&mut ingress, 1, |received| panic!("{received:?}"));
+        }
+        let calls = ingress.stats().system_calls;
+        poll(&mut ingress, 20, |received| panic!("{received:?}"));
+        assert!(ingress.stats().system_calls <= calls + 3, "it sleeps when nothing comes");
+        ingress.remove(TOKEN);
+        subject.send_segments(closed, None, 0, b"x", 1).expect("sent");
+        poll(&mut ingress, 5, |received| panic!("{received:?} though removed"));
+    }
+}
+
+struct IcmpStorm;
+
+impl Scenario for IcmpStorm {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (subject, closed) = hearing();
+        let other = socket(&UdpOptions::default());
+        ingress.add(subject.fd().as_fd(), TOKEN, Source::UdpWithErrors).expect("added");
+        let (mut errors, mut data) = (0, 0);
+        let mut count = |received: Received<'_>| match received.meta {
+            Meta::Icmp(_) => errors += 1,
+            Meta::Udp { .. } => data += 1,
+            meta => panic!("{meta:?}"),
+        };
+        for _ in 0..100 {
+            for _ in 0..10 {
+                // Every second one meets the error of the one before it instead of leaving.
+                let _ = subject.send_segments(closed, None, 0, b"x", 1);
+            }
+            send(&other, &subject, b"data");
+            poll(&mut ingress, 10, &mut count);
+        }
+        wait_until(Duration::from_secs(1), || {
+            let mut quiet = true;
+            poll(&mut ingress, 1, |received| {
+                quiet = false;
+                count(received);
+            });
+            quiet
+        });
+        assert_eq!((errors, data), (500, 100), "{:?}", ingress.stats());
     }
 }

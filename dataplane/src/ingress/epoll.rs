@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
-use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token};
+use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, read_errors};
 use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 /// Superpackets taken from one source before the next has its turn.
@@ -71,12 +71,16 @@ impl Epoll {
         failed: bool,
         handler: &mut impl FnMut(Received<'_>),
     ) -> io::Result<()> {
+        if failed && let Some(Entry { source: Source::UdpWithErrors, fd, .. }) = self.sources.get(&token) {
+            // First, so that what is pending fails neither the receive below nor a send of this batch.
+            self.more |= read_errors(fd.as_fd(), token, &mut self.stats, handler);
+        }
         match self.sources.get(&token) {
             // Errors are reported for a paused device too; reading is what tells that it is gone.
             Some(Entry { source: Source::Tun, reading: false, .. }) if failed => {
                 self.read_device(token, handler)
             }
-            Some(Entry { source: Source::Udp, reading: true, .. }) => {
+            Some(Entry { source: Source::Udp | Source::UdpWithErrors, reading: true, .. }) => {
                 self.read_socket(token, handler);
                 Ok(())
             }
