@@ -122,7 +122,7 @@ impl Turn {
         submit: &mut SubmitHalf,
         reap: &mut ReapHalf,
     ) -> anyhow::Result<f64> {
-        let target = Target { port: Port(0), to: sink.address(), from: None, ecn: 0 };
+        let target = Target { port: Port(0), to: sink.address(), from: None, ecn: 0, dont_fragment: false };
         let (fd, len) = (source.fd().as_fd(), DATAGRAM * self.segments);
         let until = now() + self.duration;
         let before = cpu_nanoseconds()?;

@@ -89,11 +89,13 @@ impl Scenario for Neighbours {
         for _ in 0..ROUNDS {
             for index in 0..BATCH {
                 if index == self.position {
-                    let target = Target { port: ports[0], to: to_bad, from: None, ecn: 0 };
+                    let target =
+                        Target { port: ports[0], to: to_bad, from: None, ecn: 0, dont_fragment: false };
                     egress.append(&target, bad.len, Class::Data, |_| true);
                 }
                 for (flow, &port) in ports.iter().enumerate() {
-                    let target = Target { port, to: sink.address(), from: None, ecn: 0 };
+                    let target =
+                        Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
                     egress.append(&target, 100 + index, Class::Data, |bytes| {
                         flows::write(bytes, flow as u32, number);
                         true
@@ -163,7 +165,7 @@ impl Scenario for AboveMtu {
         let socket =
             UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket");
         let port = egress.add_socket(socket.fd().clone()).expect("port");
-        let target = Target { port, to: sink.address(), from: None, ecn: 0 };
+        let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
         for number in 0..60u64 {
             egress.append(&target, 2_000, Class::Data, |bytes| {
                 flows::write(bytes, 1, number);
@@ -182,6 +184,51 @@ impl Scenario for AboveMtu {
         }
         sink.finish(60);
     }
+}
+
+/// Above the MTU, what may be fragmented is, and what must not be is lost; below it nothing is, and all keep their order.
+struct DontFragment(&'static str);
+
+impl Scenario for DontFragment {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        let sink = Sink::new(self.0);
+        let options = UdpOptions { path_mtu: true, errors: true, ..UdpOptions::default() };
+        let socket = UdpSocket::bind(self.0.parse().expect("address"), &options).expect("socket");
+        let port = egress.add_socket(socket.fd().clone()).expect("port");
+        let (mut lost, mut arriving) = (0, 0);
+        for number in 0..400u64 {
+            let dont_fragment = number % 4 < 2;
+            let len = if number % 3 == 0 { 2_000 } else { 1_000 };
+            let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment };
+            egress.append(&target, len, Class::Data, |bytes| {
+                flows::write(bytes, 1, number);
+                true
+            });
+            *if dont_fragment && len > 1_500 { &mut lost } else { &mut arriving } += 1;
+            if number % 10 == 9 {
+                let flushed = || egress.flush(now()).expect("flush") == Flush::Done;
+                assert!(wait_until(Duration::from_secs(2), flushed), "{design:?}");
+            }
+        }
+        let stats = egress.close();
+        ledger::check_causes(&stats, &[Cause::EgressTooBig]);
+        assert_eq!((stats.drops.total(), stats.sent), (lost, arriving), "{design:?}: {stats:?}");
+        sink.finish(arriving);
+    }
+}
+
+#[test]
+fn what_must_not_be_fragmented_is_dropped_above_the_mtu() {
+    in_namespace("what_must_not_be_fragmented_is_dropped_above_the_mtu", || {
+        narrow_loopback();
+        for design in DESIGNS {
+            for loopback in ["127.0.0.1:0", "[::1]:0"] {
+                for gso in [true, false] {
+                    run(design, gso, &DontFragment(loopback));
+                }
+            }
+        }
+    });
 }
 
 /// Gives the loopback interface the MTU of an Ethernet.

@@ -203,7 +203,7 @@ impl Relay {
         let listener = &self.listeners[usize::from(client.listener.0)];
         // A socket bound to one address needs no telling.
         let from = client.local.filter(|_| listener.is_wildcard());
-        Target { port: listener.port, to: client.address, from, ecn: 0 }
+        Target { port: listener.port, to: client.address, from, ecn: 0, dont_fragment: false }
     }
 
     /// A superpacket from a peer.
@@ -350,7 +350,7 @@ fn register<I: Ingress, E: Egress>(socket: &UdpSocket, ingress: &mut I, egress: 
 }
 
 fn send_to_peer<E: Egress>(port: Port, peer: PeerSocket, payload: &[u8], egress: &mut E) {
-    let target = Target { port, to: peer.0, from: None, ecn: 0 };
+    let target = Target { port, to: peer.0, from: None, ecn: 0, dont_fragment: false };
     egress.append(&target, payload.len(), Class::Data, |slot| {
         slot.copy_from_slice(payload);
         true

@@ -40,6 +40,10 @@ pub struct Target {
     pub from: Option<IpAddr>,
     /// The two ECN bits of the outer header (RFC 3168).
     pub ecn: u8,
+    /// Never fragmented: above the path MTU that the kernel knows it is dropped instead, as
+    /// [`crate::drops::Cause::EgressTooBig`]. Such datagrams leave one by one; over IPv4 they carry DF where the socket
+    /// has [`crate::sys::udp::UdpOptions::path_mtu`].
+    pub dont_fragment: bool,
 }
 
 /// Which packets go first when there is not room for all.

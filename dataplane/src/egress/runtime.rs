@@ -19,6 +19,7 @@ use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::{Cause, Drops};
 use crate::offload::virtio::HEADER_LEN;
 use crate::sys::tun::Offloads;
+use crate::sys::udp::send_message;
 
 /// Packets on their way to one port's task.
 const CHANNEL: usize = 1_000;
@@ -125,7 +126,7 @@ async fn write_port(mut port: NewPort, shared: Arc<Shared>) {
         Kind::Device(_) => Writer::Device(tokio_uring::fs::File::from_std(std::fs::File::from(fd))),
     };
     while let Some(parcel) = port.parcels.recv().await {
-        write_parcel(&writer, parcel, &shared).await;
+        write_parcel(&port.fd, &writer, parcel, &shared).await;
     }
     if let Writer::Device(file) = writer {
         // The descriptor is a duplicate: closing it early changes nothing for others.
@@ -133,12 +134,16 @@ async fn write_port(mut port: NewPort, shared: Arc<Shared>) {
     }
 }
 
-async fn write_parcel(writer: &Writer, parcel: Parcel, shared: &Shared) {
+async fn write_parcel(fd: &OwnedFd, writer: &Writer, parcel: Parcel, shared: &Shared) {
     let (mut bytes, mut retried) = (parcel.bytes, false);
     loop {
         let len = bytes.len();
         shared.operations.fetch_add(1, Ordering::Relaxed);
         let (result, back) = match (writer, parcel.target) {
+            // The runtime passes no control messages, so what must not be fragmented goes around it.
+            (Writer::Socket(_), Some(target)) if target.dont_fragment => {
+                (send_message(fd, &target, &bytes, len).map(|()| len), bytes)
+            }
             (Writer::Socket(socket), Some(target)) => socket.send_to(bytes, target.to).await,
             (Writer::Device(file), _) => file.write_at(bytes, 0).submit().await,
             (Writer::Socket(_), None) => return shared.count_drop(Cause::EgressInvalid),

@@ -78,7 +78,9 @@ impl SendHeader {
                 false => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &value),
             }
         }
-        if segment_size < len {
+        // IPv4 has no control message for DF. But a segment must fit the path MTU, or the kernel refuses with EMSGSIZE
+        // (udp(7)): a superpacket of one is never fragmented here, and DF is what the socket's IP_MTU_DISCOVER says.
+        if segment_size < len || target.dont_fragment && len > 0 {
             control.push(libc::IPPROTO_UDP, UDP_SEGMENT, &(segment_size as u16).to_ne_bytes());
         }
         let control_len = control.len;

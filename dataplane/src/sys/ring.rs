@@ -283,7 +283,8 @@ mod tests {
             );
             return;
         };
-        let target = Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0 };
+        let target =
+            Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0, dont_fragment: false };
         for (index, mut slot) in slots.into_iter().enumerate() {
             slab.bytes(&mut slot)[0] = index as u8;
             submit.push_send(slot, sender.fd().as_fd(), &target, 1, 1, index < 15);

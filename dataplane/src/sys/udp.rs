@@ -31,6 +31,9 @@ pub struct UdpOptions {
     /// Learn of ICMP errors (IP_RECVERR): read the socket as [`crate::ingress::Source::UdpWithErrors`]. An error fails one
     /// send, of whatever destination, which every egress tries again; so this is for sockets whose peers share a fate.
     pub errors: bool,
+    /// Over IPv4, set DF on every datagram that fits the path MTU the kernel knows, and fragment longer ones
+    /// (IP_PMTUDISC_WANT), even where net.ipv4.ip_no_pmtu_disc says otherwise.
+    pub path_mtu: bool,
     /// How long a taken address is tried again. After a crash the kernel takes some 40 ms to let go of sockets that a
     /// ring had receives armed on, so what listens on a fixed port should ask for [`LISTEN_PATIENCE`].
     pub patience: Duration,
@@ -47,6 +50,7 @@ impl Default for UdpOptions {
             send_buffer: 8 << 20,
             packet_info: true,
             errors: false,
+            path_mtu: false,
             patience: Duration::ZERO,
         }
     }
@@ -86,6 +90,10 @@ impl UdpSocket {
                 SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
             };
             socket::set_option(socket.as_fd(), level, name, 1)?;
+        }
+        if options.path_mtu && address.is_ipv4() {
+            let want = libc::IP_PMTUDISC_WANT;
+            socket::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, want)?;
         }
         if options.errors {
             error_queue::set_errors(socket.as_fd(), address.is_ipv4(), true)?;
@@ -131,7 +139,8 @@ impl UdpSocket {
         bytes: &[u8],
         segment_size: usize,
     ) -> io::Result<()> {
-        send_message(&self.fd, &Target { port: Port(0), to, from, ecn }, bytes, segment_size)
+        let target = Target { port: Port(0), to, from, ecn, dont_fragment: false };
+        send_message(&self.fd, &target, bytes, segment_size)
     }
 
     /// Receives what is there, up to the batch's capacity, without waiting. Zero messages when nothing is there.
