@@ -288,3 +288,32 @@ proptest! {
         prop_assert_eq!(&again[HEADER_LEN..], &buffer[HEADER_LEN..again.len()]);
     }
 }
+
+#[test]
+fn an_additional_family_is_read_under_its_number_and_under_that_of_the_drafts() {
+    let read = |fill: &dyn Fn(&mut Writer<'_>)| {
+        let mut buffer = [0; 100];
+        let mut writer =
+            Writer::new(&mut buffer, Class::Request, Method::Allocate, TransactionId([1; 12])).unwrap();
+        fill(&mut writer);
+        let len = writer.finish(None, false).unwrap();
+        Message::parse(&buffer[..len]).unwrap().additional_address_family()
+    };
+    let (own, draft) =
+        (AttributeType::ADDITIONAL_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY_DRAFT);
+    assert_eq!(read(&|_| {}), Ok(None));
+    for kind in [own, draft] {
+        let family = |writer: &mut Writer<'_>| {
+            writer.attribute(kind, &[2, 0, 0, 0]);
+        };
+        assert_eq!(read(&family), Ok(Some(AddressFamily::V6)));
+        let short = |writer: &mut Writer<'_>| {
+            writer.attribute(kind, &[2]);
+        };
+        assert_eq!(read(&short), Err(BadAttribute(kind.0)));
+    }
+    let both = |writer: &mut Writer<'_>| {
+        writer.attribute(draft, &[2, 0, 0, 0]).attribute(own, &[1, 0, 0, 0]);
+    };
+    assert_eq!(read(&both), Ok(Some(AddressFamily::V4)), "its own number wins");
+}
