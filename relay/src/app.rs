@@ -7,6 +7,8 @@
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
 //! look-up of its sender, and one of its channel as long as the number stays the same.
 
+mod icmp;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -21,10 +23,11 @@ use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
+use self::icmp::Silenced;
 use crate::report::Report;
 use crate::server::{
-    AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
-    Server,
+    AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, Pair,
+    PeerSocket, Server,
 };
 
 /// Longest UDP payload in bytes, over IPv4.
@@ -68,6 +71,7 @@ pub struct Relay {
     /// By allocation.
     relays: Vec<Option<(UdpSocket, Port)>>,
     opening: Vec<(AllocationId, SocketAddr)>,
+    silenced: Silenced,
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
@@ -75,13 +79,16 @@ pub struct Relay {
     trouble_logged: Option<Instant>,
 }
 
+/// Where ChannelData of one number goes, or what it is lost for.
+type Way = Result<(Port, PeerSocket), Cause>;
+
 /// What stays the same along a client's superpacket.
 #[derive(Default)]
 struct ClientCache {
-    /// The client's allocation and its port, once looked up.
-    relay: Option<Result<(AllocationId, Port), Cause>>,
+    /// The client's allocations, once looked up.
+    allocations: Option<Result<Pair, Cause>>,
     /// Where the last channel number leads.
-    channel: Option<(ChannelNumber, Result<PeerSocket, Cause>)>,
+    channel: Option<(ChannelNumber, Way)>,
 }
 
 impl Relay {
@@ -98,6 +105,7 @@ impl Relay {
             roles: Vec::new(),
             relays: Vec::new(),
             opening: Vec::new(),
+            silenced: Silenced::default(),
             gro,
             drops: Drops::default(),
             report: Report::default(),
@@ -146,22 +154,24 @@ impl Relay {
         now: Instant,
     ) -> Result<(), Cause> {
         let data = ChannelData::parse(segment).ok_or(Cause::MalformedOuter)?;
-        let (allocation, port) = (*cache.relay.get_or_insert_with(|| self.relay_of(client, now)))?;
-        let peer = match cache.channel {
-            Some((number, peer)) if number == data.number => peer,
+        let (port, peer) = match cache.channel {
+            Some((number, way)) if number == data.number => way,
             Some(_) | None => {
-                let peer = self.server.channel_peer(allocation, data.number, now);
-                cache.channel = Some((data.number, peer));
-                peer
+                let look_up = || self.server.find(client, now).ok_or(Cause::NoAllocation);
+                let pair = *cache.allocations.get_or_insert_with(look_up);
+                let way = pair.and_then(|pair| self.way(pair, data.number, now));
+                cache.channel = Some((data.number, way));
+                way
             }
         }?;
-        send_to_peer(port, peer, data.payload, egress);
+        send_to_peer(port, peer, data.payload, false, egress);
         Ok(())
     }
 
-    fn relay_of(&self, client: &ClientSocket, now: Instant) -> Result<(AllocationId, Port), Cause> {
-        let allocation = self.server.find(client, now).ok_or(Cause::NoAllocation)?;
-        Ok((allocation, self.relay_port(allocation).ok_or(Cause::NoAllocation)?))
+    /// The port and peer that a channel number stands for.
+    fn way(&self, pair: Pair, number: ChannelNumber, now: Instant) -> Way {
+        let (allocation, peer) = self.server.channel(pair, number, now)?;
+        Ok((self.relay_port(allocation).ok_or(Cause::NoAllocation)?, peer))
     }
 
     fn relay_port(&self, allocation: AllocationId) -> Option<Port> {
@@ -177,10 +187,10 @@ impl Relay {
         now: Instant,
     ) -> Result<(), Cause> {
         match self.server.handle_client(client, segment, now) {
-            FromClient::Forward { allocation, peer, payload } => {
+            FromClient::Forward { allocation, peer, payload, dont_fragment } => {
                 let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
-                send_to_peer(port, peer, payload, egress);
+                send_to_peer(port, peer, payload, dont_fragment, egress);
             }
             FromClient::Reply => self.send_reply(client, egress),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
@@ -266,7 +276,7 @@ impl Relay {
     /// Opens the socket of an allocation, on another port when somebody has the first, and answers the client.
     fn open<I: Ingress, E: Egress>(
         &mut self,
-        allocation: AllocationId,
+        mut allocation: AllocationId,
         mut address: SocketAddr,
         ingress: &mut I,
         egress: &mut E,
@@ -277,6 +287,7 @@ impl Relay {
             match self.server.handle_relay_opened(allocation, result, now) {
                 Opened::Reply { client } => return self.send_reply(&client, egress),
                 Opened::Retry(other) => address = other,
+                Opened::Also { allocation: other, address: its } => (allocation, address) = (other, its),
                 Opened::Gone => return self.close_socket(allocation, ingress, egress),
             }
         }
@@ -295,10 +306,12 @@ impl Relay {
             receive_buffer: RELAY_SOCKET_BUFFER,
             send_buffer: RELAY_SOCKET_BUFFER,
             packet_info: false,
+            errors: true,
+            path_mtu: true,
             ..UdpOptions::default()
         };
         let opened = UdpSocket::bind(address, &options).and_then(|socket| {
-            let port = register(&socket, ingress, egress)?;
+            let port = register(&socket, Source::UdpWithErrors, ingress, egress)?;
             Ok((socket, port))
         });
         let (socket, port) = opened.map_err(|error| {
@@ -340,17 +353,28 @@ impl Relay {
 }
 
 /// Adds a socket to both sides of the engine, under the same number.
-fn register<I: Ingress, E: Egress>(socket: &UdpSocket, ingress: &mut I, egress: &mut E) -> io::Result<Port> {
+fn register<I: Ingress, E: Egress>(
+    socket: &UdpSocket,
+    source: Source,
+    ingress: &mut I,
+    egress: &mut E,
+) -> io::Result<Port> {
     let port = egress.add_socket(socket.fd().clone())?;
-    if let Err(error) = ingress.add(socket.fd().as_fd(), Token(port.0), Source::Udp) {
+    if let Err(error) = ingress.add(socket.fd().as_fd(), Token(port.0), source) {
         egress.remove(port);
         return Err(error);
     }
     Ok(port)
 }
 
-fn send_to_peer<E: Egress>(port: Port, peer: PeerSocket, payload: &[u8], egress: &mut E) {
-    let target = Target { port, to: peer.0, from: None, ecn: 0, dont_fragment: false };
+fn send_to_peer<E: Egress>(
+    port: Port,
+    peer: PeerSocket,
+    payload: &[u8],
+    dont_fragment: bool,
+    egress: &mut E,
+) {
+    let target = Target { port, to: peer.0, from: None, ecn: 0, dont_fragment };
     egress.append(&target, payload.len(), Class::Data, |slot| {
         slot.copy_from_slice(payload);
         true
@@ -389,7 +413,7 @@ impl Application for Relay {
         _now: Instant,
     ) -> io::Result<()> {
         for index in 0..self.listeners.len() {
-            let port = register(&self.listeners[index].socket, ingress, egress)?;
+            let port = register(&self.listeners[index].socket, Source::Udp, ingress, egress)?;
             self.listeners[index].port = port;
             self.set_role(port, Role::Listener(Listener(index as u16)));
         }
@@ -400,7 +424,11 @@ impl Application for Relay {
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
-        let Meta::Udp { from, to, segment_size } = received.meta else { return };
+        let (from, to, segment_size) = match received.meta {
+            Meta::Udp { from, to, segment_size } => (from, to, segment_size),
+            Meta::Icmp(error) => return self.handle_icmp(received.token, error, egress, now),
+            Meta::Tun | Meta::Ready => return,
+        };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
                 let own = self.listeners[usize::from(listener.0)].socket.local_addr().ip();
@@ -420,13 +448,14 @@ impl Application for Relay {
 
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
         self.server.handle_timeout(now);
+        self.hear_again(now);
         self.report.handle_timeout(&self.drops, &self.server, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
-        server.into_iter().chain(report).min()
+        server.into_iter().chain(report).chain(self.silenced.next()).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {

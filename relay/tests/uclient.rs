@@ -67,17 +67,24 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs the client with these flags; every message has to come back.
 fn nothing_is_lost(address: IpAddr, io: &str, flags: &[&str]) {
+    nothing_is_lost_between(address, address, io, flags);
+}
+
+/// The same with a peer of another address than the relay is asked at.
+fn nothing_is_lost_between(address: IpAddr, peer: IpAddr, io: &str, flags: &[&str]) {
     if !installed() {
         return;
     }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let listen = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
-    let relay = RelayProcess::start(&["--listen", listen, "--allow-peer", "127.0.0.0/8", "::1", "--io", io]);
-    let (_echo, echo_port) = echo(address);
+    let own = ["--listen", listen, "--relay-address", "127.0.0.1", "::1"];
+    let rest = ["--allow-peer", "127.0.0.0/8", "::1", "--io", io];
+    let relay = RelayProcess::start(&[&own[..], &rest].concat());
+    let (_echo, echo_port) = echo(peer);
     let mut client = program("turnutils_uclient")
         .args(["-u", USER, "-w", PASSWORD, "-p", &relay.listen[0].port().to_string()])
         .args(["-n", "50", "-m", "2", "-l", "121", "-z", "2"])
-        .args(["-e", &address.to_string(), "-r", &echo_port, "-X"])
+        .args(["-e", &peer.to_string(), "-r", &echo_port])
         .args(flags)
         .arg(address.to_string())
         .stdout(Stdio::piped())
@@ -96,38 +103,70 @@ const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 #[test]
 fn channels() {
-    nothing_is_lost(V4, "auto", &["-c"]);
+    nothing_is_lost(V4, "auto", &["-c", "-X"]);
 }
 
 #[test]
 fn indications() {
-    nothing_is_lost(V4, "auto", &["-c", "-s"]);
+    nothing_is_lost(V4, "auto", &["-c", "-s", "-X"]);
 }
 
 #[test]
 fn even_ports_with_reservation() {
-    nothing_is_lost(V4, "suspend", &[]);
+    nothing_is_lost(V4, "suspend", &["-X"]);
 }
 
 #[test]
 fn client_to_client() {
-    nothing_is_lost(V4, "threaded", &["-y"]);
+    nothing_is_lost(V4, "threaded", &["-y", "-X"]);
+}
+
+/// Whether this machine has IPv6; says so when it has not.
+fn has_ipv6() -> bool {
+    let has = UdpSocket::bind((V6, 0)).is_ok();
+    if !has {
+        left_out("the address ::1: `sysctl net.ipv6.conf.lo.disable_ipv6=0`");
+    }
+    has
+}
+
+#[test]
+fn dual_allocations() {
+    if has_ipv6() {
+        for (relay, peer) in [(V4, V4), (V4, V6), (V6, V4), (V6, V6)] {
+            nothing_is_lost_between(relay, peer, "auto", &["-Z"]);
+        }
+        nothing_is_lost_between(V4, V6, "suspend", &["-Z", "-s"]);
+    }
+}
+
+#[test]
+fn from_one_family_to_the_other() {
+    if has_ipv6() {
+        nothing_is_lost_between(V4, V6, "auto", &["-c", "-x"]);
+        nothing_is_lost_between(V6, V4, "suspend", &["-c", "-X"]);
+    }
+}
+
+#[test]
+fn without_fragments() {
+    nothing_is_lost(V4, "auto", &["-c", "-g"]);
+    nothing_is_lost(V4, "suspend", &["-c", "-s", "-g"]);
+    if has_ipv6() {
+        nothing_is_lost(V6, "uring", &["-c", "-s", "-x", "-g"]);
+    }
 }
 
 #[test]
 fn channels_over_ipv6() {
-    if UdpSocket::bind((V6, 0)).is_err() {
-        left_out("the address ::1: this machine has no IPv6");
-        return;
+    if has_ipv6() {
+        nothing_is_lost(V6, "auto", &["-c", "-x"]);
     }
-    nothing_is_lost(V6, "auto", &["-c", "-x"]);
 }
 
 #[test]
 fn indications_over_ipv6() {
-    if UdpSocket::bind((V6, 0)).is_err() {
-        left_out("the address ::1: this machine has no IPv6");
-        return;
+    if has_ipv6() {
+        nothing_is_lost(V6, "suspend", &["-c", "-s", "-x"]);
     }
-    nothing_is_lost(V6, "suspend", &["-c", "-s", "-x"]);
 }

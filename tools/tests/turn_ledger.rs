@@ -192,6 +192,7 @@ impl BadRelay {
                     return;
                 }
                 Opened::Retry(next) => address = next,
+                Opened::Also { .. } => panic!("nobody asked for two families"),
                 Opened::Gone => return,
             }
         }

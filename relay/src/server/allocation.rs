@@ -7,6 +7,8 @@ use dataplane::drops::Cause;
 use dataplane::stun::{ChannelNumber, TransactionId};
 
 use super::auth::UserId;
+use super::icmp::IcmpBudget;
+use super::pair::AddressError;
 use super::ports::{Token, Want};
 use super::{ClientSocket, PeerSocket};
 
@@ -72,7 +74,8 @@ pub(super) struct Allocation {
     pub lifetime_s: u32,
     pub reservation: Option<Token>,
     pub with_fingerprint: bool,
-    pub second_family_refused: bool,
+    pub refused: Option<AddressError>,
+    pub icmp: IcmpBudget,
     permissions: Vec<Permission>,
     channels: Vec<Channel>,
 }
@@ -108,7 +111,8 @@ impl Allocation {
             lifetime_s: 0,
             reservation: None,
             with_fingerprint: false,
-            second_family_refused: false,
+            refused: None,
+            icmp: IcmpBudget::default(),
             permissions: Vec::new(),
             channels: Vec::new(),
         }
@@ -137,6 +141,14 @@ impl Allocation {
             .find(|channel| channel.number == number && now < channel.expires)
             .ok_or(Cause::NoChannel)?;
         if now < channel.permitted_until { Ok(channel.peer) } else { Err(Cause::NoPermission) }
+    }
+
+    /// Whether a channel number is bound, or may not be bound to others yet.
+    #[must_use]
+    pub fn holds_number(&self, number: ChannelNumber, now: Instant) -> bool {
+        self.channels
+            .iter()
+            .any(|channel| channel.number == number && now < channel.expires + CHANNEL_QUIET_TIME)
     }
 
     /// How a peer's datagrams reach the client: by a channel, or as a Data indication.

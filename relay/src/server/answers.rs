@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use dataplane::stun::message::UnknownAttributes;
-use dataplane::stun::{AddressFamily, AttributeType, BadAttribute, Class, ErrorCode, Message, Method};
+use dataplane::stun::{AttributeType, BadAttribute, Class, ErrorCode, Message, Method};
 
 use super::auth::UserId;
 use super::reply::Envelope;
 use super::requests::KNOWN;
-use super::{AllocationId, ClientSocket, FromClient, Server};
+use super::{ClientSocket, FromClient, Pair, Server};
 
 pub(super) const BAD_REQUEST: ErrorCode = ErrorCode(400);
 pub(super) const UNAUTHORIZED: ErrorCode = ErrorCode(401);
@@ -107,31 +107,36 @@ impl Server {
         FromClient::Reply
     }
 
-    /// The answer to the Allocate that made an allocation; the same each time.
-    pub(super) fn answer_allocated(&mut self, id: AllocationId) {
-        let Some(allocation) = self.table.get(id) else { return };
+    /// The answer to the Allocate that made one allocation or two; the same each time.
+    pub(super) fn answer_allocated(&mut self, pair: Pair) {
+        let Some(allocation) = self.table.get(pair.first) else { return };
+        let second = pair.second.and_then(|id| self.table.get(id));
         let envelope = Envelope {
             method: Method::Allocate,
             transaction: allocation.transaction,
             with_fingerprint: allocation.with_fingerprint,
         };
         let key = &self.credentials.user(allocation.user).key;
-        let relayed = allocation.relayed;
-        let public = self
-            .external
-            .iter()
-            .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
-            .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
-            .map_or(relayed.ip(), |external| external.public);
+        let external = &self.external;
+        let shown = |relayed: SocketAddr| {
+            let public = external
+                .iter()
+                .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
+                .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
+                .map_or(relayed.ip(), |external| external.public);
+            SocketAddr::new(public, relayed.port())
+        };
         self.replies.answer(envelope, Class::Success, Some(key), |writer| {
-            writer.xor_relayed_address(SocketAddr::new(public, relayed.port()));
+            writer.xor_relayed_address(shown(allocation.relayed));
+            if let Some(second) = second {
+                writer.xor_relayed_address(shown(second.relayed));
+            }
             writer.lifetime(allocation.lifetime_s).xor_mapped_address(allocation.client.address);
             if let Some(token) = allocation.reservation {
                 writer.reservation_token(token);
             }
-            if allocation.second_family_refused {
-                // ADDRESS-ERROR-CODE: IPv6, 440 (RFC 8656 section 18.12).
-                writer.attribute(AttributeType::ADDRESS_ERROR_CODE, &[AddressFamily::V6.number(), 0, 4, 40]);
+            if let Some(refused) = allocation.refused {
+                writer.attribute(AttributeType::ADDRESS_ERROR_CODE, &refused.value());
             }
         });
     }

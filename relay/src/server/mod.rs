@@ -1,12 +1,14 @@
 //! The TURN server (RFC 8656) without a socket: datagrams and `now` go in, what to do comes out.
 //!
-//! The data path ([`Server::find`], [`Server::channel_peer`], [`Server::handle_peer`]) looks up one hash table and one
+//! The data path ([`Server::find`], [`Server::channel`], [`Server::handle_peer`]) looks up one hash table and one
 //! short list, whatever the number of allocations, and neither allocates nor logs. Requests may allocate, but only for
 //! users who proved their password.
 
 mod allocation;
 mod answers;
 pub mod auth;
+pub mod icmp;
+mod pair;
 pub mod policy;
 pub mod ports;
 pub mod random;
@@ -33,6 +35,8 @@ use self::table::Table;
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::icmp::{FromIcmp, ICMP_PER_SECOND_MAX, ICMP_SILENCE_TIME};
+pub use self::pair::Pair;
 pub use self::reply::REALM_LEN_MAX;
 pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
 
@@ -110,6 +114,8 @@ pub enum FromClient {
         peer: PeerSocket,
         /// Which part.
         payload: Range<usize>,
+        /// It must not be fragmented: dropped rather, where it does not fit.
+        dont_fragment: bool,
     },
     /// Send [`Server::reply`] back to the client.
     Reply,
@@ -161,6 +167,13 @@ pub enum Opened {
     Reply {
         /// Where to.
         client: ClientSocket,
+    },
+    /// The client has asked for an allocation of the other family as well: open its socket likewise.
+    Also {
+        /// For whom.
+        allocation: AllocationId,
+        /// Where.
+        address: SocketAddr,
     },
     /// Try this address.
     Retry(SocketAddr),
@@ -252,10 +265,11 @@ impl Server {
         now: Instant,
     ) -> Result<FromClient, Cause> {
         let data = ChannelData::parse(datagram).ok_or(Cause::MalformedOuter)?;
-        let allocation = self.find(client, now).ok_or(Cause::NoAllocation)?;
-        let peer = self.channel_peer(allocation, data.number, now)?;
+        let pair = self.find(client, now).ok_or(Cause::NoAllocation)?;
+        let (allocation, peer) = self.channel(pair, data.number, now)?;
         let start = dataplane::stun::channel_data::HEADER_LEN;
-        Ok(FromClient::Forward { allocation, peer, payload: start..start + data.payload.len() })
+        let payload = start..start + data.payload.len();
+        Ok(FromClient::Forward { allocation, peer, payload, dont_fragment: false })
     }
 
     /// RFC 8656 section 11.2.
@@ -271,8 +285,7 @@ impl Server {
         let (Ok(Some(peer)), Some(payload)) = (message.xor_peer_address(), message.data_range()) else {
             return Err(Cause::MalformedOuter);
         };
-        let id = self.find(client, now).ok_or(Cause::NoAllocation)?;
-        let allocation = self.table.get(id).ok_or(Cause::NoAllocation)?;
+        let pair = self.find(client, now).ok_or(Cause::NoAllocation)?;
         if peer.port() == 0 {
             return Err(Cause::MalformedOuter);
         }
@@ -280,20 +293,22 @@ impl Server {
         if self.policy.is_own_socket(peer) {
             return Err(Cause::PolicyPeer);
         }
-        if !allocation.has_permission(peer.ip(), now) {
+        let id = self.of_family(pair, peer.ip()).ok_or(Cause::NoPermission)?;
+        if !self.table.get(id).is_some_and(|allocation| allocation.has_permission(peer.ip(), now)) {
             return Err(Cause::NoPermission);
         }
-        Ok(FromClient::Forward { allocation: id, peer: PeerSocket(peer), payload })
+        let dont_fragment = message.dont_fragment();
+        Ok(FromClient::Forward { allocation: id, peer: PeerSocket(peer), payload, dont_fragment })
     }
 
-    /// The live allocation of a client.
+    /// The live allocations of a client.
     #[must_use]
-    pub fn find(&self, client: &ClientSocket, now: Instant) -> Option<AllocationId> {
-        let id = self.table.find(client)?;
-        self.table.get(id)?.is_live(now).then_some(id)
+    pub fn find(&self, client: &ClientSocket, now: Instant) -> Option<Pair> {
+        let is_live = |id| self.table.get(id).is_some_and(|allocation| allocation.is_live(now));
+        self.table.find(client)?.filter(is_live)
     }
 
-    /// Where ChannelData of a number goes.
+    /// Where ChannelData of a number goes; of a client's two allocations, [`Server::channel`] knows which.
     ///
     /// # Errors
     /// The cause to count.

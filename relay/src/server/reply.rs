@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use dataplane::stun::{Class, ErrorCode, Key, Message, Method, TransactionId, Writer};
+use dataplane::stun::{Class, ErrorCode, Icmp, Key, Message, Method, TransactionId, Writer};
 
 /// Room for the longest answer: 401 with a realm of [`REALM_LEN_MAX`] bytes, nonce, integrity and fingerprint.
 const REPLY_LEN_MAX: usize = 512;
@@ -77,6 +77,20 @@ impl Replies {
         writer.xor_peer_address(peer);
         self.len = writer.finish_before_data(len)?;
         Some(&self.buffer[..self.len])
+    }
+}
+
+impl Replies {
+    /// Writes a Data indication with ICMP instead of DATA (RFC 8656 section 11.5).
+    ///
+    /// # Panics
+    /// When it does not fit: it is at most 56 bytes long.
+    pub fn icmp_indication(&mut self, transaction: TransactionId, peer: SocketAddr, icmp: Icmp) -> &[u8] {
+        let mut writer = Writer::new(&mut self.buffer, Class::Indication, Method::Data, transaction)
+            .expect("the buffer holds a header");
+        writer.xor_peer_address(peer).icmp(icmp);
+        self.len = writer.finish(None, false).expect("the buffer holds two attributes");
+        &self.buffer[..self.len]
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests: who may ask, what is checked in which order, and what is answered.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use dataplane::stun::{
@@ -9,11 +9,11 @@ use dataplane::stun::{
 
 use super::allocation::{Allocation, BindError, PortChoice, State};
 use super::answers::{
-    ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, FORBIDDEN, INSUFFICIENT_CAPACITY,
-    PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED,
-    UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+    ALLOCATION_MISMATCH, BAD_REQUEST, INSUFFICIENT_CAPACITY, PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal,
+    STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
 use super::auth::{Unauthentic, UserId, authenticate};
+use super::pair::{AddressError, Pair};
 use super::ports::{Token, Want};
 use super::reply::Envelope;
 use super::{
@@ -28,12 +28,12 @@ pub const LIFETIME_MAX_S: u32 = 3600;
 pub const PEERS_PER_REQUEST_MAX: usize = 16;
 /// How long an Allocate that is sent again gets the same answer again: longer than any retransmission (RFC 8489
 /// section 6.2.1 gives up after 39.5 s).
-const RETRANSMISSION_TIME: Duration = Duration::from_secs(40);
+pub(super) const RETRANSMISSION_TIME: Duration = Duration::from_secs(40);
 /// Ports tried before an Allocate fails, when others outside this program hold them.
 const OPEN_ATTEMPTS_MAX: u8 = 16;
 
-/// The comprehension-required attributes this server understands. DONT-FRAGMENT is not among them: relay sockets let
-/// the kernel fragment what is longer than the path takes (RFC 8656 section 15).
+/// The comprehension-required attributes this server understands. DONT-FRAGMENT is asked of an Allocate only to learn that
+/// it is: every relay socket can do it, for each Send indication that has it.
 pub(super) const KNOWN: &[AttributeType] = &[
     AttributeType::MAPPED_ADDRESS,
     AttributeType::USERNAME,
@@ -50,18 +50,19 @@ pub(super) const KNOWN: &[AttributeType] = &[
     AttributeType::REQUESTED_ADDRESS_FAMILY,
     AttributeType::EVEN_PORT,
     AttributeType::REQUESTED_TRANSPORT,
+    AttributeType::DONT_FRAGMENT,
     AttributeType::XOR_MAPPED_ADDRESS,
     AttributeType::RESERVATION_TOKEN,
 ];
 
 /// How a request succeeds.
-enum Success {
+pub(super) enum Success {
     /// With an empty answer.
     Empty,
     /// With a lifetime in seconds.
     Lifetime(u32),
     /// With the answer of an allocation made earlier.
-    Again(AllocationId),
+    Again(Pair),
     /// Later, when this socket is open.
     Open(AllocationId, SocketAddr),
     /// Later: its socket is being opened.
@@ -71,9 +72,12 @@ enum Success {
 /// What an Allocate request asks for.
 struct Wanted {
     address: IpAddr,
+    /// The address of the other family, where that is wanted as well and there is one.
+    second: Option<IpAddr>,
+    /// The family of two that there is no address of.
+    refused: Option<AddressError>,
     port: PortChoice,
     lifetime_s: u32,
-    second_family: bool,
 }
 
 impl Server {
@@ -110,8 +114,8 @@ impl Server {
         match outcome {
             Ok(Success::Open(allocation, address)) => FromClient::OpenRelay { allocation, address },
             Ok(Success::Patience) => FromClient::Consumed,
-            Ok(Success::Again(id)) => {
-                self.answer_allocated(id);
+            Ok(Success::Again(pair)) => {
+                self.answer_allocated(pair);
                 FromClient::Reply
             }
             Ok(Success::Empty) => self.answer_success(envelope, user, None),
@@ -129,36 +133,56 @@ impl Server {
         now: Instant,
     ) -> Result<Success, Refusal> {
         // One that has run out is in nobody's way, even if the timer is late.
-        if let Some((id, _)) = self.existing(client).filter(|(_, allocation)| allocation.has_expired(now)) {
-            self.close(id);
+        for id in self.table.find(client).into_iter().flat_map(Pair::iter) {
+            if self.table.get(id).is_some_and(|allocation| allocation.has_expired(now)) {
+                self.close(id);
+            }
         }
-        if let Some((id, allocation)) = self.existing(client) {
-            let again = allocation.transaction == message.transaction()
-                && allocation.user == user
-                && now < allocation.created + RETRANSMISSION_TIME;
-            return match allocation.state {
-                State::Opening { .. } if again => Ok(Success::Patience),
-                State::Live if again => Ok(Success::Again(id)),
-                State::Opening { .. } | State::Live | State::Closing => Err(ALLOCATION_MISMATCH.into()),
-            };
+        if let Some(pair) = self.table.find(client) {
+            return self.allocate_again(pair, user, message, now);
         }
         let wanted = self.wanted(client, message)?;
+        let first = self.add(client, user, message, &wanted, wanted.address, now);
+        let second = wanted.second.map(|address| self.add(client, user, message, &wanted, address, now));
+        let (made, missing) = match (first, second, wanted.second) {
+            (Ok(made), Some(Err(_)), Some(address)) => (made, Some(address)),
+            (Ok(made), ..) => (made, None),
+            (Err(_), Some(Ok(made)), _) => (made, Some(wanted.address)),
+            (Err(code), ..) => return Err(code.into()),
+        };
+        let (id, relayed) = made;
+        if let (Some(address), Some(allocation)) = (missing, self.table.get_mut(id)) {
+            let family = AddressFamily::of(address);
+            allocation.refused = Some(AddressError { family, code: INSUFFICIENT_CAPACITY });
+        }
+        Ok(Success::Open(id, relayed))
+    }
+
+    /// Makes one allocation, of one family; its socket has to be opened.
+    fn add(
+        &mut self,
+        client: &ClientSocket,
+        user: UserId,
+        message: &Message<'_>,
+        wanted: &Wanted,
+        address: IpAddr,
+        now: Instant,
+    ) -> Result<(AllocationId, SocketAddr), ErrorCode> {
         if self.credentials.user(user).allocations >= self.allocations_per_user_max {
-            return Err(QUOTA_REACHED.into());
+            return Err(QUOTA_REACHED);
         }
         if self.table.len() >= self.allocations_max as usize {
-            return Err(INSUFFICIENT_CAPACITY.into());
+            return Err(INSUFFICIENT_CAPACITY);
         }
         let (relayed, reservation) =
-            self.take_port(wanted.address, wanted.port, now).ok_or(INSUFFICIENT_CAPACITY)?;
+            self.take_port(address, wanted.port, now).ok_or(INSUFFICIENT_CAPACITY)?;
         let mut allocation = Allocation::new(*client, user, relayed, wanted.port, message.transaction(), now);
         allocation.lifetime_s = wanted.lifetime_s;
         allocation.reservation = reservation;
         allocation.with_fingerprint = message.verify_fingerprint().is_some();
-        allocation.second_family_refused = wanted.second_family;
+        allocation.refused = wanted.refused;
         self.credentials.user_mut(user).allocations += 1;
-        let id = self.table.insert(allocation);
-        Ok(Success::Open(id, relayed))
+        Ok((self.table.insert(allocation), relayed))
     }
 
     /// Reads an Allocate request.
@@ -179,23 +203,23 @@ impl Server {
         {
             return Err(BAD_REQUEST.into());
         }
-        let family = family.unwrap_or(AddressFamily::V4);
+        let (address, second, refused) = match token {
+            // What was reserved has an address already.
+            Some(_) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), None, None),
+            None => self.addresses(client, family, second_family)?,
+        };
         let port = match (token, even_port) {
             (Some(token), _) => PortChoice::Reserved(token),
             (None, None) => PortChoice::Free(Want::Any),
             (None, Some(false)) => PortChoice::Free(Want::Even),
             (None, Some(true)) => PortChoice::Free(Want::EvenAndNext),
         };
-        Ok(Wanted {
-            address: self.relay_address(client, family).ok_or(FAMILY_NOT_SUPPORTED)?,
-            port,
-            lifetime_s: lifetime(message)?.max(LIFETIME_DEFAULT_S),
-            second_family: second_family.is_some(),
-        })
+        let lifetime_s = lifetime(message)?.max(LIFETIME_DEFAULT_S);
+        Ok(Wanted { address, second, refused, port, lifetime_s })
     }
 
     /// The address to relay from, for a client and family.
-    fn relay_address(&self, client: &ClientSocket, family: AddressFamily) -> Option<IpAddr> {
+    pub(super) fn relay_address(&self, client: &ClientSocket, family: AddressFamily) -> Option<IpAddr> {
         let configured = self.relay_addresses.iter().copied();
         // A wildcard listener says nothing; the address the client sent to is one of this machine's.
         let spoken_to = client.local.filter(|local| !local.is_unspecified());
@@ -244,8 +268,7 @@ impl Server {
                 allocation.state = State::Live;
                 let expires = now + Duration::from_secs(allocation.lifetime_s.into());
                 self.table.set_deadline(id, expires);
-                self.answer_allocated(id);
-                Opened::Reply { client }
+                self.open_next(client).unwrap_or(Opened::Gone)
             }
             Err(OpenFailure::PortTaken) if attempts + 1 < OPEN_ATTEMPTS_MAX => {
                 allocation.state = State::Opening { attempts: attempts + 1 };
@@ -278,12 +301,21 @@ impl Server {
         }
     }
 
-    /// Answers 508 to the Allocate of an allocation that could not be opened and forgets it.
+    /// Forgets an allocation that could not be opened. Its Allocate is answered 508, unless there is one of the other family.
     fn give_up(&mut self, id: AllocationId, client: ClientSocket, now: Instant) -> Opened {
         self.table.detach(id);
         let Some(allocation) = self.table.free(id) else { return Opened::Gone };
         self.give_back(allocation.relayed, allocation.reservation, now);
         self.credentials.user_mut(allocation.user).allocations -= 1;
+        let family = AddressFamily::of(allocation.relayed.ip());
+        for id in self.table.find(&client).into_iter().flat_map(Pair::iter) {
+            if let Some(other) = self.table.get_mut(id) {
+                other.refused = Some(AddressError { family, code: INSUFFICIENT_CAPACITY });
+            }
+        }
+        if let Some(opened) = self.open_next(client) {
+            return opened;
+        }
         let envelope = Envelope {
             method: Method::Allocate,
             transaction: allocation.transaction,
@@ -301,17 +333,19 @@ impl Server {
         message: &Message<'_>,
         now: Instant,
     ) -> Result<Success, Refusal> {
-        let id = self.owned(client, user, now)?;
-        let family = message.requested_address_family()?;
-        let own = self.table.get(id).map(|allocation| AddressFamily::of(allocation.relayed.ip()));
-        if family.is_some() && family != own {
-            return Err(PEER_FAMILY_MISMATCH.into());
-        }
+        let pair = self.owned(client, user, now)?;
+        // Of a dual allocation both, unless one family is named.
+        let named = match message.requested_address_family()? {
+            Some(family) => pair.filter(|id| self.has_family(id, family)).ok_or(PEER_FAMILY_MISMATCH)?,
+            None => pair,
+        };
         let seconds = lifetime(message)?;
-        if seconds == 0 {
-            self.close(id);
-        } else {
-            self.table.set_deadline(id, now + Duration::from_secs(seconds.into()));
+        for id in named.iter() {
+            if seconds == 0 {
+                self.close(id);
+            } else {
+                self.table.set_deadline(id, now + Duration::from_secs(seconds.into()));
+            }
         }
         Ok(Success::Lifetime(seconds))
     }
@@ -324,25 +358,32 @@ impl Server {
         message: &Message<'_>,
         now: Instant,
     ) -> Result<Success, Refusal> {
-        let id = self.owned(client, user, now)?;
-        let mut peers = [IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED); PEERS_PER_REQUEST_MAX];
+        let pair = self.owned(client, user, now)?;
+        let mut peers = [IpAddr::V4(Ipv4Addr::UNSPECIFIED); PEERS_PER_REQUEST_MAX];
         let mut count = 0;
         for peer in message.xor_peer_addresses() {
             let peer = peer?;
             *peers.get_mut(count).ok_or(BAD_REQUEST)? = peer.ip();
             count += 1;
-            self.check_peer(id, peer)?;
+            self.check_peer(pair, peer)?;
         }
-        let peers = &peers[..count];
-        let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
+        let peers = &mut peers[..count];
         if peers.is_empty() {
             return Err(BAD_REQUEST.into());
         }
-        if !allocation.has_room_for(peers, now) {
+        // IPv4 first: each allocation has the peers of its own family.
+        peers.sort_unstable();
+        let (v4, v6) = peers.split_at(peers.partition_point(IpAddr::is_ipv4));
+        let of = |allocation: &Allocation| if allocation.relayed.is_ipv4() { v4 } else { v6 };
+        let has_room = |id| self.table.get(id).is_some_and(|it| it.has_room_for(of(it), now));
+        if !pair.iter().all(has_room) {
             return Err(INSUFFICIENT_CAPACITY.into());
         }
-        for &peer in peers {
-            allocation.permit(peer, now);
+        for id in pair.iter() {
+            let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
+            for &peer in of(allocation) {
+                allocation.permit(peer, now);
+            }
         }
         Ok(Success::Empty)
     }
@@ -355,7 +396,7 @@ impl Server {
         message: &Message<'_>,
         now: Instant,
     ) -> Result<Success, Refusal> {
-        let id = self.owned(client, user, now)?;
+        let pair = self.owned(client, user, now)?;
         let (Some(number), Some(peer)) = (message.channel_number()?, message.xor_peer_address()?) else {
             return Err(BAD_REQUEST.into());
         };
@@ -363,7 +404,10 @@ impl Server {
         if peer.port() == 0 || !is_allowed {
             return Err(BAD_REQUEST.into());
         }
-        self.check_peer(id, peer)?;
+        let id = self.check_peer(pair, peer)?;
+        if self.is_bound_beside(pair, id, number, now) {
+            return Err(BAD_REQUEST.into());
+        }
         let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
         match allocation.bind_channel(number, PeerSocket(peer), now) {
             Ok(()) => Ok(Success::Empty),
@@ -372,28 +416,11 @@ impl Server {
         }
     }
 
-    /// The allocation of a client, whatever its state.
-    fn existing(&self, client: &ClientSocket) -> Option<(AllocationId, &Allocation)> {
-        let id = self.table.find(client)?;
-        Some((id, self.table.get(id)?))
-    }
-
-    /// The live allocation of a client, for the user who made it.
-    fn owned(&self, client: &ClientSocket, user: UserId, now: Instant) -> Result<AllocationId, ErrorCode> {
-        let (id, allocation) = self
-            .existing(client)
-            .filter(|(_, allocation)| allocation.is_live(now))
-            .ok_or(ALLOCATION_MISMATCH)?;
-        if allocation.user == user { Ok(id) } else { Err(WRONG_CREDENTIALS) }
-    }
-
-    /// Whether an allocation may talk to a peer.
-    fn check_peer(&self, id: AllocationId, peer: SocketAddr) -> Result<(), ErrorCode> {
-        let relayed = self.table.get(id).ok_or(ALLOCATION_MISMATCH)?.relayed;
-        if relayed.is_ipv4() != peer.is_ipv4() {
-            return Err(PEER_FAMILY_MISMATCH);
-        }
-        if self.policy.permits(peer) { Ok(()) } else { Err(FORBIDDEN) }
+    /// The live allocations of a client, for the user who made them.
+    fn owned(&self, client: &ClientSocket, user: UserId, now: Instant) -> Result<Pair, ErrorCode> {
+        let pair = self.find(client, now).ok_or(ALLOCATION_MISMATCH)?;
+        let is_theirs = |id| self.table.get(id).is_some_and(|allocation| allocation.user == user);
+        if pair.iter().all(is_theirs) { Ok(pair) } else { Err(WRONG_CREDENTIALS) }
     }
 }
 

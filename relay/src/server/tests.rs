@@ -2,5 +2,7 @@
 
 mod abuse;
 mod data;
+mod dual;
 mod fixture;
+mod icmp;
 mod requests;

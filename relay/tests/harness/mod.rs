@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -110,6 +110,13 @@ pub fn socket() -> UdpSocket {
     socket
 }
 
+/// The same on another address.
+pub fn socket_on(address: IpAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((address, 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
 /// The next datagram and its sender.
 pub fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 70_000];
@@ -127,7 +134,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(relay: SocketAddr) -> Self {
-        let socket = socket();
+        let socket = if relay.is_ipv4() { socket() } else { socket_on(Ipv6Addr::LOCALHOST.into()) };
         socket.connect(relay).unwrap();
         Self { socket, nonce: Vec::new(), transactions: 0 }
     }
@@ -160,6 +167,26 @@ impl Client {
             }
         }
         panic!("the relay does not accept these credentials")
+    }
+
+    /// Sends a request whose nonce is good, and returns what arrives before its answer.
+    pub fn ask_beside(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> Vec<Vec<u8>> {
+        self.transactions += 1;
+        let transaction = TransactionId([self.transactions; 12]);
+        let mut buffer = [0; 1000];
+        let mut writer = Writer::new(&mut buffer, Class::Request, method, transaction).unwrap();
+        fill(&mut writer);
+        writer.username(USER.as_bytes()).realm(REALM.as_bytes()).nonce(&self.nonce);
+        let len = writer.finish(Some(&Self::key()), true).unwrap();
+        self.socket.send(&buffer[..len]).unwrap();
+        let mut beside = Vec::new();
+        loop {
+            let (datagram, _) = receive(&self.socket);
+            if Message::parse(&datagram).is_ok_and(|message| message.transaction() == transaction) {
+                return beside;
+            }
+            beside.push(datagram);
+        }
     }
 
     /// Allocates and returns the relayed address.
