@@ -1,6 +1,7 @@
 //! The server as a black box: datagrams in, exact answers out, time virtual.
 
 mod abuse;
+mod catalogue;
 mod data;
 mod dual;
 mod fixture;
