@@ -8,35 +8,30 @@
 //! look-up of its sender, and one of its channel as long as the number stays the same.
 
 mod icmp;
+mod sockets;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dataplane::driver::{Application, Next};
 use dataplane::drops::{Cause, Drops};
 use dataplane::egress::{Class, Egress, Port, Target};
 use dataplane::engine::IngressKind;
-use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
+use dataplane::ingress::{Ingress, Meta, Received, Source};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
-use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use dataplane::sys::udp::UdpSocket;
 
 use self::icmp::Silenced;
+use self::sockets::register;
 use crate::report::Report;
 use crate::server::{
-    AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, Pair,
-    PeerSocket, Server,
+    AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, Pair, PeerSocket, Server,
 };
 
 /// Longest UDP payload in bytes, over IPv4.
 const PAYLOAD_MAX: usize = 65_507;
-/// Socket buffers asked for on each relay socket, in bytes. There may be thousands of them.
-const RELAY_SOCKET_BUFFER: usize = 1 << 20;
-/// How often the same trouble with sockets is logged.
-const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
-
 /// What a port is there for.
 #[derive(Clone, Copy, Debug)]
 enum Role {
@@ -272,99 +267,6 @@ impl Relay {
         });
         true
     }
-
-    /// Opens the socket of an allocation, on another port when somebody has the first, and answers the client.
-    fn open<I: Ingress, E: Egress>(
-        &mut self,
-        mut allocation: AllocationId,
-        mut address: SocketAddr,
-        ingress: &mut I,
-        egress: &mut E,
-        now: Instant,
-    ) {
-        loop {
-            let result = self.open_socket(allocation, address, ingress, egress, now);
-            match self.server.handle_relay_opened(allocation, result, now) {
-                Opened::Reply { client } => return self.send_reply(&client, egress),
-                Opened::Retry(other) => address = other,
-                Opened::Also { allocation: other, address: its } => (allocation, address) = (other, its),
-                Opened::Gone => return self.close_socket(allocation, ingress, egress),
-            }
-        }
-    }
-
-    fn open_socket<I: Ingress, E: Egress>(
-        &mut self,
-        allocation: AllocationId,
-        address: SocketAddr,
-        ingress: &mut I,
-        egress: &mut E,
-        now: Instant,
-    ) -> Result<(), OpenFailure> {
-        let options = UdpOptions {
-            gro: self.gro,
-            receive_buffer: RELAY_SOCKET_BUFFER,
-            send_buffer: RELAY_SOCKET_BUFFER,
-            packet_info: false,
-            errors: true,
-            path_mtu: true,
-            ..UdpOptions::default()
-        };
-        let opened = UdpSocket::bind(address, &options).and_then(|socket| {
-            let port = register(&socket, Source::UdpWithErrors, ingress, egress)?;
-            Ok((socket, port))
-        });
-        let (socket, port) = opened.map_err(|error| {
-            if error.kind() == io::ErrorKind::AddrInUse {
-                return OpenFailure::PortTaken;
-            }
-            self.log_trouble(&error, now);
-            OpenFailure::Other
-        })?;
-        let index = allocation.0 as usize;
-        if self.relays.len() <= index {
-            self.relays.resize_with(index + 1, || None);
-        }
-        self.relays[index] = Some((socket, port));
-        self.set_role(port, Role::Relay(allocation));
-        Ok(())
-    }
-
-    fn close_socket<I: Ingress, E: Egress>(
-        &mut self,
-        allocation: AllocationId,
-        ingress: &mut I,
-        egress: &mut E,
-    ) {
-        let Some((_socket, port)) = self.relays.get_mut(allocation.0 as usize).and_then(Option::take) else {
-            return;
-        };
-        ingress.remove(Token(port.0));
-        egress.remove(port);
-        self.set_role(port, Role::Vacant);
-    }
-
-    fn log_trouble(&mut self, error: &io::Error, now: Instant) {
-        if self.trouble_logged.is_none_or(|logged| now >= logged + TROUBLE_INTERVAL) {
-            self.trouble_logged = Some(now);
-            tracing::warn!(%error, "relay sockets cannot be opened, clients get 508; is the limit of open files (ulimit -n) high enough?");
-        }
-    }
-}
-
-/// Adds a socket to both sides of the engine, under the same number.
-fn register<I: Ingress, E: Egress>(
-    socket: &UdpSocket,
-    source: Source,
-    ingress: &mut I,
-    egress: &mut E,
-) -> io::Result<Port> {
-    let port = egress.add_socket(socket.fd().clone())?;
-    if let Err(error) = ingress.add(socket.fd().as_fd(), Token(port.0), source) {
-        egress.remove(port);
-        return Err(error);
-    }
-    Ok(port)
 }
 
 fn send_to_peer<E: Egress>(
