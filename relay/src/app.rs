@@ -7,6 +7,8 @@
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
 //! look-up of its sender, and one of its channel as long as the number stays the same.
 
+mod streams;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -26,6 +28,7 @@ use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
     Server,
 };
+use crate::stream::Streams;
 
 /// Longest UDP payload in bytes, over IPv4.
 const PAYLOAD_MAX: usize = 65_507;
@@ -68,6 +71,8 @@ pub struct Relay {
     /// By allocation.
     relays: Vec<Option<(UdpSocket, Port)>>,
     opening: Vec<(AllocationId, SocketAddr)>,
+    /// Clients over TCP and TLS.
+    streams: Streams,
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
@@ -98,6 +103,7 @@ impl Relay {
             roles: Vec::new(),
             relays: Vec::new(),
             opening: Vec::new(),
+            streams: Streams::none(),
             gro,
             drops: Drops::default(),
             report: Report::default(),
@@ -124,17 +130,27 @@ impl Relay {
     ) {
         let mut cache = ClientCache::default();
         for segment in Received::segments(bytes, segment_size) {
-            let forwarded = if ChannelData::is_channel_data(segment) {
-                self.forward_channel_data(client, segment, &mut cache, egress, now)
-            } else {
-                // A request may change what the cache knows.
-                cache = ClientCache::default();
-                self.handle_message(client, segment, egress, now)
-            };
-            if let Err(cause) = forwarded {
+            if let Err(cause) = self.handle_segment(client, segment, &mut cache, egress, now) {
                 self.drops.count(cause);
             }
         }
+    }
+
+    /// One datagram, or one message of a stream.
+    fn handle_segment<E: Egress>(
+        &mut self,
+        client: &ClientSocket,
+        segment: &[u8],
+        cache: &mut ClientCache,
+        egress: &mut E,
+        now: Instant,
+    ) -> Result<(), Cause> {
+        if ChannelData::is_channel_data(segment) {
+            return self.forward_channel_data(client, segment, cache, egress, now);
+        }
+        // A request may change what the cache knows.
+        *cache = ClientCache::default();
+        self.handle_message(client, segment, egress, now)
     }
 
     fn forward_channel_data<E: Egress>(
@@ -146,6 +162,10 @@ impl Relay {
         now: Instant,
     ) -> Result<(), Cause> {
         let data = ChannelData::parse(segment).ok_or(Cause::MalformedOuter)?;
+        // A stream can bring more than a datagram takes.
+        if data.payload.len() > PAYLOAD_MAX {
+            return Err(Cause::Mtu);
+        }
         let (allocation, port) = (*cache.relay.get_or_insert_with(|| self.relay_of(client, now)))?;
         let peer = match cache.channel {
             Some((number, peer)) if number == data.number => peer,
@@ -182,7 +202,7 @@ impl Relay {
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
                 send_to_peer(port, peer, payload, egress);
             }
-            FromClient::Reply => self.send_reply(client, egress),
+            FromClient::Reply => self.send_reply(client, egress, now),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
             FromClient::Consumed => {}
             FromClient::Drop(cause) => return Err(cause),
@@ -190,8 +210,11 @@ impl Relay {
         Ok(())
     }
 
-    fn send_reply<E: Egress>(&self, client: &ClientSocket, egress: &mut E) {
+    fn send_reply<E: Egress>(&mut self, client: &ClientSocket, egress: &mut E, now: Instant) {
         let reply = self.server.reply();
+        if self.streams.serves(client) {
+            return self.streams.send_answer(client, reply, &mut self.drops, now);
+        }
         egress.append(&self.target(client), reply.len(), Class::Control, |slot| {
             slot.copy_from_slice(reply);
             true
@@ -218,6 +241,12 @@ impl Relay {
     ) {
         let peer = PeerSocket(from);
         match self.server.handle_peer(allocation, peer, now) {
+            FromPeer::Channel { client, number } if self.streams.serves(&client) => {
+                self.send_stream_channel_data(&client, number, bytes, segment_size, now);
+            }
+            FromPeer::Indication { client } if self.streams.serves(&client) => {
+                self.send_stream_indications(&client, peer, bytes, segment_size, now);
+            }
             FromPeer::Channel { client, number } => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
@@ -275,7 +304,7 @@ impl Relay {
         loop {
             let result = self.open_socket(allocation, address, ingress, egress, now);
             match self.server.handle_relay_opened(allocation, result, now) {
-                Opened::Reply { client } => return self.send_reply(&client, egress),
+                Opened::Reply { client } => return self.send_reply(&client, egress, now),
                 Opened::Retry(other) => address = other,
                 Opened::Gone => return self.close_socket(allocation, ingress, egress),
             }
@@ -395,12 +424,15 @@ impl Application for Relay {
         }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
+        self.start_streams(ingress)?;
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
-        let Meta::Udp { from, to, segment_size } = received.meta else { return };
+        let Meta::Udp { from, to, segment_size } = received.meta else {
+            return self.handle_stream(received.token, received.meta, egress, now);
+        };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
                 let own = self.listeners[usize::from(listener.0)].socket.local_addr().ip();
@@ -420,16 +452,18 @@ impl Application for Relay {
 
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
         self.server.handle_timeout(now);
+        self.streams.handle_timeout(|client| self.server.find(client, now).is_some(), now);
         self.report.handle_timeout(&self.drops, &self.server, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
-        server.into_iter().chain(report).min()
+        server.into_iter().chain(report).chain(self.streams.poll_timeout()).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
+        self.change_streams(ingress, now);
         while let Some(Command::Close(allocation)) = self.server.poll_command() {
             self.close_socket(allocation, ingress, egress);
             self.server.handle_relay_closed(allocation);
@@ -437,6 +471,7 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
+        self.write_streams(ingress, now);
         Next::Continue
     }
 
@@ -445,6 +480,7 @@ impl Application for Relay {
 
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
+        self.stop_streams();
         self.report.finish(&self.drops, &self.server);
     }
 
