@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -49,6 +51,7 @@ suite! {
     what_icmp_says_is_reported_beside_the_data: IcmpErrors,
     a_storm_of_icmp_holds_up_no_data: IcmpStorm,
     readiness_is_reported: Ready,
+    a_stream_is_reported_readable_and_writable: Stream,
     a_poll_returns_when_its_time_is_up: TimesOut,
 }
 
@@ -392,6 +395,52 @@ impl Scenario for Ready {
                 rustix::io::read(&reader, &mut [0; 1]).expect("readable")
             });
         }
+    }
+}
+
+/// A TCP connection: readable again and again until it is read, silent while paused, writable once when asked for, and
+/// heard of when the other end resets it.
+struct Stream;
+
+impl Scenario for Stream {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listener");
+        let mut far = TcpStream::connect(listener.local_addr().expect("address")).expect("connected");
+        let (mut near, _) = listener.accept().expect("accepted");
+        near.set_nonblocking(true).expect("non-blocking");
+        ingress.add(near.as_fd(), TOKEN, Source::Ready).expect("added");
+        far.write_all(b"ab").expect("written");
+        let readable = |received: Received<'_>| usize::from(received.meta == Meta::Ready);
+        (0..3).for_each(|_| poll_until(&mut ingress, 1, readable));
+        near.read_exact(&mut [0; 1]).expect("a");
+        poll_until(&mut ingress, 1, readable);
+        ingress.set_reading(TOKEN, false);
+        (0..3).for_each(|_| poll(&mut ingress, 2, |received| panic!("{received:?} though paused")));
+        ingress.set_reading(TOKEN, true);
+        poll_until(&mut ingress, 1, readable);
+        near.read_exact(&mut [0; 1]).expect("b");
+        poll(&mut ingress, 2, |_| {});
+
+        let mut written = 0;
+        while let Ok(len) = near.write(&[7; 65_536]) {
+            written += len;
+        }
+        ingress.wake_when_writable(TOKEN);
+        (0..3).for_each(|_| poll(&mut ingress, 2, |received| panic!("{received:?} though it is full")));
+        far.read_exact(&mut vec![0; written]).expect("all of it");
+        poll_until(&mut ingress, 1, |received| {
+            assert_eq!((received.token, received.meta), (TOKEN, Meta::Writable));
+            1
+        });
+        poll(&mut ingress, 5, |received| panic!("{received:?} was asked for once"));
+
+        // Unread input makes the close a reset.
+        near.write_all(b"c").expect("there is room");
+        far.set_nonblocking(true).expect("non-blocking");
+        assert!(wait_until(Duration::from_secs(5), || far.peek(&mut [0; 1]).is_ok()));
+        drop(far);
+        poll_until(&mut ingress, 1, readable);
+        assert!(near.read(&mut [0; 1]).is_err(), "it was reset");
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod icmp;
 mod sockets;
+mod streams;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +30,7 @@ use crate::report::Report;
 use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, Pair, PeerSocket, Server,
 };
+use crate::stream::Streams;
 
 /// Longest UDP payload in bytes, over IPv4.
 const PAYLOAD_MAX: usize = 65_507;
@@ -67,6 +69,8 @@ pub struct Relay {
     relays: Vec<Option<(UdpSocket, Port)>>,
     opening: Vec<(AllocationId, SocketAddr)>,
     silenced: Silenced,
+    /// Clients over TCP and TLS.
+    streams: Streams,
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
@@ -101,6 +105,7 @@ impl Relay {
             relays: Vec::new(),
             opening: Vec::new(),
             silenced: Silenced::default(),
+            streams: Streams::none(),
             gro,
             drops: Drops::default(),
             report: Report::default(),
@@ -127,17 +132,27 @@ impl Relay {
     ) {
         let mut cache = ClientCache::default();
         for segment in Received::segments(bytes, segment_size) {
-            let forwarded = if ChannelData::is_channel_data(segment) {
-                self.forward_channel_data(client, segment, &mut cache, egress, now)
-            } else {
-                // A request may change what the cache knows.
-                cache = ClientCache::default();
-                self.handle_message(client, segment, egress, now)
-            };
-            if let Err(cause) = forwarded {
+            if let Err(cause) = self.handle_segment(client, segment, &mut cache, egress, now) {
                 self.drops.count(cause);
             }
         }
+    }
+
+    /// One datagram, or one message of a stream.
+    fn handle_segment<E: Egress>(
+        &mut self,
+        client: &ClientSocket,
+        segment: &[u8],
+        cache: &mut ClientCache,
+        egress: &mut E,
+        now: Instant,
+    ) -> Result<(), Cause> {
+        if ChannelData::is_channel_data(segment) {
+            return self.forward_channel_data(client, segment, cache, egress, now);
+        }
+        // A request may change what the cache knows.
+        *cache = ClientCache::default();
+        self.handle_message(client, segment, egress, now)
     }
 
     fn forward_channel_data<E: Egress>(
@@ -149,6 +164,10 @@ impl Relay {
         now: Instant,
     ) -> Result<(), Cause> {
         let data = ChannelData::parse(segment).ok_or(Cause::MalformedOuter)?;
+        // A stream can bring more than a datagram takes.
+        if data.payload.len() > PAYLOAD_MAX {
+            return Err(Cause::Mtu);
+        }
         let (port, peer) = match cache.channel {
             Some((number, way)) if number == data.number => way,
             Some(_) | None => {
@@ -187,7 +206,7 @@ impl Relay {
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
                 send_to_peer(port, peer, payload, dont_fragment, egress);
             }
-            FromClient::Reply => self.send_reply(client, egress),
+            FromClient::Reply => self.send_reply(client, egress, now),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
             FromClient::Consumed => {}
             FromClient::Drop(cause) => return Err(cause),
@@ -195,8 +214,11 @@ impl Relay {
         Ok(())
     }
 
-    fn send_reply<E: Egress>(&self, client: &ClientSocket, egress: &mut E) {
+    fn send_reply<E: Egress>(&mut self, client: &ClientSocket, egress: &mut E, now: Instant) {
         let reply = self.server.reply();
+        if self.streams.serves(client) {
+            return self.streams.send_answer(client, reply, &mut self.drops, now);
+        }
         egress.append(&self.target(client), reply.len(), Class::Control, |slot| {
             slot.copy_from_slice(reply);
             true
@@ -223,6 +245,12 @@ impl Relay {
     ) {
         let peer = PeerSocket(from);
         match self.server.handle_peer(allocation, peer, now) {
+            FromPeer::Channel { client, number } if self.streams.serves(&client) => {
+                self.send_stream_channel_data(&client, number, bytes, segment_size, now);
+            }
+            FromPeer::Indication { client } if self.streams.serves(&client) => {
+                self.send_stream_indications(&client, peer, bytes, segment_size, now);
+            }
             FromPeer::Channel { client, number } => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
@@ -321,6 +349,7 @@ impl Application for Relay {
         }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
+        self.start_streams(ingress)?;
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
@@ -329,7 +358,9 @@ impl Application for Relay {
         let (from, to, segment_size) = match received.meta {
             Meta::Udp { from, to, segment_size } => (from, to, segment_size),
             Meta::Icmp(error) => return self.handle_icmp(received.token, error, egress, now),
-            Meta::Tun | Meta::Ready => return,
+            Meta::Tun | Meta::Ready | Meta::Writable => {
+                return self.handle_stream(received.token, received.meta, egress, now);
+            }
         };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
@@ -351,16 +382,19 @@ impl Application for Relay {
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
         self.server.handle_timeout(now);
         self.hear_again(now);
+        self.streams.handle_timeout(|client| self.server.find(client, now).is_some(), now);
         self.report.handle_timeout(&self.drops, &self.server, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
-        server.into_iter().chain(report).chain(self.silenced.next()).min()
+        let streams = self.streams.poll_timeout();
+        [server, report, streams, self.silenced.next()].into_iter().flatten().min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
+        self.change_streams(ingress, now);
         while let Some(Command::Close(allocation)) = self.server.poll_command() {
             self.close_socket(allocation, ingress, egress);
             self.server.handle_relay_closed(allocation);
@@ -368,6 +402,7 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
+        self.write_streams(ingress, now);
         Next::Continue
     }
 
@@ -376,6 +411,7 @@ impl Application for Relay {
 
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
+        self.stop_streams();
         self.report.finish(&self.drops, &self.server);
     }
 

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::Parser as _;
 use dataplane::engine::{self, Switch};
@@ -19,6 +20,8 @@ use crate::config::{Args, Config};
 use crate::server::auth::Credentials;
 use crate::server::policy::PeerPolicy;
 use crate::server::{Server, Settings};
+use crate::stream::tls::{self, Tls};
+use crate::stream::{Kind, StreamListener, Streams};
 
 /// The exit code for flags and files that cannot be used.
 const EXIT_USAGE: u8 = 2;
@@ -41,6 +44,14 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    let tls = match config.streams.tls_files.as_ref().map(tls::load).transpose() {
+        Ok(tls) => tls,
+        Err(error) => {
+            // As above.
+            let _ = writeln!(io::stderr(), "towpath-relay: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
     dataplane::log::init(args.log_format, LevelFilter::INFO);
     if !args.users.is_empty() {
         tracing::warn!("--user shows passwords in the process list; --user-file does not");
@@ -48,7 +59,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     if config.users.is_empty() {
         tracing::warn!("there are no users, so only STUN Binding is served; add some with --user-file");
     }
-    match run(config, &args) {
+    if let Some(warning) = tls.as_ref().and_then(|tls| tls.warning(wall_clock())) {
+        tracing::warn!("{warning}");
+    }
+    match run(config, tls.as_ref(), &args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -57,16 +71,33 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(config: Config, args: &Args) -> io::Result<()> {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "certificates are dated by the wall clock; this is before the loop"
+)]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+fn run(config: Config, tls: Option<&Tls>, args: &Args) -> io::Result<()> {
     raise_open_files();
     let gro = args.engine.gso == Switch::On;
     let listeners = bind(&config, gro)?;
-    let own_sockets = listeners.iter().map(UdpSocket::local_addr).collect();
+    let stream_listeners = bind_streams(&config)?;
+    let own_sockets = listeners.iter().map(UdpSocket::local_addr);
+    let own_sockets = own_sockets.chain(stream_listeners.iter().map(StreamListener::local_addr)).collect();
+    let streams = Streams::new(stream_listeners, tls.map(|tls| tls.config.clone()), config.streams.limits);
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed)
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
     let server = Server::new(settings(config, own_sockets), &seed);
-    engine::run(Relay::new(server, listeners, gro), &args.engine)
+    engine::run(Relay::new(server, listeners, gro).with_streams(streams), &args.engine)
+}
+
+fn bind_streams(config: &Config) -> io::Result<Vec<StreamListener>> {
+    let tcp = config.streams.tcp.iter().map(|&address| StreamListener::bind(address, Kind::Tcp));
+    let tls = config.streams.tls.iter().map(|&address| StreamListener::bind(address, Kind::Tls));
+    tcp.chain(tls).collect()
 }
 
 fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {

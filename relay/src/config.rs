@@ -1,5 +1,7 @@
 //! Flags and the TOML file, merged and checked: every error names its place and its remedy.
 
+mod streams;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -14,6 +16,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+pub use self::streams::StreamConfig;
 use crate::server::{ChannelNumbers, ExternalAddress, REALM_LEN_MAX};
 
 /// Where clients are served when nothing is said: the port of RFC 8656 section 3.1 on every address.
@@ -33,13 +36,34 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write it as ADDRESS:PORT, for example 0.0.0.0:3478 or [::]:3478".to_owned())
 }
 
-/// A STUN and TURN relay (RFC 8489, RFC 8656) over UDP.
+/// A STUN and TURN relay (RFC 8489, RFC 8656) for clients over UDP, TCP and TLS.
 #[derive(Debug, Parser)]
 #[command(name = "towpath-relay", version)]
 pub struct Args {
     /// Where clients are served; port 0 takes any free one [default: 0.0.0.0:3478 [::]:3478]
     #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
     pub listen: Vec<SocketAddr>,
+    /// Where clients are served over TCP
+    #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
+    pub listen_tcp: Vec<SocketAddr>,
+    /// Where clients are served over TLS; needs --tls-certificate and --tls-key
+    #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
+    pub listen_tls: Vec<SocketAddr>,
+    /// The certificate for TLS as PEM, its own first, then those that lead to its authority
+    #[arg(long, value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The private key of the certificate as PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Most connections over TCP and TLS in all [default: 10000]
+    #[arg(long, value_name = "N")]
+    pub tcp_connections_max: Option<u32>,
+    /// Most of them from one IPv4 address or IPv6 /64 [default: 256]
+    #[arg(long, value_name = "N")]
+    pub tcp_connections_per_address_max: Option<u32>,
+    /// Most KiB that wait for one of them; beyond it the oldest data is dropped [default: 256]
+    #[arg(long, value_name = "N")]
+    pub tcp_queue_kib: Option<u32>,
     /// Realm of the credentials [default: towpath]
     #[arg(long)]
     pub realm: Option<Realm>,
@@ -89,6 +113,13 @@ pub struct Args {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct File {
     listen: Vec<SocketAddr>,
+    listen_tcp: Vec<SocketAddr>,
+    listen_tls: Vec<SocketAddr>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tcp_connections_max: Option<u32>,
+    tcp_connections_per_address_max: Option<u32>,
+    tcp_queue_kib: Option<u32>,
     realm: Option<Realm>,
     user: Vec<Login>,
     user_file: Option<PathBuf>,
@@ -108,6 +139,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Nobody asked for these listeners by name, so that one may be missing where there is no IPv6.
     pub listen_is_default: bool,
+    /// Where clients are served over TCP and TLS, and within which bounds.
+    pub streams: StreamConfig,
     /// The realm.
     pub realm: Realm,
     /// Users; a later one of the same name wins.
@@ -173,6 +206,7 @@ impl Config {
             return usage("--admin is not supported yet; leave it out");
         }
         args.engine.check().map_err(ConfigError::Usage)?;
+        let streams = StreamConfig::merge(args, &file)?;
         let mut users = file.user;
         for path in file.user_file.iter().chain(&args.user_file) {
             users.extend(read_user_file(path)?);
@@ -194,6 +228,7 @@ impl Config {
         Ok(Self {
             listen_is_default: listen.is_none(),
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
+            streams,
             realm: args.realm.clone().or(file.realm).unwrap_or_else(|| Realm(REALM_DEFAULT.to_owned())),
             users,
             allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use harness::stream::TestCertificate;
 use harness::{PASSWORD, RelayProcess, USER, program};
 use left_out::left_out;
 
@@ -77,12 +78,22 @@ fn nothing_is_lost_between(address: IpAddr, peer: IpAddr, io: &str, flags: &[&st
     }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let listen = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
-    let own = ["--listen", listen, "--relay-address", "127.0.0.1", "::1"];
-    let rest = ["--allow-peer", "127.0.0.0/8", "::1", "--io", io];
-    let relay = RelayProcess::start(&[&own[..], &rest].concat());
+    let folder = tempfile::tempdir().unwrap();
+    let files = TestCertificate::new().write(folder.path());
+    let mut relay_flags = vec!["--listen", listen, "--listen-tcp", listen, "--listen-tls", listen];
+    relay_flags.extend(files.iter().map(String::as_str));
+    relay_flags.extend(["--relay-address", "127.0.0.1", "::1"]);
+    relay_flags.extend(["--allow-peer", "127.0.0.0/8", "::1", "--io", io]);
+    let relay = RelayProcess::start(&relay_flags);
+    let is_given = |flag| flags.contains(&flag);
+    let server = match (is_given("-t"), is_given("-S")) {
+        (true, true) => relay.tls[0],
+        (true, false) => relay.tcp[0],
+        (false, _) => relay.listen[0],
+    };
     let (_echo, echo_port) = echo(peer);
     let mut client = program("turnutils_uclient")
-        .args(["-u", USER, "-w", PASSWORD, "-p", &relay.listen[0].port().to_string()])
+        .args(["-u", USER, "-w", PASSWORD, "-p", &server.port().to_string()])
         .args(["-n", "50", "-m", "2", "-l", "121", "-z", "2"])
         .args(["-e", &peer.to_string(), "-r", &echo_port])
         .args(flags)
@@ -168,5 +179,47 @@ fn channels_over_ipv6() {
 fn indications_over_ipv6() {
     if has_ipv6() {
         nothing_is_lost(V6, "suspend", &["-c", "-s", "-x"]);
+    }
+}
+
+#[test]
+fn channels_over_tcp() {
+    nothing_is_lost(V4, "auto", &["-t", "-c", "-X"]);
+}
+
+#[test]
+fn indications_over_tcp() {
+    nothing_is_lost(V4, "suspend", &["-t", "-c", "-s", "-X"]);
+}
+
+#[test]
+fn channels_over_tls() {
+    nothing_is_lost(V4, "auto", &["-t", "-S", "-c", "-X"]);
+}
+
+#[test]
+fn indications_over_tls() {
+    nothing_is_lost(V4, "threaded", &["-t", "-S", "-c", "-s", "-X"]);
+}
+
+#[test]
+fn client_to_client_over_tcp_and_tls() {
+    nothing_is_lost(V4, "auto", &["-t", "-y", "-X"]);
+    nothing_is_lost(V4, "auto", &["-t", "-S", "-y", "-X"]);
+}
+
+#[test]
+fn channels_over_tcp_and_tls_over_ipv6() {
+    if has_ipv6() {
+        nothing_is_lost(V6, "auto", &["-t", "-c", "-x"]);
+        nothing_is_lost(V6, "auto", &["-t", "-S", "-c", "-x"]);
+    }
+}
+
+#[test]
+fn dual_allocations_over_tcp_and_tls() {
+    if has_ipv6() {
+        nothing_is_lost_between(V4, V6, "auto", &["-t", "-Z"]);
+        nothing_is_lost_between(V4, V4, "suspend", &["-t", "-S", "-Z"]);
     }
 }

@@ -85,7 +85,8 @@ impl Epoll {
                 Ok(())
             }
             Some(Entry { source: Source::Tun, reading: true, .. }) => self.read_device(token, handler),
-            Some(Entry { source: Source::Ready, .. }) => {
+            // A paused one that has failed would be reported for ever, so it is handed over.
+            Some(Entry { source: Source::Ready, reading, .. }) if *reading || failed => {
                 handler(Received { token, meta: Meta::Ready, bytes: &mut [] });
                 Ok(())
             }
@@ -200,6 +201,9 @@ impl Ingress for Epoll {
             let flags = event.flags;
             if flags.contains(epoll::EventFlags::OUT) {
                 self.modify(token, |entry| entry.writing = false);
+                if self.sources.get(&token).is_some_and(|entry| entry.source == Source::Ready) {
+                    handler(Received { token, meta: Meta::Writable, bytes: &mut [] });
+                }
             }
             if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
                 let failed = flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);

@@ -26,7 +26,8 @@ pub enum Source {
     UdpWithErrors,
     /// A TUN device whose packets start with a virtio_net header (see [`crate::sys::tun::Tun`]).
     Tun,
-    /// A descriptor whose bytes the application reads itself (a signalfd, a listener): only readiness is reported.
+    /// A descriptor whose bytes the application reads and writes itself (a signalfd, a listener, a connection): only
+    /// readiness is reported, again in every poll for as long as it lasts.
     Ready,
 }
 
@@ -47,8 +48,10 @@ pub enum Meta {
     Icmp(IcmpError),
     /// From a TUN device: a virtio_net header and one IP packet or superpacket.
     Tun,
-    /// The source is readable.
+    /// The source is readable, or it has failed, which reading it will tell.
     Ready,
+    /// A [`Source::Ready`] can be written, after [`Ingress::wake_when_writable`]; or it has failed, which writing will tell.
+    Writable,
 }
 
 /// One superpacket, valid until the handler returns.
@@ -131,7 +134,7 @@ pub trait Ingress {
     /// Stops (`false`) or resumes (`true`) reading a source, to slow it down.
     fn set_reading(&mut self, token: Token, reading: bool);
 
-    /// Asks to be woken, once, when a UDP source can be written again.
+    /// Asks to be woken, once, when a source can be written again. Of a [`Source::Ready`], [`Meta::Writable`] says so.
     fn wake_when_writable(&mut self, token: Token);
 
     /// Waits at most `timeout` for something to arrive, then hands over what is there, a bounded amount, in order for

@@ -129,6 +129,9 @@ fn complete(
     }
     if event.user_data >> 56 == WRITABLE {
         entry.writing = false;
+        if entry.source == Source::Ready && event.result != -libc::ECANCELED {
+            handler(Received { token, meta: Meta::Writable, bytes: &mut [] });
+        }
         return After::Return;
     }
     if event.user_data >> 56 == ERRORS {
@@ -150,6 +153,8 @@ fn complete(
         return After::Return;
     }
     match (entry.source, event.bytes) {
+        // A poll that was answered just before its source was paused is asked again when the source is resumed.
+        (Source::Ready, _) if !entry.reading => {}
         (Source::Ready, _) => handler(Received { token, meta: Meta::Ready, bytes: &mut [] }),
         (Source::Tun, Some(bytes)) if !bytes.is_empty() => {
             // Nothing overtakes what is kept.

@@ -382,7 +382,7 @@ impl Application for App {
                 let segments = Received::segments(received.bytes, segment_size);
                 self.handle_udp(from, path, segments, egress, now);
             }
-            Meta::Icmp(_) | Meta::Ready => {}
+            Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }
         self.send_control(egress, now);
     }

@@ -45,6 +45,12 @@ impl Relay {
         let peer = PeerSocket(error.about);
         let icmp = attribute(peer, error.kind, error.code, error.info);
         match self.server.handle_icmp(allocation, peer, icmp, now) {
+            FromIcmp::Indication { client } if self.streams.serves(&client) => {
+                let message = self.server.icmp_indication(peer, icmp);
+                if let Some(connection) = self.streams.find(&client) {
+                    self.streams.send_data(connection, message, &[], &mut self.drops, now);
+                }
+            }
             FromIcmp::Indication { client } => {
                 let target = self.target(&client);
                 let message = self.server.icmp_indication(peer, icmp);

@@ -30,7 +30,7 @@ impl Relay {
         loop {
             let result = self.open_socket(allocation, address, ingress, egress, now);
             match self.server.handle_relay_opened(allocation, result, now) {
-                Opened::Reply { client } => return self.send_reply(&client, egress),
+                Opened::Reply { client } => return self.send_reply(&client, egress, now),
                 Opened::Retry(other) => address = other,
                 Opened::Also { allocation: other, address: its } => (allocation, address) = (other, its),
                 Opened::Gone => return self.close_socket(allocation, ingress, egress),

@@ -40,11 +40,11 @@ pub use self::pair::Pair;
 pub use self::reply::REALM_LEN_MAX;
 pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
 
-/// Index of a socket that clients send to.
+/// Index of a socket that clients send to, over UDP, TCP or TLS: it stands for the transport in a 5-tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Listener(pub u16);
 
-/// A client as the relay sees it: with UDP understood, this is the 5-tuple of RFC 8656 section 3.
+/// A client as the relay sees it: this is the 5-tuple of RFC 8656 section 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientSocket {
     /// Where it sends from.
@@ -382,6 +382,13 @@ impl Server {
         if let Some(allocation) = self.table.free(id) {
             debug_assert_eq!(allocation.state, State::Closing);
             self.ports.release(allocation.relayed.ip(), allocation.relayed.port());
+        }
+    }
+
+    /// The connection of a client on a stream has ended, and its allocations with it (RFC 8656 section 3.1).
+    pub fn handle_disconnected(&mut self, client: &ClientSocket) {
+        for id in self.table.find(client).into_iter().flat_map(Pair::iter) {
+            self.close(id);
         }
     }
 

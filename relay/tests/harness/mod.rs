@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+pub mod stream;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -30,13 +32,21 @@ pub struct RelayProcess {
     child: Child,
     /// Where it listens, in the order of its flags.
     pub listen: Vec<SocketAddr>,
+    /// Where it listens for TCP and TLS.
+    pub tcp: Vec<SocketAddr>,
+    pub tls: Vec<SocketAddr>,
     log: mpsc::Receiver<String>,
 }
 
 impl RelayProcess {
     /// Starts a relay with these flags besides its user, and waits until it is ready.
     pub fn start(flags: &[&str]) -> Self {
-        let mut child = program(env!("CARGO_BIN_EXE_towpath-relay"))
+        Self::start_by(program(env!("CARGO_BIN_EXE_towpath-relay")), flags)
+    }
+
+    /// As [`RelayProcess::start`], by a command that ends in the program's name.
+    pub fn start_by(mut command: Command, flags: &[&str]) -> Self {
+        let mut child = command
             .args(["--realm", REALM, "--user", &format!("{USER}:{PASSWORD}")])
             .args(flags)
             .env_remove("RUST_LOG")
@@ -45,16 +55,21 @@ impl RelayProcess {
             .unwrap();
         let log = lines(child.stderr.take().unwrap());
         let mut seen = String::new();
+        let (mut tcp, mut tls) = (Vec::new(), Vec::new());
         loop {
             let Ok(line) = log.recv_timeout(PATIENCE) else {
                 let _ = child.kill();
                 let _ = child.wait();
                 panic!("the relay did not become ready:\n{seen}")
             };
-            if let Some((_, listen)) = line.split_once("ready listen=") {
-                let listen =
-                    listen.trim_matches('"').split(' ').map(|address| address.parse().unwrap()).collect();
-                return Self { child, listen, log };
+            let addresses = |before: &str| -> Option<Vec<SocketAddr>> {
+                let (_, listen) = line.split_once(before)?;
+                Some(listen.trim_matches('"').split(' ').map(|address| address.parse().unwrap()).collect())
+            };
+            tcp.extend(addresses("clients over TCP listen=").unwrap_or_default());
+            tls.extend(addresses("clients over TLS listen=").unwrap_or_default());
+            if let Some(listen) = addresses("ready listen=") {
+                return Self { child, listen, tcp, tls, log };
             }
             seen.push_str(&line);
             seen.push('\n');
