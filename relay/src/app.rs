@@ -5,7 +5,10 @@
 //!  client ◄── listener ── add 4 bytes  ◄── relay socket ◄── peer
 //! ```
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
-//! look-up of its sender, and one of its channel as long as the number stays the same.
+//! look-up of its sender, and one of its channel as long as the number stays the same. Data for another client of this
+//! relay takes neither relay socket ([`Way`]).
+
+mod way;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,18 +20,16 @@ use dataplane::drops::{Cause, Drops};
 use dataplane::egress::{Class, Egress, Port, Target};
 use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
-use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
-use dataplane::stun::writer::padding;
+use dataplane::stun::channel_data::{ChannelData, ChannelNumber};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
+pub use self::way::Hairpinned;
+use self::way::{Delivery, Way};
 use crate::report::Report;
 use crate::server::{
-    AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
-    Server,
+    AllocationId, ClientSocket, Command, FromClient, Listener, OpenFailure, Opened, PeerSocket, Server,
 };
 
-/// Longest UDP payload in bytes, over IPv4.
-const PAYLOAD_MAX: usize = 65_507;
 /// Socket buffers asked for on each relay socket, in bytes. There may be thousands of them.
 const RELAY_SOCKET_BUFFER: usize = 1 << 20;
 /// How often the same trouble with sockets is logged.
@@ -71,6 +72,7 @@ pub struct Relay {
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
+    hairpinned: Hairpinned,
     report: Report,
     trouble_logged: Option<Instant>,
 }
@@ -81,7 +83,7 @@ struct ClientCache {
     /// The client's allocation and its port, once looked up.
     relay: Option<Result<(AllocationId, Port), Cause>>,
     /// Where the last channel number leads.
-    channel: Option<(ChannelNumber, Result<PeerSocket, Cause>)>,
+    channel: Option<(ChannelNumber, Result<Way, Cause>)>,
 }
 
 impl Relay {
@@ -100,6 +102,7 @@ impl Relay {
             opening: Vec::new(),
             gro,
             drops: Drops::default(),
+            hairpinned: Hairpinned::default(),
             report: Report::default(),
             trouble_logged: None,
         }
@@ -138,7 +141,7 @@ impl Relay {
     }
 
     fn forward_channel_data<E: Egress>(
-        &self,
+        &mut self,
         client: &ClientSocket,
         segment: &[u8],
         cache: &mut ClientCache,
@@ -147,16 +150,15 @@ impl Relay {
     ) -> Result<(), Cause> {
         let data = ChannelData::parse(segment).ok_or(Cause::MalformedOuter)?;
         let (allocation, port) = (*cache.relay.get_or_insert_with(|| self.relay_of(client, now)))?;
-        let peer = match cache.channel {
-            Some((number, peer)) if number == data.number => peer,
-            Some(_) | None => {
-                let peer = self.server.channel_peer(allocation, data.number, now);
-                cache.channel = Some((data.number, peer));
-                peer
-            }
-        }?;
-        send_to_peer(port, peer, data.payload, egress);
-        Ok(())
+        if cache.channel.as_ref().is_some_and(|&(number, _)| number != data.number) {
+            cache.channel = None;
+        }
+        let (_, way) = cache.channel.get_or_insert_with(|| {
+            let peer = self.server.channel_peer(allocation, data.number, now);
+            (data.number, peer.and_then(|peer| self.way(allocation, port, peer, now)))
+        });
+        let way = way.as_ref().map_err(|&cause| cause)?;
+        self.forward(way, data.payload, egress)
     }
 
     fn relay_of(&self, client: &ClientSocket, now: Instant) -> Result<(AllocationId, Port), Cause> {
@@ -180,7 +182,8 @@ impl Relay {
             FromClient::Forward { allocation, peer, payload } => {
                 let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
-                send_to_peer(port, peer, payload, egress);
+                let way = self.way(allocation, port, peer, now)?;
+                self.forward(&way, payload, egress)?;
             }
             FromClient::Reply => self.send_reply(client, egress),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
@@ -217,50 +220,18 @@ impl Relay {
         now: Instant,
     ) {
         let peer = PeerSocket(from);
-        match self.server.handle_peer(allocation, peer, now) {
-            FromPeer::Channel { client, number } => {
-                let target = self.target(&client);
-                for segment in Received::segments(bytes, segment_size) {
-                    if !send_channel_data(&target, number, segment, egress) {
-                        self.drops.count(Cause::Mtu);
-                    }
-                }
+        let delivery = match Delivery::of(self.server.handle_peer(allocation, peer, now), peer) {
+            Ok(delivery) => delivery,
+            Err(cause) => {
+                let lost = Received::segments(bytes, segment_size).count();
+                return self.drops.add(cause, lost as u64);
             }
-            FromPeer::Indication { client } => {
-                let target = self.target(&client);
-                for segment in Received::segments(bytes, segment_size) {
-                    if !self.send_indication(&target, peer, segment, egress) {
-                        self.drops.count(Cause::Mtu);
-                    }
-                }
-            }
-            FromPeer::Drop(cause) => {
-                self.drops.add(cause, Received::segments(bytes, segment_size).count() as u64);
+        };
+        for segment in Received::segments(bytes, segment_size) {
+            if let Err(cause) = self.deliver(&delivery, segment, egress) {
+                self.drops.count(cause);
             }
         }
-    }
-
-    /// Whether it was not too long.
-    fn send_indication<E: Egress>(
-        &mut self,
-        target: &Target,
-        peer: PeerSocket,
-        payload: &[u8],
-        egress: &mut E,
-    ) -> bool {
-        let Some(header) = self.server.data_indication(peer, payload.len()) else { return false };
-        let data_end = header.len() + payload.len();
-        let len = data_end + padding(payload.len());
-        if len > PAYLOAD_MAX {
-            return false;
-        }
-        egress.append(target, len, Class::Data, |slot| {
-            slot[..header.len()].copy_from_slice(header);
-            slot[header.len()..data_end].copy_from_slice(payload);
-            slot[data_end..].fill(0);
-            true
-        });
-        true
     }
 
     /// Opens the socket of an allocation, on another port when somebody has the first, and answers the client.
@@ -349,33 +320,6 @@ fn register<I: Ingress, E: Egress>(socket: &UdpSocket, ingress: &mut I, egress: 
     Ok(port)
 }
 
-fn send_to_peer<E: Egress>(port: Port, peer: PeerSocket, payload: &[u8], egress: &mut E) {
-    let target = Target { port, to: peer.0, from: None, ecn: 0 };
-    egress.append(&target, payload.len(), Class::Data, |slot| {
-        slot.copy_from_slice(payload);
-        true
-    });
-}
-
-/// Whether it was not too long.
-fn send_channel_data<E: Egress>(
-    target: &Target,
-    number: ChannelNumber,
-    payload: &[u8],
-    egress: &mut E,
-) -> bool {
-    let len = channel_data::HEADER_LEN + payload.len();
-    let Some(header) = channel_data::header(number, payload.len()).filter(|_| len <= PAYLOAD_MAX) else {
-        return false;
-    };
-    egress.append(target, len, Class::Data, |slot| {
-        slot[..channel_data::HEADER_LEN].copy_from_slice(&header);
-        slot[channel_data::HEADER_LEN..].copy_from_slice(payload);
-        true
-    });
-    true
-}
-
 impl Application for Relay {
     // On one bulk socket epoll is some 5 % cheaper, and with many sockets the difference is within the noise.
     fn default_ingress(&self) -> IngressKind {
@@ -446,6 +390,7 @@ impl Application for Relay {
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
         self.report.finish(&self.drops, &self.server);
+        self.hairpinned.log();
     }
 
     fn drops(&self) -> Drops {

@@ -18,7 +18,7 @@ use crate::app::Relay;
 use crate::config::{Args, Config};
 use crate::server::auth::Credentials;
 use crate::server::policy::PeerPolicy;
-use crate::server::{Server, Settings};
+use crate::server::{ExternalAddress, Server, Settings};
 
 /// The exit code for flags and files that cannot be used.
 const EXIT_USAGE: u8 = 2;
@@ -111,6 +111,11 @@ fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
     own_addresses.extend(own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
     own_addresses.extend(&config.relay_addresses);
     own_addresses.extend(config.external.iter().map(|external| external.public));
+    // Through a NAT that leads back in, the relay's sockets are reached under their outer names too.
+    let own_sockets = own_sockets
+        .iter()
+        .flat_map(|&own| [own].into_iter().chain(outer_names(own, &config.external)))
+        .collect();
     Settings {
         credentials,
         policy: PeerPolicy { allow: config.allow_peers, own_sockets, own_addresses },
@@ -120,7 +125,15 @@ fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
         channel_numbers: config.channel_numbers,
         allocations_max: config.allocations_max,
         allocations_per_user_max: config.allocations_per_user_max,
+        hairpin: config.hairpin,
     }
+}
+
+/// How a socket is called outside.
+fn outer_names(own: SocketAddr, external: &[ExternalAddress]) -> impl Iterator<Item = SocketAddr> {
+    let names = external.iter().filter(move |external| external.public.is_ipv4() == own.is_ipv4());
+    let names = names.filter(move |external| external.local.is_none_or(|local| local == own.ip()));
+    names.map(move |external| SocketAddr::new(external.public, own.port()))
 }
 
 /// Every address of this machine, so that clients cannot reach its own services through the relay.

@@ -70,6 +70,9 @@ pub struct Args {
     /// Most allocations of one user [default: 1000]
     #[arg(long, value_name = "N")]
     pub allocations_per_user_max: Option<u32>,
+    /// Whether clients may reach each other's relayed addresses, and do so inside the relay [default: on]
+    #[arg(long, value_enum)]
+    pub hairpin: Option<Hairpin>,
     /// Not supported yet
     #[arg(long, value_name = "ADDR:PORT")]
     pub admin: Option<SocketAddr>,
@@ -99,6 +102,7 @@ struct File {
     channel_numbers: Option<ChannelRange>,
     allocations_max: Option<u32>,
     allocations_per_user_max: Option<u32>,
+    hairpin: Option<Hairpin>,
 }
 
 /// What was asked for, from flags and files.
@@ -126,6 +130,8 @@ pub struct Config {
     pub allocations_max: u32,
     /// Most allocations of one user.
     pub allocations_per_user_max: u32,
+    /// Whether clients of this relay reach each other inside it.
+    pub hairpin: bool,
 }
 
 /// Why there is no usable configuration.
@@ -209,6 +215,7 @@ impl Config {
                 .allocations_per_user_max
                 .or(file.allocations_per_user_max)
                 .unwrap_or(1_000),
+            hairpin: args.hairpin.or(file.hairpin) != Some(Hairpin::Off),
         })
     }
 }
@@ -324,6 +331,16 @@ pub enum ChannelRange {
     Rfc8656,
     /// 0x4000 to 0x7FFF, which older clients use
     Rfc5766,
+}
+
+/// Whether data between clients of this relay takes the short way (`--hairpin`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hairpin {
+    /// From client to client inside the relay
+    On,
+    /// Over both relay sockets, and only where --allow-peer says so
+    Off,
 }
 
 /// A range of ports.

@@ -73,6 +73,11 @@ fn nothing_is_lost(address: IpAddr, io: &str, flags: &[&str]) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let listen = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
     let relay = RelayProcess::start(&["--listen", listen, "--allow-peer", "127.0.0.0/8", "::1", "--io", io]);
+    run_client(address, relay, flags);
+}
+
+/// The same at this relay; the rest of its log.
+fn run_client(address: IpAddr, relay: RelayProcess, flags: &[&str]) -> String {
     let (_echo, echo_port) = echo(address);
     let mut client = program("turnutils_uclient")
         .args(["-u", USER, "-w", PASSWORD, "-p", &relay.listen[0].port().to_string()])
@@ -89,6 +94,7 @@ fn nothing_is_lost(address: IpAddr, io: &str, flags: &[&str]) {
     let (status, log) = relay.stop();
     assert!(text.contains("Total lost packets 0 (0.000000%), total send dropped 0 "), "{text}\n{log}");
     assert!(status.success(), "{log}");
+    log
 }
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -112,6 +118,23 @@ fn even_ports_with_reservation() {
 #[test]
 fn client_to_client() {
     nothing_is_lost(V4, "threaded", &["-y"]);
+}
+
+/// Without exceptions for peers; every datagram stays inside the relay.
+#[test]
+fn client_to_client_inside_the_relay() {
+    if !installed() {
+        return;
+    }
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for flags in [&["-y", "-c"][..], &["-y", "-c", "-s"]] {
+        let relay = RelayProcess::start(&["--listen", "127.0.0.1:0"]);
+        let log = run_client(V4, relay, flags);
+        let (_, rest) = log.split_once("hairpin packets=").expect("the relay says so");
+        let packets: u32 = rest.split(' ').next().and_then(|packets| packets.parse().ok()).unwrap();
+        // 50 messages of each of 2 clients, which is 4 allocations.
+        assert!(packets >= 100, "{log}");
+    }
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! What is written back to clients: every success, every refusal and every challenge.
 
-use std::net::SocketAddr;
-
 use dataplane::stun::message::UnknownAttributes;
 use dataplane::stun::{AddressFamily, AttributeType, BadAttribute, Class, ErrorCode, Message, Method};
 
@@ -116,15 +114,9 @@ impl Server {
             with_fingerprint: allocation.with_fingerprint,
         };
         let key = &self.credentials.user(allocation.user).key;
-        let relayed = allocation.relayed;
-        let public = self
-            .external
-            .iter()
-            .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
-            .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
-            .map_or(relayed.ip(), |external| external.public);
+        let public = self.public(allocation.relayed);
         self.replies.answer(envelope, Class::Success, Some(key), |writer| {
-            writer.xor_relayed_address(SocketAddr::new(public, relayed.port()));
+            writer.xor_relayed_address(public);
             writer.lifetime(allocation.lifetime_s).xor_mapped_address(allocation.client.address);
             if let Some(token) = allocation.reservation {
                 writer.reservation_token(token);

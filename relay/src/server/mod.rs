@@ -7,6 +7,8 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod directory;
+mod hairpin;
 pub mod policy;
 pub mod ports;
 pub mod random;
@@ -24,6 +26,7 @@ use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, Transa
 
 use self::allocation::State;
 use self::auth::{Credentials, Nonces};
+use self::directory::Directory;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
@@ -33,6 +36,7 @@ use self::table::Table;
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::hairpin::Route;
 pub use self::reply::REALM_LEN_MAX;
 pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
 
@@ -97,12 +101,14 @@ pub struct Settings {
     pub allocations_max: u32,
     /// Most allocations of one user; beyond it 486.
     pub allocations_per_user_max: u32,
+    /// Whether clients of this relay reach each other's relayed addresses without the kernel.
+    pub hairpin: bool,
 }
 
 /// What to do with a datagram from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromClient {
-    /// Send this part of the datagram to the peer, through the allocation's socket.
+    /// Send this part of the datagram to the peer, the way that [`Server::route`] says.
     Forward {
         /// Whose socket.
         allocation: AllocationId,
@@ -185,10 +191,12 @@ pub struct Server {
     channel_numbers: ChannelNumbers,
     allocations_max: u32,
     allocations_per_user_max: u32,
+    hairpin: bool,
     nonces: Nonces,
     ports: Ports,
     random: Random,
     table: Table,
+    directory: Directory,
     replies: Replies,
     refusals: Refusals,
     commands: VecDeque<Command>,
@@ -214,8 +222,10 @@ impl Server {
             channel_numbers: settings.channel_numbers,
             allocations_max: settings.allocations_max,
             allocations_per_user_max: settings.allocations_per_user_max,
+            hairpin: settings.hairpin,
             random,
             table: Table::default(),
+            directory: Directory::default(),
             replies: Replies::new(),
             refusals: Refusals::default(),
             commands: VecDeque::new(),
@@ -306,9 +316,17 @@ impl Server {
         self.table.get(allocation).ok_or(Cause::NoAllocation)?.channel_peer(number, now)
     }
 
-    /// Where datagrams go that a peer sent to an allocation's relayed address.
+    /// Where datagrams go that a peer sent to the socket of an allocation.
     #[must_use]
     pub fn handle_peer(&self, allocation: AllocationId, peer: PeerSocket, now: Instant) -> FromPeer {
+        match self.refuse_from_socket(allocation, peer, now) {
+            Some(cause) => FromPeer::Drop(cause),
+            None => self.deliver(allocation, peer, now),
+        }
+    }
+
+    /// Where datagrams of a peer go, whichever way they came.
+    fn deliver(&self, allocation: AllocationId, peer: PeerSocket, now: Instant) -> FromPeer {
         let Some(allocation) = self.table.get(allocation).filter(|allocation| allocation.is_live(now)) else {
             return FromPeer::Drop(Cause::NoAllocation);
         };
@@ -375,6 +393,7 @@ impl Server {
         self.table.detach(id);
         if let Some(allocation) = self.table.get_mut(id) {
             allocation.state = State::Closing;
+            self.directory.remove(allocation.relayed, id);
             self.credentials.user_mut(allocation.user).allocations -= 1;
             self.commands.push_back(Command::Close(id));
         }

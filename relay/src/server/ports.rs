@@ -79,6 +79,12 @@ impl Ports {
         None
     }
 
+    /// Whether a port of this address was ever taken.
+    #[must_use]
+    pub fn is_used(&self, address: IpAddr) -> bool {
+        self.taken.contains_key(&address)
+    }
+
     /// Gives a port back.
     pub fn release(&mut self, address: IpAddr, port: u16) {
         if let Some(bits) = self.taken.get_mut(&address) {

@@ -242,6 +242,7 @@ impl Server {
         match result {
             Ok(()) => {
                 allocation.state = State::Live;
+                self.directory.insert(allocation.relayed, id);
                 let expires = now + Duration::from_secs(allocation.lifetime_s.into());
                 self.table.set_deadline(id, expires);
                 self.answer_allocated(id);
@@ -331,7 +332,7 @@ impl Server {
             let peer = peer?;
             *peers.get_mut(count).ok_or(BAD_REQUEST)? = peer.ip();
             count += 1;
-            self.check_peer(id, peer)?;
+            self.check_peer(id, peer, now)?;
         }
         let peers = &peers[..count];
         let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
@@ -363,7 +364,7 @@ impl Server {
         if peer.port() == 0 || !is_allowed {
             return Err(BAD_REQUEST.into());
         }
-        self.check_peer(id, peer)?;
+        self.check_peer(id, peer, now)?;
         let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
         match allocation.bind_channel(number, PeerSocket(peer), now) {
             Ok(()) => Ok(Success::Empty),
@@ -388,12 +389,13 @@ impl Server {
     }
 
     /// Whether an allocation may talk to a peer.
-    fn check_peer(&self, id: AllocationId, peer: SocketAddr) -> Result<(), ErrorCode> {
+    fn check_peer(&self, id: AllocationId, peer: SocketAddr, now: Instant) -> Result<(), ErrorCode> {
         let relayed = self.table.get(id).ok_or(ALLOCATION_MISMATCH)?.relayed;
         if relayed.is_ipv4() != peer.is_ipv4() {
             return Err(PEER_FAMILY_MISMATCH);
         }
-        if self.policy.permits(peer) { Ok(()) } else { Err(FORBIDDEN) }
+        let permitted = self.policy.permits(peer) || self.permits_hairpin(id, peer, now);
+        if permitted { Ok(()) } else { Err(FORBIDDEN) }
     }
 }
 
