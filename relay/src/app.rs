@@ -30,7 +30,7 @@ use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, Listener, OpenFailure, Opened, PeerSocket, Server,
 };
 
-/// Socket buffers asked for on each relay socket, in bytes. There may be thousands of them.
+/// Socket buffers asked for on a relay socket with one allocation, in bytes. There may be thousands of them.
 const RELAY_SOCKET_BUFFER: usize = 1 << 20;
 /// How often the same trouble with sockets is logged.
 const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
@@ -44,6 +44,8 @@ enum Role {
     Listener(Listener),
     /// Peers of this allocation send to it.
     Relay(AllocationId),
+    /// Peers of all allocations at this address send to it.
+    Shared(SocketAddr),
 }
 
 /// A socket that clients send to.
@@ -261,13 +263,16 @@ impl Relay {
         egress: &mut E,
         now: Instant,
     ) -> Result<(), OpenFailure> {
-        let options = UdpOptions {
-            gro: self.gro,
-            receive_buffer: RELAY_SOCKET_BUFFER,
-            send_buffer: RELAY_SOCKET_BUFFER,
-            packet_info: false,
-            ..UdpOptions::default()
-        };
+        if let Some(shared) = self.socket_at(address) {
+            self.put_relay(allocation, shared);
+            return Ok(());
+        }
+        let is_shared = self.server.shares_ports();
+        let mut options = UdpOptions { gro: self.gro, packet_info: false, ..UdpOptions::default() };
+        if !is_shared {
+            options.receive_buffer = RELAY_SOCKET_BUFFER;
+            options.send_buffer = RELAY_SOCKET_BUFFER;
+        }
         let opened = UdpSocket::bind(address, &options).and_then(|socket| {
             let port = register(&socket, ingress, egress)?;
             Ok((socket, port))
@@ -279,13 +284,22 @@ impl Relay {
             self.log_trouble(&error, now);
             OpenFailure::Other
         })?;
+        self.put_relay(allocation, (socket, port));
+        self.set_role(port, if is_shared { Role::Shared(address) } else { Role::Relay(allocation) });
+        Ok(())
+    }
+
+    /// The socket that allocations at an address have already.
+    fn socket_at(&self, address: SocketAddr) -> Option<(UdpSocket, Port)> {
+        self.server.tenants(address).iter().find_map(|id| self.relays.get(id.0 as usize)?.clone())
+    }
+
+    fn put_relay(&mut self, allocation: AllocationId, relay: (UdpSocket, Port)) {
         let index = allocation.0 as usize;
         if self.relays.len() <= index {
             self.relays.resize_with(index + 1, || None);
         }
-        self.relays[index] = Some((socket, port));
-        self.set_role(port, Role::Relay(allocation));
-        Ok(())
+        self.relays[index] = Some(relay);
     }
 
     fn close_socket<I: Ingress, E: Egress>(
@@ -294,9 +308,13 @@ impl Relay {
         ingress: &mut I,
         egress: &mut E,
     ) {
-        let Some((_socket, port)) = self.relays.get_mut(allocation.0 as usize).and_then(Option::take) else {
+        let Some((socket, port)) = self.relays.get_mut(allocation.0 as usize).and_then(Option::take) else {
             return;
         };
+        if self.socket_at(socket.local_addr()).is_some() {
+            // Others have it still.
+            return;
+        }
         ingress.remove(Token(port.0));
         egress.remove(port);
         self.set_role(port, Role::Vacant);
@@ -355,6 +373,15 @@ impl Application for Relay {
             Role::Relay(allocation) => {
                 self.handle_peer(allocation, from, received.bytes, segment_size, egress, now);
             }
+            Role::Shared(address) => match self.server.recipient(address, PeerSocket(from)) {
+                Some(allocation) => {
+                    self.handle_peer(allocation, from, received.bytes, segment_size, egress, now);
+                }
+                None => {
+                    let lost = Received::segments(received.bytes, segment_size).count();
+                    self.drops.add(Cause::NoPermission, lost as u64);
+                }
+            },
             Role::Vacant => {
                 let lost = Received::segments(received.bytes, segment_size).count();
                 self.drops.add(Cause::NoAllocation, lost as u64);

@@ -66,6 +66,11 @@ fn run(config: Config, args: &Args) -> io::Result<()> {
     getrandom::fill(&mut *seed)
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
     let server = Server::new(settings(config, own_sockets), &seed);
+    if server.shares_ports() {
+        tracing::info!(
+            "there are fewer --relay-ports than --allocations-max: allocations will share ports once none is free"
+        );
+    }
     engine::run(Relay::new(server, listeners, gro), &args.engine)
 }
 
@@ -126,6 +131,7 @@ fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
         allocations_max: config.allocations_max,
         allocations_per_user_max: config.allocations_per_user_max,
         hairpin: config.hairpin,
+        port_sharing: config.port_sharing,
     }
 }
 

@@ -55,6 +55,9 @@ pub struct Args {
     /// Ports for allocations [default: 49152-65535]
     #[arg(long, value_name = "LOW-HIGH")]
     pub relay_ports: Option<PortRange>,
+    /// Whether several allocations may have one port where there are fewer ports than --allocations-max [default: auto]
+    #[arg(long, value_enum)]
+    pub port_sharing: Option<PortSharing>,
     /// Addresses for allocations, one of each family [default: the one the client sends to]
     #[arg(long = "relay-address", value_name = "ADDR", num_args = 1..)]
     pub relay_addresses: Vec<IpAddr>,
@@ -97,6 +100,7 @@ struct File {
     user_file: Option<PathBuf>,
     allow_peer: Vec<PeerRange>,
     relay_ports: Option<PortRange>,
+    port_sharing: Option<PortSharing>,
     relay_address: Vec<IpAddr>,
     external_ip: Vec<External>,
     channel_numbers: Option<ChannelRange>,
@@ -120,6 +124,8 @@ pub struct Config {
     pub allow_peers: Vec<IpNet>,
     /// Ports for allocations.
     pub relay_ports: RangeInclusive<u16>,
+    /// Whether several allocations may have one of them.
+    pub port_sharing: bool,
     /// Addresses for allocations.
     pub relay_addresses: Vec<IpAddr>,
     /// Addresses as they are called outside.
@@ -204,6 +210,7 @@ impl Config {
             users,
             allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),
             relay_ports: ports.low..=ports.high,
+            port_sharing: args.port_sharing.or(file.port_sharing) != Some(PortSharing::Off),
             relay_addresses,
             external: external.into_iter().map(|External(external)| external).collect(),
             channel_numbers: match args.channel_numbers.or(file.channel_numbers) {
@@ -340,6 +347,16 @@ pub enum Hairpin {
     /// From client to client inside the relay
     On,
     /// Over both relay sockets, and only where --allow-peer says so
+    Off,
+}
+
+/// Whether several allocations may have one relayed port (`--port-sharing`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortSharing {
+    /// Where there are fewer ports than allocations may be
+    Auto,
+    /// Never: allocations beyond the number of ports get 508
     Off,
 }
 

@@ -129,6 +129,7 @@ impl BadRelay {
             allocations_max: 4,
             allocations_per_user_max: 4,
             hairpin: false,
+            port_sharing: false,
         };
         let server = Server::new(settings, &[7; 32]);
         let relay = Self { listener, relayed: None, server, up: Way::new(seed), down: Way::new(seed + 1) };

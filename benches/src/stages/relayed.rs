@@ -135,6 +135,7 @@ fn settings() -> Settings {
         allocations_max: u32::MAX,
         allocations_per_user_max: u32::MAX,
         hairpin: true,
+        port_sharing: false,
     }
 }
 

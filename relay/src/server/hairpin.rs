@@ -32,10 +32,11 @@ pub enum Route {
     },
 }
 
-/// An allocation as a peer of another.
+/// The place of live allocations, as a peer of another.
 struct Neighbour {
-    id: AllocationId,
-    /// The sender's address as the neighbour would see it.
+    /// Its local address.
+    relayed: SocketAddr,
+    /// The sender's address as it is seen from there.
     seen_as: PeerSocket,
 }
 
@@ -50,12 +51,16 @@ impl Server {
             return Ok(Route::Socket);
         }
         match self.neighbour(sender, peer.0, now) {
-            Some(Neighbour { id, seen_as }) => match self.deliver(id, seen_as, now) {
-                FromPeer::Drop(cause) => Err(cause),
-                to @ (FromPeer::Channel { .. } | FromPeer::Indication { .. }) => {
-                    Ok(Route::Client { to, seen_as })
+            Some(Neighbour { relayed, seen_as }) => {
+                // Of those who share a port, nobody permits this sender.
+                let id = self.directory.recipient(relayed, seen_as.0).ok_or(Cause::NoPermission)?;
+                match self.deliver(id, seen_as, now) {
+                    FromPeer::Drop(cause) => Err(cause),
+                    to @ (FromPeer::Channel { .. } | FromPeer::Indication { .. }) => {
+                        Ok(Route::Client { to, seen_as })
+                    }
                 }
-            },
+            }
             None if self.policy.permits(peer.0) => Ok(Route::Socket),
             None => Err(Cause::PolicyPeer),
         }
@@ -84,21 +89,19 @@ impl Server {
         (!self.policy.permits_address(peer.0.ip())).then_some(Cause::PolicyPeer)
     }
 
-    /// The live allocation that an allocation reaches under an address.
+    /// Where an allocation reaches others under an address.
     fn neighbour(&self, sender: AllocationId, peer: SocketAddr, now: Instant) -> Option<Neighbour> {
         let own = self.table.get(sender)?.relayed;
-        let live = |local: SocketAddr| {
-            let id = self.directory.find(local)?;
-            self.table.get(id)?.is_live(now).then_some(id)
-        };
-        if let Some(id) = live(peer) {
-            return Some(Neighbour { id, seen_as: PeerSocket(own) });
+        let is_live = |&id: &AllocationId| self.table.get(id).is_some_and(|tenant| tenant.is_live(now));
+        let is_inhabited = |relayed: &SocketAddr| self.directory.tenants(*relayed).iter().any(is_live);
+        if is_inhabited(&peer) {
+            return Some(Neighbour { relayed: peer, seen_as: PeerSocket(own) });
         }
         // A NAT that is asked for its own outer address shows the sender's outer address too (RFC 4787 section 6).
         let outer = self.external.iter().filter(|external| external.public == peer.ip());
-        let mut inner = outer.map(|external| external.local.unwrap_or(own.ip()));
-        let id = inner.find_map(|local| live(SocketAddr::new(local, peer.port())))?;
-        Some(Neighbour { id, seen_as: PeerSocket(self.public(own)) })
+        let inner = outer.map(|external| external.local.unwrap_or(own.ip()));
+        let relayed = inner.map(|local| SocketAddr::new(local, peer.port())).find(is_inhabited)?;
+        Some(Neighbour { relayed, seen_as: PeerSocket(self.public(own)) })
     }
 
     /// Whether allocations are made on an address, or on one that is called so outside.

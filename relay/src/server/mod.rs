@@ -14,6 +14,7 @@ pub mod ports;
 pub mod random;
 mod reply;
 mod requests;
+mod sharing;
 mod table;
 
 use std::collections::VecDeque;
@@ -31,6 +32,7 @@ use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
 use self::reply::{Refusals, Replies};
+use self::sharing::Conflicts;
 use self::table::Table;
 
 pub use self::allocation::{
@@ -103,6 +105,8 @@ pub struct Settings {
     pub allocations_per_user_max: u32,
     /// Whether clients of this relay reach each other's relayed addresses without the kernel.
     pub hairpin: bool,
+    /// Whether allocations may have a relayed port together where there are fewer ports than `allocations_max`.
+    pub port_sharing: bool,
 }
 
 /// What to do with a datagram from a client.
@@ -197,6 +201,7 @@ pub struct Server {
     random: Random,
     table: Table,
     directory: Directory,
+    conflicts: Conflicts,
     replies: Replies,
     refusals: Refusals,
     commands: VecDeque<Command>,
@@ -211,6 +216,8 @@ impl Server {
     pub fn new(settings: Settings, seed: &[u8; 32]) -> Self {
         assert!(settings.credentials.realm().len() <= REALM_LEN_MAX, "the realm is too long");
         assert!(!settings.relay_ports.is_empty(), "there are no relay ports");
+        let is_shared =
+            settings.port_sharing && settings.relay_ports.len() < settings.allocations_max as usize;
         let mut random = Random::from_seed(seed);
         Self {
             nonces: Nonces::new(&mut random),
@@ -225,7 +232,8 @@ impl Server {
             hairpin: settings.hairpin,
             random,
             table: Table::default(),
-            directory: Directory::default(),
+            directory: Directory::new(is_shared),
+            conflicts: Conflicts::default(),
             replies: Replies::new(),
             refusals: Refusals::default(),
             commands: VecDeque::new(),
@@ -290,7 +298,7 @@ impl Server {
         if self.policy.is_own_socket(peer) {
             return Err(Cause::PolicyPeer);
         }
-        if !allocation.has_permission(peer.ip(), now) {
+        if !allocation.has_permission(PeerSocket(peer), now) {
             return Err(Cause::NoPermission);
         }
         Ok(FromClient::Forward { allocation: id, peer: PeerSocket(peer), payload })
@@ -384,7 +392,15 @@ impl Server {
     pub fn handle_relay_closed(&mut self, id: AllocationId) {
         if let Some(allocation) = self.table.free(id) {
             debug_assert_eq!(allocation.state, State::Closing);
-            self.ports.release(allocation.relayed.ip(), allocation.relayed.port());
+            self.vacate(id, &allocation);
+        }
+    }
+
+    /// An allocation's address is free again, unless others have it too.
+    fn vacate(&mut self, id: AllocationId, allocation: &allocation::Allocation) {
+        let relayed = allocation.relayed;
+        if self.directory.remove(relayed, id, allocation.reaches()) {
+            self.ports.release(relayed.ip(), relayed.port());
         }
     }
 
@@ -393,7 +409,6 @@ impl Server {
         self.table.detach(id);
         if let Some(allocation) = self.table.get_mut(id) {
             allocation.state = State::Closing;
-            self.directory.remove(allocation.relayed, id);
             self.credentials.user_mut(allocation.user).allocations -= 1;
             self.commands.push_back(Command::Close(id));
         }

@@ -115,6 +115,17 @@ impl Ports {
         Some(token)
     }
 
+    /// Keeps a port that was taken, and that somebody outside this program has, from being tried again soon.
+    pub fn set_aside(&mut self, address: IpAddr, port: u16, random: &mut Random, now: Instant) {
+        self.expire_reservations(now);
+        if self.reservations.len() >= RESERVATIONS_MAX {
+            return self.release(address, port);
+        }
+        // A reservation whose token nobody is told.
+        let token = random.bytes();
+        self.reservations.push_back(Reservation { token, address, port, expires: now + RESERVATION_TIME });
+    }
+
     /// Turns a token into the port it stands for, once; the port stays taken.
     pub fn redeem(&mut self, token: &Token, now: Instant) -> Option<(IpAddr, u16)> {
         self.expire_reservations(now);

@@ -7,7 +7,7 @@ use dataplane::stun::{
     AddressFamily, AttributeType, BadAttribute, ErrorCode, Message, Method, TRANSPORT_UDP,
 };
 
-use super::allocation::{Allocation, BindError, PortChoice, State};
+use super::allocation::{Allocation, BindError, PortChoice, Reach, State};
 use super::answers::{
     ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, FORBIDDEN, INSUFFICIENT_CAPACITY,
     PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED,
@@ -149,8 +149,10 @@ impl Server {
         if self.table.len() >= self.allocations_max as usize {
             return Err(INSUFFICIENT_CAPACITY.into());
         }
-        let (relayed, reservation) =
-            self.take_port(wanted.address, wanted.port, now).ok_or(INSUFFICIENT_CAPACITY)?;
+        let (relayed, reservation) = self
+            .take_port(wanted.address, wanted.port, now)
+            .or_else(|| self.take_part(wanted.address, wanted.port, (client, user), None, now))
+            .ok_or(INSUFFICIENT_CAPACITY)?;
         let mut allocation = Allocation::new(*client, user, relayed, wanted.port, message.transaction(), now);
         allocation.lifetime_s = wanted.lifetime_s;
         allocation.reservation = reservation;
@@ -158,6 +160,7 @@ impl Server {
         allocation.second_family_refused = wanted.second_family;
         self.credentials.user_mut(user).allocations += 1;
         let id = self.table.insert(allocation);
+        self.directory.insert(relayed, id);
         Ok(Success::Open(id, relayed))
     }
 
@@ -229,6 +232,21 @@ impl Server {
         Some((relayed, Some(token)))
     }
 
+    /// Takes a port that others have already, where any would do. EVEN-PORT is about a port of one's own.
+    fn take_part(
+        &self,
+        address: IpAddr,
+        port: PortChoice,
+        (client, user): (&ClientSocket, UserId),
+        except: Option<SocketAddr>,
+        now: Instant,
+    ) -> Option<(SocketAddr, Option<Token>)> {
+        if port != PortChoice::Free(Want::Any) {
+            return None;
+        }
+        Some((self.share_port(address, client, user, except, now)?, None))
+    }
+
     /// The driver has tried to open a relay socket.
     pub fn handle_relay_opened(
         &mut self,
@@ -242,7 +260,6 @@ impl Server {
         match result {
             Ok(()) => {
                 allocation.state = State::Live;
-                self.directory.insert(allocation.relayed, id);
                 let expires = now + Duration::from_secs(allocation.lifetime_s.into());
                 self.table.set_deadline(id, expires);
                 self.answer_allocated(id);
@@ -260,20 +277,31 @@ impl Server {
     fn retry(&mut self, id: AllocationId, now: Instant) -> Option<SocketAddr> {
         let allocation = self.table.get(id)?;
         let (old, old_token) = (allocation.relayed, allocation.reservation);
+        let (port, client, user) = (allocation.port, allocation.client, allocation.user);
         // The port behind a token cannot be replaced: the client asked for that one.
-        let PortChoice::Free(_) = allocation.port else { return None };
+        let PortChoice::Free(_) = port else { return None };
         // Taken before the old one is given back, so that it cannot be the same.
-        let (relayed, reservation) = self.take_port(old.ip(), allocation.port, now)?;
-        self.give_back(old, old_token, now);
+        let (relayed, reservation) = self
+            .take_port(old.ip(), port, now)
+            .or_else(|| self.take_part(old.ip(), port, (&client, user), Some(old), now))?;
+        if self.directory.remove(old, id, std::iter::empty()) {
+            if self.shares_ports() {
+                // There are too few to come across it again and again.
+                self.ports.set_aside(old.ip(), old.port(), &mut self.random, now);
+            } else {
+                self.ports.release(old.ip(), old.port());
+            }
+        }
+        self.give_back(old_token, now);
+        self.directory.insert(relayed, id);
         let allocation = self.table.get_mut(id)?;
         allocation.relayed = relayed;
         allocation.reservation = reservation;
         Some(relayed)
     }
 
-    /// Gives a port back that was never opened, and the one reserved with it.
-    fn give_back(&mut self, relayed: SocketAddr, token: Option<Token>, now: Instant) {
-        self.ports.release(relayed.ip(), relayed.port());
+    /// Gives the port back that was reserved with one that was never opened.
+    fn give_back(&mut self, token: Option<Token>, now: Instant) {
         if let Some((address, port)) = token.and_then(|token| self.ports.redeem(&token, now)) {
             self.ports.release(address, port);
         }
@@ -283,7 +311,8 @@ impl Server {
     fn give_up(&mut self, id: AllocationId, client: ClientSocket, now: Instant) -> Opened {
         self.table.detach(id);
         let Some(allocation) = self.table.free(id) else { return Opened::Gone };
-        self.give_back(allocation.relayed, allocation.reservation, now);
+        self.vacate(id, &allocation);
+        self.give_back(allocation.reservation, now);
         self.credentials.user_mut(allocation.user).allocations -= 1;
         let envelope = Envelope {
             method: Method::Allocate,
@@ -326,24 +355,32 @@ impl Server {
         now: Instant,
     ) -> Result<Success, Refusal> {
         let id = self.owned(client, user, now)?;
-        let mut peers = [IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED); PEERS_PER_REQUEST_MAX];
+        let nobody = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+        let mut wanted = [(nobody, Reach::all(nobody)); PEERS_PER_REQUEST_MAX];
         let mut count = 0;
         for peer in message.xor_peer_addresses() {
             let peer = peer?;
-            *peers.get_mut(count).ok_or(BAD_REQUEST)? = peer.ip();
+            let reach = self.reach_of_permission(id, peer, now);
+            *wanted.get_mut(count).ok_or(BAD_REQUEST)? = (peer, reach);
             count += 1;
             self.check_peer(id, peer, now)?;
         }
-        let peers = &peers[..count];
-        let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
-        if peers.is_empty() {
+        let wanted = &wanted[..count];
+        if wanted.is_empty() {
             return Err(BAD_REQUEST.into());
         }
-        if !allocation.has_room_for(peers, now) {
+        if wanted.iter().any(|&(peer, reach)| self.is_in_conflict(id, peer, reach, now)) {
             return Err(INSUFFICIENT_CAPACITY.into());
         }
-        for &peer in peers {
-            allocation.permit(peer, now);
+        let reaches = wanted.iter().map(|&(_, reach)| reach);
+        let allocation = self.table.get(id).ok_or(ALLOCATION_MISMATCH)?;
+        if !allocation.has_room_for(reaches.clone(), now) {
+            return Err(INSUFFICIENT_CAPACITY.into());
+        }
+        for reach in reaches {
+            let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
+            let forgotten = allocation.permit(reach, now);
+            self.claim(id, reach, forgotten);
         }
         Ok(Success::Empty)
     }
@@ -365,9 +402,16 @@ impl Server {
             return Err(BAD_REQUEST.into());
         }
         self.check_peer(id, peer, now)?;
+        let reach = self.reach_of_channel(id, peer, now);
+        if self.is_in_conflict(id, peer, reach, now) {
+            return Err(INSUFFICIENT_CAPACITY.into());
+        }
         let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
-        match allocation.bind_channel(number, PeerSocket(peer), now) {
-            Ok(()) => Ok(Success::Empty),
+        match allocation.bind_channel(number, PeerSocket(peer), reach, now) {
+            Ok(forgotten) => {
+                self.claim(id, reach, forgotten);
+                Ok(Success::Empty)
+            }
             Err(BindError::Conflict) => Err(BAD_REQUEST.into()),
             Err(BindError::Full) => Err(INSUFFICIENT_CAPACITY.into()),
         }

@@ -5,3 +5,4 @@ mod data;
 mod fixture;
 mod hairpin;
 mod requests;
+mod sharing;

@@ -38,6 +38,7 @@ pub fn settings() -> Settings {
         allocations_max: 100,
         allocations_per_user_max: 10,
         hairpin: true,
+        port_sharing: false,
     }
 }
 
