@@ -24,6 +24,7 @@ fn the_list_names_a_row_for_every_target() {
         "relay-bulk",
         "relay-train",
         "relay-single",
+        "relay-hairpin",
         "relay-flows",
         "relay-calls",
         "relay-latency",
@@ -128,6 +129,15 @@ fn plain_kernel_calls_stand_in_for_a_relay() {
         // 8,000 datagrams are due; on a busy machine the sender has less time.
         assert!(turn["figures"]["rate"].as_f64().unwrap() > 4.0, "{row}");
     }
+}
+
+#[test]
+fn a_client_reaches_another_one_of_the_same_relay() {
+    let Some(row) = row("relay-hairpin") else { return };
+    let turn = &row["sides"][1]["turns"][0];
+    // 4,000 datagrams are due; on a busy machine the sender has less time.
+    assert!(turn["figures"]["cost"].as_f64().unwrap() > 0.0, "{row}");
+    assert!(turn["figures"]["rate"].as_f64().unwrap() > 2.0, "{row}");
 }
 
 #[test]

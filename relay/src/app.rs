@@ -5,11 +5,13 @@
 //!  client ◄── listener ── add 4 bytes  ◄── relay socket ◄── peer
 //! ```
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
-//! look-up of its sender, and one of its channel as long as the number stays the same.
+//! look-up of its sender, and one of its channel as long as the number stays the same. Data for another client of this
+//! relay takes neither relay socket ([`Way`]).
 
 mod icmp;
 mod sockets;
 mod streams;
+mod way;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,23 +19,20 @@ use std::time::Instant;
 
 use dataplane::driver::{Application, Next};
 use dataplane::drops::{Cause, Drops};
-use dataplane::egress::{Class, Egress, Port, Target};
+use dataplane::egress::{Egress, Port};
 use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source};
-use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
-use dataplane::stun::writer::padding;
+use dataplane::stun::channel_data::{ChannelData, ChannelNumber};
 use dataplane::sys::udp::UdpSocket;
 
 use self::icmp::Silenced;
 use self::sockets::register;
+pub use self::way::Hairpinned;
+use self::way::Way;
 use crate::report::Report;
-use crate::server::{
-    AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, Pair, PeerSocket, Server,
-};
+use crate::server::{AllocationId, ClientSocket, Command, FromClient, Listener, Pair, PeerSocket, Server};
 use crate::stream::Streams;
 
-/// Longest UDP payload in bytes, over IPv4.
-const PAYLOAD_MAX: usize = 65_507;
 /// What a port is there for.
 #[derive(Clone, Copy, Debug)]
 enum Role {
@@ -43,6 +42,8 @@ enum Role {
     Listener(Listener),
     /// Peers of this allocation send to it.
     Relay(AllocationId),
+    /// Peers of all allocations at this address send to it.
+    Shared(SocketAddr),
 }
 
 /// A socket that clients send to.
@@ -74,12 +75,10 @@ pub struct Relay {
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
+    hairpinned: Hairpinned,
     report: Report,
     trouble_logged: Option<Instant>,
 }
-
-/// Where ChannelData of one number goes, or what it is lost for.
-type Way = Result<(Port, PeerSocket), Cause>;
 
 /// What stays the same along a client's superpacket.
 #[derive(Default)]
@@ -87,7 +86,7 @@ struct ClientCache {
     /// The client's allocations, once looked up.
     allocations: Option<Result<Pair, Cause>>,
     /// Where the last channel number leads.
-    channel: Option<(ChannelNumber, Way)>,
+    channel: Option<(ChannelNumber, Result<Way, Cause>)>,
 }
 
 impl Relay {
@@ -108,6 +107,7 @@ impl Relay {
             streams: Streams::none(),
             gro,
             drops: Drops::default(),
+            hairpinned: Hairpinned::default(),
             report: Report::default(),
             trouble_logged: None,
         }
@@ -156,7 +156,7 @@ impl Relay {
     }
 
     fn forward_channel_data<E: Egress>(
-        &self,
+        &mut self,
         client: &ClientSocket,
         segment: &[u8],
         cache: &mut ClientCache,
@@ -164,32 +164,22 @@ impl Relay {
         now: Instant,
     ) -> Result<(), Cause> {
         let data = ChannelData::parse(segment).ok_or(Cause::MalformedOuter)?;
-        // A stream can bring more than a datagram takes.
-        if data.payload.len() > PAYLOAD_MAX {
-            return Err(Cause::Mtu);
+        if cache.channel.as_ref().is_some_and(|&(number, _)| number != data.number) {
+            cache.channel = None;
         }
-        let (port, peer) = match cache.channel {
-            Some((number, way)) if number == data.number => way,
-            Some(_) | None => {
-                let look_up = || self.server.find(client, now).ok_or(Cause::NoAllocation);
-                let pair = *cache.allocations.get_or_insert_with(look_up);
-                let way = pair.and_then(|pair| self.way(pair, data.number, now));
-                cache.channel = Some((data.number, way));
-                way
-            }
-        }?;
-        send_to_peer(port, peer, data.payload, false, egress);
-        Ok(())
+        let (_, way) = cache.channel.get_or_insert_with(|| {
+            let look_up = || self.server.find(client, now).ok_or(Cause::NoAllocation);
+            let pair = *cache.allocations.get_or_insert_with(look_up);
+            (data.number, pair.and_then(|pair| self.channel_way(pair, data.number, now)))
+        });
+        let way = way.as_ref().map_err(|&cause| cause)?;
+        self.forward(way, data.payload, egress, now)
     }
 
-    /// The port and peer that a channel number stands for.
-    fn way(&self, pair: Pair, number: ChannelNumber, now: Instant) -> Way {
+    /// The way of ChannelData of a number.
+    fn channel_way(&self, pair: Pair, number: ChannelNumber, now: Instant) -> Result<Way, Cause> {
         let (allocation, peer) = self.server.channel(pair, number, now)?;
-        Ok((self.relay_port(allocation).ok_or(Cause::NoAllocation)?, peer))
-    }
-
-    fn relay_port(&self, allocation: AllocationId) -> Option<Port> {
-        self.relays.get(allocation.0 as usize)?.as_ref().map(|&(_, port)| port)
+        self.way(allocation, peer, false, now)
     }
 
     /// A STUN message from a client.
@@ -202,9 +192,9 @@ impl Relay {
     ) -> Result<(), Cause> {
         match self.server.handle_client(client, segment, now) {
             FromClient::Forward { allocation, peer, payload, dont_fragment } => {
-                let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
-                send_to_peer(port, peer, payload, dont_fragment, egress);
+                let way = self.way(allocation, peer, dont_fragment, now)?;
+                self.forward(&way, payload, egress, now)?;
             }
             FromClient::Reply => self.send_reply(client, egress, now),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
@@ -212,25 +202,6 @@ impl Relay {
             FromClient::Drop(cause) => return Err(cause),
         }
         Ok(())
-    }
-
-    fn send_reply<E: Egress>(&mut self, client: &ClientSocket, egress: &mut E, now: Instant) {
-        let reply = self.server.reply();
-        if self.streams.serves(client) {
-            return self.streams.send_answer(client, reply, &mut self.drops, now);
-        }
-        egress.append(&self.target(client), reply.len(), Class::Control, |slot| {
-            slot.copy_from_slice(reply);
-            true
-        });
-    }
-
-    /// The way to a client: from the socket and address it talks to.
-    fn target(&self, client: &ClientSocket) -> Target {
-        let listener = &self.listeners[usize::from(client.listener.0)];
-        // A socket bound to one address needs no telling.
-        let from = client.local.filter(|_| listener.is_wildcard());
-        Target { port: listener.port, to: client.address, from, ecn: 0, dont_fragment: false }
     }
 
     /// A superpacket from a peer.
@@ -244,90 +215,19 @@ impl Relay {
         now: Instant,
     ) {
         let peer = PeerSocket(from);
-        match self.server.handle_peer(allocation, peer, now) {
-            FromPeer::Channel { client, number } if self.streams.serves(&client) => {
-                self.send_stream_channel_data(&client, number, bytes, segment_size, now);
+        let delivery = match self.delivery(self.server.handle_peer(allocation, peer, now), peer) {
+            Ok(delivery) => delivery,
+            Err(cause) => {
+                let lost = Received::segments(bytes, segment_size).count();
+                return self.drops.add(cause, lost as u64);
             }
-            FromPeer::Indication { client } if self.streams.serves(&client) => {
-                self.send_stream_indications(&client, peer, bytes, segment_size, now);
-            }
-            FromPeer::Channel { client, number } => {
-                let target = self.target(&client);
-                for segment in Received::segments(bytes, segment_size) {
-                    if !send_channel_data(&target, number, segment, egress) {
-                        self.drops.count(Cause::Mtu);
-                    }
-                }
-            }
-            FromPeer::Indication { client } => {
-                let target = self.target(&client);
-                for segment in Received::segments(bytes, segment_size) {
-                    if !self.send_indication(&target, peer, segment, egress) {
-                        self.drops.count(Cause::Mtu);
-                    }
-                }
-            }
-            FromPeer::Drop(cause) => {
-                self.drops.add(cause, Received::segments(bytes, segment_size).count() as u64);
+        };
+        for segment in Received::segments(bytes, segment_size) {
+            if let Err(cause) = self.deliver(&delivery, segment, egress, now) {
+                self.drops.count(cause);
             }
         }
     }
-
-    /// Whether it was not too long.
-    fn send_indication<E: Egress>(
-        &mut self,
-        target: &Target,
-        peer: PeerSocket,
-        payload: &[u8],
-        egress: &mut E,
-    ) -> bool {
-        let Some(header) = self.server.data_indication(peer, payload.len()) else { return false };
-        let data_end = header.len() + payload.len();
-        let len = data_end + padding(payload.len());
-        if len > PAYLOAD_MAX {
-            return false;
-        }
-        egress.append(target, len, Class::Data, |slot| {
-            slot[..header.len()].copy_from_slice(header);
-            slot[header.len()..data_end].copy_from_slice(payload);
-            slot[data_end..].fill(0);
-            true
-        });
-        true
-    }
-}
-
-fn send_to_peer<E: Egress>(
-    port: Port,
-    peer: PeerSocket,
-    payload: &[u8],
-    dont_fragment: bool,
-    egress: &mut E,
-) {
-    let target = Target { port, to: peer.0, from: None, ecn: 0, dont_fragment };
-    egress.append(&target, payload.len(), Class::Data, |slot| {
-        slot.copy_from_slice(payload);
-        true
-    });
-}
-
-/// Whether it was not too long.
-fn send_channel_data<E: Egress>(
-    target: &Target,
-    number: ChannelNumber,
-    payload: &[u8],
-    egress: &mut E,
-) -> bool {
-    let len = channel_data::HEADER_LEN + payload.len();
-    let Some(header) = channel_data::header(number, payload.len()).filter(|_| len <= PAYLOAD_MAX) else {
-        return false;
-    };
-    egress.append(target, len, Class::Data, |slot| {
-        slot[..channel_data::HEADER_LEN].copy_from_slice(&header);
-        slot[channel_data::HEADER_LEN..].copy_from_slice(payload);
-        true
-    });
-    true
 }
 
 impl Application for Relay {
@@ -372,6 +272,15 @@ impl Application for Relay {
             Role::Relay(allocation) => {
                 self.handle_peer(allocation, from, received.bytes, segment_size, egress, now);
             }
+            Role::Shared(address) => match self.server.recipient(address, PeerSocket(from)) {
+                Some(allocation) => {
+                    self.handle_peer(allocation, from, received.bytes, segment_size, egress, now);
+                }
+                None => {
+                    let lost = Received::segments(received.bytes, segment_size).count();
+                    self.drops.add(Cause::NoPermission, lost as u64);
+                }
+            },
             Role::Vacant => {
                 let lost = Received::segments(received.bytes, segment_size).count();
                 self.drops.add(Cause::NoAllocation, lost as u64);
@@ -413,6 +322,7 @@ impl Application for Relay {
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
         self.stop_streams();
         self.report.finish(&self.drops, &self.server);
+        self.hairpinned.log();
     }
 
     fn drops(&self) -> Drops {

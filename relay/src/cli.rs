@@ -19,7 +19,7 @@ use crate::app::Relay;
 use crate::config::{Args, Config};
 use crate::server::auth::Credentials;
 use crate::server::policy::PeerPolicy;
-use crate::server::{Server, Settings};
+use crate::server::{ExternalAddress, Server, Settings};
 use crate::stream::tls::{self, Tls};
 use crate::stream::{Kind, StreamListener, Streams};
 
@@ -91,6 +91,11 @@ fn run(config: Config, tls: Option<&Tls>, args: &Args) -> io::Result<()> {
     getrandom::fill(&mut *seed)
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
     let server = Server::new(settings(config, own_sockets), &seed);
+    if server.shares_ports() {
+        tracing::info!(
+            "there are fewer --relay-ports than --allocations-max: allocations will share ports once none is free"
+        );
+    }
     engine::run(Relay::new(server, listeners, gro).with_streams(streams), &args.engine)
 }
 
@@ -142,6 +147,11 @@ fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
     own_addresses.extend(own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
     own_addresses.extend(&config.relay_addresses);
     own_addresses.extend(config.external.iter().map(|external| external.public));
+    // Through a NAT that leads back in, the relay's sockets are reached under their outer names too.
+    let own_sockets = own_sockets
+        .iter()
+        .flat_map(|&own| [own].into_iter().chain(outer_names(own, &config.external)))
+        .collect();
     Settings {
         credentials,
         policy: PeerPolicy { allow: config.allow_peers, own_sockets, own_addresses },
@@ -151,7 +161,16 @@ fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
         channel_numbers: config.channel_numbers,
         allocations_max: config.allocations_max,
         allocations_per_user_max: config.allocations_per_user_max,
+        hairpin: config.hairpin,
+        port_sharing: config.port_sharing,
     }
+}
+
+/// How a socket is called outside.
+fn outer_names(own: SocketAddr, external: &[ExternalAddress]) -> impl Iterator<Item = SocketAddr> {
+    let names = external.iter().filter(move |external| external.public.is_ipv4() == own.is_ipv4());
+    let names = names.filter(move |external| external.local.is_none_or(|local| local == own.ip()));
+    names.map(move |external| SocketAddr::new(external.public, own.port()))
 }
 
 /// Every address of this machine, so that clients cannot reach its own services through the relay.

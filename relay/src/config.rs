@@ -79,6 +79,9 @@ pub struct Args {
     /// Ports for allocations [default: 49152-65535]
     #[arg(long, value_name = "LOW-HIGH")]
     pub relay_ports: Option<PortRange>,
+    /// Whether several allocations may have one port where there are fewer ports than --allocations-max [default: auto]
+    #[arg(long, value_enum)]
+    pub port_sharing: Option<PortSharing>,
     /// Addresses for allocations, one of each family [default: the one the client sends to]
     #[arg(long = "relay-address", value_name = "ADDR", num_args = 1..)]
     pub relay_addresses: Vec<IpAddr>,
@@ -94,6 +97,9 @@ pub struct Args {
     /// Most allocations of one user [default: 1000]
     #[arg(long, value_name = "N")]
     pub allocations_per_user_max: Option<u32>,
+    /// Whether clients may reach each other's relayed addresses, and do so inside the relay [default: on]
+    #[arg(long, value_enum)]
+    pub hairpin: Option<Hairpin>,
     /// Not supported yet
     #[arg(long, value_name = "ADDR:PORT")]
     pub admin: Option<SocketAddr>,
@@ -125,11 +131,13 @@ struct File {
     user_file: Option<PathBuf>,
     allow_peer: Vec<PeerRange>,
     relay_ports: Option<PortRange>,
+    port_sharing: Option<PortSharing>,
     relay_address: Vec<IpAddr>,
     external_ip: Vec<External>,
     channel_numbers: Option<ChannelRange>,
     allocations_max: Option<u32>,
     allocations_per_user_max: Option<u32>,
+    hairpin: Option<Hairpin>,
 }
 
 /// What was asked for, from flags and files.
@@ -149,6 +157,8 @@ pub struct Config {
     pub allow_peers: Vec<IpNet>,
     /// Ports for allocations.
     pub relay_ports: RangeInclusive<u16>,
+    /// Whether several allocations may have one of them.
+    pub port_sharing: bool,
     /// Addresses for allocations.
     pub relay_addresses: Vec<IpAddr>,
     /// Addresses as they are called outside.
@@ -159,6 +169,8 @@ pub struct Config {
     pub allocations_max: u32,
     /// Most allocations of one user.
     pub allocations_per_user_max: u32,
+    /// Whether clients of this relay reach each other inside it.
+    pub hairpin: bool,
 }
 
 /// Why there is no usable configuration.
@@ -233,6 +245,7 @@ impl Config {
             users,
             allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),
             relay_ports: ports.low..=ports.high,
+            port_sharing: args.port_sharing.or(file.port_sharing) != Some(PortSharing::Off),
             relay_addresses,
             external: external.into_iter().map(|External(external)| external).collect(),
             channel_numbers: match args.channel_numbers.or(file.channel_numbers) {
@@ -244,6 +257,7 @@ impl Config {
                 .allocations_per_user_max
                 .or(file.allocations_per_user_max)
                 .unwrap_or(1_000),
+            hairpin: args.hairpin.or(file.hairpin) != Some(Hairpin::Off),
         })
     }
 }
@@ -359,6 +373,26 @@ pub enum ChannelRange {
     Rfc8656,
     /// 0x4000 to 0x7FFF, which older clients use
     Rfc5766,
+}
+
+/// Whether data between clients of this relay takes the short way (`--hairpin`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hairpin {
+    /// From client to client inside the relay
+    On,
+    /// Over both relay sockets, and only where --allow-peer says so
+    Off,
+}
+
+/// Whether several allocations may have one relayed port (`--port-sharing`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortSharing {
+    /// Where there are fewer ports than allocations may be
+    Auto,
+    /// Never: allocations beyond the number of ports get 508
+    Off,
 }
 
 /// A range of ports.

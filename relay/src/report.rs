@@ -15,6 +15,7 @@ pub struct Report {
     next: Option<Instant>,
     drops: Drops,
     refusals: Vec<(u16, u64)>,
+    port_conflicts: u64,
 }
 
 impl Report {
@@ -46,6 +47,17 @@ impl Report {
                 news = true;
                 tracing::info!(code, requests = new, reason = reason(code), "requests refused");
             }
+        }
+        let (conflicts, last) = server.port_conflicts();
+        if let (new @ 1.., Some((relayed, peer))) = (conflicts - self.port_conflicts, last) {
+            news = true;
+            self.port_conflicts = conflicts;
+            tracing::warn!(
+                requests = new,
+                port = relayed.port(),
+                peer = %peer.0,
+                "permissions refused with 508: another client on the same relayed port has this peer; a wider --relay-ports helps"
+            );
         }
         if news {
             self.drops = drops.clone();

@@ -14,7 +14,7 @@ use dataplane::stun::{Method, Writer};
 use harness::stream::{
     StreamClient, TestCertificate, bare, channel_message, connect, connect_tls, write_private,
 };
-use harness::{RelayProcess, code, program, socket};
+use harness::{RelayProcess, code, peer, program};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;
@@ -51,7 +51,7 @@ fn ping_pong<S: Read + Write>(stream: S, peer: &UdpSocket, count: u16) {
 fn both_transports(flags: &[&str]) {
     let certificate = TestCertificate::new();
     let relay = relay(&certificate, flags);
-    let peer = socket();
+    let peer = peer();
     ping_pong(connect(relay.tcp[0]), &peer, 300);
     ping_pong(connect_tls(relay.tls[0], &certificate), &peer, 300);
     let (status, log) = relay.stop();
@@ -76,7 +76,7 @@ fn a_thousand_connections_are_served_at_once() {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
     let certificate = TestCertificate::new();
     let relay = relay(&certificate, &["--tcp-connections-per-address-max", "2000"]);
-    let peer = socket();
+    let peer = peer();
     let mut clients: Vec<_> = (0..COUNT).map(|_| StreamClient::new(connect(relay.tcp[0]))).collect();
     let mut secure: Vec<_> =
         (0..COUNT / 20).map(|_| StreamClient::new(connect_tls(relay.tls[0], &certificate))).collect();
@@ -110,7 +110,7 @@ fn a_thousand_connections_are_served_at_once() {
 fn what_was_accepted_before_the_end_is_delivered() {
     let certificate = TestCertificate::new();
     let relay = relay(&certificate, &[]);
-    let peer = socket();
+    let peer = peer();
     let mut client = StreamClient::new(connect_tls(relay.tls[0], &certificate));
     let relayed = client.allocate();
     assert_eq!(code(&client.ask(Method::ChannelBind, bind_to(peer.local_addr().unwrap()))), None);

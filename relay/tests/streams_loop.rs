@@ -22,7 +22,7 @@ use dataplane::sys::udp::{UdpOptions, UdpSocket as FastSocket};
 use harness::stream::{
     StreamClient, TestCertificate, bare, channel_message, connect, connect_tls, send_indication,
 };
-use harness::{PASSWORD, REALM, USER, code, socket};
+use harness::{PASSWORD, REALM, USER, code, peer};
 use relay::app::Relay;
 use relay::server::auth::Credentials;
 use relay::server::policy::PeerPolicy;
@@ -128,6 +128,8 @@ impl<I: Ingress> World<I> {
             channel_numbers: ChannelNumbers::Rfc8656,
             allocations_max: 100,
             allocations_per_user_max: 100,
+            hairpin: true,
+            port_sharing: false,
         };
         let certificate = TestCertificate::new();
         let streams = Streams::new(listeners.into(), Some(load(&certificate).config), limits);
@@ -203,7 +205,7 @@ fn story<I: Ingress, S: std::io::Read + std::io::Write + Send>(
     stream: S,
     mapped: SocketAddr,
 ) {
-    let peer = socket();
+    let peer = peer();
     let peer_address = peer.local_addr().unwrap();
     world.during(|| {
         let mut client = StreamClient::new(stream);
@@ -354,7 +356,7 @@ impl Scenario for Disconnect {
 fn slow_reader<I: Ingress, S: std::io::Read + std::io::Write + Send>(world: &mut World<I>, stream: S) {
     const COUNT: u32 = 30_000;
     const LEN: usize = 999;
-    let peer = socket();
+    let peer = peer();
     let peer_address = peer.local_addr().unwrap();
     let mut slow = StreamClient::new(stream);
     let mut fast = harness::Client::new(world.udp);
@@ -590,7 +592,7 @@ struct LongBeginning;
 impl Scenario for LongBeginning {
     fn run<I: Ingress>(&self, ingress: I) {
         let mut world = World::new(ingress);
-        let peer = socket();
+        let peer = peer();
         let long = channel_message(NUMBER, &[5; 60_000]);
         let mut stranger = connect(world.tcp);
         stranger.write_all(&long[..50_000]).unwrap();

@@ -84,7 +84,11 @@ fn nothing_is_lost_between(address: IpAddr, peer: IpAddr, io: &str, flags: &[&st
     relay_flags.extend(files.iter().map(String::as_str));
     relay_flags.extend(["--relay-address", "127.0.0.1", "::1"]);
     relay_flags.extend(["--allow-peer", "127.0.0.0/8", "::1", "--io", io]);
-    let relay = RelayProcess::start(&relay_flags);
+    run_client(address, peer, RelayProcess::start(&relay_flags), flags);
+}
+
+/// The same at this relay; the rest of its log.
+fn run_client(address: IpAddr, peer: IpAddr, relay: RelayProcess, flags: &[&str]) -> String {
     let is_given = |flag| flags.contains(&flag);
     let server = match (is_given("-t"), is_given("-S")) {
         (true, true) => relay.tls[0],
@@ -107,6 +111,7 @@ fn nothing_is_lost_between(address: IpAddr, peer: IpAddr, io: &str, flags: &[&st
     let (status, log) = relay.stop();
     assert!(text.contains("Total lost packets 0 (0.000000%), total send dropped 0 "), "{text}\n{log}");
     assert!(status.success(), "{log}");
+    log
 }
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -165,6 +170,23 @@ fn without_fragments() {
     nothing_is_lost(V4, "suspend", &["-c", "-s", "-g"]);
     if has_ipv6() {
         nothing_is_lost(V6, "uring", &["-c", "-s", "-x", "-g"]);
+    }
+}
+
+/// Without exceptions for peers; every datagram stays inside the relay.
+#[test]
+fn client_to_client_inside_the_relay() {
+    if !installed() {
+        return;
+    }
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    for flags in [&["-y", "-c", "-X"][..], &["-y", "-c", "-s", "-X"], &["-t", "-y", "-c", "-X"]] {
+        let relay = RelayProcess::start(&["--listen", "127.0.0.1:0", "--listen-tcp", "127.0.0.1:0"]);
+        let log = run_client(V4, V4, relay, flags);
+        let (_, rest) = log.split_once("hairpin packets=").expect("the relay says so");
+        let packets: u32 = rest.split(' ').next().and_then(|packets| packets.parse().ok()).unwrap();
+        // 50 messages of each of 2 clients, which is 4 allocations.
+        assert!(packets >= 100, "{log}");
     }
 }
 

@@ -249,6 +249,7 @@ fn the_examples_of_relay_configurations_are_good() {
     assert_eq!(whole.channel_numbers, config.channel_numbers);
     assert_eq!(whole.allocations_max, config.allocations_max);
     assert_eq!(whole.allocations_per_user_max, config.allocations_per_user_max);
+    assert_eq!((whole.hairpin, whole.port_sharing), (config.hairpin, config.port_sharing));
     assert_eq!((whole.allow_peers.len(), whole.external.len(), whole.relay_addresses.len()), (1, 1, 2));
 }
 

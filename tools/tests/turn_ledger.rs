@@ -128,6 +128,8 @@ impl BadRelay {
             channel_numbers: ChannelNumbers::Rfc8656,
             allocations_max: 4,
             allocations_per_user_max: 4,
+            hairpin: false,
+            port_sharing: false,
         };
         let server = Server::new(settings, &[7; 32]);
         let relay = Self { listener, relayed: None, server, up: Way::new(seed), down: Way::new(seed + 1) };

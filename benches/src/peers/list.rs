@@ -132,6 +132,13 @@ pub const ROWS: &[Row] = &[
         &[],
     ),
     demanded(
+        "relay-hairpin",
+        "Relay, 1 flow of ChannelData from a client to a client of the same relay, 20,000/s of 1,252 B one by one",
+        Work::RelayHairpin(MEDIUM),
+        RELAYS,
+        &[target(Cost, RatioAtMost(0.5), "coturn")],
+    ),
+    demanded(
         "relay-flows",
         "Relay, 1,000 flows of ChannelData, together 20,000/s of 160 B one by one",
         Work::Relay { traffic: MANY, flows: 1_000 },

@@ -179,6 +179,9 @@ impl Bench<'_> {
             Work::Relay { traffic, flows } => {
                 carriage::measure(world, contender, programs, traffic.lasting(duration), flows)
             }
+            Work::RelayHairpin(traffic) => {
+                carriage::between_clients(world, contender, programs, traffic.lasting(duration))
+            }
             Work::RelaySystemCalls { traffic, flows } => {
                 let load = traffic.lasting(duration);
                 carriage::system_calls(world, contender, programs, &mut self.counter, load, flows)

@@ -76,7 +76,9 @@ pub enum Work {
         /// How many.
         flows: usize,
     },
-    /// The same, counting system calls.
+    /// Relay one flow of ChannelData from a client to another client of the same relay.
+    RelayHairpin(Traffic),
+    /// [`Work::Relay`], counting system calls.
     RelaySystemCalls {
         /// Of all flows together.
         traffic: Traffic,
@@ -141,7 +143,9 @@ impl Work {
             &[TIMES[0], TIMES[1], TIMES[2], TIMES[3], given(Figure::Rate, "Gbit/s beside")];
         const LOSS_FREE: &[Column] = &[compared(Figure::Rate, "k/s without loss")];
         match self {
-            Self::Forward(_) | Self::Relay { .. } | Self::TunnelDatagrams(_) => DATAGRAMS,
+            Self::Forward(_) | Self::Relay { .. } | Self::RelayHairpin(_) | Self::TunnelDatagrams(_) => {
+                DATAGRAMS
+            }
             Self::TunnelStream(_) | Self::CableStream => STREAM,
             Self::RelaySystemCalls { .. } => CALLS,
             Self::RelayMemory => MEMORY,

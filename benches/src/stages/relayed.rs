@@ -134,6 +134,8 @@ fn settings() -> Settings {
         channel_numbers: ChannelNumbers::Rfc8656,
         allocations_max: u32::MAX,
         allocations_per_user_max: u32::MAX,
+        hairpin: true,
+        port_sharing: false,
     }
 }
 

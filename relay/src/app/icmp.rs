@@ -7,17 +7,17 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use dataplane::drops::Cause;
-use dataplane::egress::{Class, Egress};
+use dataplane::egress::{Egress, Port};
 use dataplane::ingress::Token;
 use dataplane::sys::error_queue::IcmpError;
 
 use super::{Relay, Role};
 use crate::server::icmp::attribute;
-use crate::server::{AllocationId, FromIcmp, ICMP_SILENCE_TIME, PeerSocket};
+use crate::server::{FromIcmp, ICMP_SILENCE_TIME, PeerSocket};
 
-/// Allocations whose sockets hear of no errors, in the order in which they will again.
+/// Relay sockets, by port, that hear of no errors, in the order in which they will again.
 #[derive(Debug, Default)]
-pub(super) struct Silenced(VecDeque<(Instant, AllocationId)>);
+pub(super) struct Silenced(VecDeque<(Instant, Port)>);
 
 impl Silenced {
     /// When the next one hears again.
@@ -27,8 +27,8 @@ impl Silenced {
     }
 
     /// The next one whose time has come.
-    fn pop(&mut self, now: Instant) -> Option<AllocationId> {
-        self.0.pop_front_if(|&mut (at, _)| at <= now).map(|(_, id)| id)
+    fn pop(&mut self, now: Instant) -> Option<Port> {
+        self.0.pop_front_if(|&mut (at, _)| at <= now).map(|(_, port)| port)
     }
 }
 
@@ -41,29 +41,25 @@ impl Relay {
         egress: &mut E,
         now: Instant,
     ) {
-        let Some(&Role::Relay(allocation)) = self.roles.get(token.0 as usize) else { return };
-        let peer = PeerSocket(error.about);
+        let (port, peer) = (Port(token.0), PeerSocket(error.about));
+        let allocation = match self.roles.get(token.0 as usize) {
+            Some(&Role::Relay(allocation)) => Some(allocation),
+            Some(&Role::Shared(address)) => self.server.icmp_recipient(address, peer),
+            Some(Role::Vacant | Role::Listener(_)) | None => None,
+        };
+        let Some(allocation) = allocation else { return };
         let icmp = attribute(peer, error.kind, error.code, error.info);
         match self.server.handle_icmp(allocation, peer, icmp, now) {
-            FromIcmp::Indication { client } if self.streams.serves(&client) => {
-                let message = self.server.icmp_indication(peer, icmp);
-                if let Some(connection) = self.streams.find(&client) {
-                    self.streams.send_data(connection, message, &[], &mut self.drops, now);
-                }
-            }
             FromIcmp::Indication { client } => {
-                let target = self.target(&client);
-                let message = self.server.icmp_indication(peer, icmp);
-                egress.append(&target, message.len(), Class::Data, |slot| {
-                    slot.copy_from_slice(message);
-                    true
-                });
+                if let Err(cause) = self.send_icmp(&client, peer, icmp, egress, now) {
+                    self.drops.count(cause);
+                }
             }
             FromIcmp::Ignore => {}
             FromIcmp::Silence => {
                 self.drops.count(Cause::RateLimited);
-                if self.set_errors(allocation, false) {
-                    self.silenced.0.push_back((now + ICMP_SILENCE_TIME, allocation));
+                if self.set_errors(port, false) {
+                    self.silenced.0.push_back((now + ICMP_SILENCE_TIME, port));
                 }
             }
         }
@@ -72,14 +68,13 @@ impl Relay {
     /// Turns errors on again for the sockets whose time of silence is over. One that was closed meanwhile is gone, and one
     /// that has its number hears of errors anyway.
     pub(super) fn hear_again(&mut self, now: Instant) {
-        while let Some(allocation) = self.silenced.pop(now) {
-            self.set_errors(allocation, true);
+        while let Some(port) = self.silenced.pop(now) {
+            self.set_errors(port, true);
         }
     }
 
-    /// Whether there is a socket, and it has done as it was told.
-    fn set_errors(&self, allocation: AllocationId, on: bool) -> bool {
-        let relay = self.relays.get(allocation.0 as usize).and_then(Option::as_ref);
-        relay.is_some_and(|(socket, _)| socket.set_errors(on).is_ok())
+    /// Whether there is a relay socket, and it has done as it was told.
+    fn set_errors(&self, port: Port, on: bool) -> bool {
+        self.relay_socket(port).is_some_and(|socket| socket.set_errors(on).is_ok())
     }
 }

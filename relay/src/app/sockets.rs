@@ -1,4 +1,4 @@
-//! The sockets of allocations: opened and closed.
+//! The sockets of allocations, of one or of several each: opened and closed.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use super::{Relay, Role};
 use crate::server::{AllocationId, OpenFailure, Opened};
 
-/// Socket buffers asked for on each relay socket, in bytes. There may be thousands of them.
+/// Socket buffers asked for on a relay socket with one allocation, in bytes. There may be thousands of them.
 const RELAY_SOCKET_BUFFER: usize = 1 << 20;
 /// How often the same trouble with sockets is logged.
 const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
@@ -46,15 +46,22 @@ impl Relay {
         egress: &mut E,
         now: Instant,
     ) -> Result<(), OpenFailure> {
-        let options = UdpOptions {
+        if let Some(shared) = self.socket_at(address).cloned() {
+            self.put_relay(allocation, shared);
+            return Ok(());
+        }
+        let is_shared = self.server.shares_ports();
+        let mut options = UdpOptions {
             gro: self.gro,
-            receive_buffer: RELAY_SOCKET_BUFFER,
-            send_buffer: RELAY_SOCKET_BUFFER,
             packet_info: false,
             errors: true,
             path_mtu: true,
             ..UdpOptions::default()
         };
+        if !is_shared {
+            options.receive_buffer = RELAY_SOCKET_BUFFER;
+            options.send_buffer = RELAY_SOCKET_BUFFER;
+        }
         let opened = UdpSocket::bind(address, &options).and_then(|socket| {
             let port = register(&socket, Source::UdpWithErrors, ingress, egress)?;
             Ok((socket, port))
@@ -66,13 +73,41 @@ impl Relay {
             self.log_trouble(&error, now);
             OpenFailure::Other
         })?;
+        self.put_relay(allocation, (socket, port));
+        self.set_role(port, if is_shared { Role::Shared(address) } else { Role::Relay(allocation) });
+        Ok(())
+    }
+
+    /// The socket that allocations at an address have already.
+    fn socket_at(&self, address: SocketAddr) -> Option<&(UdpSocket, Port)> {
+        self.server.tenants(address).iter().find_map(|&id| self.relay(id))
+    }
+
+    /// The socket of an allocation.
+    fn relay(&self, allocation: AllocationId) -> Option<&(UdpSocket, Port)> {
+        self.relays.get(allocation.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn relay_port(&self, allocation: AllocationId) -> Option<Port> {
+        self.relay(allocation).map(|&(_, port)| port)
+    }
+
+    /// The relay socket that a port stands for.
+    pub(super) fn relay_socket(&self, port: Port) -> Option<&UdpSocket> {
+        let (socket, _) = match *self.roles.get(port.0 as usize)? {
+            Role::Relay(allocation) => self.relay(allocation),
+            Role::Shared(address) => self.socket_at(address),
+            Role::Vacant | Role::Listener(_) => None,
+        }?;
+        Some(socket)
+    }
+
+    fn put_relay(&mut self, allocation: AllocationId, relay: (UdpSocket, Port)) {
         let index = allocation.0 as usize;
         if self.relays.len() <= index {
             self.relays.resize_with(index + 1, || None);
         }
-        self.relays[index] = Some((socket, port));
-        self.set_role(port, Role::Relay(allocation));
-        Ok(())
+        self.relays[index] = Some(relay);
     }
 
     pub(super) fn close_socket<I: Ingress, E: Egress>(
@@ -81,9 +116,13 @@ impl Relay {
         ingress: &mut I,
         egress: &mut E,
     ) {
-        let Some((_socket, port)) = self.relays.get_mut(allocation.0 as usize).and_then(Option::take) else {
+        let Some((socket, port)) = self.relays.get_mut(allocation.0 as usize).and_then(Option::take) else {
             return;
         };
+        if self.socket_at(socket.local_addr()).is_some() {
+            // Others have it still.
+            return;
+        }
         ingress.remove(Token(port.0));
         egress.remove(port);
         self.set_role(port, Role::Vacant);

@@ -6,13 +6,10 @@ use std::time::Instant;
 
 use dataplane::drops::Cause;
 use dataplane::egress::Egress;
-use dataplane::ingress::{Ingress, Meta, Received, Token};
-use dataplane::stun::ChannelNumber;
-use dataplane::stun::channel_data;
+use dataplane::ingress::{Ingress, Meta, Token};
 use rustls::ServerConfig;
 
 use super::{ClientCache, Relay};
-use crate::server::{ClientSocket, PeerSocket};
 use crate::stream::{Kind, Streams};
 
 impl Relay {
@@ -69,46 +66,6 @@ impl Relay {
         }
         let is_known = self.server.find(&client, now).is_some();
         self.streams.finish(turn, is_known, now);
-    }
-
-    pub(super) fn send_stream_channel_data(
-        &mut self,
-        client: &ClientSocket,
-        number: ChannelNumber,
-        bytes: &mut [u8],
-        segment_size: usize,
-        now: Instant,
-    ) {
-        let connection = self.streams.find(client);
-        for segment in Received::segments(bytes, segment_size) {
-            match (connection, channel_data::header(number, segment.len())) {
-                (Some(connection), Some(header)) => {
-                    self.streams.send_data(connection, &header, segment, &mut self.drops, now);
-                }
-                (Some(_), None) => self.drops.count(Cause::Mtu),
-                (None, _) => self.drops.count(Cause::NoAllocation),
-            }
-        }
-    }
-
-    pub(super) fn send_stream_indications(
-        &mut self,
-        client: &ClientSocket,
-        peer: PeerSocket,
-        bytes: &mut [u8],
-        segment_size: usize,
-        now: Instant,
-    ) {
-        let connection = self.streams.find(client);
-        for segment in Received::segments(bytes, segment_size) {
-            match (connection, self.server.data_indication(peer, segment.len())) {
-                (Some(connection), Some(header)) => {
-                    self.streams.send_data(connection, header, segment, &mut self.drops, now);
-                }
-                (Some(_), None) => self.drops.count(Cause::Mtu),
-                (None, _) => self.drops.count(Cause::NoAllocation),
-            }
-        }
     }
 
     /// Closes connections that have ended, with their allocations, and takes new ones.

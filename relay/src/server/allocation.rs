@@ -1,6 +1,7 @@
 //! One allocation: its permissions and channels, and when each of them ends.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use dataplane::drops::Cause;
@@ -43,9 +44,34 @@ pub(super) enum PortChoice {
     Reserved(Token),
 }
 
+/// Which peers a permission opens: every port of an address (RFC 8656 section 9), or a single one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    pub address: IpAddr,
+    pub port: Option<NonZeroU16>,
+}
+
+impl Reach {
+    /// Every port of the peer's address.
+    #[must_use]
+    pub fn all(peer: SocketAddr) -> Self {
+        Self { address: peer.ip(), port: None }
+    }
+
+    /// The peer alone; port 0 is nobody, so that it stands for all.
+    #[must_use]
+    pub fn only(peer: SocketAddr) -> Self {
+        Self { address: peer.ip(), port: NonZeroU16::new(peer.port()) }
+    }
+
+    fn includes(self, peer: PeerSocket) -> bool {
+        self.address == peer.0.ip() && self.port.is_none_or(|port| port.get() == peer.0.port())
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Permission {
-    peer: IpAddr,
+    reach: Reach,
     expires: Instant,
 }
 
@@ -159,41 +185,59 @@ impl Allocation {
         match self.channels.iter().find(|channel| channel.peer == peer) {
             Some(channel) if now >= channel.permitted_until => Err(Cause::NoPermission),
             Some(channel) if now < channel.expires => Ok(Some(channel.number)),
-            Some(_) | None if self.has_permission(peer.0.ip(), now) => Ok(None),
+            Some(_) | None if self.has_permission(peer, now) => Ok(None),
             Some(_) | None => Err(Cause::NoPermission),
         }
     }
 
-    /// Whether datagrams to and from a peer address are let through.
+    /// Whether datagrams to and from a peer are let through.
     #[must_use]
-    pub fn has_permission(&self, peer: IpAddr, now: Instant) -> bool {
-        self.permissions.iter().any(|permission| permission.peer == peer && now < permission.expires)
+    pub fn has_permission(&self, peer: PeerSocket, now: Instant) -> bool {
+        self.permissions.iter().any(|permission| permission.reach.includes(peer) && now < permission.expires)
     }
 
-    /// Whether permissions for all of `peers` fit. Duplicates may be counted twice.
+    /// Whether there is a permission for just this.
     #[must_use]
-    pub fn has_room_for(&self, peers: &[IpAddr], now: Instant) -> bool {
+    pub fn holds(&self, reach: Reach, now: Instant) -> bool {
+        self.permissions.iter().any(|permission| permission.reach == reach && now < permission.expires)
+    }
+
+    /// What all permissions open or did open.
+    pub fn reaches(&self) -> impl Iterator<Item = Reach> {
+        self.permissions.iter().map(|permission| permission.reach)
+    }
+
+    /// Whether permissions for all of `wanted` fit. Duplicates may be counted twice.
+    #[must_use]
+    pub fn has_room_for(&self, wanted: impl Iterator<Item = Reach>, now: Instant) -> bool {
         let live = self.permissions.iter().filter(|permission| now < permission.expires).count();
-        let new = peers.iter().filter(|&&peer| !self.has_permission(peer, now)).count();
+        let new = wanted.filter(|&reach| !self.holds(reach, now)).count();
         live + new <= PERMISSIONS_MAX
     }
 
-    /// Installs or refreshes a permission; the caller has asked [`Allocation::has_room_for`].
-    pub fn permit(&mut self, peer: IpAddr, now: Instant) {
-        let expires = now + PERMISSION_TIME;
-        let known = self.permissions.iter().position(|permission| permission.peer == peer);
+    /// Installs or refreshes a permission; the caller has asked [`Allocation::has_room_for`]. The answer is an expired one
+    /// that was forgotten for it.
+    pub fn permit(&mut self, reach: Reach, now: Instant) -> Option<Reach> {
+        let new = Permission { reach, expires: now + PERMISSION_TIME };
+        let known = self.permissions.iter().position(|permission| permission.reach == reach);
         let outdated = || self.permissions.iter().position(|permission| permission.expires <= now);
+        let mut forgotten = None;
         match known.or_else(outdated) {
-            Some(index) => self.permissions[index] = Permission { peer, expires },
-            None => push_tight(&mut self.permissions, Permission { peer, expires }),
+            Some(index) => {
+                let old = std::mem::replace(&mut self.permissions[index], new);
+                forgotten = Some(old.reach).filter(|&old| old != reach);
+            }
+            None => push_tight(&mut self.permissions, new),
         }
         debug_assert!(self.permissions.len() <= PERMISSIONS_MAX, "room was not asked for");
-        for channel in self.channels.iter_mut().filter(|channel| channel.peer.0.ip() == peer) {
-            channel.permitted_until = expires;
+        for channel in self.channels.iter_mut().filter(|channel| reach.includes(channel.peer)) {
+            channel.permitted_until = new.expires;
         }
+        forgotten
     }
 
-    /// Binds a channel or refreshes its binding, and permits the peer (RFC 8656 section 12.2).
+    /// Binds a channel or refreshes its binding, and permits what `reach` opens, the peer included (RFC 8656 section 12.2).
+    /// The answer is that of [`Allocation::permit`].
     ///
     /// # Errors
     /// What is in the way; no binding was changed.
@@ -201,8 +245,9 @@ impl Allocation {
         &mut self,
         number: ChannelNumber,
         peer: PeerSocket,
+        reach: Reach,
         now: Instant,
-    ) -> Result<(), BindError> {
+    ) -> Result<Option<Reach>, BindError> {
         // Once forgotten, an old binding can neither be in the way nor be found instead of the new one.
         self.channels.retain(|channel| now < channel.expires + CHANNEL_QUIET_TIME);
         let known = self.channels.iter().position(|channel| channel.number == number || channel.peer == peer);
@@ -212,7 +257,9 @@ impl Allocation {
         }) {
             return Err(BindError::Conflict);
         }
-        if !self.has_room_for(&[peer.0.ip()], now) || known.is_none() && self.channels.len() >= CHANNELS_MAX {
+        if !self.has_room_for(std::iter::once(reach), now)
+            || known.is_none() && self.channels.len() >= CHANNELS_MAX
+        {
             return Err(BindError::Full);
         }
         let expires = now + CHANNEL_TIME;
@@ -220,8 +267,7 @@ impl Allocation {
             Some(index) => self.channels[index].expires = expires,
             None => push_tight(&mut self.channels, Channel { number, peer, expires, permitted_until: now }),
         }
-        self.permit(peer.0.ip(), now);
-        Ok(())
+        Ok(self.permit(reach, now))
     }
 }
 

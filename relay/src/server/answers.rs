@@ -1,7 +1,5 @@
 //! What is written back to clients: every success, every refusal and every challenge.
 
-use std::net::SocketAddr;
-
 use dataplane::stun::message::UnknownAttributes;
 use dataplane::stun::{AttributeType, BadAttribute, Class, ErrorCode, Message, Method};
 
@@ -117,19 +115,12 @@ impl Server {
             with_fingerprint: allocation.with_fingerprint,
         };
         let key = &self.credentials.user(allocation.user).key;
-        let external = &self.external;
-        let shown = |relayed: SocketAddr| {
-            let public = external
-                .iter()
-                .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
-                .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
-                .map_or(relayed.ip(), |external| external.public);
-            SocketAddr::new(public, relayed.port())
-        };
+        let first = self.public(allocation.relayed);
+        let second = second.map(|second| self.public(second.relayed));
         self.replies.answer(envelope, Class::Success, Some(key), |writer| {
-            writer.xor_relayed_address(shown(allocation.relayed));
+            writer.xor_relayed_address(first);
             if let Some(second) = second {
-                writer.xor_relayed_address(shown(second.relayed));
+                writer.xor_relayed_address(second);
             }
             writer.lifetime(allocation.lifetime_s).xor_mapped_address(allocation.client.address);
             if let Some(token) = allocation.reservation {

@@ -10,7 +10,8 @@ use super::{AllocationId, ClientSocket, PeerSocket, Server};
 /// ICMP errors that are looked at for one allocation in one second. A dead peer may cause one with every datagram, and
 /// anyone on the network can forge them.
 pub const ICMP_PER_SECOND_MAX: u8 = 10;
-/// How long an allocation's socket is not told of any errors after it had more than [`ICMP_PER_SECOND_MAX`].
+/// How long an allocation's socket is not told of any errors after it had more than [`ICMP_PER_SECOND_MAX`]. A socket that
+/// several share is deaf for all of them.
 pub const ICMP_SILENCE_TIME: Duration = Duration::from_secs(1);
 
 /// What to do with an ICMP error.
@@ -47,8 +48,17 @@ impl IcmpBudget {
 }
 
 impl Server {
+    /// Whose an ICMP error is that came to the socket of a relayed address, about a datagram to `peer`: of those who share the
+    /// port, the one that peer leads to. Errors that are nobody's, or forged, count against who came first: the socket has to
+    /// fall silent after too many of them as well.
+    #[must_use]
+    pub fn icmp_recipient(&self, relayed: SocketAddr, peer: PeerSocket) -> Option<AllocationId> {
+        let first = || self.tenants(relayed).first().copied();
+        self.recipient(relayed, peer).or_else(first)
+    }
+
     /// Takes an ICMP error about a datagram that an allocation's socket sent to `peer`. Its own source may be any router on
-    /// the way, so what counts is the permission of the peer's address, whatever the port.
+    /// the way, so what counts is the permission for the peer.
     pub fn handle_icmp(&mut self, id: AllocationId, peer: PeerSocket, icmp: Icmp, now: Instant) -> FromIcmp {
         let Some(allocation) = self.table.get_mut(id).filter(|allocation| allocation.is_live(now)) else {
             return FromIcmp::Ignore;
@@ -59,7 +69,7 @@ impl Server {
             let first = number == ICMP_PER_SECOND_MAX + 1;
             return if first { FromIcmp::Silence } else { FromIcmp::Ignore };
         }
-        if is_for_clients(peer.0, icmp.kind) && allocation.has_permission(peer.0.ip(), now) {
+        if is_for_clients(peer.0, icmp.kind) && allocation.has_permission(peer, now) {
             FromIcmp::Indication { client: allocation.client }
         } else {
             FromIcmp::Ignore

@@ -7,6 +7,8 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod directory;
+mod hairpin;
 pub mod icmp;
 mod pair;
 pub mod policy;
@@ -14,6 +16,7 @@ pub mod ports;
 pub mod random;
 mod reply;
 mod requests;
+mod sharing;
 mod table;
 
 use std::collections::VecDeque;
@@ -26,15 +29,18 @@ use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, Transa
 
 use self::allocation::State;
 use self::auth::{Credentials, Nonces};
+use self::directory::Directory;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
 use self::reply::{Refusals, Replies};
+use self::sharing::Conflicts;
 use self::table::Table;
 
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::hairpin::Route;
 pub use self::icmp::{FromIcmp, ICMP_PER_SECOND_MAX, ICMP_SILENCE_TIME};
 pub use self::pair::Pair;
 pub use self::reply::REALM_LEN_MAX;
@@ -101,12 +107,16 @@ pub struct Settings {
     pub allocations_max: u32,
     /// Most allocations of one user; beyond it 486.
     pub allocations_per_user_max: u32,
+    /// Whether clients of this relay reach each other's relayed addresses without the kernel.
+    pub hairpin: bool,
+    /// Whether allocations may have a relayed port together where there are fewer ports than `allocations_max`.
+    pub port_sharing: bool,
 }
 
 /// What to do with a datagram from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromClient {
-    /// Send this part of the datagram to the peer, through the allocation's socket.
+    /// Send this part of the datagram to the peer, the way that [`Server::route`] says.
     Forward {
         /// Whose socket.
         allocation: AllocationId,
@@ -198,10 +208,13 @@ pub struct Server {
     channel_numbers: ChannelNumbers,
     allocations_max: u32,
     allocations_per_user_max: u32,
+    hairpin: bool,
     nonces: Nonces,
     ports: Ports,
     random: Random,
     table: Table,
+    directory: Directory,
+    conflicts: Conflicts,
     replies: Replies,
     refusals: Refusals,
     commands: VecDeque<Command>,
@@ -216,6 +229,8 @@ impl Server {
     pub fn new(settings: Settings, seed: &[u8; 32]) -> Self {
         assert!(settings.credentials.realm().len() <= REALM_LEN_MAX, "the realm is too long");
         assert!(!settings.relay_ports.is_empty(), "there are no relay ports");
+        let is_shared =
+            settings.port_sharing && settings.relay_ports.len() < settings.allocations_max as usize;
         let mut random = Random::from_seed(seed);
         Self {
             nonces: Nonces::new(&mut random),
@@ -227,8 +242,11 @@ impl Server {
             channel_numbers: settings.channel_numbers,
             allocations_max: settings.allocations_max,
             allocations_per_user_max: settings.allocations_per_user_max,
+            hairpin: settings.hairpin,
             random,
             table: Table::default(),
+            directory: Directory::new(is_shared),
+            conflicts: Conflicts::default(),
             replies: Replies::new(),
             refusals: Refusals::default(),
             commands: VecDeque::new(),
@@ -294,7 +312,7 @@ impl Server {
             return Err(Cause::PolicyPeer);
         }
         let id = self.of_family(pair, peer.ip()).ok_or(Cause::NoPermission)?;
-        if !self.table.get(id).is_some_and(|allocation| allocation.has_permission(peer.ip(), now)) {
+        if !self.table.get(id).is_some_and(|allocation| allocation.has_permission(PeerSocket(peer), now)) {
             return Err(Cause::NoPermission);
         }
         let dont_fragment = message.dont_fragment();
@@ -321,9 +339,17 @@ impl Server {
         self.table.get(allocation).ok_or(Cause::NoAllocation)?.channel_peer(number, now)
     }
 
-    /// Where datagrams go that a peer sent to an allocation's relayed address.
+    /// Where datagrams go that a peer sent to the socket of an allocation.
     #[must_use]
     pub fn handle_peer(&self, allocation: AllocationId, peer: PeerSocket, now: Instant) -> FromPeer {
+        match self.refuse_from_socket(allocation, peer, now) {
+            Some(cause) => FromPeer::Drop(cause),
+            None => self.deliver(allocation, peer, now),
+        }
+    }
+
+    /// Where datagrams of a peer go, whichever way they came.
+    fn deliver(&self, allocation: AllocationId, peer: PeerSocket, now: Instant) -> FromPeer {
         let Some(allocation) = self.table.get(allocation).filter(|allocation| allocation.is_live(now)) else {
             return FromPeer::Drop(Cause::NoAllocation);
         };
@@ -381,7 +407,15 @@ impl Server {
     pub fn handle_relay_closed(&mut self, id: AllocationId) {
         if let Some(allocation) = self.table.free(id) {
             debug_assert_eq!(allocation.state, State::Closing);
-            self.ports.release(allocation.relayed.ip(), allocation.relayed.port());
+            self.vacate(id, &allocation);
+        }
+    }
+
+    /// An allocation's address is free again, unless others have it too.
+    fn vacate(&mut self, id: AllocationId, allocation: &allocation::Allocation) {
+        let relayed = allocation.relayed;
+        if self.directory.remove(relayed, id, allocation.reaches()) {
+            self.ports.release(relayed.ip(), relayed.port());
         }
     }
 

@@ -160,8 +160,14 @@ impl Server {
     }
 
     /// Which of these allocations may talk to a peer.
-    pub(super) fn check_peer(&self, pair: Pair, peer: SocketAddr) -> Result<AllocationId, ErrorCode> {
+    pub(super) fn check_peer(
+        &self,
+        pair: Pair,
+        peer: SocketAddr,
+        now: Instant,
+    ) -> Result<AllocationId, ErrorCode> {
         let id = self.of_family(pair, peer.ip()).ok_or(PEER_FAMILY_MISMATCH)?;
-        if self.policy.permits(peer) { Ok(id) } else { Err(FORBIDDEN) }
+        let permitted = self.policy.permits(peer) || self.permits_hairpin(id, peer, now);
+        if permitted { Ok(id) } else { Err(FORBIDDEN) }
     }
 }

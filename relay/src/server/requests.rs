@@ -7,7 +7,7 @@ use dataplane::stun::{
     AddressFamily, AttributeType, BadAttribute, ErrorCode, Message, Method, TRANSPORT_UDP,
 };
 
-use super::allocation::{Allocation, BindError, PortChoice, State};
+use super::allocation::{Allocation, BindError, PortChoice, Reach, State};
 use super::answers::{
     ALLOCATION_MISMATCH, BAD_REQUEST, INSUFFICIENT_CAPACITY, PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal,
     STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
@@ -174,15 +174,19 @@ impl Server {
         if self.table.len() >= self.allocations_max as usize {
             return Err(INSUFFICIENT_CAPACITY);
         }
-        let (relayed, reservation) =
-            self.take_port(address, wanted.port, now).ok_or(INSUFFICIENT_CAPACITY)?;
+        let (relayed, reservation) = self
+            .take_port(address, wanted.port, now)
+            .or_else(|| self.take_part(address, wanted.port, (client, user), None, now))
+            .ok_or(INSUFFICIENT_CAPACITY)?;
         let mut allocation = Allocation::new(*client, user, relayed, wanted.port, message.transaction(), now);
         allocation.lifetime_s = wanted.lifetime_s;
         allocation.reservation = reservation;
         allocation.with_fingerprint = message.verify_fingerprint().is_some();
         allocation.refused = wanted.refused;
         self.credentials.user_mut(user).allocations += 1;
-        Ok((self.table.insert(allocation), relayed))
+        let id = self.table.insert(allocation);
+        self.directory.insert(relayed, id);
+        Ok((id, relayed))
     }
 
     /// Reads an Allocate request.
@@ -253,6 +257,21 @@ impl Server {
         Some((relayed, Some(token)))
     }
 
+    /// Takes a port that others have already, where any would do. EVEN-PORT is about a port of one's own.
+    fn take_part(
+        &self,
+        address: IpAddr,
+        port: PortChoice,
+        (client, user): (&ClientSocket, UserId),
+        except: Option<SocketAddr>,
+        now: Instant,
+    ) -> Option<(SocketAddr, Option<Token>)> {
+        if port != PortChoice::Free(Want::Any) {
+            return None;
+        }
+        Some((self.share_port(address, client, user, except, now)?, None))
+    }
+
     /// The driver has tried to open a relay socket.
     pub fn handle_relay_opened(
         &mut self,
@@ -282,20 +301,31 @@ impl Server {
     fn retry(&mut self, id: AllocationId, now: Instant) -> Option<SocketAddr> {
         let allocation = self.table.get(id)?;
         let (old, old_token) = (allocation.relayed, allocation.reservation);
+        let (port, client, user) = (allocation.port, allocation.client, allocation.user);
         // The port behind a token cannot be replaced: the client asked for that one.
-        let PortChoice::Free(_) = allocation.port else { return None };
+        let PortChoice::Free(_) = port else { return None };
         // Taken before the old one is given back, so that it cannot be the same.
-        let (relayed, reservation) = self.take_port(old.ip(), allocation.port, now)?;
-        self.give_back(old, old_token, now);
+        let (relayed, reservation) = self
+            .take_port(old.ip(), port, now)
+            .or_else(|| self.take_part(old.ip(), port, (&client, user), Some(old), now))?;
+        if self.directory.remove(old, id, std::iter::empty()) {
+            if self.shares_ports() {
+                // There are too few to come across it again and again.
+                self.ports.set_aside(old.ip(), old.port(), &mut self.random, now);
+            } else {
+                self.ports.release(old.ip(), old.port());
+            }
+        }
+        self.give_back(old_token, now);
+        self.directory.insert(relayed, id);
         let allocation = self.table.get_mut(id)?;
         allocation.relayed = relayed;
         allocation.reservation = reservation;
         Some(relayed)
     }
 
-    /// Gives a port back that was never opened, and the one reserved with it.
-    fn give_back(&mut self, relayed: SocketAddr, token: Option<Token>, now: Instant) {
-        self.ports.release(relayed.ip(), relayed.port());
+    /// Gives the port back that was reserved with one that was never opened.
+    fn give_back(&mut self, token: Option<Token>, now: Instant) {
         if let Some((address, port)) = token.and_then(|token| self.ports.redeem(&token, now)) {
             self.ports.release(address, port);
         }
@@ -305,7 +335,8 @@ impl Server {
     fn give_up(&mut self, id: AllocationId, client: ClientSocket, now: Instant) -> Opened {
         self.table.detach(id);
         let Some(allocation) = self.table.free(id) else { return Opened::Gone };
-        self.give_back(allocation.relayed, allocation.reservation, now);
+        self.vacate(id, &allocation);
+        self.give_back(allocation.reservation, now);
         self.credentials.user_mut(allocation.user).allocations -= 1;
         let family = AddressFamily::of(allocation.relayed.ip());
         for id in self.table.find(&client).into_iter().flat_map(Pair::iter) {
@@ -359,31 +390,35 @@ impl Server {
         now: Instant,
     ) -> Result<Success, Refusal> {
         let pair = self.owned(client, user, now)?;
-        let mut peers = [IpAddr::V4(Ipv4Addr::UNSPECIFIED); PEERS_PER_REQUEST_MAX];
+        let nobody = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        let mut wanted = [(pair.first, nobody, Reach::all(nobody)); PEERS_PER_REQUEST_MAX];
         let mut count = 0;
         for peer in message.xor_peer_addresses() {
             let peer = peer?;
-            *peers.get_mut(count).ok_or(BAD_REQUEST)? = peer.ip();
+            let place = wanted.get_mut(count).ok_or(BAD_REQUEST)?;
             count += 1;
-            self.check_peer(pair, peer)?;
+            let id = self.check_peer(pair, peer, now)?;
+            *place = (id, peer, self.reach_of_permission(id, peer, now));
         }
-        let peers = &mut peers[..count];
-        if peers.is_empty() {
+        let wanted = &wanted[..count];
+        if wanted.is_empty() {
             return Err(BAD_REQUEST.into());
         }
-        // IPv4 first: each allocation has the peers of its own family.
-        peers.sort_unstable();
-        let (v4, v6) = peers.split_at(peers.partition_point(IpAddr::is_ipv4));
-        let of = |allocation: &Allocation| if allocation.relayed.is_ipv4() { v4 } else { v6 };
-        let has_room = |id| self.table.get(id).is_some_and(|it| it.has_room_for(of(it), now));
+        if wanted.iter().any(|&(id, peer, reach)| self.is_in_conflict(id, peer, reach, now)) {
+            return Err(INSUFFICIENT_CAPACITY.into());
+        }
+        let has_room = |id| {
+            // Each allocation has the peers of its own family.
+            let own = wanted.iter().filter(|&&(of, ..)| of == id).map(|&(_, _, reach)| reach);
+            self.table.get(id).is_some_and(|allocation| allocation.has_room_for(own, now))
+        };
         if !pair.iter().all(has_room) {
             return Err(INSUFFICIENT_CAPACITY.into());
         }
-        for id in pair.iter() {
+        for &(id, _, reach) in wanted {
             let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
-            for &peer in of(allocation) {
-                allocation.permit(peer, now);
-            }
+            let forgotten = allocation.permit(reach, now);
+            self.claim(id, reach, forgotten);
         }
         Ok(Success::Empty)
     }
@@ -404,13 +439,20 @@ impl Server {
         if peer.port() == 0 || !is_allowed {
             return Err(BAD_REQUEST.into());
         }
-        let id = self.check_peer(pair, peer)?;
+        let id = self.check_peer(pair, peer, now)?;
         if self.is_bound_beside(pair, id, number, now) {
             return Err(BAD_REQUEST.into());
         }
+        let reach = self.reach_of_channel(id, peer, now);
+        if self.is_in_conflict(id, peer, reach, now) {
+            return Err(INSUFFICIENT_CAPACITY.into());
+        }
         let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
-        match allocation.bind_channel(number, PeerSocket(peer), now) {
-            Ok(()) => Ok(Success::Empty),
+        match allocation.bind_channel(number, PeerSocket(peer), reach, now) {
+            Ok(forgotten) => {
+                self.claim(id, reach, forgotten);
+                Ok(Success::Empty)
+            }
             Err(BindError::Conflict) => Err(BAD_REQUEST.into()),
             Err(BindError::Full) => Err(INSUFFICIENT_CAPACITY.into()),
         }

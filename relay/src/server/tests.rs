@@ -5,5 +5,7 @@ mod catalogue;
 mod data;
 mod dual;
 mod fixture;
+mod hairpin;
 mod icmp;
 mod requests;
+mod sharing;

@@ -276,9 +276,8 @@ impl Streams {
         connection.end.is_none().then_some(index)
     }
 
-    /// Queues an answer for a client, if it is still there.
-    pub fn send_answer(&mut self, client: &ClientSocket, message: &[u8], drops: &mut Drops, now: Instant) {
-        let Some(index) = self.find(client) else { return };
+    /// Queues an answer.
+    pub fn send_answer(&mut self, index: u32, message: &[u8], drops: &mut Drops, now: Instant) {
         let Some(connection) = self.connections.get_mut(index as usize) else { return };
         let result = connection.push_control(message, drops);
         self.settle(index, result, now);

@@ -132,6 +132,21 @@ pub fn socket_on(address: IpAddr) -> UdpSocket {
     socket
 }
 
+/// A peer, on an address of its own: its port can then not be one that the relay listens on for TCP, where peers are refused.
+pub fn peer() -> UdpSocket {
+    socket_on(Ipv4Addr::new(127, 0, 0, 2).into())
+}
+
+/// A range of this many ports (at most 10) for --relay-ports, free a moment ago. The kernel hands none of them out by itself, and
+/// tests that run at the same time look in different places.
+pub fn free_ports(count: u16) -> (u16, u16) {
+    let first = std::process::id() as u16 % 400;
+    let mut bases = (0..400).map(|step| 61_000 + (first + step) % 400 * 10);
+    let is_free = |port| UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let base = bases.find(|&base| (base..base + count).all(is_free)).expect("there are free ports");
+    (base, base + count - 1)
+}
+
 /// The next datagram and its sender.
 pub fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 70_000];
@@ -161,14 +176,7 @@ impl Client {
     /// Sends a request with credentials; the first one is challenged and sent again.
     pub fn ask(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> Vec<u8> {
         for _ in 0..2 {
-            self.transactions += 1;
-            let transaction = TransactionId([self.transactions; 12]);
-            let mut buffer = [0; 1000];
-            let mut writer = Writer::new(&mut buffer, Class::Request, method, transaction).unwrap();
-            fill(&mut writer);
-            writer.username(USER.as_bytes()).realm(REALM.as_bytes()).nonce(&self.nonce);
-            let len = writer.finish(Some(&Self::key()), true).unwrap();
-            self.socket.send(&buffer[..len]).unwrap();
+            let transaction = self.tell(method, &fill);
             let (reply, _) = receive(&self.socket);
             let message = Message::parse(&reply).unwrap();
             assert_eq!((message.transaction(), message.method()), (transaction, method));
@@ -186,14 +194,7 @@ impl Client {
 
     /// Sends a request whose nonce is good, and returns what arrives before its answer.
     pub fn ask_beside(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> Vec<Vec<u8>> {
-        self.transactions += 1;
-        let transaction = TransactionId([self.transactions; 12]);
-        let mut buffer = [0; 1000];
-        let mut writer = Writer::new(&mut buffer, Class::Request, method, transaction).unwrap();
-        fill(&mut writer);
-        writer.username(USER.as_bytes()).realm(REALM.as_bytes()).nonce(&self.nonce);
-        let len = writer.finish(Some(&Self::key()), true).unwrap();
-        self.socket.send(&buffer[..len]).unwrap();
+        let transaction = self.tell(method, &fill);
         let mut beside = Vec::new();
         loop {
             let (datagram, _) = receive(&self.socket);
@@ -202,6 +203,19 @@ impl Client {
             }
             beside.push(datagram);
         }
+    }
+
+    /// Sends a request with credentials and does not wait for the answer.
+    pub fn tell(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> TransactionId {
+        self.transactions += 1;
+        let transaction = TransactionId([self.transactions; 12]);
+        let mut buffer = [0; 1000];
+        let mut writer = Writer::new(&mut buffer, Class::Request, method, transaction).unwrap();
+        fill(&mut writer);
+        writer.username(USER.as_bytes()).realm(REALM.as_bytes()).nonce(&self.nonce);
+        let len = writer.finish(Some(&Self::key()), true).unwrap();
+        self.socket.send(&buffer[..len]).unwrap();
+        transaction
     }
 
     /// Allocates and returns the relayed address.

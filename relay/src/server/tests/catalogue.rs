@@ -344,10 +344,10 @@ fn t38_two_allocations_bound_to_each_other_do_not_loop() {
         let forward = fixture.handle(&users[from].client, &datagram);
         let FromClient::Forward { allocation, peer, payload, .. } = forward else { panic!("{forward:?}") };
         assert_eq!((allocation, peer.0, payload.len()), (ids[from], relayed[to], 100));
-        // It comes out at the other allocation and goes to its client, whose move it is: nothing goes on by itself.
-        let out = fixture.server.handle_peer(ids[to], PeerSocket(relayed[from]), fixture.now);
-        let number = ChannelNumber::MIN;
-        assert_eq!(out, FromPeer::Channel { client: users[to].client, number });
+        // It goes to the client of the other allocation, whose move it is: nothing goes on by itself.
+        let out = fixture.server.route(allocation, peer, fixture.now);
+        let to = FromPeer::Channel { client: users[to].client, number: ChannelNumber::MIN };
+        assert_eq!(out, Ok(Route::Client { to, seen_as: PeerSocket(relayed[from]) }));
         assert_eq!(fixture.server.poll_command(), None);
     }
 }

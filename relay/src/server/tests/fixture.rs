@@ -37,6 +37,8 @@ pub fn settings() -> Settings {
         channel_numbers: ChannelNumbers::Rfc8656,
         allocations_max: 100,
         allocations_per_user_max: 10,
+        hairpin: true,
+        port_sharing: false,
     }
 }
 
