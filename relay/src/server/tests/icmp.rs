@@ -121,3 +121,30 @@ fn a_storm_is_cut_off_once_a_second_and_costs_other_allocations_nothing() {
         fixture.now += ICMP_SILENCE_TIME;
     }
 }
+
+#[test]
+fn on_a_shared_port_an_error_is_for_the_one_that_its_peer_leads_to() {
+    let mut fixture =
+        Fixture::with(Settings { relay_ports: 50_000..=50_000, port_sharing: true, ..settings() });
+    let (alice, bob) = (User::alice(), User::bob());
+    let relayed = fixture.allocate(&alice);
+    assert_eq!(fixture.allocate(&bob), relayed);
+    assert_eq!(fixture.bind(&alice, 0x4000, "192.0.2.9:7"), None);
+    assert_eq!(fixture.bind(&bob, 0x4000, "192.0.2.9:8"), None);
+    assert_eq!(fixture.permit(&bob, &["192.0.2.8:1"]), None);
+    let hear = |fixture: &mut Fixture, about| {
+        let id = fixture.server.icmp_recipient(relayed, peer(about)).unwrap();
+        fixture.server.handle_icmp(id, peer(about), PORT_UNREACHABLE, fixture.now)
+    };
+    assert_eq!(hear(&mut fixture, "192.0.2.9:7"), FromIcmp::Indication { client: alice.client });
+    assert_eq!(hear(&mut fixture, "192.0.2.9:8"), FromIcmp::Indication { client: bob.client });
+    assert_eq!(hear(&mut fixture, "192.0.2.8:77"), FromIcmp::Indication { client: bob.client });
+    fixture.wait(1);
+    // Those that are nobody's come to an end, too.
+    let heard: Vec<FromIcmp> = (0..100).map(|_| hear(&mut fixture, "192.0.2.9:9")).collect();
+    let silence = usize::from(ICMP_PER_SECOND_MAX);
+    let expected = |index| if index == silence { FromIcmp::Silence } else { FromIcmp::Ignore };
+    assert!(heard.iter().enumerate().all(|(index, &heard)| heard == expected(index)), "{heard:?}");
+    let nobody: SocketAddr = (relayed.ip(), relayed.port() + 1).into();
+    assert_eq!(fixture.server.icmp_recipient(nobody, peer("192.0.2.9:7")), None);
+}
