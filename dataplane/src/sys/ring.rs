@@ -39,7 +39,15 @@ pub struct SubmitHalf {
 /// The reaping half.
 pub struct ReapHalf {
     shared: Arc<Shared>,
+    /// By slot: what a zero-copy send came to, until its notification brings the slot back.
+    results: Box<[i32]>,
+    /// Notifications that said the kernel had copied after all.
+    copied: u64,
 }
+
+/// IORING_SEND_ZC_REPORT_USAGE and IORING_NOTIF_USAGE_ZC_COPIED of io_uring.h, which the crate does not name.
+const REPORT_USAGE: u16 = 1 << 3;
+const WAS_COPIED: u32 = 1 << 31;
 
 /// Sets up a ring for the slots of `slab`; slots from `register_from` on are registered for device writes.
 /// The calling thread is the submitter from then on.
@@ -64,9 +72,10 @@ pub fn new(slab: Arc<Slab>, register_from: usize) -> io::Result<(SubmitHalf, Rea
             registered_from = register_from;
         }
     }
+    let results = vec![0; slab.count()].into();
     let shared = Arc::new(Shared { ring, slab, in_flight: AtomicU32::new(0), foreign: AtomicU32::new(0) });
     let submit = SubmitHalf { shared: shared.clone(), registered_from, queued: 0, enters: 0 };
-    Ok((submit, ReapHalf { shared }))
+    Ok((submit, ReapHalf { shared, results, copied: 0 }))
 }
 
 impl SubmitHalf {
@@ -105,8 +114,8 @@ impl SubmitHalf {
     }
 
     /// As [`push_send`](Self::push_send), but the kernel sends from the slot itself (IORING_OP_SENDMSG_ZC, io_uring_enter(2)).
-    /// The slot comes back with the notification, when nothing in the kernel refers to it any more, and then with 0
-    /// for a result. The engine does not use it: `benches/README.md` says what it costs.
+    /// The slot comes back with the notification, when nothing in the kernel refers to it any more. The engine does not use
+    /// it: `benches/README.md` says what it costs.
     pub fn push_send_zero_copy(
         &mut self,
         slot: Slot,
@@ -122,7 +131,8 @@ impl SubmitHalf {
         let header_ref = unsafe { &mut *header };
         header_ref.prepare(target, payload, len, segment_size);
         let fd = types::Fd(fd.as_raw_fd());
-        let entry = opcode::SendMsgZc::new(fd, header_ref.message()).flags(SEND_FLAGS).build();
+        let entry =
+            opcode::SendMsgZc::new(fd, header_ref.message()).flags(SEND_FLAGS).ioprio(REPORT_USAGE).build();
         self.push(slot, entry, false);
     }
 
@@ -207,9 +217,19 @@ impl ReapHalf {
         let mut count = 0;
         for entry in queue {
             if cqueue::more(entry.flags()) {
+                // Of a zero-copy send; the notification that follows has no result of its own.
+                if let Some(result) = self.results.get_mut(entry.user_data() as u32 as usize) {
+                    *result = entry.result();
+                }
                 continue;
             }
             match self.shared.slab.take_back(entry.user_data()) {
+                Some(slot) if cqueue::notif(entry.flags()) => {
+                    count += 1;
+                    self.copied += u64::from(entry.result() as u32 & WAS_COPIED != 0);
+                    let result = self.results[slot.index()];
+                    each(slot, result);
+                }
                 Some(slot) => {
                     count += 1;
                     each(slot, entry.result());
@@ -247,6 +267,12 @@ impl ReapHalf {
         self.shared.in_flight.load(Ordering::Acquire) as usize
     }
 
+    /// Zero-copy sends that the kernel copied after all.
+    #[must_use]
+    pub fn copied(&self) -> u64 {
+        self.copied
+    }
+
     /// Completions that matched no slot in flight.
     #[must_use]
     pub fn foreign(&self) -> u64 {
@@ -267,6 +293,44 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
+    fn a_zero_copy_send_brings_its_own_result_back() {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let bind =
+            || UdpSocket::bind(any, &UdpOptions { gro: false, ..UdpOptions::default() }).expect("socket");
+        let (sender, receiver) = (bind(), bind());
+        let (slab, slots) = Slab::new(2).expect("mapped");
+        let Ok((mut submit, mut reap)) = new(Arc::new(slab), 2) else { return left_out() };
+        let good = Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0 };
+        // EACCES: the socket has no SO_BROADCAST.
+        let bad = Target { to: "255.255.255.255:9".parse().expect("address"), ..good };
+        for (slot, target) in slots.into_iter().zip([good, bad]) {
+            submit.push_send_zero_copy(slot, sender.fd().as_fd(), &target, 100, 100);
+        }
+        submit.submit().expect("submitted");
+        let mut results = Vec::new();
+        while results.len() < 2 {
+            reap.wait(Duration::from_millis(100)).expect("waited");
+            reap.reap(|slot, result| results.push((slot.index(), result)));
+        }
+        results.sort_unstable();
+        assert_eq!(results.iter().map(|&(_, result)| result).max(), Some(100));
+        assert_eq!(results.iter().map(|&(_, result)| result).min(), Some(-libc::EACCES));
+        // On loopback the kernel copies what the receiver gets; what failed has nothing to copy.
+        assert!(reap.copied() <= 2);
+        assert_eq!((submit.in_flight(), reap.foreign()), (0, 0));
+    }
+
+    /// Says that the machine has no io_uring; fails where everything has to be there.
+    fn left_out() {
+        assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
+        // Not by a macro, whose output the test runner hides.
+        let _ = io::Write::write_all(
+            &mut io::stderr(),
+            b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
+        );
+    }
+
+    #[test]
     fn linked_sends_leave_in_order_and_are_known_when_submit_returns() {
         let any = "127.0.0.1:0".parse().expect("address");
         let bind =
@@ -274,15 +338,7 @@ mod tests {
         let (sender, receiver) = (bind(), bind());
         let (slab, slots) = Slab::new(16).expect("mapped");
         let slab = Arc::new(slab);
-        let Ok((mut submit, mut reap)) = new(slab.clone(), 16) else {
-            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
-            // Not by a macro, whose output the test runner hides.
-            let _ = io::Write::write_all(
-                &mut io::stderr(),
-                b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
-            );
-            return;
-        };
+        let Ok((mut submit, mut reap)) = new(slab.clone(), 16) else { return left_out() };
         let target = Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0 };
         for (index, mut slot) in slots.into_iter().enumerate() {
             slab.bytes(&mut slot)[0] = index as u8;
