@@ -21,7 +21,9 @@ use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
+use crate::admin::{Observer, Phase};
 use crate::report::Report;
+use crate::server::figures::{Carrier, Direction, Volume};
 use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
     Server,
@@ -73,6 +75,7 @@ pub struct Relay {
     drops: Drops,
     report: Report,
     trouble_logged: Option<Instant>,
+    observer: Observer,
 }
 
 /// What stays the same along a client's superpacket.
@@ -82,12 +85,14 @@ struct ClientCache {
     relay: Option<Result<(AllocationId, Port), Cause>>,
     /// Where the last channel number leads.
     channel: Option<(ChannelNumber, Result<PeerSocket, Cause>)>,
+    /// What was relayed so far.
+    relayed: Volume,
 }
 
 impl Relay {
     /// A relay on sockets that are bound already (so that their ports are known and refused as peers).
     #[must_use]
-    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool) -> Self {
+    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool, observer: Observer) -> Self {
         Self {
             server,
             // The ports are given by `start`.
@@ -102,6 +107,7 @@ impl Relay {
             drops: Drops::default(),
             report: Report::default(),
             trouble_logged: None,
+            observer,
         }
     }
 
@@ -128,12 +134,19 @@ impl Relay {
                 self.forward_channel_data(client, segment, &mut cache, egress, now)
             } else {
                 // A request may change what the cache knows.
-                cache = ClientCache::default();
+                self.count_channel_data(&std::mem::take(&mut cache));
                 self.handle_message(client, segment, egress, now)
             };
             if let Err(cause) = forwarded {
                 self.drops.count(cause);
             }
+        }
+        self.count_channel_data(&cache);
+    }
+
+    fn count_channel_data(&mut self, cache: &ClientCache) {
+        if let Some(Ok((allocation, _))) = cache.relay {
+            self.server.count_relayed(allocation, Direction::ToPeer, Carrier::Channel, cache.relayed);
         }
     }
 
@@ -156,6 +169,7 @@ impl Relay {
             }
         }?;
         send_to_peer(port, peer, data.payload, egress);
+        cache.relayed.count(data.payload.len());
         Ok(())
     }
 
@@ -181,6 +195,8 @@ impl Relay {
                 let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
                 send_to_peer(port, peer, payload, egress);
+                let volume = Volume { packets: 1, bytes: payload.len() as u64 };
+                self.server.count_relayed(allocation, Direction::ToPeer, Carrier::Indication, volume);
             }
             FromClient::Reply => self.send_reply(client, egress),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
@@ -217,27 +233,36 @@ impl Relay {
         now: Instant,
     ) {
         let peer = PeerSocket(from);
-        match self.server.handle_peer(allocation, peer, now) {
+        let mut relayed = Volume::default();
+        let carrier = match self.server.handle_peer(allocation, peer, now) {
             FromPeer::Channel { client, number } => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
-                    if !send_channel_data(&target, number, segment, egress) {
+                    if send_channel_data(&target, number, segment, egress) {
+                        relayed.count(segment.len());
+                    } else {
                         self.drops.count(Cause::Mtu);
                     }
                 }
+                Carrier::Channel
             }
             FromPeer::Indication { client } => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
-                    if !self.send_indication(&target, peer, segment, egress) {
+                    if self.send_indication(&target, peer, segment, egress) {
+                        relayed.count(segment.len());
+                    } else {
                         self.drops.count(Cause::Mtu);
                     }
                 }
+                Carrier::Indication
             }
             FromPeer::Drop(cause) => {
                 self.drops.add(cause, Received::segments(bytes, segment_size).count() as u64);
+                return;
             }
-        }
+        };
+        self.server.count_relayed(allocation, Direction::ToClient, carrier, relayed);
     }
 
     /// Whether it was not too long.
@@ -395,12 +420,16 @@ impl Application for Relay {
         }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
+        self.observer.start(ingress)?;
+        self.observer.set_phase(Phase::Serving);
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
-        let Meta::Udp { from, to, segment_size } = received.meta else { return };
+        let Meta::Udp { from, to, segment_size } = received.meta else {
+            return self.observer.handle_ready();
+        };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
                 let own = self.listeners[usize::from(listener.0)].socket.local_addr().ip();
@@ -421,12 +450,13 @@ impl Application for Relay {
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
         self.server.handle_timeout(now);
         self.report.handle_timeout(&self.drops, &self.server, now);
+        self.observer.handle_timeout();
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
-        server.into_iter().chain(report).min()
+        server.into_iter().chain(report).chain(self.observer.poll_timeout()).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -437,6 +467,7 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
+        self.observer.maintain(&self.server, &self.drops, ingress, egress, now);
         Next::Continue
     }
 
@@ -445,6 +476,7 @@ impl Application for Relay {
 
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
+        self.observer.set_phase(Phase::Draining);
         self.report.finish(&self.drops, &self.server);
     }
 

@@ -14,8 +14,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
+use crate::admin::{self, Admin, Observer};
 use crate::app::Relay;
-use crate::config::{Args, Config};
+use crate::config::{Args, Command, Config};
 use crate::server::auth::Credentials;
 use crate::server::policy::PeerPolicy;
 use crate::server::{Server, Settings};
@@ -33,6 +34,9 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
         }
     };
+    if let Some(Command::Status(status)) = &args.command {
+        return admin::run_status(status);
+    }
     let config = match Config::load(&args) {
         Ok(config) => config,
         Err(error) => {
@@ -61,12 +65,14 @@ fn run(config: Config, args: &Args) -> io::Result<()> {
     raise_open_files();
     let gro = args.engine.gso == Switch::On;
     let listeners = bind(&config, gro)?;
-    let own_sockets = listeners.iter().map(UdpSocket::local_addr).collect();
+    let admin = Admin::bind(config.admin, gro)?;
+    let own_sockets =
+        listeners.iter().map(UdpSocket::local_addr).chain(admin.as_ref().map(Admin::address)).collect();
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed)
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
     let server = Server::new(settings(config, own_sockets), &seed);
-    engine::run(Relay::new(server, listeners, gro), &args.engine)
+    engine::run(Relay::new(server, listeners, gro, Observer::new(admin)), &args.engine)
 }
 
 fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {

@@ -7,13 +7,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use dataplane::engine::EngineArgs;
 use dataplane::log::LogFormat;
 use ipnet::IpNet;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::admin::{AdminChoice, StatusArgs};
 use crate::server::{ChannelNumbers, ExternalAddress, REALM_LEN_MAX};
 
 /// Where clients are served when nothing is said: the port of RFC 8656 section 3.1 on every address.
@@ -35,8 +36,11 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
 
 /// A STUN and TURN relay (RFC 8489, RFC 8656) over UDP.
 #[derive(Debug, Parser)]
-#[command(name = "towpath-relay", version)]
+#[command(name = "towpath-relay", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// Something else than to serve
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Where clients are served; port 0 takes any free one [default: 0.0.0.0:3478 [::]:3478]
     #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
     pub listen: Vec<SocketAddr>,
@@ -70,9 +74,9 @@ pub struct Args {
     /// Most allocations of one user [default: 1000]
     #[arg(long, value_name = "N")]
     pub allocations_per_user_max: Option<u32>,
-    /// Not supported yet
+    /// Where metrics, probes and the status page are, or off [default: 127.0.0.1:9641]
     #[arg(long, value_name = "ADDR:PORT")]
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminChoice>,
     /// A TOML file with the same names as these flags; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -82,6 +86,13 @@ pub struct Args {
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// What the program does besides serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Show what a running relay does: allocations, rates, what is lost and why, users
+    Status(StatusArgs),
 }
 
 /// The TOML file.
@@ -99,6 +110,7 @@ struct File {
     channel_numbers: Option<ChannelRange>,
     allocations_max: Option<u32>,
     allocations_per_user_max: Option<u32>,
+    admin: Option<AdminChoice>,
 }
 
 /// What was asked for, from flags and files.
@@ -126,6 +138,8 @@ pub struct Config {
     pub allocations_max: u32,
     /// Most allocations of one user.
     pub allocations_per_user_max: u32,
+    /// Where metrics, probes and the status page are; the default when nothing was said.
+    pub admin: Option<AdminChoice>,
 }
 
 /// Why there is no usable configuration.
@@ -169,9 +183,6 @@ impl Config {
     pub fn load(args: &Args) -> Result<Self, ConfigError> {
         let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let usage = |text: &str| Err(ConfigError::Usage(text.to_owned()));
-        if args.admin.is_some() {
-            return usage("--admin is not supported yet; leave it out");
-        }
         args.engine.check().map_err(ConfigError::Usage)?;
         let mut users = file.user;
         for path in file.user_file.iter().chain(&args.user_file) {
@@ -209,6 +220,7 @@ impl Config {
                 .allocations_per_user_max
                 .or(file.allocations_per_user_max)
                 .unwrap_or(1_000),
+            admin: args.admin.or(file.admin),
         })
     }
 }
@@ -502,7 +514,7 @@ mod tests {
             (&["--user", "alice"], "NAME:PASSWORD"),
             (&["--user", ":x"], "empty"),
             (&["--external-ip", "host"], "PUBLIC/LOCAL"),
-            (&["--admin", "127.0.0.1:9000"], "not supported yet"),
+            (&["--admin", "9641"], "ADDRESS:PORT"),
             (&["--relay-address", "0.0.0.0"], "wildcard"),
             (&["--relay-address", "192.0.2.1", "192.0.2.2"], "one address of each family"),
             (&["--io", "suspend", "--completions", "inline"], "--io uring"),

@@ -228,6 +228,10 @@ impl Egress for Runtime {
         }
     }
 
+    fn design(&self) -> &'static str {
+        "runtime"
+    }
+
     fn close(&mut self) -> EgressStats {
         self.ports = Ports::default();
         self.new_ports = None;

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -12,6 +13,7 @@ use foldhash::fast::RandomState;
 use ring::hmac;
 use subtle::ConstantTimeEq;
 
+use super::figures::{Direction, Volume};
 use super::random::Random;
 
 /// Length of a nonce in characters: short, because every unauthenticated request is answered with one.
@@ -30,6 +32,10 @@ pub struct User {
     pub key: Key,
     /// Allocations held now.
     pub allocations: u32,
+    /// The name.
+    pub name: Arc<str>,
+    /// Relayed payload by [`Direction`], since the start.
+    pub relayed: [Volume; Direction::ALL.len()],
 }
 
 /// Everyone who may allocate.
@@ -62,7 +68,7 @@ impl Credentials {
             return;
         }
         let id = UserId(u32::try_from(self.users.len()).expect("fewer than 2^32 users"));
-        self.users.push(User { key, allocations: 0 });
+        self.users.push(User { key, allocations: 0, name: name.into(), relayed: Default::default() });
         self.by_name.insert(name.as_bytes().into(), id);
     }
 
@@ -76,6 +82,11 @@ impl Credentials {
     #[must_use]
     pub fn user(&self, UserId(index): UserId) -> &User {
         &self.users[index as usize]
+    }
+
+    /// Every user.
+    pub fn users(&self) -> impl Iterator<Item = &User> {
+        self.users.iter()
     }
 
     /// A user, to change.

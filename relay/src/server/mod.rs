@@ -7,6 +7,7 @@
 mod allocation;
 mod answers;
 pub mod auth;
+pub mod figures;
 pub mod policy;
 pub mod ports;
 pub mod random;
@@ -24,6 +25,7 @@ use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, Transa
 
 use self::allocation::State;
 use self::auth::{Credentials, Nonces};
+use self::figures::Figures;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
@@ -191,6 +193,7 @@ pub struct Server {
     table: Table,
     replies: Replies,
     refusals: Refusals,
+    figures: Figures,
     commands: VecDeque<Command>,
 }
 
@@ -218,6 +221,7 @@ impl Server {
             table: Table::default(),
             replies: Replies::new(),
             refusals: Refusals::default(),
+            figures: Figures::default(),
             commands: VecDeque::new(),
         }
     }
@@ -359,6 +363,11 @@ impl Server {
 
     /// Requests answered with an error so far, by error code; codes that were not used are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.all_refusals().filter(|&(_, count)| count > 0)
+    }
+
+    /// As [`Server::refusals`], with every code there is.
+    pub fn all_refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
         self.refusals.iter()
     }
 

@@ -96,6 +96,6 @@ impl Refusals {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
-        CODES.into_iter().zip(self.0).filter(|&(_, count)| count > 0)
+        CODES.into_iter().zip(self.0)
     }
 }

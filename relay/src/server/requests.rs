@@ -84,6 +84,7 @@ impl Server {
         now: Instant,
     ) -> FromClient {
         let envelope = Envelope::of(message);
+        self.figures.count_request(message.method());
         match message.method() {
             Method::Binding => return self.answer_binding(envelope, client, message),
             Method::Allocate | Method::Refresh | Method::CreatePermission | Method::ChannelBind => {}
@@ -93,11 +94,17 @@ impl Server {
             }
         }
         self.nonces.advance(&mut self.random, now);
-        let user = match authenticate(&self.credentials, &self.nonces, client.address, message) {
+        let authentic = authenticate(&self.credentials, &self.nonces, client.address, message);
+        let user = match authentic {
             Ok(user) => user,
-            Err(Unauthentic::Incomplete) => return self.answer_error(envelope, None, BAD_REQUEST.into()),
-            Err(Unauthentic::Unauthorized) => return self.answer_challenge(envelope, client, UNAUTHORIZED),
-            Err(Unauthentic::StaleNonce) => return self.answer_challenge(envelope, client, STALE_NONCE),
+            Err(reason) => {
+                self.figures.count_unauthentic(reason, message.has_integrity());
+                return match reason {
+                    Unauthentic::Incomplete => self.answer_error(envelope, None, BAD_REQUEST.into()),
+                    Unauthentic::Unauthorized => self.answer_challenge(envelope, client, UNAUTHORIZED),
+                    Unauthentic::StaleNonce => self.answer_challenge(envelope, client, STALE_NONCE),
+                };
+            }
         };
         let unknown = message.unknown_required(KNOWN);
         let outcome = match message.method() {
@@ -242,6 +249,7 @@ impl Server {
         match result {
             Ok(()) => {
                 allocation.state = State::Live;
+                self.figures.count_allocation();
                 let expires = now + Duration::from_secs(allocation.lifetime_s.into());
                 self.table.set_deadline(id, expires);
                 self.answer_allocated(id);

@@ -2,5 +2,6 @@
 
 mod abuse;
 mod data;
+mod figures;
 mod fixture;
 mod requests;

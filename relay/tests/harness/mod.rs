@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+pub mod http;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -30,12 +32,23 @@ pub struct RelayProcess {
     child: Child,
     /// Where it listens, in the order of its flags.
     pub listen: Vec<SocketAddr>,
+    /// Where its figures are.
+    admin: Option<SocketAddr>,
+    /// What it logged before it was ready.
+    before_ready: String,
     log: mpsc::Receiver<String>,
 }
 
 impl RelayProcess {
-    /// Starts a relay with these flags besides its user, and waits until it is ready.
+    /// Starts a relay with these flags besides its user, and waits until it is ready. There are many at a time, so that
+    /// figures are shown only where the flags say so.
     pub fn start(flags: &[&str]) -> Self {
+        let silent: &[&str] = if flags.contains(&"--admin") { &[] } else { &["--admin", "off"] };
+        Self::start_as_it_is(&[flags, silent].concat())
+    }
+
+    /// As [`RelayProcess::start`], with nothing else.
+    pub fn start_as_it_is(flags: &[&str]) -> Self {
         let mut child = program(env!("CARGO_BIN_EXE_towpath-relay"))
             .args(["--realm", REALM, "--user", &format!("{USER}:{PASSWORD}")])
             .args(flags)
@@ -45,6 +58,7 @@ impl RelayProcess {
             .unwrap();
         let log = lines(child.stderr.take().unwrap());
         let mut seen = String::new();
+        let mut admin = None;
         loop {
             let Ok(line) = log.recv_timeout(PATIENCE) else {
                 let _ = child.kill();
@@ -54,7 +68,10 @@ impl RelayProcess {
             if let Some((_, listen)) = line.split_once("ready listen=") {
                 let listen =
                     listen.trim_matches('"').split(' ').map(|address| address.parse().unwrap()).collect();
-                return Self { child, listen, log };
+                return Self { child, listen, admin, before_ready: seen, log };
+            }
+            if let Some((_, address)) = line.split_once("metrics and status page address=") {
+                admin = Some(address.parse().unwrap());
             }
             seen.push_str(&line);
             seen.push('\n');
@@ -65,6 +82,21 @@ impl RelayProcess {
     pub fn on_loopback(flags: &[&str]) -> Self {
         let own = ["--listen", "127.0.0.1:0", "--allow-peer", "127.0.0.0/8"];
         Self::start(&[&own, flags].concat())
+    }
+
+    /// Where its figures are.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin.expect("it was started with --admin")
+    }
+
+    /// What it logged before it was ready.
+    pub fn before_ready(&self) -> &str {
+        &self.before_ready
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Tells it to stop, waits, and returns the rest of its log.
