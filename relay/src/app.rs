@@ -19,8 +19,10 @@ use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
+use dataplane::sys::signal::Signal;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
+use crate::life::Life;
 use crate::report::Report;
 use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
@@ -72,6 +74,7 @@ pub struct Relay {
     gro: bool,
     drops: Drops,
     report: Report,
+    life: Life,
     trouble_logged: Option<Instant>,
 }
 
@@ -101,8 +104,21 @@ impl Relay {
             gro,
             drops: Drops::default(),
             report: Report::default(),
+            life: Life::default(),
             trouble_logged: None,
         }
+    }
+
+    /// The same relay, with what signals do to it.
+    #[must_use]
+    pub fn with_life(self, life: Life) -> Self {
+        Self { life, ..self }
+    }
+
+    /// Where it is in its life: reloads so far, and whether it drains.
+    #[must_use]
+    pub fn life(&self) -> &Life {
+        &self.life
     }
 
     fn set_role(&mut self, port: Port, role: Role) {
@@ -386,7 +402,7 @@ impl Application for Relay {
         &mut self,
         ingress: &mut I,
         egress: &mut E,
-        _now: Instant,
+        now: Instant,
     ) -> io::Result<()> {
         for index in 0..self.listeners.len() {
             let port = register(&self.listeners[index].socket, ingress, egress)?;
@@ -395,6 +411,7 @@ impl Application for Relay {
         }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
+        self.life.start(now)?;
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
@@ -421,12 +438,13 @@ impl Application for Relay {
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
         self.server.handle_timeout(now);
         self.report.handle_timeout(&self.drops, &self.server, now);
+        self.life.handle_timeout(now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
         let report = self.report.poll_timeout();
-        server.into_iter().chain(report).min()
+        server.into_iter().chain(report).chain(self.life.poll_timeout()).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -437,11 +455,19 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
-        Next::Continue
+        self.life.maintain(&mut self.server, now)
     }
 
     // A UDP socket cannot be slowed down: what is not read is lost in the kernel instead of here.
     fn slow_down<I: Ingress>(&mut self, _ingress: &mut I, _reading: bool) {}
+
+    fn signals(&self) -> &'static [Signal] {
+        &[Signal::Hangup]
+    }
+
+    fn handle_signal(&mut self, signal: Signal, now: Instant) -> Next {
+        self.life.handle_signal(signal, &mut self.server, now)
+    }
 
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {

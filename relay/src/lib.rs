@@ -1,9 +1,15 @@
 //! A STUN and TURN relay on the dataplane engine.
 //!
-//! [`server`] is the protocol without a socket, [`app`] puts it on the engine, [`config`] and [`cli`] start it.
+//! [`server`] is the protocol without a socket, [`app`] puts it on the engine, [`config`] and [`cli`] start it, [`life`] is what
+//! happens to it from then on.
 
 pub mod app;
+mod check;
 pub mod cli;
 pub mod config;
+pub mod life;
+mod notify;
+mod reload;
 mod report;
+pub mod secrets;
 pub mod server;

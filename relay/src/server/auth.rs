@@ -38,6 +38,8 @@ pub struct Credentials {
     realm: String,
     by_name: HashMap<Box<[u8]>, UserId, RandomState>,
     users: Vec<User>,
+    /// Who was removed and still has allocations.
+    former: HashMap<Box<[u8]>, UserId, RandomState>,
     /// What unknown users are checked against, so that they take as long as known ones.
     nobody: Key,
 }
@@ -50,6 +52,7 @@ impl Credentials {
             realm: realm.to_owned(),
             by_name: HashMap::default(),
             users: Vec::new(),
+            former: HashMap::default(),
             nobody: Key::from_bytes(&[0; 16]),
         }
     }
@@ -61,9 +64,62 @@ impl Credentials {
             self.users[index as usize].key = key;
             return;
         }
+        self.insert(name.as_bytes().into(), key);
+    }
+
+    /// Takes over the users of `new`, whose keys were made for the same realm. Who is there already keeps index and
+    /// allocations, and gets the new key. Who is gone cannot authenticate any more; the index is used again once the last
+    /// allocation has ended, and until then it is theirs again if they come back.
+    pub fn replace(&mut self, new: Self) {
+        debug_assert_eq!(self.realm, new.realm, "keys are made for a realm");
+        let mut keys: Vec<Option<Key>> = new.users.into_iter().map(|user| Some(user.key)).collect();
+        let mut by_name = HashMap::with_capacity_and_hasher(new.by_name.len(), RandomState::default());
+        let mut stays = vec![false; self.users.len()];
+        let mut added = Vec::new();
+        for (name, UserId(index)) in new.by_name {
+            let Some(key) = keys[index as usize].take() else { continue };
+            match self.by_name.get(&name).or_else(|| self.former.get(&name)) {
+                Some(&UserId(known)) => {
+                    self.users[known as usize].key = key;
+                    stays[known as usize] = true;
+                    by_name.insert(name, UserId(known));
+                }
+                None => added.push((name, key)),
+            }
+        }
+        let before = std::mem::take(&mut self.by_name).into_iter().chain(std::mem::take(&mut self.former));
+        let is_former = |index: u32| !stays[index as usize] && self.users[index as usize].allocations > 0;
+        self.former = before.filter(|&(_, UserId(index))| is_former(index)).collect();
+        self.by_name = by_name;
+        let mut added = added.into_iter();
+        for (index, user) in self.users.iter_mut().enumerate() {
+            if stays[index] || user.allocations > 0 {
+                continue;
+            }
+            user.key = match added.next() {
+                Some((name, key)) => {
+                    self.by_name.insert(name, UserId(index as u32));
+                    key
+                }
+                // Nobody's any more: the old key need not stay in memory.
+                None => Key::from_bytes(&[0; 16]),
+            };
+        }
+        for (name, key) in added {
+            self.insert(name, key);
+        }
+    }
+
+    fn insert(&mut self, name: Box<[u8]>, key: Key) {
         let id = UserId(u32::try_from(self.users.len()).expect("fewer than 2^32 users"));
         self.users.push(User { key, allocations: 0 });
-        self.by_name.insert(name.as_bytes().into(), id);
+        self.by_name.insert(name, id);
+    }
+
+    /// Places for users: those who are there, and those who were and are not forgotten yet.
+    #[cfg(test)]
+    pub fn places(&self) -> usize {
+        self.users.len()
     }
 
     /// The realm.

@@ -7,9 +7,11 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod drain;
 pub mod policy;
 pub mod ports;
 pub mod random;
+mod reconfigure;
 mod reply;
 mod requests;
 mod table;
@@ -33,6 +35,7 @@ use self::table::Table;
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::drain::Alternates;
 pub use self::reply::REALM_LEN_MAX;
 pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
 
@@ -77,7 +80,7 @@ pub enum ChannelNumbers {
     Rfc5766,
 }
 
-/// What the server is told once.
+/// What the server is told at its start, and again by [`Server::reconfigure`].
 #[derive(Debug)]
 pub struct Settings {
     /// Realm and users. The realm is at most [`REALM_LEN_MAX`] bytes long.
@@ -192,6 +195,8 @@ pub struct Server {
     replies: Replies,
     refusals: Refusals,
     commands: VecDeque<Command>,
+    /// Set when nobody may allocate any more.
+    draining: Option<Alternates>,
 }
 
 impl Server {
@@ -219,6 +224,7 @@ impl Server {
             replies: Replies::new(),
             refusals: Refusals::default(),
             commands: VecDeque::new(),
+            draining: None,
         }
     }
 

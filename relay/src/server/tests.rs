@@ -3,4 +3,5 @@
 mod abuse;
 mod data;
 mod fixture;
+mod life;
 mod requests;
