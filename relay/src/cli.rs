@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::app::Relay;
 use crate::check::Effective;
 use crate::config::{Args, Config};
+use crate::confine::{Confinement, Needs};
 use crate::life::{DrainPlan, Life};
 use crate::notify::Notifier;
 use crate::reload::{Fixed, Source};
@@ -27,9 +28,19 @@ use crate::server::{Server, Settings};
 
 /// The exit code for flags and files that cannot be used.
 const EXIT_USAGE: u8 = 2;
+/// Ports below this take a privilege to bind (net.ipv4.ip_unprivileged_port_start as it is usually set).
+const LOW_PORTS_END: u16 = 1024;
 
 /// Runs `towpath-relay` with these arguments, the program's name first, until SIGTERM or SIGINT end it.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    main_with(args, || {})
+}
+
+/// As [`main`]; `once_ready` is called by the loop's thread once the relay serves, and confined as it is from then on.
+pub fn main_with(
+    args: impl Iterator<Item = OsString>,
+    once_ready: impl FnOnce() + Send + 'static,
+) -> ExitCode {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) => {
@@ -60,7 +71,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     if config.users.is_empty() {
         tracing::warn!("there are no users, so only STUN Binding is served; add some with --user-file");
     }
-    match run(config, args, secrets) {
+    match run(config, args, secrets, once_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -69,7 +80,12 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(config: Config, args: Args, secrets: Secrets) -> io::Result<()> {
+fn run(
+    config: Config,
+    args: Args,
+    secrets: Secrets,
+    once_ready: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     raise_open_files();
     let gro = args.engine.gso == Switch::On;
     let listeners = bind(&config, gro)?;
@@ -83,10 +99,16 @@ fn run(config: Config, args: Args, secrets: Secrets) -> io::Result<()> {
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
     let engine_args = args.engine;
     let (fixed, plan) = (Fixed::of(&config), DrainPlan::of(&config));
+    let needs = Needs {
+        files: config.files.clone(),
+        low_ports: *config.relay_ports.start() < LOW_PORTS_END,
+        secrets: !config.users.is_empty(),
+    };
     let server = Server::new(settings(config, own_sockets.clone(), &machine), &seed);
     let notifier = Notifier::from_environment();
+    let confinement = (args.confine == Switch::On).then(|| Confinement::before_threads(&needs));
     let source = Source { args, secrets, fixed, own_sockets, machine };
-    let life = Life::new(source, plan, notifier);
+    let life = Life::new(source, plan, notifier, confinement).once_ready(once_ready);
     engine::run(Relay::new(server, listeners, gro).with_life(life), &engine_args)
 }
 

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use dataplane::engine::EngineArgs;
+use dataplane::engine::{EngineArgs, Switch};
 use dataplane::log::LogFormat;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -92,6 +92,9 @@ pub struct Args {
     /// Read flags and files, print what would run, and end
     #[arg(long)]
     pub check_config: bool,
+    /// Give up what is not needed to serve: privileges, system calls, files
+    #[arg(long, value_enum, default_value = "on")]
+    pub confine: Switch,
     /// How packets move
     #[command(flatten)]
     pub engine: EngineArgs,

@@ -7,6 +7,7 @@ pub mod app;
 mod check;
 pub mod cli;
 pub mod config;
+mod confine;
 pub mod life;
 mod notify;
 mod reload;

@@ -1,5 +1,6 @@
 //! The life of a relay process: it starts, reads its configuration again at SIGHUP, drains at SIGTERM, and ends.
 
+use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use dataplane::driver::Next;
 use dataplane::sys::signal::Signal;
 
 use crate::config::Config;
+use crate::confine::Confinement;
 use crate::notify::Notifier;
 use crate::reload::{Reloader, Source};
 use crate::server::{Alternates, Server};
@@ -40,6 +42,15 @@ pub struct Reloads {
     pub refused: u64,
 }
 
+/// What someone who embeds the relay wants done once it serves.
+struct Hook(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook(…)")
+    }
+}
+
 /// Where a relay process is in its life. Without a source of configuration SIGHUP changes nothing.
 #[derive(Debug, Default)]
 pub struct Life {
@@ -48,6 +59,8 @@ pub struct Life {
     reloader: Option<Reloader>,
     reload_due: Option<Instant>,
     reloads: Reloads,
+    confinement: Option<Confinement>,
+    once_ready: Option<Hook>,
     notifier: Notifier,
     plan: DrainPlan,
     /// When draining is over at the latest.
@@ -57,8 +70,19 @@ pub struct Life {
 impl Life {
     /// A life with something to read again, a plan for its end, and someone to tell.
     #[must_use]
-    pub(crate) fn new(source: Source, plan: DrainPlan, notifier: Notifier) -> Self {
-        Self { source: Some(Box::new(source)), plan, notifier, ..Self::default() }
+    pub(crate) fn new(
+        source: Source,
+        plan: DrainPlan,
+        notifier: Notifier,
+        confinement: Option<Confinement>,
+    ) -> Self {
+        Self { source: Some(Box::new(source)), plan, notifier, confinement, ..Self::default() }
+    }
+
+    /// The same, with something to be called by the loop's thread, confined as it is, once the relay serves.
+    #[must_use]
+    pub fn once_ready(self, hook: impl FnOnce() + Send + 'static) -> Self {
+        Self { once_ready: Some(Hook(Box::new(hook))), ..self }
     }
 
     /// The loop is about to take the first packet: signals are blocked and every other thread runs.
@@ -69,7 +93,13 @@ impl Life {
         if let Some(source) = self.source.take() {
             self.reloader = Some(Reloader::start(*source)?);
         }
+        if let Some(confinement) = &self.confinement {
+            confinement.when_ready();
+        }
         self.notifier.ready(now);
+        if let Some(Hook(hook)) = self.once_ready.take() {
+            hook();
+        }
         Ok(())
     }
 
