@@ -7,6 +7,8 @@
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
 //! look-up of its sender, and one of its channel as long as the number stays the same.
 
+pub mod duties;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -19,10 +21,10 @@ use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
+use dataplane::sys::signal::Signal;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
-use crate::admin::{Observer, Phase};
-use crate::report::Report;
+use self::duties::Duties;
 use crate::server::figures::{Carrier, Direction, Volume};
 use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
@@ -73,9 +75,8 @@ pub struct Relay {
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
-    report: Report,
+    duties: Duties,
     trouble_logged: Option<Instant>,
-    observer: Observer,
 }
 
 /// What stays the same along a client's superpacket.
@@ -92,7 +93,7 @@ struct ClientCache {
 impl Relay {
     /// A relay on sockets that are bound already (so that their ports are known and refused as peers).
     #[must_use]
-    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool, observer: Observer) -> Self {
+    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool, duties: Duties) -> Self {
         Self {
             server,
             // The ports are given by `start`.
@@ -105,9 +106,8 @@ impl Relay {
             opening: Vec::new(),
             gro,
             drops: Drops::default(),
-            report: Report::default(),
+            duties,
             trouble_logged: None,
-            observer,
         }
     }
 
@@ -411,7 +411,7 @@ impl Application for Relay {
         &mut self,
         ingress: &mut I,
         egress: &mut E,
-        _now: Instant,
+        now: Instant,
     ) -> io::Result<()> {
         for index in 0..self.listeners.len() {
             let port = register(&self.listeners[index].socket, ingress, egress)?;
@@ -420,15 +420,14 @@ impl Application for Relay {
         }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
-        self.observer.start(ingress)?;
-        self.observer.set_phase(Phase::Serving);
+        self.duties.start(ingress, now)?;
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
         let Meta::Udp { from, to, segment_size } = received.meta else {
-            return self.observer.handle_ready();
+            return self.duties.handle_ready(received.token);
         };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
@@ -449,14 +448,11 @@ impl Application for Relay {
 
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
         self.server.handle_timeout(now);
-        self.report.handle_timeout(&self.drops, &self.server, now);
-        self.observer.handle_timeout();
+        self.duties.handle_timeout(&self.drops, &self.server, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let server = self.server.poll_timeout();
-        let report = self.report.poll_timeout();
-        server.into_iter().chain(report).chain(self.observer.poll_timeout()).min()
+        self.server.poll_timeout().into_iter().chain(self.duties.poll_timeout()).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -467,17 +463,23 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
-        self.observer.maintain(&self.server, &self.drops, ingress, egress, now);
-        Next::Continue
+        self.duties.maintain(&mut self.server, &self.drops, ingress, egress, now)
     }
 
     // A UDP socket cannot be slowed down: what is not read is lost in the kernel instead of here.
     fn slow_down<I: Ingress>(&mut self, _ingress: &mut I, _reading: bool) {}
 
+    fn signals(&self) -> &'static [Signal] {
+        &[Signal::Hangup]
+    }
+
+    fn handle_signal(&mut self, signal: Signal, now: Instant) -> Next {
+        self.duties.handle_signal(signal, &mut self.server, now)
+    }
+
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
-        self.observer.set_phase(Phase::Draining);
-        self.report.finish(&self.drops, &self.server);
+        self.duties.finish(&self.drops, &self.server);
     }
 
     fn drops(&self) -> Drops {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dataplane::stun::channel_data;
 use dataplane::stun::{ChannelNumber, Class, Key, Method, TransactionId, Writer};
-use harness::http::{exchange, get, status};
+use harness::http::{exchange, get, settled, status};
 use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket};
 use serde_json::{Value, json};
 
@@ -19,18 +19,6 @@ const SHOWN: [&str; 2] = ["--admin", "127.0.0.1:0"];
 
 fn shown(flags: &[&str]) -> RelayProcess {
     RelayProcess::on_loopback(&[&SHOWN, flags].concat())
-}
-
-/// Asks until the figures are those of now: they may be a tenth of a second old.
-fn settled(admin: SocketAddr, done: impl Fn(&Value) -> bool) -> Value {
-    for _ in 0..50 {
-        let status = status(admin);
-        if done(&status) {
-            return status;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("the figures never come to what they should: {}", status(admin))
 }
 
 fn message(number: ChannelNumber, payload: &[u8]) -> Vec<u8> {

@@ -60,6 +60,7 @@ fn accepts(words: &[String]) -> Result<(), String> {
 fn filled(word: &str) -> String {
     let value = match word.trim_end_matches('…') {
         "KIND" => "udp",
+        "SECONDS" => "1",
         "TARGET" | "ADDR:PORT" => "127.0.0.1:9",
         "FILE" | "RUN" | "DIR" => "x",
         "NAME:PASSWORD" => "a:b",

@@ -53,6 +53,12 @@ fn about(status: &Status) -> Vec<MetricFamily> {
         gauge("figures_age_seconds", "How old the figures of the packet loop are.", status.age_s),
         gauge("ready", "1 while clients are served and the relay is not draining.", is(Phase::Serving)),
         gauge("draining", "1 while the relay serves only the allocations it has.", is(Phase::Draining)),
+        labelled("reloads_total", "Readings of the configuration by outcome.", "outcome", &status.reloads),
+        gauge(
+            "last_reload_refused",
+            "1 while the files are not what is in force, because the last reading found something wrong.",
+            f64::from(u8::from(status.last_reload_refused)),
+        ),
     ];
     if let Some(limit) = status.open_files_limit {
         let help = "Most open files of this process; every allocation needs one.";
@@ -234,6 +240,9 @@ mod tests {
             "towpath_relay_allocations_limit 100",
             "towpath_relay_refused_requests_total{code=\"401\"} 7",
             "towpath_relay_ready 1",
+            "towpath_relay_reloads_total{outcome=\"applied\"} 5",
+            "towpath_relay_reloads_total{outcome=\"refused\"} 2",
+            "towpath_relay_last_reload_refused 1",
             "towpath_relay_design_info{io=\"uring\",ingress=\"epoll\"} 1",
             "towpath_relay_egress_pending_packets 6",
             "towpath_relay_relayed_bytes_total{direction=\"to_peer\",carrier=\"channel\"} 0",

@@ -19,6 +19,7 @@ mod serve;
 mod status;
 mod table;
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::str::FromStr;
@@ -38,6 +39,15 @@ pub enum AdminChoice {
     At(SocketAddr),
     /// Nowhere.
     Off,
+}
+
+impl fmt::Display for AdminChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Off => f.write_str("off"),
+        }
+    }
 }
 
 impl FromStr for AdminChoice {

@@ -10,10 +10,12 @@ use std::time::Instant;
 use crossbeam_queue::ArrayQueue;
 use dataplane::drops::Drops;
 use dataplane::egress::{Egress, EgressStats};
-use dataplane::ingress::{Ingress, IngressStats, Source, Token};
+use dataplane::ingress::{Ingress, IngressStats, Source};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Admin, serve};
+use crate::life::Reloads;
+use crate::ready::ReadySource;
 use crate::server::Server;
 use crate::server::figures::{Census, Figures};
 
@@ -53,6 +55,7 @@ pub(super) struct Snapshot {
     pub allocations_limits: (u32, u32),
     pub census: Census,
     pub drops: Drops,
+    pub reloads: Reloads,
     pub egress: EgressStats,
     pub egress_pending: u64,
     pub ingress: IngressStats,
@@ -155,33 +158,30 @@ struct Work {
 }
 
 impl Observer {
-    /// The source of [`Observer::start`]; the numbers of ports never get that far.
-    pub const TOKEN: Token = Token(u32::MAX - 1);
-
     /// An observer that will serve on `admin`.
     #[must_use]
     pub fn new(admin: Option<Admin>) -> Self {
         Self { admin, work: None }
     }
 
-    /// Starts serving. Called when stop signals are blocked already, so that they never arrive in the admin thread.
+    /// Starts serving. Called when signals are blocked already, so that they never arrive in the admin thread.
     ///
     /// # Errors
     /// When there is no descriptor or thread to be had.
     pub fn start<I: Ingress>(&mut self, ingress: &mut I) -> io::Result<()> {
         let Some(admin) = self.admin.take() else { return Ok(()) };
         let shared = Shared::new()?;
-        ingress.add(shared.to_loop.as_fd(), Self::TOKEN, Source::Ready)?;
+        ingress.add(shared.to_loop.as_fd(), ReadySource::Figures.token(), Source::Ready)?;
         let address = admin.address;
         let server = serve::Server::new(admin, shared.clone());
         // Owns the listener and all connections; ends when `stopped` is set.
-        let thread = std::thread::Builder::new().name("admin".into()).spawn(move || server.run())?;
+        let thread = std::thread::Builder::new().name("towpath-admin".into()).spawn(move || server.run())?;
         tracing::info!(%address, "metrics and status page");
         self.work = Some(Work::new(shared, Some(thread)));
         Ok(())
     }
 
-    /// [`Observer::TOKEN`] is readable: somebody asked.
+    /// Its source is readable: somebody asked.
     pub fn handle_ready(&mut self) {
         if let Some(work) = &mut self.work {
             clear(&work.shared.to_loop);
@@ -189,7 +189,7 @@ impl Observer {
         }
     }
 
-    /// Looks whether somebody asked: a loop that is suspended does not see [`Observer::TOKEN`].
+    /// Looks whether somebody asked: a loop that is suspended does not see its source.
     pub fn handle_timeout(&mut self) {
         if let Some(work) = &mut self.work {
             work.look();
@@ -207,6 +207,7 @@ impl Observer {
         &mut self,
         server: &Server,
         drops: &Drops,
+        reloads: Reloads,
         ingress: &I,
         egress: &E,
         now: Instant,
@@ -221,6 +222,7 @@ impl Observer {
             allocations_limits: server.allocations_limits(),
             census,
             drops: drops.clone(),
+            reloads,
             egress: egress.stats(),
             egress_pending: egress.pending(),
             ingress: ingress.stats(),

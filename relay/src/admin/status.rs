@@ -32,6 +32,10 @@ pub(super) struct Status {
     pub gso: bool,
     /// Every allocation needs one.
     pub open_files_limit: Option<u64>,
+    /// Readings of the configuration since the start, by outcome.
+    pub reloads: Counts,
+    /// What is in force is older than the files.
+    pub last_reload_refused: bool,
     pub allocations: Allocations,
     pub permissions: Held,
     pub channels: Held,
@@ -139,6 +143,7 @@ impl Status {
     pub fn new(snapshot: &Snapshot, about: &About, phase: Phase, now: Instant) -> Self {
         let census = &snapshot.census;
         let (limit, limit_of_one_user) = snapshot.allocations_limits;
+        let reloads = [("applied", snapshot.reloads.applied), ("refused", snapshot.reloads.refused)];
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             phase: phase.name().to_owned(),
@@ -149,6 +154,8 @@ impl Status {
             ingress_design: snapshot.design.1.to_owned(),
             gso: about.gso,
             open_files_limit: about.open_files_limit,
+            reloads: counts(reloads.into_iter()),
+            last_reload_refused: snapshot.reloads.last_refused,
             allocations: Allocations {
                 live: snapshot.allocations as u64,
                 limit: limit.into(),
@@ -262,6 +269,7 @@ pub(super) mod tests {
     use dataplane::ingress::IngressStats;
 
     use super::*;
+    use crate::life::Reloads;
     use crate::server::figures::{Census, Figures};
 
     #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
@@ -287,6 +295,7 @@ pub(super) mod tests {
             allocations_limits: (100, 10),
             census: Census::default(),
             drops,
+            reloads: Reloads { applied: 5, refused: 2, last_refused: true },
             egress: EgressStats {
                 offered: 50,
                 sent: 40,

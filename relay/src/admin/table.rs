@@ -100,12 +100,17 @@ fn text(before: &Status, now: &Status) -> String {
         now.ingress_design,
         if now.gso { "on" } else { "off" }
     );
+    if now.last_reload_refused {
+        let _ =
+            writeln!(text, "the configuration is older than its files: the log says what is wrong with them");
+    }
     let _ = writeln!(text, "{}", held(now));
     let _ = writeln!(text, "{}", traffic(rates, now));
     for (title, head, counts, old) in [
         ("Requests", "method", &now.requests, &before.requests),
         ("Refused", "error code", &now.refusals, &before.refusals),
         ("Lost", "cause", &now.drops, &before.drops),
+        ("Configuration read again", "outcome", &now.reloads, &before.reloads),
     ] {
         let old = rates.map(|(_, seconds)| (old, seconds));
         let _ = writeln!(text, "{}", counters(title, head, counts, old));

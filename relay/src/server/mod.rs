@@ -7,10 +7,12 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod drain;
 pub mod figures;
 pub mod policy;
 pub mod ports;
 pub mod random;
+mod reconfigure;
 mod reply;
 mod requests;
 mod table;
@@ -35,6 +37,7 @@ use self::table::Table;
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::drain::Alternates;
 pub use self::reply::REALM_LEN_MAX;
 pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
 
@@ -79,7 +82,7 @@ pub enum ChannelNumbers {
     Rfc5766,
 }
 
-/// What the server is told once.
+/// What the server is told at its start, and again by [`Server::reconfigure`].
 #[derive(Debug)]
 pub struct Settings {
     /// Realm and users. The realm is at most [`REALM_LEN_MAX`] bytes long.
@@ -195,6 +198,8 @@ pub struct Server {
     refusals: Refusals,
     figures: Figures,
     commands: VecDeque<Command>,
+    /// Set when nobody may allocate any more.
+    draining: Option<Alternates>,
 }
 
 impl Server {
@@ -223,6 +228,7 @@ impl Server {
             refusals: Refusals::default(),
             figures: Figures::default(),
             commands: VecDeque::new(),
+            draining: None,
         }
     }
 

@@ -81,7 +81,7 @@ impl Replies {
 }
 
 /// The error codes this server answers with.
-const CODES: [u16; 12] = [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508];
+const CODES: [u16; 13] = [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508];
 
 /// One counter for each error code.
 #[derive(Debug, Default)]

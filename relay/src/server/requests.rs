@@ -10,8 +10,8 @@ use dataplane::stun::{
 use super::allocation::{Allocation, BindError, PortChoice, State};
 use super::answers::{
     ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, FORBIDDEN, INSUFFICIENT_CAPACITY,
-    PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED,
-    UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+    PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, TRY_ALTERNATE,
+    UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
 use super::auth::{Unauthentic, UserId, authenticate};
 use super::ports::{Token, Want};
@@ -123,6 +123,7 @@ impl Server {
             }
             Ok(Success::Empty) => self.answer_success(envelope, user, None),
             Ok(Success::Lifetime(seconds)) => self.answer_success(envelope, user, Some(seconds)),
+            Err(refusal) if refusal.code == TRY_ALTERNATE => self.answer_alternate(envelope, client, user),
             Err(refusal) => self.answer_error(envelope, Some(user), refusal),
         }
     }
@@ -149,6 +150,7 @@ impl Server {
                 State::Opening { .. } | State::Live | State::Closing => Err(ALLOCATION_MISMATCH.into()),
             };
         }
+        self.refuse_new(client)?;
         let wanted = self.wanted(client, message)?;
         if self.credentials.user(user).allocations >= self.allocations_per_user_max {
             return Err(QUOTA_REACHED.into());

@@ -4,4 +4,5 @@ mod abuse;
 mod data;
 mod figures;
 mod fixture;
+mod life;
 mod requests;

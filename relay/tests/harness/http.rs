@@ -5,6 +5,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use super::PATIENCE;
 
@@ -51,4 +52,16 @@ pub fn status(address: SocketAddr) -> serde_json::Value {
     let answer = get(address, "/status.json");
     assert_eq!(answer.status, 200, "{answer:?}");
     serde_json::from_str(&answer.body).unwrap()
+}
+
+/// Asks until the figures are those of now: they may be a tenth of a second old.
+pub fn settled(admin: SocketAddr, done: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    for _ in 0..50 {
+        let status = status(admin);
+        if done(&status) {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("the figures never come to what they should: {}", status(admin))
 }
