@@ -7,6 +7,8 @@
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
 //! look-up of its sender, and one of its channel as long as the number stays the same.
 
+pub mod duties;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -19,9 +21,11 @@ use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::writer::padding;
+use dataplane::sys::signal::Signal;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 
-use crate::report::Report;
+use self::duties::Duties;
+use crate::server::figures::{Carrier, Direction, Volume};
 use crate::server::{
     AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
     Server,
@@ -71,7 +75,7 @@ pub struct Relay {
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
-    report: Report,
+    duties: Duties,
     trouble_logged: Option<Instant>,
 }
 
@@ -82,12 +86,14 @@ struct ClientCache {
     relay: Option<Result<(AllocationId, Port), Cause>>,
     /// Where the last channel number leads.
     channel: Option<(ChannelNumber, Result<PeerSocket, Cause>)>,
+    /// What was relayed so far.
+    relayed: Volume,
 }
 
 impl Relay {
     /// A relay on sockets that are bound already (so that their ports are known and refused as peers).
     #[must_use]
-    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool) -> Self {
+    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool, duties: Duties) -> Self {
         Self {
             server,
             // The ports are given by `start`.
@@ -100,7 +106,7 @@ impl Relay {
             opening: Vec::new(),
             gro,
             drops: Drops::default(),
-            report: Report::default(),
+            duties,
             trouble_logged: None,
         }
     }
@@ -128,12 +134,19 @@ impl Relay {
                 self.forward_channel_data(client, segment, &mut cache, egress, now)
             } else {
                 // A request may change what the cache knows.
-                cache = ClientCache::default();
+                self.count_channel_data(&std::mem::take(&mut cache));
                 self.handle_message(client, segment, egress, now)
             };
             if let Err(cause) = forwarded {
                 self.drops.count(cause);
             }
+        }
+        self.count_channel_data(&cache);
+    }
+
+    fn count_channel_data(&mut self, cache: &ClientCache) {
+        if let Some(Ok((allocation, _))) = cache.relay {
+            self.server.count_relayed(allocation, Direction::ToPeer, Carrier::Channel, cache.relayed);
         }
     }
 
@@ -156,6 +169,7 @@ impl Relay {
             }
         }?;
         send_to_peer(port, peer, data.payload, egress);
+        cache.relayed.count(data.payload.len());
         Ok(())
     }
 
@@ -181,6 +195,8 @@ impl Relay {
                 let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
                 send_to_peer(port, peer, payload, egress);
+                let volume = Volume { packets: 1, bytes: payload.len() as u64 };
+                self.server.count_relayed(allocation, Direction::ToPeer, Carrier::Indication, volume);
             }
             FromClient::Reply => self.send_reply(client, egress),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
@@ -217,27 +233,36 @@ impl Relay {
         now: Instant,
     ) {
         let peer = PeerSocket(from);
-        match self.server.handle_peer(allocation, peer, now) {
+        let mut relayed = Volume::default();
+        let carrier = match self.server.handle_peer(allocation, peer, now) {
             FromPeer::Channel { client, number } => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
-                    if !send_channel_data(&target, number, segment, egress) {
+                    if send_channel_data(&target, number, segment, egress) {
+                        relayed.count(segment.len());
+                    } else {
                         self.drops.count(Cause::Mtu);
                     }
                 }
+                Carrier::Channel
             }
             FromPeer::Indication { client } => {
                 let target = self.target(&client);
                 for segment in Received::segments(bytes, segment_size) {
-                    if !self.send_indication(&target, peer, segment, egress) {
+                    if self.send_indication(&target, peer, segment, egress) {
+                        relayed.count(segment.len());
+                    } else {
                         self.drops.count(Cause::Mtu);
                     }
                 }
+                Carrier::Indication
             }
             FromPeer::Drop(cause) => {
                 self.drops.add(cause, Received::segments(bytes, segment_size).count() as u64);
+                return;
             }
-        }
+        };
+        self.server.count_relayed(allocation, Direction::ToClient, carrier, relayed);
     }
 
     /// Whether it was not too long.
@@ -386,7 +411,7 @@ impl Application for Relay {
         &mut self,
         ingress: &mut I,
         egress: &mut E,
-        _now: Instant,
+        now: Instant,
     ) -> io::Result<()> {
         for index in 0..self.listeners.len() {
             let port = register(&self.listeners[index].socket, ingress, egress)?;
@@ -395,12 +420,15 @@ impl Application for Relay {
         }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
+        self.duties.start(ingress, now)?;
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
-        let Meta::Udp { from, to, segment_size } = received.meta else { return };
+        let Meta::Udp { from, to, segment_size } = received.meta else {
+            return self.duties.handle_ready(received.token);
+        };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
                 let own = self.listeners[usize::from(listener.0)].socket.local_addr().ip();
@@ -420,13 +448,11 @@ impl Application for Relay {
 
     fn handle_timeout<E: Egress>(&mut self, _egress: &mut E, now: Instant) {
         self.server.handle_timeout(now);
-        self.report.handle_timeout(&self.drops, &self.server, now);
+        self.duties.handle_timeout(&self.drops, &self.server, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let server = self.server.poll_timeout();
-        let report = self.report.poll_timeout();
-        server.into_iter().chain(report).min()
+        self.server.poll_timeout().into_iter().chain(self.duties.poll_timeout()).min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -437,15 +463,23 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
-        Next::Continue
+        self.duties.maintain(&mut self.server, &self.drops, ingress, egress, now)
     }
 
     // A UDP socket cannot be slowed down: what is not read is lost in the kernel instead of here.
     fn slow_down<I: Ingress>(&mut self, _ingress: &mut I, _reading: bool) {}
 
+    fn signals(&self) -> &'static [Signal] {
+        &[Signal::Hangup]
+    }
+
+    fn handle_signal(&mut self, signal: Signal, now: Instant) -> Next {
+        self.duties.handle_signal(signal, &mut self.server, now)
+    }
+
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
-        self.report.finish(&self.drops, &self.server);
+        self.duties.finish(&self.drops, &self.server);
     }
 
     fn drops(&self) -> Drops {

@@ -144,6 +144,9 @@ pub trait Ingress {
 
     /// Figures so far.
     fn stats(&self) -> IngressStats;
+
+    /// Its name, as `--ingress` has it.
+    fn design(&self) -> &'static str;
 }
 
 /// The error that ends the program when its TUN device can no longer be read.

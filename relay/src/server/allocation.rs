@@ -158,6 +158,14 @@ impl Allocation {
         self.permissions.iter().any(|permission| permission.peer == peer && now < permission.expires)
     }
 
+    /// How many permissions and channels are in force.
+    #[must_use]
+    pub fn held(&self, now: Instant) -> (u64, u64) {
+        let permissions = self.permissions.iter().filter(|permission| now < permission.expires).count();
+        let channels = self.channels.iter().filter(|channel| now < channel.expires).count();
+        (permissions as u64, channels as u64)
+    }
+
     /// Whether permissions for all of `peers` fit. Duplicates may be counted twice.
     #[must_use]
     pub fn has_room_for(&self, peers: &[IpAddr], now: Instant) -> bool {

@@ -7,9 +7,12 @@
 mod allocation;
 mod answers;
 pub mod auth;
+mod drain;
+pub mod figures;
 pub mod policy;
 pub mod ports;
 pub mod random;
+mod reconfigure;
 mod reply;
 mod requests;
 mod table;
@@ -24,6 +27,7 @@ use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, Transa
 
 use self::allocation::State;
 use self::auth::{Credentials, Nonces};
+use self::figures::Figures;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
@@ -33,6 +37,7 @@ use self::table::Table;
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::drain::Alternates;
 pub use self::reply::REALM_LEN_MAX;
 pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
 
@@ -77,7 +82,7 @@ pub enum ChannelNumbers {
     Rfc5766,
 }
 
-/// What the server is told once.
+/// What the server is told at its start, and again by [`Server::reconfigure`].
 #[derive(Debug)]
 pub struct Settings {
     /// Realm and users. The realm is at most [`REALM_LEN_MAX`] bytes long.
@@ -191,7 +196,10 @@ pub struct Server {
     table: Table,
     replies: Replies,
     refusals: Refusals,
+    figures: Figures,
     commands: VecDeque<Command>,
+    /// Set when nobody may allocate any more.
+    draining: Option<Alternates>,
 }
 
 impl Server {
@@ -218,7 +226,9 @@ impl Server {
             table: Table::default(),
             replies: Replies::new(),
             refusals: Refusals::default(),
+            figures: Figures::default(),
             commands: VecDeque::new(),
+            draining: None,
         }
     }
 
@@ -359,6 +369,11 @@ impl Server {
 
     /// Requests answered with an error so far, by error code; codes that were not used are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.all_refusals().filter(|&(_, count)| count > 0)
+    }
+
+    /// As [`Server::refusals`], with every code there is.
+    pub fn all_refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
         self.refusals.iter()
     }
 

@@ -10,8 +10,8 @@ use dataplane::stun::{
 use super::allocation::{Allocation, BindError, PortChoice, State};
 use super::answers::{
     ALLOCATION_MISMATCH, BAD_REQUEST, FAMILY_NOT_SUPPORTED, FORBIDDEN, INSUFFICIENT_CAPACITY,
-    PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED,
-    UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+    PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal, STALE_NONCE, TRANSPORT_NOT_SUPPORTED, TRY_ALTERNATE,
+    UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
 use super::auth::{Unauthentic, UserId, authenticate};
 use super::ports::{Token, Want};
@@ -84,6 +84,7 @@ impl Server {
         now: Instant,
     ) -> FromClient {
         let envelope = Envelope::of(message);
+        self.figures.count_request(message.method());
         match message.method() {
             Method::Binding => return self.answer_binding(envelope, client, message),
             Method::Allocate | Method::Refresh | Method::CreatePermission | Method::ChannelBind => {}
@@ -93,11 +94,17 @@ impl Server {
             }
         }
         self.nonces.advance(&mut self.random, now);
-        let user = match authenticate(&self.credentials, &self.nonces, client.address, message) {
+        let authentic = authenticate(&self.credentials, &self.nonces, client.address, message);
+        let user = match authentic {
             Ok(user) => user,
-            Err(Unauthentic::Incomplete) => return self.answer_error(envelope, None, BAD_REQUEST.into()),
-            Err(Unauthentic::Unauthorized) => return self.answer_challenge(envelope, client, UNAUTHORIZED),
-            Err(Unauthentic::StaleNonce) => return self.answer_challenge(envelope, client, STALE_NONCE),
+            Err(reason) => {
+                self.figures.count_unauthentic(reason, message.has_integrity());
+                return match reason {
+                    Unauthentic::Incomplete => self.answer_error(envelope, None, BAD_REQUEST.into()),
+                    Unauthentic::Unauthorized => self.answer_challenge(envelope, client, UNAUTHORIZED),
+                    Unauthentic::StaleNonce => self.answer_challenge(envelope, client, STALE_NONCE),
+                };
+            }
         };
         let unknown = message.unknown_required(KNOWN);
         let outcome = match message.method() {
@@ -116,6 +123,7 @@ impl Server {
             }
             Ok(Success::Empty) => self.answer_success(envelope, user, None),
             Ok(Success::Lifetime(seconds)) => self.answer_success(envelope, user, Some(seconds)),
+            Err(refusal) if refusal.code == TRY_ALTERNATE => self.answer_alternate(envelope, client, user),
             Err(refusal) => self.answer_error(envelope, Some(user), refusal),
         }
     }
@@ -142,6 +150,7 @@ impl Server {
                 State::Opening { .. } | State::Live | State::Closing => Err(ALLOCATION_MISMATCH.into()),
             };
         }
+        self.refuse_new(client)?;
         let wanted = self.wanted(client, message)?;
         if self.credentials.user(user).allocations >= self.allocations_per_user_max {
             return Err(QUOTA_REACHED.into());
@@ -242,6 +251,7 @@ impl Server {
         match result {
             Ok(()) => {
                 allocation.state = State::Live;
+                self.figures.count_allocation();
                 let expires = now + Duration::from_secs(allocation.lifetime_s.into());
                 self.table.set_deadline(id, expires);
                 self.answer_allocated(id);

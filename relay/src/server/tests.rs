@@ -2,5 +2,7 @@
 
 mod abuse;
 mod data;
+mod figures;
 mod fixture;
+mod life;
 mod requests;
