@@ -57,6 +57,13 @@ pub fn print(row: &Row, note: &str, quick: bool, programs: &Programs, measured: 
     }
 }
 
+/// What makes the exit status 1.
+pub fn print_faults(row: &Row, faults: &[String]) {
+    for fault in faults {
+        println!("failed: {}: {fault}  ", row.name);
+    }
+}
+
 fn header(row: &Row) -> Vec<&'static str> {
     let figures = row
         .work
