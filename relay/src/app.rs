@@ -13,6 +13,8 @@ mod sockets;
 mod streams;
 mod way;
 
+pub mod duties;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -23,13 +25,16 @@ use dataplane::egress::{Egress, Port};
 use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source};
 use dataplane::stun::channel_data::{ChannelData, ChannelNumber};
+use dataplane::sys::signal::Signal;
 use dataplane::sys::udp::UdpSocket;
 
+use self::duties::{Duties, Subjects};
 use self::icmp::Silenced;
 use self::sockets::register;
 pub use self::way::Hairpinned;
 use self::way::Way;
-use crate::report::Report;
+use crate::ready::ReadySource;
+use crate::server::figures::{Carrier, Direction, Volume};
 use crate::server::{AllocationId, ClientSocket, Command, FromClient, Listener, Pair, PeerSocket, Server};
 use crate::stream::Streams;
 
@@ -76,7 +81,7 @@ pub struct Relay {
     gro: bool,
     drops: Drops,
     hairpinned: Hairpinned,
-    report: Report,
+    duties: Duties,
     trouble_logged: Option<Instant>,
 }
 
@@ -87,12 +92,14 @@ struct ClientCache {
     allocations: Option<Result<Pair, Cause>>,
     /// Where the last channel number leads.
     channel: Option<(ChannelNumber, Result<Way, Cause>)>,
+    /// What was relayed so far.
+    relayed: Volume,
 }
 
 impl Relay {
     /// A relay on sockets that are bound already (so that their ports are known and refused as peers).
     #[must_use]
-    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool) -> Self {
+    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool, duties: Duties) -> Self {
         Self {
             server,
             // The ports are given by `start`.
@@ -108,7 +115,7 @@ impl Relay {
             gro,
             drops: Drops::default(),
             hairpinned: Hairpinned::default(),
-            report: Report::default(),
+            duties,
             trouble_logged: None,
         }
     }
@@ -136,6 +143,14 @@ impl Relay {
                 self.drops.count(cause);
             }
         }
+        self.count_channel_data(&cache);
+    }
+
+    fn count_channel_data(&mut self, cache: &ClientCache) {
+        // Both allocations of a client are the same user's.
+        if let (Some(Ok(pair)), 1..) = (&cache.allocations, cache.relayed.packets) {
+            self.server.count_relayed(pair.first, Direction::ToPeer, Carrier::Channel, cache.relayed);
+        }
     }
 
     /// One datagram, or one message of a stream.
@@ -151,7 +166,7 @@ impl Relay {
             return self.forward_channel_data(client, segment, cache, egress, now);
         }
         // A request may change what the cache knows.
-        *cache = ClientCache::default();
+        self.count_channel_data(&std::mem::take(cache));
         self.handle_message(client, segment, egress, now)
     }
 
@@ -173,7 +188,9 @@ impl Relay {
             (data.number, pair.and_then(|pair| self.channel_way(pair, data.number, now)))
         });
         let way = way.as_ref().map_err(|&cause| cause)?;
-        self.forward(way, data.payload, egress, now)
+        self.forward(way, data.payload, egress, now)?;
+        cache.relayed.count(data.payload.len());
+        Ok(())
     }
 
     /// The way of ChannelData of a number.
@@ -195,6 +212,8 @@ impl Relay {
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
                 let way = self.way(allocation, peer, dont_fragment, now)?;
                 self.forward(&way, payload, egress, now)?;
+                let volume = Volume::of(payload.len());
+                self.server.count_relayed(allocation, Direction::ToPeer, Carrier::Indication, volume);
             }
             FromClient::Reply => self.send_reply(client, egress, now),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
@@ -222,11 +241,14 @@ impl Relay {
                 return self.drops.add(cause, lost as u64);
             }
         };
+        let mut relayed = Volume::default();
         for segment in Received::segments(bytes, segment_size) {
-            if let Err(cause) = self.deliver(&delivery, segment, egress, now) {
-                self.drops.count(cause);
+            match self.deliver(&delivery, segment, egress, now) {
+                Ok(()) => relayed.count(segment.len()),
+                Err(cause) => self.drops.count(cause),
             }
         }
+        self.server.count_relayed(allocation, Direction::ToClient, delivery.carrier(), relayed);
     }
 }
 
@@ -240,7 +262,7 @@ impl Application for Relay {
         &mut self,
         ingress: &mut I,
         egress: &mut E,
-        _now: Instant,
+        now: Instant,
     ) -> io::Result<()> {
         for index in 0..self.listeners.len() {
             let port = register(&self.listeners[index].socket, Source::Udp, ingress, egress)?;
@@ -250,6 +272,7 @@ impl Application for Relay {
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
         self.start_streams(ingress)?;
+        self.duties.start(ingress, now)?;
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
@@ -259,7 +282,10 @@ impl Application for Relay {
             Meta::Udp { from, to, segment_size } => (from, to, segment_size),
             Meta::Icmp(error) => return self.handle_icmp(received.token, error, egress, now),
             Meta::Tun | Meta::Ready | Meta::Writable => {
-                return self.handle_stream(received.token, received.meta, egress, now);
+                return match ReadySource::of(received.token) {
+                    Some(source) => self.duties.handle_ready(source),
+                    None => self.handle_stream(received.token, received.meta, egress, now),
+                };
             }
         };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
@@ -292,14 +318,14 @@ impl Application for Relay {
         self.server.handle_timeout(now);
         self.hear_again(now);
         self.streams.handle_timeout(|client| self.server.find(client, now).is_some(), now);
-        self.report.handle_timeout(&self.drops, &self.server, now);
+        self.duties.handle_timeout(&self.drops, &self.server, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
-        let report = self.report.poll_timeout();
+        let duties = self.duties.poll_timeout();
         let streams = self.streams.poll_timeout();
-        [server, report, streams, self.silenced.next()].into_iter().flatten().min()
+        [server, duties, streams, self.silenced.next()].into_iter().flatten().min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -311,17 +337,31 @@ impl Application for Relay {
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
         }
+        let next = self.duties.maintain(
+            Subjects { server: &mut self.server, streams: &mut self.streams, drops: &self.drops },
+            ingress,
+            egress,
+            now,
+        );
         self.write_streams(ingress, now);
-        Next::Continue
+        next
     }
 
     // A UDP socket cannot be slowed down: what is not read is lost in the kernel instead of here.
     fn slow_down<I: Ingress>(&mut self, _ingress: &mut I, _reading: bool) {}
 
+    fn signals(&self) -> &'static [Signal] {
+        &[Signal::Hangup]
+    }
+
+    fn handle_signal(&mut self, signal: Signal, now: Instant) -> Next {
+        self.duties.handle_signal(signal, &mut self.server, now)
+    }
+
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
         self.stop_streams();
-        self.report.finish(&self.drops, &self.server);
+        self.duties.finish(&self.drops, &self.server);
         self.hairpinned.log();
     }
 

@@ -15,19 +15,37 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
+use crate::admin::{self, Admin, Observer};
 use crate::app::Relay;
-use crate::config::{Args, Config};
+use crate::app::duties::Duties;
+use crate::check::Effective;
+use crate::config::{Args, Command, Config};
+use crate::confine::{Confinement, Needs};
+use crate::life::{DrainPlan, Life};
+use crate::notify::Notifier;
+use crate::reload::{Fixed, Source};
+use crate::secrets::Secrets;
 use crate::server::auth::Credentials;
 use crate::server::policy::PeerPolicy;
 use crate::server::{ExternalAddress, Server, Settings};
-use crate::stream::tls::{self, Tls};
+use crate::stream::tls::Tls;
 use crate::stream::{Kind, StreamListener, Streams};
 
 /// The exit code for flags and files that cannot be used.
 const EXIT_USAGE: u8 = 2;
+/// Ports below this take a privilege to bind (net.ipv4.ip_unprivileged_port_start as it is usually set).
+const LOW_PORTS_END: u16 = 1024;
 
-/// Runs `towpath-relay` with these arguments, the program's name first, until SIGTERM or SIGINT.
+/// Runs `towpath-relay` with these arguments, the program's name first, until SIGTERM or SIGINT end it.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    main_with(args, || {})
+}
+
+/// As [`main`]; `once_ready` is called by the loop's thread once the relay serves, and confined as it is from then on.
+pub fn main_with(
+    args: impl Iterator<Item = OsString>,
+    once_ready: impl FnOnce() + Send + 'static,
+) -> ExitCode {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(error) => {
@@ -36,7 +54,11 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
         }
     };
-    let config = match Config::load(&args) {
+    if let Some(Command::Status(status)) = &args.command {
+        return admin::run_status(status);
+    }
+    let mut secrets = Secrets::default();
+    let config = match Config::load_again(&args, &mut secrets) {
         Ok(config) => config,
         Err(error) => {
             // As above.
@@ -44,7 +66,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let tls = match config.streams.tls_files.as_ref().map(tls::load).transpose() {
+    let tls = match config.streams.load_tls(&mut secrets) {
         Ok(tls) => tls,
         Err(error) => {
             // As above.
@@ -52,6 +74,12 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    if args.check_config {
+        return match write!(io::stdout(), "{}", Effective(&config)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     dataplane::log::init(args.log_format, LevelFilter::INFO);
     if !args.users.is_empty() {
         tracing::warn!("--user shows passwords in the process list; --user-file does not");
@@ -62,7 +90,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     if let Some(warning) = tls.as_ref().and_then(|tls| tls.warning(wall_clock())) {
         tracing::warn!("{warning}");
     }
-    match run(config, tls.as_ref(), &args) {
+    match run(config, tls, args, secrets, once_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -71,32 +99,58 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "certificates are dated by the wall clock; this is before the loop"
-)]
-fn wall_clock() -> SystemTime {
+/// Certificates are dated by it.
+#[expect(clippy::disallowed_methods, reason = "only called outside the loop")]
+pub(crate) fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
-fn run(config: Config, tls: Option<&Tls>, args: &Args) -> io::Result<()> {
+fn run(
+    config: Config,
+    tls: Option<Tls>,
+    args: Args,
+    secrets: Secrets,
+    once_ready: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     raise_open_files();
     let gro = args.engine.gso == Switch::On;
+    // Before anything is given up: ports may be such that take a privilege.
     let listeners = bind(&config, gro)?;
     let stream_listeners = bind_streams(&config)?;
-    let own_sockets = listeners.iter().map(UdpSocket::local_addr);
-    let own_sockets = own_sockets.chain(stream_listeners.iter().map(StreamListener::local_addr)).collect();
-    let streams = Streams::new(stream_listeners, tls.map(|tls| tls.config.clone()), config.streams.limits);
+    let admin = Admin::bind(config.admin, gro)?;
+    let own_sockets: Vec<_> = listeners
+        .iter()
+        .map(UdpSocket::local_addr)
+        .chain(stream_listeners.iter().map(StreamListener::local_addr))
+        .chain(admin.as_ref().map(Admin::address))
+        .collect();
+    let machine = machine_addresses().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the addresses of this machine are not known: public ones are not refused as peers");
+        BTreeSet::new()
+    });
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed)
         .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
-    let server = Server::new(settings(config, own_sockets), &seed);
+    let engine_args = args.engine;
+    let (fixed, plan) = (Fixed::of(&config), DrainPlan::of(&config));
+    let needs = Needs {
+        files: config.files.clone(),
+        low_ports: *config.relay_ports.start() < LOW_PORTS_END,
+        secrets: !config.users.is_empty() || tls.is_some(),
+    };
+    let streams = Streams::new(stream_listeners, tls.map(|tls| tls.config), config.streams.limits);
+    let server = Server::new(settings(config, own_sockets.clone(), &machine), &seed);
     if server.shares_ports() {
         tracing::info!(
             "there are fewer --relay-ports than --allocations-max: allocations will share ports once none is free"
         );
     }
-    engine::run(Relay::new(server, listeners, gro).with_streams(streams), &args.engine)
+    let notifier = Notifier::from_environment();
+    let confinement = (args.confine == Switch::On).then(|| Confinement::before_threads(&needs));
+    let source = Source { args, secrets, fixed, own_sockets, machine };
+    let life = Life::new(source, plan, notifier, confinement).once_ready(once_ready);
+    let duties = Duties::new(life, Observer::new(admin));
+    engine::run(Relay::new(server, listeners, gro, duties).with_streams(streams), &engine_args)
 }
 
 fn bind_streams(config: &Config) -> io::Result<Vec<StreamListener>> {
@@ -138,12 +192,13 @@ fn bind_one(address: SocketAddr, gro: bool) -> io::Result<UdpSocket> {
     })
 }
 
-fn settings(config: Config, own_sockets: Vec<SocketAddr>) -> Settings {
+/// What the server is told, on a `machine` with these addresses.
+pub(crate) fn settings(config: Config, own_sockets: Vec<SocketAddr>, machine: &BTreeSet<IpAddr>) -> Settings {
     let mut credentials = Credentials::new(&config.realm.0);
     for user in &config.users {
         credentials.add(&user.name, &user.password);
     }
-    let mut own_addresses = machine_addresses();
+    let mut own_addresses = machine.clone();
     own_addresses.extend(own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
     own_addresses.extend(&config.relay_addresses);
     own_addresses.extend(config.external.iter().map(|external| external.public));
@@ -174,14 +229,9 @@ fn outer_names(own: SocketAddr, external: &[ExternalAddress]) -> impl Iterator<I
 }
 
 /// Every address of this machine, so that clients cannot reach its own services through the relay.
-fn machine_addresses() -> BTreeSet<IpAddr> {
-    match netlink::Handle::open().and_then(|mut handle| handle.addresses()) {
-        Ok(addresses) => addresses.into_iter().map(|address| address.net.addr()).collect(),
-        Err(error) => {
-            tracing::warn!(%error, "the addresses of this machine are not known: public ones are not refused as peers");
-            BTreeSet::new()
-        }
-    }
+pub(crate) fn machine_addresses() -> Result<BTreeSet<IpAddr>, netlink::Error> {
+    let addresses = netlink::Handle::open()?.addresses()?;
+    Ok(addresses.into_iter().map(|address| address.net.addr()).collect())
 }
 
 /// Every allocation is a socket: the soft limit of open files is often 1,024, the hard one far above.

@@ -1,11 +1,19 @@
 //! A STUN and TURN relay on the dataplane engine.
 //!
 //! [`server`] is the protocol without a socket, [`stream`] carries it over TCP and TLS, [`app`] puts both on the engine,
-//! [`config`] and [`cli`] start it.
+//! [`config`] and [`cli`] start it, [`life`] is what happens to it from then on, and [`admin`] shows what it does.
 
+pub mod admin;
 pub mod app;
+mod check;
 pub mod cli;
 pub mod config;
+mod confine;
+pub mod life;
+mod notify;
+mod ready;
+mod reload;
 mod report;
+pub mod secrets;
 pub mod server;
 pub mod stream;

@@ -77,6 +77,7 @@ impl Report {
 /// What an error code means to an operator.
 fn reason(code: u16) -> &'static str {
     match code {
+        300 => "sent to the alternate server, because this one drains",
         400 => "malformed request",
         401 => "no or wrong credentials; each client's first request counts",
         403 => "peer address not allowed; --allow-peer adds exceptions",
@@ -88,7 +89,7 @@ fn reason(code: u16) -> &'static str {
         442 => "only UDP can be relayed",
         443 => "peer of the other address family",
         486 => "user has too many allocations",
-        508 => "out of ports, sockets, allocations, permissions or channels",
+        508 => "out of ports, sockets, allocations, permissions or channels, or draining",
         _ => "",
     }
 }

@@ -300,7 +300,7 @@ fn what_was_refused_last_is_logged_before_the_end() {
 fn bad_flags_end_with_code_2_and_say_what_is_wrong() {
     for (flags, hint) in [
         (&["--relay-ports", "9-8"][..], "LOW-HIGH"),
-        (&["--admin", "127.0.0.1:1"], "not supported yet"),
+        (&["--admin", "here"], "ADDRESS:PORT"),
         (&["--user-file", "/nonexistent"], "/nonexistent"),
         (&["--no-such-flag"], "--no-such-flag"),
     ] {

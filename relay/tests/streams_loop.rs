@@ -23,7 +23,11 @@ use harness::stream::{
     StreamClient, TestCertificate, bare, channel_message, connect, connect_tls, send_indication,
 };
 use harness::{PASSWORD, REALM, USER, code, peer};
+use relay::admin::Observer;
 use relay::app::Relay;
+use relay::app::duties::Duties;
+use relay::life::Life;
+use relay::secrets::Secrets;
 use relay::server::auth::Credentials;
 use relay::server::policy::PeerPolicy;
 use relay::server::{ChannelNumbers, Server, Settings};
@@ -98,7 +102,8 @@ fn origin() -> Instant {
 fn load(certificate: &TestCertificate) -> tls::Tls {
     let folder = tempfile::tempdir().unwrap();
     let [_, certificate, _, key] = certificate.write(folder.path());
-    tls::load(&TlsFiles { certificate: certificate.into(), key: key.into() }).unwrap()
+    tls::load(&TlsFiles { certificate: certificate.into(), key: key.into() }, &mut Secrets::default())
+        .unwrap()
 }
 
 impl<I: Ingress> World<I> {
@@ -134,7 +139,13 @@ impl<I: Ingress> World<I> {
         let certificate = TestCertificate::new();
         let streams = Streams::new(listeners.into(), Some(load(&certificate).config), limits);
         let udp_address = udp.local_addr();
-        let mut relay = Relay::new(Server::new(settings, &[9; 32]), vec![udp], true).with_streams(streams);
+        let mut relay = Relay::new(
+            Server::new(settings, &[9; 32]),
+            vec![udp],
+            true,
+            Duties::new(Life::default(), Observer::new(None)),
+        )
+        .with_streams(streams);
         let mut egress = Direct::new(WhenBusy::Drop, true).unwrap();
         let now = origin();
         relay.start(&mut ingress, &mut egress, now).unwrap();

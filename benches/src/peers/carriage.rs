@@ -122,9 +122,9 @@ pub fn between_clients(
 
 /// What carrying `load` costs.
 fn cost(carriage: Carriage, load: Load) -> anyhow::Result<Sample> {
-    let before = load::cpu_seconds(carriage.relay.pid());
+    let before = load::cpu_seconds(carriage.relay.pid())?;
     let counted = carriage.run(load)?;
-    let used = load::cpu_seconds(carriage.relay.pid()) - before;
+    let used = load::cpu_seconds_since(carriage.relay.pid(), before)?;
     let figures = vec![
         (Figure::Cost, used * 1e9 / counted.arrived as f64),
         (Figure::Rate, counted.arrived as f64 / load.duration.as_secs_f64() / 1e3),
@@ -166,7 +166,7 @@ pub fn loss_free(
     trial: Duration,
 ) -> anyhow::Result<u64> {
     let carriage = Carriage::new(world, contender, programs, 1, size)?;
-    search::loss_free(size, trial, |load| carriage.run(load))
+    Ok(search::loss_free(size, trial, |load| carriage.run(load))?.rate)
 }
 
 /// One turn: how late the datagrams of one flow are at B.

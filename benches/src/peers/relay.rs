@@ -45,7 +45,7 @@ impl Relay {
             let listen = format!("{address}:{PORT}");
             let mut arguments = vec!["--listen", &listen, "--realm", "bench", "--user-file", &users];
             arguments.extend(["--allow-peer", Address::ALL, "--allocations-per-user-max", "10000"]);
-            arguments.extend(["--log-format", "json"]);
+            arguments.extend(["--log-format", "json", "--drain-timeout", "0"]);
             arguments.extend(contender.flags.split_whitespace());
             let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
             (Process::start("towpath-relay", Role::Relay, &arguments, namespace)?, "\"ready\"")

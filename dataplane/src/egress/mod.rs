@@ -83,6 +83,10 @@ pub struct EgressStats {
     pub enters: u64,
     /// Times a packet had to wait in a socket's waiting queue.
     pub waited: u64,
+    /// Slots of the fixed ring; 0 for the designs without one.
+    pub slots: u64,
+    /// Slots the kernel has now, or whose completion nobody has reaped.
+    pub slots_in_flight: u64,
     /// Times the ring was full and its queue was submitted and waited for.
     pub ring_full: u64,
     /// Times the completion thread was woken.
@@ -136,6 +140,9 @@ pub trait Egress {
 
     /// Figures so far.
     fn stats(&self) -> EgressStats;
+
+    /// Its name, as `--io` has it.
+    fn design(&self) -> &'static str;
 
     /// Ends: submits what is filled, reaps, stops the design's threads, and counts what has not left as
     /// [`crate::drops::Cause::Shutdown`]. Flush until [`Egress::pending`] is zero before, for as long as there is time.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -75,9 +75,17 @@ impl Runtime {
         let (new_ports, receiver) = unbounded_channel();
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
-        let thread = thread::Builder::new()
-            .name("towpath-runtime".into())
-            .spawn(move || tokio_uring::start(serve(receiver, theirs)))?;
+        let (runs, running) = mpsc::channel();
+        let thread = thread::Builder::new().name("towpath-runtime".into()).spawn(move || {
+            tokio_uring::start(async {
+                // `new` waits for it.
+                let _ = runs.send(());
+                serve(receiver, theirs).await;
+            });
+        })?;
+        // Its ring is made by then: a program that confines itself afterwards may no longer make one.
+        let ended = |_| io::Error::other("the runtime's thread has ended: it could not make its ring");
+        running.recv().map_err(ended)?;
         let ports = Ports::default();
         Ok(Self { ports, new_ports: Some(new_ports), thread: Some(thread), shared, offered: 0, closed: 0 })
     }
@@ -231,6 +239,10 @@ impl Egress for Runtime {
             drops,
             ..EgressStats::default()
         }
+    }
+
+    fn design(&self) -> &'static str {
+        "runtime"
     }
 
     fn close(&mut self) -> EgressStats {

@@ -227,4 +227,8 @@ impl Ingress for Epoll {
     fn stats(&self) -> IngressStats {
         self.stats
     }
+
+    fn design(&self) -> &'static str {
+        "epoll"
+    }
 }

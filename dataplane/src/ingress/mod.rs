@@ -156,6 +156,9 @@ pub trait Ingress {
 
     /// Figures so far.
     fn stats(&self) -> IngressStats;
+
+    /// Its name, as `--ingress` has it.
+    fn design(&self) -> &'static str;
 }
 
 /// Hands over what is in the error queue of a socket, a bounded amount. `true`: there may be more.

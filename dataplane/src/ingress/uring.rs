@@ -311,4 +311,8 @@ impl Ingress for UringIngress {
     fn stats(&self) -> IngressStats {
         self.stats
     }
+
+    fn design(&self) -> &'static str {
+        "uring"
+    }
 }

@@ -253,6 +253,7 @@ proptest! {
         let mut buffer = [dirt; 1000];
         let mut writer = Writer::new(&mut buffer, Class::Error, Method::Allocate, TransactionId(transaction)).unwrap();
         writer.xor_mapped_address(address).xor_peer_address(address).xor_relayed_address(address);
+        writer.alternate_server(address);
         writer.address(AttributeType::MAPPED_ADDRESS, address).lifetime(lifetime).channel_number(number);
         writer.error_code(ErrorCode(code), "because").reservation_token(token).icmp(icmp).even_port(true);
         writer.requested_transport(17).requested_address_family(AddressFamily::V6).dont_fragment();
@@ -266,6 +267,7 @@ proptest! {
         prop_assert_eq!(message.xor_peer_addresses().collect::<Vec<_>>(), vec![Ok(address)]);
         prop_assert_eq!(message.xor_relayed_address(), Ok(Some(address)));
         prop_assert_eq!(message.mapped_address(), Ok(Some(address)));
+        prop_assert_eq!(message.address(AttributeType::ALTERNATE_SERVER), Ok(Some(address)));
         prop_assert_eq!(message.lifetime(), Ok(Some(lifetime)));
         prop_assert_eq!(message.channel_number(), Ok(Some(number)));
         prop_assert_eq!(message.error_code(), Ok(Some(ErrorCode(code))));

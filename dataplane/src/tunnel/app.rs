@@ -104,7 +104,7 @@ impl App {
         }
     }
 
-    /// Sends a packet from where it is, unless it has to be padded: there is no room behind it. As
+    /// Sends a packet from where it is, unless it has to be padded: behind it stands the next one. As
     /// [`App::send_stack_packet`].
     fn send_packet<E: Egress>(
         &mut self,

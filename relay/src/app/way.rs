@@ -9,6 +9,7 @@ use dataplane::stun::channel_data::{self, ChannelNumber};
 use dataplane::stun::writer::padding;
 
 use super::Relay;
+use crate::server::figures::{Carrier, Direction, Volume};
 use crate::server::{AllocationId, ClientSocket, FromPeer, PeerSocket, Route};
 
 /// Longest UDP payload in bytes, over IPv4.
@@ -20,7 +21,12 @@ pub(super) enum Way {
     /// Out of a relay socket to a peer.
     Socket(Target),
     /// To another client of this relay.
-    Hairpin(Delivery),
+    Hairpin {
+        /// Whose datagrams they are there.
+        receiver: AllocationId,
+        /// How that client gets them.
+        delivery: Delivery,
+    },
 }
 
 /// How a client gets what is for it. Good until the relay goes on to other input: what the server knows may change then, and
@@ -29,6 +35,16 @@ pub(super) enum Way {
 pub(super) struct Delivery {
     to: Destination,
     form: Form,
+}
+
+impl Delivery {
+    /// What its data is counted as.
+    pub(super) fn carrier(&self) -> Carrier {
+        match self.form {
+            Form::Channel(_) => Carrier::Channel,
+            Form::Answer | Form::Indication(_) | Form::Icmp(..) => Carrier::Indication,
+        }
+    }
 }
 
 /// Where a client is.
@@ -95,7 +111,9 @@ impl Relay {
         match self.server.route(allocation, peer, now)? {
             Route::Socket => Ok(Way::Socket(Target { port, to: peer.0, from: None, ecn: 0, dont_fragment })),
             // Inside the relay nothing is fragmented, whatever the sender asked for.
-            Route::Client { to, seen_as } => self.delivery(to, seen_as).map(Way::Hairpin),
+            Route::Client { receiver, to, seen_as } => {
+                Ok(Way::Hairpin { receiver, delivery: self.delivery(to, seen_as)? })
+            }
         }
     }
 
@@ -118,9 +136,12 @@ impl Relay {
                     true
                 });
             }
-            Way::Hairpin(delivery) => {
+            Way::Hairpin { receiver, delivery } => {
                 self.deliver(delivery, payload, egress, now)?;
                 self.hairpinned.count(payload);
+                // The sender's side is counted with everything else it sends.
+                let volume = Volume::of(payload.len());
+                self.server.count_relayed(*receiver, Direction::ToClient, delivery.carrier(), volume);
             }
         }
         Ok(())

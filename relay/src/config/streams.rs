@@ -1,10 +1,12 @@
 //! Flags and settings for clients over TCP and TLS.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::{Args, ConfigError, File, first_of};
+use crate::secrets::Secrets;
 use crate::stream::Limits;
-use crate::stream::tls::TlsFiles;
+use crate::stream::tls::{self, Tls, TlsFiles};
 
 /// Most connections when nothing is said.
 const CONNECTIONS_MAX: u32 = 10_000;
@@ -30,6 +32,19 @@ pub struct StreamConfig {
 }
 
 impl StreamConfig {
+    /// Reads certificate and key, where they were named.
+    ///
+    /// # Errors
+    /// Which file is wrong, and the remedy.
+    pub fn load_tls(&self, secrets: &mut Secrets) -> Result<Option<Tls>, ConfigError> {
+        self.tls_files.as_ref().map(|files| tls::load(files, secrets)).transpose()
+    }
+
+    /// The files that are read again at a reload, as they were named.
+    pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.tls_files.iter().flat_map(|files| [files.certificate.clone(), files.key.clone()])
+    }
+
     pub(super) fn merge(args: &Args, file: &File) -> Result<Self, ConfigError> {
         let usage = |text: String| Err(ConfigError::Usage(text));
         let tcp = first_of(args.listen_tcp.clone(), file.listen_tcp.clone()).unwrap_or_default();

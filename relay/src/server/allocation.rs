@@ -196,6 +196,14 @@ impl Allocation {
         self.permissions.iter().any(|permission| permission.reach.includes(peer) && now < permission.expires)
     }
 
+    /// How many permissions and channels are in force.
+    #[must_use]
+    pub fn held(&self, now: Instant) -> (u64, u64) {
+        let permissions = self.permissions.iter().filter(|permission| now < permission.expires).count();
+        let channels = self.channels.iter().filter(|channel| now < channel.expires).count();
+        (permissions as u64, channels as u64)
+    }
+
     /// Whether there is a permission for just this.
     #[must_use]
     pub fn holds(&self, reach: Reach, now: Instant) -> bool {

@@ -8,6 +8,7 @@ use super::reply::Envelope;
 use super::requests::KNOWN;
 use super::{ClientSocket, FromClient, Pair, Server};
 
+pub(super) const TRY_ALTERNATE: ErrorCode = ErrorCode(300);
 pub(super) const BAD_REQUEST: ErrorCode = ErrorCode(400);
 pub(super) const UNAUTHORIZED: ErrorCode = ErrorCode(401);
 pub(super) const FORBIDDEN: ErrorCode = ErrorCode(403);

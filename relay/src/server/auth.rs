@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -12,6 +13,7 @@ use foldhash::fast::RandomState;
 use ring::hmac;
 use subtle::ConstantTimeEq;
 
+use super::figures::{Direction, Volume};
 use super::random::Random;
 
 /// Length of a nonce in characters: short, because every unauthenticated request is answered with one.
@@ -30,6 +32,17 @@ pub struct User {
     pub key: Key,
     /// Allocations held now.
     pub allocations: u32,
+    /// The name.
+    pub name: Arc<str>,
+    /// Relayed payload by [`Direction`], since the start.
+    pub relayed: [Volume; Direction::ALL.len()],
+}
+
+impl User {
+    /// Someone who holds nothing yet.
+    fn new(name: Arc<str>, key: Key) -> Self {
+        Self { key, allocations: 0, name, relayed: Default::default() }
+    }
 }
 
 /// Everyone who may allocate.
@@ -38,6 +51,8 @@ pub struct Credentials {
     realm: String,
     by_name: HashMap<Box<[u8]>, UserId, RandomState>,
     users: Vec<User>,
+    /// Who was removed and still has allocations.
+    former: HashMap<Box<[u8]>, UserId, RandomState>,
     /// What unknown users are checked against, so that they take as long as known ones.
     nobody: Key,
 }
@@ -50,6 +65,7 @@ impl Credentials {
             realm: realm.to_owned(),
             by_name: HashMap::default(),
             users: Vec::new(),
+            former: HashMap::default(),
             nobody: Key::from_bytes(&[0; 16]),
         }
     }
@@ -61,9 +77,63 @@ impl Credentials {
             self.users[index as usize].key = key;
             return;
         }
+        self.insert(name.as_bytes().into(), User::new(name.into(), key));
+    }
+
+    /// Takes over the users of `new`, whose keys were made for the same realm. Who is there already keeps index, allocations
+    /// and what was counted, and gets the new key. Who is gone cannot authenticate any more; the index is used again once the
+    /// last allocation has ended, and until then it is theirs again if they come back.
+    pub fn replace(&mut self, new: Self) {
+        debug_assert_eq!(self.realm, new.realm, "keys are made for a realm");
+        let mut users: Vec<Option<User>> = new.users.into_iter().map(Some).collect();
+        let mut by_name = HashMap::with_capacity_and_hasher(new.by_name.len(), RandomState::default());
+        let mut stays = vec![false; self.users.len()];
+        let mut added = Vec::new();
+        for (name, UserId(index)) in new.by_name {
+            let Some(user) = users[index as usize].take() else { continue };
+            match self.by_name.get(&name).or_else(|| self.former.get(&name)) {
+                Some(&UserId(known)) => {
+                    self.users[known as usize].key = user.key;
+                    stays[known as usize] = true;
+                    by_name.insert(name, UserId(known));
+                }
+                None => added.push((name, user)),
+            }
+        }
+        let before = std::mem::take(&mut self.by_name).into_iter().chain(std::mem::take(&mut self.former));
+        let is_former = |index: u32| !stays[index as usize] && self.users[index as usize].allocations > 0;
+        self.former = before.filter(|&(_, UserId(index))| is_former(index)).collect();
+        self.by_name = by_name;
+        let mut added = added.into_iter();
+        for (index, user) in self.users.iter_mut().enumerate() {
+            if stays[index] || user.allocations > 0 {
+                continue;
+            }
+            // As a whole: what the one before has relayed is not this one's.
+            *user = match added.next() {
+                Some((name, user)) => {
+                    self.by_name.insert(name, UserId(index as u32));
+                    user
+                }
+                // Nobody's any more: the old key need not stay in memory.
+                None => User::new("".into(), Key::from_bytes(&[0; 16])),
+            };
+        }
+        for (name, user) in added {
+            self.insert(name, user);
+        }
+    }
+
+    fn insert(&mut self, name: Box<[u8]>, user: User) {
         let id = UserId(u32::try_from(self.users.len()).expect("fewer than 2^32 users"));
-        self.users.push(User { key, allocations: 0 });
-        self.by_name.insert(name.as_bytes().into(), id);
+        self.users.push(user);
+        self.by_name.insert(name, id);
+    }
+
+    /// Places for users: those who are there, and those who were and are not forgotten yet.
+    #[cfg(test)]
+    pub fn places(&self) -> usize {
+        self.users.len()
     }
 
     /// The realm.
@@ -76,6 +146,11 @@ impl Credentials {
     #[must_use]
     pub fn user(&self, UserId(index): UserId) -> &User {
         &self.users[index as usize]
+    }
+
+    /// Every user.
+    pub fn users(&self) -> impl Iterator<Item = &User> {
+        self.users.iter()
     }
 
     /// A user, to change.

@@ -25,6 +25,8 @@ pub enum Route {
     Socket,
     /// To another client of this relay, or to the same one.
     Client {
+        /// Whose allocation it reaches.
+        receiver: AllocationId,
         /// How: never [`FromPeer::Drop`].
         to: FromPeer,
         /// The sender's relayed address as the receiver knows it.
@@ -57,7 +59,7 @@ impl Server {
                 match self.deliver(id, seen_as, now) {
                     FromPeer::Drop(cause) => Err(cause),
                     to @ (FromPeer::Channel { .. } | FromPeer::Indication { .. }) => {
-                        Ok(Route::Client { to, seen_as })
+                        Ok(Route::Client { receiver: id, to, seen_as })
                     }
                 }
             }

@@ -8,12 +8,15 @@ mod allocation;
 mod answers;
 pub mod auth;
 mod directory;
+mod drain;
+pub mod figures;
 mod hairpin;
 pub mod icmp;
 mod pair;
 pub mod policy;
 pub mod ports;
 pub mod random;
+mod reconfigure;
 mod reply;
 mod requests;
 mod sharing;
@@ -30,6 +33,7 @@ use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, Transa
 use self::allocation::State;
 use self::auth::{Credentials, Nonces};
 use self::directory::Directory;
+use self::figures::Figures;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
 use self::random::Random;
@@ -40,6 +44,7 @@ use self::table::Table;
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::drain::Alternates;
 pub use self::hairpin::Route;
 pub use self::icmp::{FromIcmp, ICMP_PER_SECOND_MAX, ICMP_SILENCE_TIME};
 pub use self::pair::Pair;
@@ -87,7 +92,7 @@ pub enum ChannelNumbers {
     Rfc5766,
 }
 
-/// What the server is told once.
+/// What the server is told at its start, and again by [`Server::reconfigure`].
 #[derive(Debug)]
 pub struct Settings {
     /// Realm and users. The realm is at most [`REALM_LEN_MAX`] bytes long.
@@ -217,7 +222,10 @@ pub struct Server {
     conflicts: Conflicts,
     replies: Replies,
     refusals: Refusals,
+    figures: Figures,
     commands: VecDeque<Command>,
+    /// Set when nobody may allocate any more.
+    draining: Option<Alternates>,
 }
 
 impl Server {
@@ -249,7 +257,9 @@ impl Server {
             conflicts: Conflicts::default(),
             replies: Replies::new(),
             refusals: Refusals::default(),
+            figures: Figures::default(),
             commands: VecDeque::new(),
+            draining: None,
         }
     }
 
@@ -400,6 +410,11 @@ impl Server {
 
     /// Requests answered with an error so far, by error code; codes that were not used are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.all_refusals().filter(|&(_, count)| count > 0)
+    }
+
+    /// As [`Server::refusals`], with every code there is.
+    pub fn all_refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
         self.refusals.iter()
     }
 

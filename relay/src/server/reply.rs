@@ -95,7 +95,7 @@ impl Replies {
 }
 
 /// The error codes this server answers with.
-const CODES: [u16; 12] = [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508];
+const CODES: [u16; 13] = [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508];
 
 /// One counter for each error code.
 #[derive(Debug, Default)]
@@ -110,6 +110,6 @@ impl Refusals {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
-        CODES.into_iter().zip(self.0).filter(|&(_, count)| count > 0)
+        CODES.into_iter().zip(self.0)
     }
 }

@@ -10,7 +10,7 @@ use dataplane::stun::{
 use super::allocation::{Allocation, BindError, PortChoice, Reach, State};
 use super::answers::{
     ALLOCATION_MISMATCH, BAD_REQUEST, INSUFFICIENT_CAPACITY, PEER_FAMILY_MISMATCH, QUOTA_REACHED, Refusal,
-    STALE_NONCE, TRANSPORT_NOT_SUPPORTED, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+    STALE_NONCE, TRANSPORT_NOT_SUPPORTED, TRY_ALTERNATE, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
 use super::auth::{Unauthentic, UserId, authenticate};
 use super::pair::{AddressError, Pair};
@@ -88,6 +88,7 @@ impl Server {
         now: Instant,
     ) -> FromClient {
         let envelope = Envelope::of(message);
+        self.figures.count_request(message.method());
         match message.method() {
             Method::Binding => return self.answer_binding(envelope, client, message),
             Method::Allocate | Method::Refresh | Method::CreatePermission | Method::ChannelBind => {}
@@ -97,11 +98,17 @@ impl Server {
             }
         }
         self.nonces.advance(&mut self.random, now);
-        let user = match authenticate(&self.credentials, &self.nonces, client.address, message) {
+        let authentic = authenticate(&self.credentials, &self.nonces, client.address, message);
+        let user = match authentic {
             Ok(user) => user,
-            Err(Unauthentic::Incomplete) => return self.answer_error(envelope, None, BAD_REQUEST.into()),
-            Err(Unauthentic::Unauthorized) => return self.answer_challenge(envelope, client, UNAUTHORIZED),
-            Err(Unauthentic::StaleNonce) => return self.answer_challenge(envelope, client, STALE_NONCE),
+            Err(reason) => {
+                self.figures.count_unauthentic(reason, message.has_integrity());
+                return match reason {
+                    Unauthentic::Incomplete => self.answer_error(envelope, None, BAD_REQUEST.into()),
+                    Unauthentic::Unauthorized => self.answer_challenge(envelope, client, UNAUTHORIZED),
+                    Unauthentic::StaleNonce => self.answer_challenge(envelope, client, STALE_NONCE),
+                };
+            }
         };
         let unknown = message.unknown_required(KNOWN);
         let outcome = match message.method() {
@@ -120,6 +127,7 @@ impl Server {
             }
             Ok(Success::Empty) => self.answer_success(envelope, user, None),
             Ok(Success::Lifetime(seconds)) => self.answer_success(envelope, user, Some(seconds)),
+            Err(refusal) if refusal.code == TRY_ALTERNATE => self.answer_alternate(envelope, client, user),
             Err(refusal) => self.answer_error(envelope, Some(user), refusal),
         }
     }
@@ -141,6 +149,7 @@ impl Server {
         if let Some(pair) = self.table.find(client) {
             return self.allocate_again(pair, user, message, now);
         }
+        self.refuse_new(client)?;
         let wanted = self.wanted(client, message)?;
         let first = self.add(client, user, message, &wanted, wanted.address, now);
         let second = wanted.second.map(|address| self.add(client, user, message, &wanted, address, now));
@@ -285,6 +294,7 @@ impl Server {
         match result {
             Ok(()) => {
                 allocation.state = State::Live;
+                self.figures.count_allocation();
                 let expires = now + Duration::from_secs(allocation.lifetime_s.into());
                 self.table.set_deadline(id, expires);
                 self.open_next(client).unwrap_or(Opened::Gone)

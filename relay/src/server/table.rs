@@ -28,6 +28,12 @@ impl Table {
         self.slots.len() - self.free.len()
     }
 
+    /// All indexes in use are below this.
+    #[must_use]
+    pub fn index_end(&self) -> usize {
+        self.slots.len()
+    }
+
     /// One allocation.
     #[must_use]
     pub fn get(&self, id: AllocationId) -> Option<&Allocation> {

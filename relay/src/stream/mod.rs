@@ -127,6 +127,12 @@ impl Streams {
         }
     }
 
+    /// Takes other limits and another certificate, for connections that come from now on; the bytes that may wait for a client stay.
+    pub fn reconfigure(&mut self, limits: Limits, tls: Option<Arc<ServerConfig>>) {
+        self.admission.reconfigure(limits);
+        self.tls = tls.or(self.tls.take());
+    }
+
     /// For a relay without listeners of this kind.
     #[must_use]
     pub fn none() -> Self {

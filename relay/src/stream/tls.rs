@@ -1,7 +1,6 @@
 //! Certificate and key for TLS, from PEM files. Loading them again gives a configuration that may replace the one in use.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,6 +14,9 @@ use rustls::{InconsistentKeys, ServerConfig};
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 use x509_cert::time::Validity;
+
+use crate::config::ConfigError;
+use crate::secrets::{Secrets, path_to_open};
 
 /// The application protocols of RFC 7443. A client that names others and none of these is refused, because it does not
 /// mean to speak to a relay.
@@ -49,12 +51,6 @@ pub enum TlsError {
         /// What the system says.
         source: io::Error,
     },
-    /// The key is for everyone to read.
-    #[error("{0}: everyone can read the private key in it; run: chmod 600 {0}", path.display())]
-    WorldReadable {
-        /// The file.
-        path: PathBuf,
-    },
     /// There is nothing of the right kind in a file.
     #[error("{}: there is no {what} in it; it has to be PEM, with a line -----BEGIN {label}-----", path.display())]
     Missing {
@@ -87,9 +83,14 @@ pub enum TlsError {
 ///
 /// # Errors
 /// Which file is wrong, and the remedy.
-pub fn load(files: &TlsFiles) -> Result<Tls, TlsError> {
+pub fn load(files: &TlsFiles, secrets: &mut Secrets) -> Result<Tls, ConfigError> {
+    let key = secrets.read_key(&files.key)?;
+    Ok(assemble(files, &key)?)
+}
+
+fn assemble(files: &TlsFiles, key: &str) -> Result<Tls, TlsError> {
     let chain = certificates(&files.certificate)?;
-    let key = private_key(&files.key)?;
+    let key = private_key(&files.key, key)?;
     let unusable = |path: &Path, text: String| TlsError::Unusable { path: path.to_owned(), text };
     let own = chain.first().and_then(|own| Certificate::from_der(own).ok());
     let own = own.ok_or_else(|| unusable(&files.certificate, "the certificate is damaged".to_owned()))?;
@@ -134,19 +135,15 @@ impl Tls {
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let missing = || TlsError::Missing { path: path.to_owned(), what: "certificate", label: "CERTIFICATE" };
-    let chain: Result<Vec<_>, pem::Error> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let opened = path_to_open(path).unwrap_or_else(|| path.to_owned());
+    let chain: Result<Vec<_>, pem::Error> = CertificateDer::pem_file_iter(opened).and_then(Iterator::collect);
     let chain = chain.map_err(|error| explain(path, error, missing()))?;
     if chain.is_empty() { Err(missing()) } else { Ok(chain) }
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let metadata =
-        std::fs::metadata(path).map_err(|source| TlsError::Unreadable { path: path.to_owned(), source })?;
-    if metadata.permissions().mode() & 0o007 != 0 {
-        return Err(TlsError::WorldReadable { path: path.to_owned() });
-    }
+fn private_key(path: &Path, text: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
     let missing = TlsError::Missing { path: path.to_owned(), what: "private key", label: "PRIVATE KEY" };
-    PrivateKeyDer::from_pem_file(path).map_err(|error| explain(path, error, missing))
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| explain(path, error, missing))
 }
 
 fn explain(path: &Path, error: pem::Error, missing: TlsError) -> TlsError {

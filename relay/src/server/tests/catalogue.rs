@@ -346,8 +346,9 @@ fn t38_two_allocations_bound_to_each_other_do_not_loop() {
         assert_eq!((allocation, peer.0, payload.len()), (ids[from], relayed[to], 100));
         // It goes to the client of the other allocation, whose move it is: nothing goes on by itself.
         let out = fixture.server.route(allocation, peer, fixture.now);
+        let receiver = ids[to];
         let to = FromPeer::Channel { client: users[to].client, number: ChannelNumber::MIN };
-        assert_eq!(out, Ok(Route::Client { to, seen_as: PeerSocket(relayed[from]) }));
+        assert_eq!(out, Ok(Route::Client { receiver, to, seen_as: PeerSocket(relayed[from]) }));
         assert_eq!(fixture.server.poll_command(), None);
     }
 }

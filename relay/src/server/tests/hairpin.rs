@@ -53,7 +53,8 @@ impl Pair {
 
     fn arrives_at_bob_from(&self, seen_as: &str) -> Result<Route, Cause> {
         let to = FromPeer::Indication { client: self.bob.client };
-        Ok(Route::Client { to, seen_as: PeerSocket(address(seen_as)) })
+        let receiver = self.fixture.id(&self.bob);
+        Ok(Route::Client { receiver, to, seen_as: PeerSocket(address(seen_as)) })
     }
 }
 
@@ -83,7 +84,8 @@ fn each_side_gets_channel_data_where_it_has_a_channel() {
     let number = ChannelNumber::new(0x4005).unwrap();
     let seen_as = PeerSocket(address(&alice_at));
     let to = FromPeer::Channel { client: bob.client, number };
-    assert_eq!(pair.send(&bob_at), Ok(Route::Client { to, seen_as }));
+    let receiver = pair.fixture.id(&bob);
+    assert_eq!(pair.send(&bob_at), Ok(Route::Client { receiver, to, seen_as }));
     // The way back is Bob's channel and Alice's permission.
     let forward = pair.fixture.handle(&bob.client, &channel_data(0x4005, b"back"));
     let FromClient::Forward { allocation, peer, .. } = forward else { panic!("{forward:?}") };
@@ -91,7 +93,7 @@ fn each_side_gets_channel_data_where_it_has_a_channel() {
     let seen_as = PeerSocket(address(&bob_at));
     assert_eq!(
         pair.fixture.server.route(allocation, peer, pair.fixture.now),
-        Ok(Route::Client { to, seen_as })
+        Ok(Route::Client { receiver: pair.fixture.id(&alice), to, seen_as })
     );
 }
 
@@ -234,7 +236,8 @@ fn a_client_may_reach_itself_once_a_datagram_and_no_more() {
     assert_eq!(pair.fixture.bind(&alice, 0x4000, &alice_at), None);
     let to = FromPeer::Channel { client: alice.client, number: ChannelNumber::MIN };
     let seen_as = PeerSocket(address(&alice_at));
-    assert_eq!(pair.send(&alice_at), Ok(Route::Client { to, seen_as }));
+    let receiver = pair.fixture.id(&alice);
+    assert_eq!(pair.send(&alice_at), Ok(Route::Client { receiver, to, seen_as }));
 }
 
 /// Something a client does, or time that passes.
@@ -365,7 +368,7 @@ proptest! {
                         } else {
                             FromPeer::Indication { client }
                         };
-                        Route::Client { to, seen_as: PeerSocket(from) }
+                        Route::Client { receiver: fixture.id(&users[at]), to, seen_as: PeerSocket(from) }
                     });
                     prop_assert_eq!(got, expected);
                 }

@@ -246,6 +246,8 @@ fn pairs_of_clients_on_shared_ports_reach_each_other() {
     let mut fixture = narrow(50_000..=50_001);
     let users: Vec<User> = (0..4).map(user).collect();
     let relayed: Vec<SocketAddr> = users.iter().map(|user| fixture.allocate(user)).collect();
+    let ids: Vec<AllocationId> =
+        users.iter().map(|user| fixture.server.find(&user.client, fixture.now).unwrap().first).collect();
     // Whoever has the other port is the first one's partner: one pair across the ports, one on each.
     let across = (1..4).find(|&index| relayed[index] != relayed[0]).unwrap();
     let beside = (1..4).find(|&index| relayed[index] == relayed[0]).unwrap();
@@ -260,7 +262,7 @@ fn pairs_of_clients_on_shared_ports_reach_each_other() {
     }
     let reached = |at: usize, from: usize| {
         let to = FromPeer::Indication { client: users[at].client };
-        Ok(Route::Client { to, seen_as: PeerSocket(relayed[from]) })
+        Ok(Route::Client { receiver: ids[at], to, seen_as: PeerSocket(relayed[from]) })
     };
     assert_eq!(arrives(&mut fixture, 0, across), reached(across, 0));
     // The same two ports again would mix the pairs up.
