@@ -31,7 +31,6 @@ use dataplane::sys::udp::UdpSocket;
 use self::duties::{Duties, Subjects};
 use self::icmp::Silenced;
 use self::sockets::register;
-pub use self::way::Hairpinned;
 use self::way::Way;
 use crate::ready::ReadySource;
 use crate::server::figures::{Carrier, Direction, Volume};
@@ -80,7 +79,8 @@ pub struct Relay {
     /// Superpackets wanted.
     gro: bool,
     drops: Drops,
-    hairpinned: Hairpinned,
+    /// What went from client to client without the kernel in between.
+    hairpinned: Volume,
     duties: Duties,
     trouble_logged: Option<Instant>,
 }
@@ -114,7 +114,7 @@ impl Relay {
             streams: Streams::none(),
             gro,
             drops: Drops::default(),
-            hairpinned: Hairpinned::default(),
+            hairpinned: Volume::default(),
             duties,
             trouble_logged: None,
         }
@@ -338,7 +338,12 @@ impl Application for Relay {
             self.open(allocation, address, ingress, egress, now);
         }
         let next = self.duties.maintain(
-            Subjects { server: &mut self.server, streams: &mut self.streams, drops: &self.drops },
+            Subjects {
+                server: &mut self.server,
+                streams: &mut self.streams,
+                drops: &self.drops,
+                hairpinned: self.hairpinned,
+            },
             ingress,
             egress,
             now,
@@ -362,7 +367,7 @@ impl Application for Relay {
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
         self.stop_streams();
         self.duties.finish(&self.drops, &self.server);
-        self.hairpinned.log();
+        self.log_hairpinned();
     }
 
     fn drops(&self) -> Drops {

@@ -20,6 +20,8 @@ pub(super) fn text(status: &Status) -> String {
     let mut families = about(status);
     families.extend(held(status));
     families.extend(traffic(status));
+    families.extend(inside(status));
+    families.extend(connections(status));
     families.extend(requests(status));
     families.extend(egress(status));
     families.extend(ingress(status));
@@ -120,6 +122,41 @@ fn traffic(status: &Status) -> [MetricFamily; 3] {
             "What was lost by cause, in packets unless the cause says skbs.",
             "cause",
             &status.drops,
+        ),
+    ]
+}
+
+fn inside(status: &Status) -> [MetricFamily; 3] {
+    [
+        counter(
+            "hairpinned_packets_total",
+            "Datagrams that went from client to client without the kernel in between.",
+            status.hairpinned.packets,
+        ),
+        counter("hairpinned_bytes_total", "Payload in them, in bytes.", status.hairpinned.bytes),
+        counter(
+            "port_conflicts_total",
+            "Requests refused because another allocation on the same relayed port had the peer.",
+            status.port_conflicts,
+        ),
+    ]
+}
+
+fn connections(status: &Status) -> [MetricFamily; 4] {
+    let connections = &status.connections;
+    [
+        gauge("connections", "Connections over TCP and TLS now.", connections.live as f64),
+        gauge(
+            "connections_limit",
+            "Most connections over TCP and TLS; 0 without listeners.",
+            connections.limit as f64,
+        ),
+        counter("connections_accepted_total", "Connections over TCP and TLS taken.", connections.accepted),
+        labelled(
+            "connections_ended_total",
+            "Connections over TCP and TLS that ended or were not taken, by reason.",
+            "reason",
+            &connections.ended,
         ),
     ]
 }
@@ -245,6 +282,10 @@ mod tests {
             "towpath_relay_last_reload_refused 1",
             "towpath_relay_design_info{io=\"uring\",ingress=\"epoll\"} 1",
             "towpath_relay_egress_pending_packets 6",
+            "towpath_relay_hairpinned_packets_total 2",
+            "towpath_relay_port_conflicts_total 1",
+            "towpath_relay_connections 3",
+            "towpath_relay_connections_ended_total{reason=\"tls\"} 5",
             "towpath_relay_relayed_bytes_total{direction=\"to_peer\",carrier=\"channel\"} 0",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} is missing:\n{text}");

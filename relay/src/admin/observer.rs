@@ -14,10 +14,12 @@ use dataplane::ingress::{Ingress, IngressStats, Source};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Admin, serve};
+use crate::app::duties::Subjects;
 use crate::life::Reloads;
 use crate::ready::ReadySource;
 use crate::server::Server;
-use crate::server::figures::{Census, Figures};
+use crate::server::figures::{Census, Figures, Volume};
+use crate::stream::StreamFigures;
 
 /// Where the relay is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,11 @@ pub(super) struct Snapshot {
     /// Most allocations in all, and of one user.
     pub allocations_limits: (u32, u32),
     pub census: Census,
+    /// Datagrams that went from client to client inside.
+    pub hairpinned: Volume,
+    /// Requests refused because another allocation on the same port had the peer.
+    pub port_conflicts: u64,
+    pub streams: StreamFigures,
     pub drops: Drops,
     pub reloads: Reloads,
     pub egress: EgressStats,
@@ -205,14 +212,14 @@ impl Observer {
     /// Takes a step of a census that is wanted, and publishes when it was the last. O(1) when nobody asked.
     pub fn maintain<I: Ingress, E: Egress>(
         &mut self,
-        server: &Server,
-        drops: &Drops,
+        subjects: &Subjects<'_>,
         reloads: Reloads,
         ingress: &I,
         egress: &E,
         now: Instant,
     ) {
         let Some(work) = &mut self.work else { return };
+        let server = &*subjects.server;
         let Some(census) = work.census_taken(server, now) else { return };
         work.shared.publish(Snapshot {
             taken: now,
@@ -221,7 +228,10 @@ impl Observer {
             allocations: server.allocations(),
             allocations_limits: server.allocations_limits(),
             census,
-            drops: drops.clone(),
+            hairpinned: subjects.hairpinned,
+            port_conflicts: server.port_conflicts().0,
+            streams: subjects.streams.figures(),
+            drops: subjects.drops.clone(),
             reloads,
             egress: egress.stats(),
             egress_pending: egress.pending(),

@@ -41,10 +41,16 @@ pub(super) struct Status {
     pub channels: Held,
     /// By direction, and by what carries it to or from the client.
     pub relayed: BTreeMap<String, BTreeMap<String, Amount>>,
+    /// The part of it that went from client to client without the kernel in between.
+    pub hairpinned: Amount,
+    /// Clients over TCP and TLS.
+    pub connections: Connections,
     pub requests: Counts,
     /// By error code.
     pub refusals: Counts,
     pub authentication_failures: Counts,
+    /// Requests refused because another allocation on the same relayed port had the peer.
+    pub port_conflicts: u64,
     /// In packets, unless the name says skbs.
     pub drops: Counts,
     pub egress: Egress,
@@ -69,6 +75,16 @@ pub(super) struct Held {
     pub live: u64,
     pub most_of_one_allocation: u64,
     pub limit_of_one_allocation: u64,
+}
+
+/// Connections over TCP and TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Connections {
+    pub live: u64,
+    pub limit: u64,
+    pub accepted: u64,
+    /// Ended or not taken, by reason.
+    pub ended: Counts,
 }
 
 /// Payload.
@@ -165,6 +181,14 @@ impl Status {
             permissions: held(census.permissions, census.permissions_most, PERMISSIONS_MAX),
             channels: held(census.channels, census.channels_most, CHANNELS_MAX),
             relayed: relayed(snapshot),
+            hairpinned: snapshot.hairpinned.into(),
+            connections: Connections {
+                live: snapshot.streams.connections,
+                limit: snapshot.streams.limit,
+                accepted: snapshot.streams.accepted,
+                ended: counts(snapshot.streams.ends.iter().map(|&(end, count)| (end.name(), count))),
+            },
+            port_conflicts: snapshot.port_conflicts,
             requests: counts(snapshot.figures.requests()),
             refusals: counts(snapshot.refusals.iter().copied()),
             authentication_failures: counts(snapshot.figures.authentication_failures()),
@@ -271,6 +295,7 @@ pub(super) mod tests {
     use super::*;
     use crate::life::Reloads;
     use crate::server::figures::{Census, Figures};
+    use crate::stream::{End, StreamFigures};
 
     #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
     pub fn origin() -> Instant {
@@ -294,6 +319,9 @@ pub(super) mod tests {
             allocations: 12,
             allocations_limits: (100, 10),
             census: Census::default(),
+            hairpinned: Volume { packets: 2, bytes: 200 },
+            port_conflicts: 1,
+            streams: StreamFigures { connections: 3, limit: 9, accepted: 8, ends: vec![(End::Tls, 5)] },
             drops,
             reloads: Reloads { applied: 5, refused: 2, last_refused: true },
             egress: EgressStats {

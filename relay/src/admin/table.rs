@@ -110,6 +110,7 @@ fn text(before: &Status, now: &Status) -> String {
         ("Requests", "method", &now.requests, &before.requests),
         ("Refused", "error code", &now.refusals, &before.refusals),
         ("Lost", "cause", &now.drops, &before.drops),
+        ("Connections ended", "reason", &now.connections.ended, &before.connections.ended),
         ("Configuration read again", "outcome", &now.reloads, &before.reloads),
     ] {
         let old = rates.map(|(_, seconds)| (old, seconds));
@@ -123,6 +124,8 @@ fn held(status: &Status) -> Table {
     let mut table = table(&["", "now", "limit"]);
     let (allocations, permissions, channels) = (&status.allocations, &status.permissions, &status.channels);
     table.add_row(["allocations".to_owned(), allocations.live.to_string(), allocations.limit.to_string()]);
+    let connections = &status.connections;
+    table.add_row(["connections".to_owned(), connections.live.to_string(), connections.limit.to_string()]);
     for (name, held) in [("permissions", permissions), ("channels", channels)] {
         let limit = format!("{} for each allocation", held.limit_of_one_allocation);
         table.add_row([name.to_owned(), held.live.to_string(), limit]);
@@ -151,6 +154,18 @@ fn traffic(rates: Option<(&Status, f64)>, now: &Status) -> Table {
             per_second(|status, direction| 8 * status.relayed_in(direction).bytes),
         ]);
     }
+    let rate = |read: fn(&Status) -> u64| {
+        rates.map_or_else(unknown, |(before, seconds)| {
+            short(read(now).saturating_sub(read(before)) as f64 / seconds)
+        })
+    };
+    table.add_row([
+        "of it inside".to_owned(),
+        now.hairpinned.packets.to_string(),
+        short(now.hairpinned.bytes as f64),
+        rate(|status| status.hairpinned.packets),
+        rate(|status| 8 * status.hairpinned.bytes),
+    ]);
     table
 }
 

@@ -15,6 +15,7 @@ use crate::life::Life;
 use crate::ready::ReadySource;
 use crate::report::Report;
 use crate::server::Server;
+use crate::server::figures::Volume;
 use crate::stream::Streams;
 
 /// The three, and what they have to know of each other.
@@ -34,6 +35,8 @@ pub struct Subjects<'a> {
     pub streams: &'a mut Streams,
     /// What was lost outside the egress.
     pub drops: &'a Drops,
+    /// What went from client to client.
+    pub hairpinned: Volume,
 }
 
 impl Duties {
@@ -93,9 +96,8 @@ impl Duties {
         egress: &E,
         now: Instant,
     ) -> Next {
-        let Subjects { server, streams, drops } = subjects;
-        let next = self.life.maintain(server, streams, now);
-        self.observer.maintain(server, drops, self.life.reloads(), ingress, egress, now);
+        let next = self.life.maintain(subjects.server, subjects.streams, now);
+        self.observer.maintain(&subjects, self.life.reloads(), ingress, egress, now);
         next
     }
 

@@ -69,34 +69,13 @@ enum Form {
     Icmp(PeerSocket, Icmp),
 }
 
-/// What went from client to client without the kernel in between.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Hairpinned {
-    /// Datagrams.
-    pub packets: u64,
-    /// Bytes of payload in them.
-    pub bytes: u64,
-}
-
-impl Hairpinned {
-    fn count(&mut self, payload: &[u8]) {
-        self.packets += 1;
-        self.bytes += payload.len() as u64;
-    }
-
-    /// Says so at the end, if there was any.
-    pub(super) fn log(self) {
-        if self.packets > 0 {
-            tracing::info!(packets = self.packets, bytes = self.bytes, "hairpin");
-        }
-    }
-}
-
 impl Relay {
-    /// What went from client to client so far.
-    #[must_use]
-    pub fn hairpinned(&self) -> Hairpinned {
-        self.hairpinned
+    /// Says at the end what went from client to client, if there was any.
+    pub(super) fn log_hairpinned(&self) {
+        let Volume { packets, bytes } = self.hairpinned;
+        if packets > 0 {
+            tracing::info!(packets, bytes, "hairpin");
+        }
     }
 
     /// The way of a client's data to a peer it may send to, for as long as nothing changes.
@@ -138,7 +117,7 @@ impl Relay {
             }
             Way::Hairpin { receiver, delivery } => {
                 self.deliver(delivery, payload, egress, now)?;
-                self.hairpinned.count(payload);
+                self.hairpinned.count(payload.len());
                 // The sender's side is counted with everything else it sends.
                 let volume = Volume::of(payload.len());
                 self.server.count_relayed(*receiver, Direction::ToClient, delivery.carrier(), volume);

@@ -31,6 +31,11 @@ impl Admission {
         Self { limits, total: 0, by_address: HashMap::default() }
     }
 
+    /// Most connections in all.
+    pub fn limit(&self) -> u32 {
+        self.limits.connections_max
+    }
+
     /// Takes other limits, for connections that come from now on.
     pub fn reconfigure(&mut self, limits: Limits) {
         self.limits = limits;

@@ -15,6 +15,7 @@ mod admission;
 mod connection;
 mod deadlines;
 mod ends;
+mod figures;
 mod framing;
 mod listener;
 mod queue;
@@ -45,6 +46,7 @@ pub use self::admission::Limits;
 pub use self::connection::Traffic;
 pub use self::deadlines::{HANDSHAKE_TIME, IDLE_TIME};
 pub use self::ends::{End, Ends};
+pub use self::figures::StreamFigures;
 pub use self::listener::{Kind, StreamListener};
 pub use self::turn::Turn;
 

@@ -25,7 +25,16 @@ impl Configured {
     }
 
     pub fn start_with(config: &str, flags: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), config, flags, prepare)
+    }
+
+    /// As [`Configured::start`], in a directory with other files that the configuration names.
+    pub fn start_in(
+        directory: tempfile::TempDir,
+        config: &str,
+        flags: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         write_private(&directory.path().join("users"), &format!("{USER}:{PASSWORD}\n"));
         let path = directory.path().join("relay.toml");
         write_private(&path, &Self::text(directory.path(), config));
