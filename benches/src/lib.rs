@@ -8,5 +8,6 @@ pub mod middle;
 pub mod peers;
 pub mod process;
 pub mod ring;
+pub mod slots;
 pub mod stages;
 pub mod zero_copy;

@@ -155,13 +155,34 @@ fn count(sink: &UdpSocket, stop: &AtomicBool, arrived: &AtomicU64) {
 }
 
 /// CPU time of every thread of a process so far, from `/proc/PID/task/*/schedstat`, in seconds.
-#[must_use]
-pub fn cpu_seconds(pid: u32) -> f64 {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return 0.0 };
+///
+/// # Errors
+/// When the process has ended: what its threads used can no longer be read.
+pub fn cpu_seconds(pid: u32) -> io::Result<f64> {
+    let ended = || io::Error::other(format!("process {pid} has ended while it was measured"));
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| ended())?;
+    // The state stands behind the name, which is in parentheses and may hold any letter.
+    if stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with(['Z', 'X'])) {
+        return Err(ended());
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|_| ended())?;
     let texts =
         tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
     let nanoseconds = texts.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-    nanoseconds.sum::<u64>() as f64 / 1e9
+    Ok(nanoseconds.sum::<u64>() as f64 / 1e9)
+}
+
+/// CPU time of a process since it had used `before` seconds.
+///
+/// # Errors
+/// As [`cpu_seconds`]; and when it used none, because a thread of it ended or it did no work.
+pub fn cpu_seconds_since(pid: u32, before: f64) -> io::Result<f64> {
+    let used = cpu_seconds(pid)? - before;
+    if used > 0.0 {
+        Ok(used)
+    } else {
+        Err(io::Error::other(format!("process {pid} used no CPU time: {used} s")))
+    }
 }
 
 /// Resident memory of a process in KiB: now (`VmRSS`), or the most there was (`VmHWM`).
@@ -175,6 +196,22 @@ pub fn resident_kib(pid: u32, field: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cpu_time_of_a_process_that_has_ended_is_not_nothing() {
+        let own = std::process::id();
+        let before = cpu_seconds(own).unwrap();
+        assert!(cpu_seconds_since(own, before + 1e6).is_err(), "less than before");
+        #[expect(clippy::disallowed_methods, reason = "a test starts programs")]
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let deadline = now() + Duration::from_secs(10);
+        // A zombie until it is waited for.
+        while cpu_seconds(child.id()).is_ok() && now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(cpu_seconds(child.id()).unwrap_err().to_string().contains("has ended"));
+        child.wait().unwrap();
+    }
 
     #[test]
     fn a_rate_holds_when_it_was_offered_in_time_and_hardly_anything_is_missing() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{forward, instructions, middle, process, ring, zero_copy};
+use benches::{forward, instructions, middle, process, ring, slots, zero_copy};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::EngineArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -44,6 +44,12 @@ enum Command {
         #[arg(long, value_name = "ADDRESS:PORT")]
         to: Option<SocketAddr>,
     },
+    /// What the number of slots costs
+    Slots {
+        /// Turns of each size
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+    },
     /// Instructions of the hot functions, counted by callgrind and compared with a baseline
     Instructions(instructions::Arguments),
     /// Forwards datagrams (started by `ring` and `peers`)
@@ -78,10 +84,10 @@ struct PeersArguments {
     /// Print the names of the rows and end
     #[arg(long)]
     list: bool,
-    /// Also the I/O designs beside each other
+    /// Only the I/O designs beside each other, which are also run by default
     #[arg(long)]
     io: bool,
-    /// Also what --ingress, --completions and --gso are worth
+    /// Only what --ingress, --completions, --busy-poll and --gso are worth
     #[arg(long)]
     settings: bool,
     /// Turns of each side
@@ -119,12 +125,16 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::ZeroCopy { runs, to } => {
             let mut sink = to.map_or_else(zero_copy::Sink::here, |to| Ok(zero_copy::Sink::There(to)))?;
             println!(
-                "{:>10} {:>14} {:>14} {:>8} {:>15}",
-                "datagrams", "copying ns", "zero-copy ns", "ratio", "spread"
+                "{:>10} {:>14} {:>14} {:>8} {:>15} {:>11}",
+                "datagrams", "copying ns", "zero-copy ns", "ratio", "spread", "copied"
             );
             for compared in zero_copy::compare(&mut sink, runs as usize, Duration::from_millis(500))? {
                 println!("{compared}");
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Slots { runs } => {
+            compare_slots(runs)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Instructions(arguments) => instructions::run(&arguments),
@@ -171,13 +181,14 @@ fn selected(arguments: &PeersArguments) -> anyhow::Result<Vec<&'static Row>> {
     if let Some(name) = arguments.rows.iter().find(|name| !ROWS.iter().any(|row| means(name, row))) {
         bail!("no row is called {name}; peers --list prints the names");
     }
+    let all = arguments.rows.is_empty() && !arguments.io && !arguments.settings;
     let wanted = |row: &&Row| {
         let named = arguments.rows.iter().any(|name| means(name, row));
         named
             || match row.group {
                 Group::Targets if arguments.quick => arguments.rows.is_empty() && !row.bands.is_empty(),
-                Group::Targets => arguments.rows.is_empty(),
-                Group::Designs => arguments.io,
+                Group::Targets => all,
+                Group::Designs => arguments.io || all && !arguments.quick,
                 Group::Settings => arguments.settings,
             }
     };
@@ -221,6 +232,27 @@ fn compare(runs: usize, seconds: f64, engine: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn compare_slots(runs: u32) -> anyhow::Result<()> {
+    let mut costs = [const { Vec::new() }; slots::COUNTS.len()];
+    for _ in 0..runs {
+        for (count, costs) in slots::COUNTS.into_iter().zip(&mut costs) {
+            costs.push(slots::cost(count, Duration::from_millis(500))?);
+        }
+    }
+    println!(
+        "{:>6} {:>9} {:>12} {:>8}  spread of the ratio to the first",
+        "slots", "KiB", "ns/datagram", "ratio"
+    );
+    let first = costs[0].clone();
+    for (count, costs) in slots::COUNTS.into_iter().zip(&mut costs) {
+        let mut ratios: Vec<f64> = costs.iter().zip(&first).map(|(cost, first)| cost / first).collect();
+        let (cost, ratio) = (median(costs), median(&mut ratios));
+        let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+        println!("{count:>6} {:>9} {cost:>12.0} {ratio:>8.2}  {least:.2} to {most:.2}", count * 66);
+    }
+    Ok(())
+}
+
 fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) -> anyhow::Result<()> {
     let first = 20_000;
     let listen: Vec<SocketAddr> =
@@ -259,7 +291,10 @@ mod tests {
         assert_eq!(names("--quick").unwrap(), ["ring-bulk", "ring-sparse", "relay-bulk", "tunnel"]);
         assert_eq!(names("--quick relay-train").unwrap(), ["relay-train"]);
         let all = names("").unwrap();
-        assert!(all.contains(&"relay-latency") && !all.contains(&"io-tunnel"), "{all:?}");
-        assert!(names("--io").unwrap().contains(&"io-tunnel"));
+        let has = |name| all.contains(&name);
+        assert!(has("relay-latency") && has("io-tunnel") && !has("gso-relay"), "{all:?}");
+        let io = names("--io").unwrap();
+        assert!(io.contains(&"io-tunnel") && !io.contains(&"tunnel"), "{io:?}");
+        assert!(names("--settings").unwrap().contains(&"gso-relay"));
     }
 }

@@ -34,6 +34,7 @@ impl Middle {
             packet_info: false,
             gro: true,
             patience: LISTEN_PATIENCE,
+            ..UdpOptions::default()
         };
         let any = SocketAddr::new(listen.ip(), 0);
         let outward: io::Result<_> = (0..flows).map(|_| UdpSocket::bind(any, &options(1 << 20))).collect();
@@ -68,7 +69,7 @@ impl Middle {
 
     fn forward(&self, batch: &mut ReceiveBatch, ways: &mut HashMap<SocketAddr, usize>) -> io::Result<()> {
         self.listen.receive_batch(batch)?;
-        let target = Target { port: Port(0), to: self.sink, from: None, ecn: 0 };
+        let target = Target { port: Port(0), to: self.sink, from: None, ecn: 0, dont_fragment: false };
         let mut items: Vec<(Target, &[u8], usize)> = Vec::with_capacity(BATCH);
         let mut way = 0;
         for arrival in batch.iter_mut() {

@@ -76,9 +76,9 @@ pub fn measure(case: &Case, arguments: &[&str]) -> anyhow::Result<Turn> {
         .map(|index| SocketAddr::new(first.ip(), first.port() + index))
         .map(|to| Flow { socket: source.clone(), to, header: Vec::new() })
         .collect();
-    let before = load::cpu_seconds(forwarder.pid());
+    let before = load::cpu_seconds(forwarder.pid())?;
     let counted = load::run(case.load, &flows, &sink)?;
-    let used = load::cpu_seconds(forwarder.pid()) - before;
+    let used = load::cpu_seconds_since(forwarder.pid(), before)?;
     let resident_kib = load::resident_kib(forwarder.pid(), "VmHWM");
     let log = forwarder.stop()?;
     if counted.arrived == 0 {

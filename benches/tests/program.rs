@@ -1,6 +1,10 @@
 //! The benchmark as a program: that it runs, names its rows and says what it could not measure. No figure is judged here.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+
+use left_out::left_out;
 use std::process::{Command, Output};
 
 fn benches(arguments: &[&str]) -> Output {
@@ -24,6 +28,7 @@ fn the_list_names_a_row_for_every_target() {
         "relay-bulk",
         "relay-train",
         "relay-single",
+        "relay-hairpin",
         "relay-flows",
         "relay-calls",
         "relay-latency",
@@ -38,6 +43,8 @@ fn the_list_names_a_row_for_every_target() {
         "tunnel-beside",
         "io-tunnel",
         "io-relay",
+        "io-relay-light",
+        "io-tunnel-idle",
     ] {
         assert!(list.lines().any(|line| line.starts_with(&format!("{row} "))), "{row}: {list}");
     }
@@ -55,8 +62,7 @@ fn a_row_that_does_not_exist_is_named_with_the_remedy() {
 fn the_ring_is_compared_with_the_kernel() {
     let output = benches(&["ring", "--runs", "1", "--seconds", "0.2"]);
     if text(&output.stderr).contains("io_uring is") {
-        println!("left out: {}", text(&output.stderr));
-        return;
+        return left_out(&text(&output.stderr));
     }
     let table = text(&output.stdout);
     let ratio = |case: &str| -> f64 {
@@ -65,7 +71,8 @@ fn the_ring_is_compared_with_the_kernel() {
         line.split_whitespace().rev().nth(5).unwrap().parse().unwrap()
     };
     for case in ["bulk", "sparse"] {
-        assert!((0.01..100.0).contains(&ratio(case)), "{table}");
+        // On a debug build that shares its cores with other tests; a broken clock or count is further off.
+        assert!((0.1..20.0).contains(&ratio(case)), "{table}");
     }
 }
 
@@ -74,7 +81,7 @@ fn row(name: &str) -> Option<serde_json::Value> {
     let output = benches(&["peers", name, "--runs", "1", "--seconds", "0.2", "--json"]);
     let error = text(&output.stderr);
     if error.contains("forbidden") {
-        println!("left out: {error}");
+        left_out(&error);
         return None;
     }
     let mut result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -103,14 +110,13 @@ fn a_round_trip_through_the_tunnel_is_timed() {
     assert!(reason.contains("cargo install boringtun-cli"), "{reason}");
     if let Some(reason) = row["sides"][1]["not_measured"].as_str() {
         assert!(reason.contains("/dev/net/tun"), "{reason}");
-        return println!("left out: {reason}");
+        return left_out(reason);
     }
     let turn = &row["sides"][1]["turns"][0];
     let figure = |name: &str| turn["figures"][name].as_f64().unwrap();
-    assert!(
-        0.0 < figure("p50") && figure("p50") <= figure("p99.9") && figure("p99.9") <= figure("max"),
-        "{row}"
-    );
+    assert!(0.0 < figure("p50") && figure("p50") <= figure("max"), "{row}");
+    // Of a hundred datagrams nobody can tell the one in a hundred.
+    assert!(turn["figures"]["p99"].is_null(), "{row}");
     assert_eq!(
         (turn["lost"].as_f64(), turn["ledger"]["unexplained"].as_i64()),
         (Some(0.0), Some(0)),
@@ -131,10 +137,19 @@ fn plain_kernel_calls_stand_in_for_a_relay() {
 }
 
 #[test]
+fn a_client_reaches_another_one_of_the_same_relay() {
+    let Some(row) = row("relay-hairpin") else { return };
+    let turn = &row["sides"][1]["turns"][0];
+    // 4,000 datagrams are due; on a busy machine the sender has less time.
+    assert!(turn["figures"]["cost"].as_f64().unwrap() > 0.0, "{row}");
+    assert!(turn["figures"]["rate"].as_f64().unwrap() > 2.0, "{row}");
+}
+
+#[test]
 fn quick_passes_where_there_is_nobody_to_compare_with() {
     let output = benches(&["peers", "--quick", "tunnel"]);
     if text(&output.stderr).contains("forbidden") {
-        return println!("left out: {}", text(&output.stderr));
+        return left_out(&text(&output.stderr));
     }
     let table = text(&output.stdout);
     assert!(table.contains("Band: cost ratio to wireguard-go") && table.contains("not measured"), "{table}");

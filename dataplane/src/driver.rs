@@ -10,7 +10,7 @@ use crate::egress::uring::WAITING_TIME;
 use crate::egress::{Egress, EgressStats, Flush};
 use crate::engine::IngressKind;
 use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
-use crate::sys::signal::StopSignals;
+use crate::sys::signal::{Signal, StopSignals};
 
 /// The token of the driver's own source; ports, and so applications' tokens, never get that far.
 const SIGNALS: Token = Token(u32::MAX);
@@ -66,6 +66,16 @@ pub trait Application {
     /// Sources whose reading stops while egress answers [`crate::egress::Flush::Waiting`] (a TUN device).
     fn slow_down<I: Ingress>(&mut self, ingress: &mut I, reading: bool);
 
+    /// Signals to be handed over besides SIGTERM and SIGINT; what is not named here keeps its default action.
+    fn signals(&self) -> &'static [Signal] {
+        &[]
+    }
+
+    /// Takes a signal, between two batches. Without more to say, each ends the program.
+    fn handle_signal(&mut self, _signal: Signal, _now: Instant) -> Next {
+        Next::Stop
+    }
+
     /// Called once when the program is told to stop, before the egress is drained: last words (a TURN Refresh of zero).
     fn stop<E: Egress>(&mut self, egress: &mut E, now: Instant);
 
@@ -93,7 +103,7 @@ pub struct Ledger {
     pub application: Drops,
 }
 
-/// Runs `application` until it stops or a stop signal arrives, then drains. After input the loop looks for more for
+/// Runs `application` until it stops, by itself or at a signal, then drains. After input the loop looks for more for
 /// `busy_poll` before it sleeps.
 ///
 /// # Errors
@@ -198,7 +208,7 @@ impl Loop {
         if self.flush == Flush::Suspended {
             // The design stops the loop: only signals and timers get their turn.
             self.now = Instant::now();
-            self.stopping |= signals.take().is_some();
+            self.take_signals(application, signals);
         } else {
             let timeout = self.timeout(application);
             let mut signalled = false;
@@ -215,7 +225,9 @@ impl Loop {
                 self.awake_until = now + self.busy_poll;
             }
             self.now = now.unwrap_or_else(Instant::now);
-            self.stopping |= signalled && signals.take().is_some();
+            if signalled {
+                self.take_signals(application, signals);
+            }
         }
         if self.now >= self.next_control || application.poll_timeout().is_some_and(|due| due <= self.now) {
             self.next_control = self.now + CONTROL_INTERVAL;
@@ -228,6 +240,13 @@ impl Loop {
             egress.idle();
         }
         Ok(())
+    }
+
+    /// Hands over the signals that have come.
+    fn take_signals(&mut self, application: &mut impl Application, signals: &StopSignals) {
+        while let Some(signal) = signals.take() {
+            self.stopping |= application.handle_signal(signal, self.now) == Next::Stop;
+        }
     }
 
     /// How long the next wait may last.

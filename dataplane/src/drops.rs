@@ -36,7 +36,7 @@ causes! {
     BadTag => "bad_tag",
     /// No WireGuard session, or one that has expired.
     NoSession => "no_session",
-    /// A handshake or request above its source's rate.
+    /// A handshake or request above its source's rate, or a socket with too many ICMP errors to tell its client of all.
     RateLimited => "rate_limited",
     /// A request or indication whose MESSAGE-INTEGRITY, nonce or user was wrong.
     Unauthenticated => "unauthenticated",
@@ -72,7 +72,7 @@ causes! {
     Busy => "busy",
     /// Waited longer than the socket's waiting queue keeps packets.
     EgressExpired => "egress_expired",
-    /// The socket's waiting queue was full of newer packets.
+    /// The waiting queue of the socket, or of a client on a stream, was full of newer packets.
     EgressQueueFull => "egress_queue_full",
     /// The kernel answered ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN or ENETDOWN.
     EgressUnreachable => "egress_unreachable",
@@ -84,7 +84,7 @@ causes! {
     EgressNoMemory => "egress_no_memory",
     /// The kernel refused the operation in another way (EINVAL, EAFNOSUPPORT, a short write…).
     EgressInvalid => "egress_invalid",
-    /// The socket was closed while packets for it were still queued.
+    /// The socket or connection was closed while packets for it were still queued.
     EgressClosed => "egress_closed",
     /// The TUN device was down (EIO).
     TunDown => "tun_down",

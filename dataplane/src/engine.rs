@@ -90,13 +90,13 @@ impl EngineArgs {
     }
 }
 
-/// Runs `application` until it stops or SIGTERM or SIGINT arrives, then drains and logs the ledger.
+/// Runs `application` until it stops, by itself or at a signal, then drains and logs the ledger.
 ///
 /// # Errors
 /// Set-up failures, each with its remedy, and a broken ring or descriptor.
 pub fn run<A: Application>(mut application: A, args: &EngineArgs) -> io::Result<()> {
     args.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
-    let signals = StopSignals::new()?;
+    let signals = StopSignals::with(application.signals())?;
     let gso = args.gso == Switch::On;
     let application = &mut application;
     if args.io != Io::Auto {

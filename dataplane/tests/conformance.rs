@@ -47,7 +47,7 @@ fn socket(address: &str) -> UdpSocket {
 }
 
 fn to(port: Port, sink: &Sink) -> Target {
-    Target { port, to: sink.address(), from: None, ecn: 0 }
+    Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false }
 }
 
 fn append(egress: &mut impl Subject, target: &Target, flow: u32, number: u64, len: usize) {
@@ -230,7 +230,8 @@ impl Scenario for SourceAddress {
         let (receiver, sender) = (socket("127.0.0.1:0"), socket("0.0.0.0:0"));
         let port = egress.add_socket(sender.fd().clone()).expect("port");
         let from = "127.0.0.2".parse().expect("address");
-        let target = Target { port, to: receiver.local_addr(), from: Some(from), ecn: 1 };
+        let target =
+            Target { port, to: receiver.local_addr(), from: Some(from), ecn: 1, dont_fragment: false };
         append(&mut egress, &target, 1, 0, 100);
         flush(&mut egress, &[port]);
         let mut batch = ReceiveBatch::new(1, RECEIVE_LEN);

@@ -70,7 +70,7 @@ impl Path {
     }
 
     fn target(&self, port: Port) -> Target {
-        Target { port, to: self.sink.address(), from: None, ecn: 0 }
+        Target { port, to: self.sink.address(), from: None, ecn: 0, dont_fragment: false }
     }
 }
 
@@ -156,7 +156,12 @@ impl<E: Subject> Traffic<'_, E> {
                 if index % 9 == 0 {
                     let port = self.others[index as usize / 9 % 2];
                     let to = others.address(index / 9);
-                    append(self.egress, &Target { port, to, from: None, ecn: 0 }, 99, index);
+                    append(
+                        self.egress,
+                        &Target { port, to, from: None, ecn: 0, dont_fragment: false },
+                        99,
+                        index,
+                    );
                 }
             }
             while self.egress.flush(now()).expect("flush") != Flush::Done {
@@ -342,8 +347,9 @@ impl Scenario for Bottleneck {
         let other = Sink::new("127.0.0.1:0");
         let port = egress.add_socket(busy.fd().clone()).expect("port");
         let local_port = egress.add_socket(local.fd().clone()).expect("port");
-        let target = Target { port, to: sink.address(), from: None, ecn: 0 };
-        let beside = Target { port: local_port, to: other.address(), from: None, ecn: 0 };
+        let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
+        let beside =
+            Target { port: local_port, to: other.address(), from: None, ecn: 0, dont_fragment: false };
         let (mut number, mut beside_sent, mut calm, mut beside_busy, mut all_lost) = (0, 0, 0, 0, 0);
         let sized = self.bursts.borrow().len();
         // Only what waits in a queue of its own can run out of time there, and leaves other sockets alone.

@@ -35,15 +35,25 @@ struct Bad {
     len: usize,
     /// What it is counted as; `None` when it leaves and only its echo is an error.
     cause: Option<Cause>,
-    /// The socket is connected to this destination, so that ICMP errors come back to it.
-    connected: bool,
+    /// How the socket comes to hear of ICMP errors.
+    hears: Hears,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hears {
+    /// Not at all.
+    Nothing,
+    /// It is connected to this destination.
+    Connected,
+    /// It has an error queue (IP_RECVERR), and nobody reads it.
+    Queue,
 }
 
 const fn bad(errno: &'static str, to: &'static str, len: usize, cause: Cause) -> Bad {
-    Bad { errno, to, len, cause: Some(cause), connected: false }
+    Bad { errno, to, len, cause: Some(cause), hears: Hears::Nothing }
 }
 
-const BADS: [Bad; 6] = [
+const BADS: [Bad; 7] = [
     // One byte more than IPv4 can carry.
     bad("EMSGSIZE", "127.0.0.1:9", 65_508, Cause::EgressTooBig),
     bad("EINVAL", "127.0.0.1:0", 100, Cause::EgressInvalid),
@@ -52,7 +62,8 @@ const BADS: [Bad; 6] = [
     bad("ENETUNREACH", "192.0.2.1:9", 100, Cause::EgressUnreachable),
     // Broadcast without SO_BROADCAST.
     bad("EACCES", "127.255.255.255:9", 100, Cause::EgressDenied),
-    Bad { errno: "ECONNREFUSED", to: "127.0.0.1:9", len: 100, cause: None, connected: true },
+    Bad { errno: "ECONNREFUSED", to: "127.0.0.1:9", len: 100, cause: None, hears: Hears::Connected },
+    Bad { errno: "ECONNREFUSED", to: "127.0.0.1:9", len: 100, cause: None, hears: Hears::Queue },
 ];
 
 struct Neighbours {
@@ -64,12 +75,13 @@ impl Scenario for Neighbours {
     fn run<E: Subject>(&self, mut egress: E, design: Design) {
         let bad = self.bad;
         let sink = Sink::new("127.0.0.1:0");
-        let socket = || {
-            UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket")
+        let socket = |errors| {
+            let options = UdpOptions { errors, ..UdpOptions::default() };
+            UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &options).expect("socket")
         };
-        let (one, other) = (socket(), socket());
+        let (one, other) = (socket(bad.hears == Hears::Queue), socket(false));
         let to_bad: SocketAddr = bad.to.parse().expect("address");
-        if bad.connected {
+        if bad.hears == Hears::Connected {
             rustix::net::connect(one.fd(), &to_bad).expect("connected");
         }
         let ports = [&one, &other].map(|socket| egress.add_socket(socket.fd().clone()).expect("port"));
@@ -77,11 +89,13 @@ impl Scenario for Neighbours {
         for _ in 0..ROUNDS {
             for index in 0..BATCH {
                 if index == self.position {
-                    let target = Target { port: ports[0], to: to_bad, from: None, ecn: 0 };
+                    let target =
+                        Target { port: ports[0], to: to_bad, from: None, ecn: 0, dont_fragment: false };
                     egress.append(&target, bad.len, Class::Data, |_| true);
                 }
                 for (flow, &port) in ports.iter().enumerate() {
-                    let target = Target { port, to: sink.address(), from: None, ecn: 0 };
+                    let target =
+                        Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
                     egress.append(&target, 100 + index, Class::Data, |bytes| {
                         flows::write(bytes, flow as u32, number);
                         true
@@ -151,7 +165,7 @@ impl Scenario for AboveMtu {
         let socket =
             UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket");
         let port = egress.add_socket(socket.fd().clone()).expect("port");
-        let target = Target { port, to: sink.address(), from: None, ecn: 0 };
+        let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
         for number in 0..60u64 {
             egress.append(&target, 2_000, Class::Data, |bytes| {
                 flows::write(bytes, 1, number);
@@ -172,12 +186,62 @@ impl Scenario for AboveMtu {
     }
 }
 
+/// Above the MTU, what may be fragmented is, and what must not be is lost; below it nothing is, and all keep their order.
+struct DontFragment(&'static str);
+
+impl Scenario for DontFragment {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        let sink = Sink::new(self.0);
+        let options = UdpOptions { path_mtu: true, errors: true, ..UdpOptions::default() };
+        let socket = UdpSocket::bind(self.0.parse().expect("address"), &options).expect("socket");
+        let port = egress.add_socket(socket.fd().clone()).expect("port");
+        let (mut lost, mut arriving) = (0, 0);
+        for number in 0..400u64 {
+            let dont_fragment = number % 4 < 2;
+            let len = if number % 3 == 0 { 2_000 } else { 1_000 };
+            let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment };
+            egress.append(&target, len, Class::Data, |bytes| {
+                flows::write(bytes, 1, number);
+                true
+            });
+            *if dont_fragment && len > 1_500 { &mut lost } else { &mut arriving } += 1;
+            if number % 10 == 9 {
+                let flushed = || egress.flush(now()).expect("flush") == Flush::Done;
+                assert!(wait_until(Duration::from_secs(2), flushed), "{design:?}");
+            }
+        }
+        let stats = egress.close();
+        ledger::check_causes(&stats, &[Cause::EgressTooBig]);
+        assert_eq!((stats.drops.total(), stats.sent), (lost, arriving), "{design:?}: {stats:?}");
+        sink.finish(arriving);
+    }
+}
+
+#[test]
+fn what_must_not_be_fragmented_is_dropped_above_the_mtu() {
+    in_namespace("what_must_not_be_fragmented_is_dropped_above_the_mtu", || {
+        narrow_loopback();
+        for design in DESIGNS {
+            for loopback in ["127.0.0.1:0", "[::1]:0"] {
+                for gso in [true, false] {
+                    run(design, gso, &DontFragment(loopback));
+                }
+            }
+        }
+    });
+}
+
+/// Gives the loopback interface the MTU of an Ethernet.
+fn narrow_loopback() {
+    let mut handle = dataplane::netlink::Handle::open().expect("netlink");
+    let loopback = handle.link_index("lo").expect("lo");
+    handle.set_mtu(loopback, 1_500).expect("mtu");
+}
+
 #[test]
 fn a_superpacket_above_the_mtu_goes_one_by_one() {
     in_namespace("a_superpacket_above_the_mtu_goes_one_by_one", || {
-        let mut handle = dataplane::netlink::Handle::open().expect("netlink");
-        let loopback = handle.link_index("lo").expect("lo");
-        handle.set_mtu(loopback, 1_500).expect("mtu");
+        narrow_loopback();
         DESIGNS.into_iter().for_each(|design| run(design, true, &AboveMtu));
     });
 }

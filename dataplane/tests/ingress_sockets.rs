@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -46,7 +48,10 @@ suite! {
     a_slow_handler_loses_nothing_unseen: SlowHandler,
     the_shortest_and_the_longest_datagram_arrive: Extremes,
     what_the_kernel_drops_is_reported: KernelDrops,
+    what_icmp_says_is_reported_beside_the_data: IcmpErrors,
+    a_storm_of_icmp_holds_up_no_data: IcmpStorm,
     readiness_is_reported: Ready,
+    a_stream_is_reported_readable_and_writable: Stream,
     a_poll_returns_when_its_time_is_up: TimesOut,
 }
 
@@ -393,6 +398,52 @@ impl Scenario for Ready {
     }
 }
 
+/// A TCP connection: readable again and again until it is read, silent while paused, writable once when asked for, and
+/// heard of when the other end resets it.
+struct Stream;
+
+impl Scenario for Stream {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listener");
+        let mut far = TcpStream::connect(listener.local_addr().expect("address")).expect("connected");
+        let (mut near, _) = listener.accept().expect("accepted");
+        near.set_nonblocking(true).expect("non-blocking");
+        ingress.add(near.as_fd(), TOKEN, Source::Ready).expect("added");
+        far.write_all(b"ab").expect("written");
+        let readable = |received: Received<'_>| usize::from(received.meta == Meta::Ready);
+        (0..3).for_each(|_| poll_until(&mut ingress, 1, readable));
+        near.read_exact(&mut [0; 1]).expect("a");
+        poll_until(&mut ingress, 1, readable);
+        ingress.set_reading(TOKEN, false);
+        (0..3).for_each(|_| poll(&mut ingress, 2, |received| panic!("{received:?} though paused")));
+        ingress.set_reading(TOKEN, true);
+        poll_until(&mut ingress, 1, readable);
+        near.read_exact(&mut [0; 1]).expect("b");
+        poll(&mut ingress, 2, |_| {});
+
+        let mut written = 0;
+        while let Ok(len) = near.write(&[7; 65_536]) {
+            written += len;
+        }
+        ingress.wake_when_writable(TOKEN);
+        (0..3).for_each(|_| poll(&mut ingress, 2, |received| panic!("{received:?} though it is full")));
+        far.read_exact(&mut vec![0; written]).expect("all of it");
+        poll_until(&mut ingress, 1, |received| {
+            assert_eq!((received.token, received.meta), (TOKEN, Meta::Writable));
+            1
+        });
+        poll(&mut ingress, 5, |received| panic!("{received:?} was asked for once"));
+
+        // Unread input makes the close a reset.
+        near.write_all(b"c").expect("there is room");
+        far.set_nonblocking(true).expect("non-blocking");
+        assert!(wait_until(Duration::from_secs(5), || far.peek(&mut [0; 1]).is_ok()));
+        drop(far);
+        poll_until(&mut ingress, 1, readable);
+        assert!(near.read(&mut [0; 1]).is_err(), "it was reset");
+    }
+}
+
 struct TimesOut;
 
 impl Scenario for TimesOut {
@@ -404,5 +455,88 @@ impl Scenario for TimesOut {
             poll(&mut ingress, 20, |received| panic!("{received:?}"));
             assert!((15..2_000).contains(&(now() - start).as_millis()));
         }
+    }
+}
+
+/// A socket that hears of ICMP errors, and an address where nobody listens.
+fn hearing() -> (UdpSocket, std::net::SocketAddr) {
+    let hearing = socket(&UdpOptions { errors: true, ..UdpOptions::default() });
+    (hearing, socket(&UdpOptions::default()).local_addr())
+}
+
+struct IcmpErrors;
+
+impl Scenario for IcmpErrors {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (subject, closed) = hearing();
+        let other = socket(&UdpOptions::default());
+        ingress.add(subject.fd().as_fd(), TOKEN, Source::UdpWithErrors).expect("added");
+        for round in 0..50 {
+            subject.send_segments(closed, None, 0, b"x", 1).expect("sent");
+            if round % 2 == 0 {
+                // A send that meets the error first, and takes it away from the next receive, hides it from nobody.
+                let met = subject.send_segments(other.local_addr(), None, 0, b"x", 1).expect_err("pending");
+                assert_eq!(met.kind(), std::io::ErrorKind::ConnectionRefused);
+            }
+            send(&other, &subject, b"data");
+            let (mut errors, mut data) = (0, 0);
+            poll_until(&mut ingress, 2, |received| {
+                match received.meta {
+                    Meta::Icmp(error) => {
+                        assert_eq!((error.about, error.kind, error.code, error.info), (closed, 3, 3, 0));
+                        errors += 1;
+                    }
+                    Meta::Udp { from, .. } => {
+                        assert_eq!((from, &*received.bytes), (other.local_addr(), &b"data"[..]));
+                        data += 1;
+                    }
+                    meta => panic!("{meta:?}"),
+                }
+                1
+            });
+            assert_eq!((errors, data), (1, 1), "round {round}");
+            // Nothing is left that would fail a send or keep the loop awake.
+            subject.send_segments(other.local_addr(), None, 0, b"x", 1).expect("free of errors");
+            poll(&mut ingress, 1, |received| panic!("{received:?}"));
+        }
+        let calls = ingress.stats().system_calls;
+        poll(&mut ingress, 20, |received| panic!("{received:?}"));
+        assert!(ingress.stats().system_calls <= calls + 3, "it sleeps when nothing comes");
+        ingress.remove(TOKEN);
+        subject.send_segments(closed, None, 0, b"x", 1).expect("sent");
+        poll(&mut ingress, 5, |received| panic!("{received:?} though removed"));
+    }
+}
+
+struct IcmpStorm;
+
+impl Scenario for IcmpStorm {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        let (subject, closed) = hearing();
+        let other = socket(&UdpOptions::default());
+        ingress.add(subject.fd().as_fd(), TOKEN, Source::UdpWithErrors).expect("added");
+        let (mut errors, mut data) = (0, 0);
+        let mut count = |received: Received<'_>| match received.meta {
+            Meta::Icmp(_) => errors += 1,
+            Meta::Udp { .. } => data += 1,
+            meta => panic!("{meta:?}"),
+        };
+        for _ in 0..100 {
+            for _ in 0..10 {
+                // Every second one meets the error of the one before it instead of leaving.
+                let _ = subject.send_segments(closed, None, 0, b"x", 1);
+            }
+            send(&other, &subject, b"data");
+            poll(&mut ingress, 10, &mut count);
+        }
+        wait_until(Duration::from_secs(1), || {
+            let mut quiet = true;
+            poll(&mut ingress, 1, |received| {
+                quiet = false;
+                count(received);
+            });
+            quiet
+        });
+        assert_eq!((errors, data), (500, 100), "{:?}", ingress.stats());
     }
 }

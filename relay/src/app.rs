@@ -5,41 +5,43 @@
 //!  client ◄── listener ── add 4 bytes  ◄── relay socket ◄── peer
 //! ```
 //! Payload goes straight from the receive buffer into the memory it leaves from: one copy. A superpacket costs one
-//! look-up of its sender, and one of its channel as long as the number stays the same.
+//! look-up of its sender, and one of its channel as long as the number stays the same. Data for another client of this
+//! relay takes neither relay socket ([`Way`]).
 
+mod icmp;
 mod policing;
+mod sockets;
+mod streams;
+mod way;
+
+pub mod duties;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::os::fd::AsFd as _;
+use std::time::Instant;
 
 use dataplane::driver::{Application, Next};
 use dataplane::drops::{Cause, Drops};
-use dataplane::egress::{Class, Egress, Port, Target};
+use dataplane::egress::{Egress, Port};
 use dataplane::engine::IngressKind;
-use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
-use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
-use dataplane::stun::writer::padding;
-use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use dataplane::ingress::{Ingress, Meta, Received, Source};
+use dataplane::stun::channel_data::{ChannelData, ChannelNumber};
+use dataplane::sys::signal::Signal;
+use dataplane::sys::udp::UdpSocket;
 
+use self::duties::{Duties, Subjects};
+use self::icmp::Silenced;
 use self::policing::ClientCache;
+use self::sockets::register;
+use self::way::Way;
 use crate::overload::Overload;
-use crate::own_addresses::{self, OwnAddresses};
-use crate::report::Report;
-use crate::server::traffic::{Direction, Traffic};
-use crate::server::{
-    AllocationId, ClientSocket, Command, FromClient, FromPeer, Listener, OpenFailure, Opened, PeerSocket,
-    Server,
-};
+use crate::own_addresses::OwnAddresses;
+use crate::ready::ReadySource;
+use crate::server::figures::{Carrier, Direction, Volume};
+use crate::server::{AllocationId, ClientSocket, Command, FromClient, Listener, Pair, PeerSocket, Server};
+use crate::stream::Streams;
 use crate::time_of_day::TimeOfDay;
-
-/// Longest UDP payload in bytes, over IPv4.
-const PAYLOAD_MAX: usize = 65_507;
-/// Socket buffers asked for on each relay socket, in bytes. There may be thousands of them.
-const RELAY_SOCKET_BUFFER: usize = 1 << 20;
-/// How often the same trouble with sockets is logged.
-const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a port is there for.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +52,8 @@ enum Role {
     Listener(Listener),
     /// Peers of this allocation send to it.
     Relay(AllocationId),
+    /// Peers of all allocations at this address send to it.
+    Shared(SocketAddr),
 }
 
 /// A socket that clients send to.
@@ -75,13 +79,18 @@ pub struct Relay {
     /// By allocation.
     relays: Vec<Option<(UdpSocket, Port)>>,
     opening: Vec<(AllocationId, SocketAddr)>,
+    silenced: Silenced,
+    /// Clients over TCP and TLS.
+    streams: Streams,
     /// Superpackets wanted.
     gro: bool,
     /// Missing where the addresses of this machine cannot be read.
     own_addresses: Option<OwnAddresses>,
     overload: Overload,
     drops: Drops,
-    report: Report,
+    /// What went from client to client without the kernel in between.
+    hairpinned: Volume,
+    duties: Duties,
     time_of_day: TimeOfDay,
     trouble_logged: Option<Instant>,
 }
@@ -89,7 +98,7 @@ pub struct Relay {
 impl Relay {
     /// A relay on sockets that are bound already (so that their ports are known and refused as peers).
     #[must_use]
-    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool) -> Self {
+    pub fn new(server: Server, listeners: Vec<UdpSocket>, gro: bool, duties: Duties) -> Self {
         Self {
             server,
             // The ports are given by `start`.
@@ -100,11 +109,14 @@ impl Relay {
             roles: Vec::new(),
             relays: Vec::new(),
             opening: Vec::new(),
+            silenced: Silenced::default(),
+            streams: Streams::none(),
             gro,
             own_addresses: None,
             overload: Overload::default(),
             drops: Drops::default(),
-            report: Report::default(),
+            hairpinned: Volume::default(),
+            duties,
             time_of_day: TimeOfDay::default(),
             trouble_logged: None,
         }
@@ -127,54 +139,67 @@ impl Relay {
         egress: &mut E,
         now: Instant,
     ) {
-        let load = Traffic::of(bytes.len(), segment_size);
+        let load = Volume::superpacket(bytes.len(), segment_size);
         let mut cache = ClientCache::default();
         for segment in Received::segments(bytes, segment_size) {
-            let forwarded = if ChannelData::is_channel_data(segment) {
-                self.forward_channel_data(client, segment, load, &mut cache, egress, now)
-            } else {
-                self.forget(&mut cache);
-                self.handle_message(client, segment, load, &mut cache, egress, now)
-            };
-            if let Err(cause) = forwarded {
+            if let Err(cause) = self.handle_segment(client, segment, load, &mut cache, egress, now) {
                 self.drops.count(cause);
             }
         }
-        self.count_relayed(&mut cache);
+        self.count_channel_data(&mut cache);
+    }
+
+    /// One datagram, or one message of a stream; `load` is what it came with.
+    fn handle_segment<E: Egress>(
+        &mut self,
+        client: &ClientSocket,
+        segment: &[u8],
+        load: Volume,
+        cache: &mut ClientCache,
+        egress: &mut E,
+        now: Instant,
+    ) -> Result<(), Cause> {
+        if ChannelData::is_channel_data(segment) {
+            return self.forward_channel_data(client, segment, load, cache, egress, now);
+        }
+        self.forget(cache);
+        self.handle_message(client, segment, load, cache, egress, now)
     }
 
     fn forward_channel_data<E: Egress>(
         &mut self,
         client: &ClientSocket,
         segment: &[u8],
-        load: Traffic,
+        load: Volume,
         cache: &mut ClientCache,
         egress: &mut E,
         now: Instant,
     ) -> Result<(), Cause> {
         let data = ChannelData::parse(segment).ok_or(Cause::MalformedOuter)?;
-        let (allocation, port) = (*cache.relay.get_or_insert_with(|| self.relay_of(client, now)))?;
-        let peer = match cache.channel {
-            Some((number, peer)) if number == data.number => peer,
-            Some(_) | None => {
-                let peer = self.server.channel_peer(allocation, data.number, now);
-                cache.channel = Some((data.number, peer));
-                peer
-            }
-        }?;
+        if cache.channel.as_ref().is_some_and(|&(number, _)| number != data.number) {
+            cache.channel = None;
+        }
+        let (_, way) = cache.channel.get_or_insert_with(|| {
+            let look_up = || self.server.find(client, now).ok_or(Cause::NoAllocation);
+            let pair = *cache.allocations.get_or_insert_with(look_up);
+            (data.number, pair.and_then(|pair| self.channel_way(pair, data.number, now)))
+        });
+        let (allocation, way) = (*way)?;
         self.admit(allocation, load, cache, now)?;
-        send_to_peer(port, peer, data.payload, egress);
-        cache.relayed.add(data.payload.len());
+        self.forward(&way, data.payload, egress, now)?;
+        cache.relayed.count(data.payload.len());
         Ok(())
     }
 
-    fn relay_of(&self, client: &ClientSocket, now: Instant) -> Result<(AllocationId, Port), Cause> {
-        let allocation = self.server.find(client, now).ok_or(Cause::NoAllocation)?;
-        Ok((allocation, self.relay_port(allocation).ok_or(Cause::NoAllocation)?))
-    }
-
-    fn relay_port(&self, allocation: AllocationId) -> Option<Port> {
-        self.relays.get(allocation.0 as usize)?.as_ref().map(|&(_, port)| port)
+    /// The allocation and way of ChannelData of a number.
+    fn channel_way(
+        &self,
+        pair: Pair,
+        number: ChannelNumber,
+        now: Instant,
+    ) -> Result<(AllocationId, Way), Cause> {
+        let (allocation, peer) = self.server.channel(pair, number, now)?;
+        Ok((allocation, self.way(allocation, peer, false, now)?))
     }
 
     /// A STUN message from a client.
@@ -182,42 +207,26 @@ impl Relay {
         &mut self,
         client: &ClientSocket,
         segment: &[u8],
-        load: Traffic,
+        load: Volume,
         cache: &mut ClientCache,
         egress: &mut E,
         now: Instant,
     ) -> Result<(), Cause> {
         match self.server.handle_client(client, segment, now) {
-            FromClient::Forward { allocation, peer, payload } => {
-                let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
+            FromClient::Forward { allocation, peer, payload, dont_fragment } => {
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
+                let way = self.way(allocation, peer, dont_fragment, now)?;
                 self.admit(allocation, load, cache, now)?;
-                send_to_peer(port, peer, payload, egress);
-                let relayed = Traffic { packets: 1, bytes: payload.len() as u64 };
-                self.server.count(allocation, Direction::ToPeer, relayed);
+                self.forward(&way, payload, egress, now)?;
+                let volume = Volume::of(payload.len());
+                self.server.count_relayed(allocation, Direction::ToPeer, Carrier::Indication, volume);
             }
-            FromClient::Reply => self.send_reply(client, egress),
+            FromClient::Reply => self.send_reply(client, egress, now),
             FromClient::OpenRelay { allocation, address } => self.opening.push((allocation, address)),
             FromClient::Consumed => {}
             FromClient::Drop(cause) => return Err(cause),
         }
         Ok(())
-    }
-
-    fn send_reply<E: Egress>(&self, client: &ClientSocket, egress: &mut E) {
-        let reply = self.server.reply();
-        egress.append(&self.target(client), reply.len(), Class::Control, |slot| {
-            slot.copy_from_slice(reply);
-            true
-        });
-    }
-
-    /// The way to a client: from the socket and address it talks to.
-    fn target(&self, client: &ClientSocket) -> Target {
-        let listener = &self.listeners[usize::from(client.listener.0)];
-        // A socket bound to one address needs no telling.
-        let from = client.local.filter(|_| listener.is_wildcard());
-        Target { port: listener.port, to: client.address, from, ecn: 0 }
     }
 
     /// A superpacket from a peer.
@@ -231,172 +240,24 @@ impl Relay {
         now: Instant,
     ) {
         let peer = PeerSocket(from);
-        let load = Traffic::of(bytes.len(), segment_size);
-        let way = match self.server.handle_peer(allocation, peer, now) {
-            FromPeer::Drop(cause) => Err(cause),
-            way => self.server.admit(allocation, Direction::ToClient, load, now).map(|()| way),
-        };
-        let mut relayed = Traffic::default();
-        match way {
-            Ok(FromPeer::Channel { client, number }) => {
-                let target = self.target(&client);
-                for segment in Received::segments(bytes, segment_size) {
-                    if send_channel_data(&target, number, segment, egress) {
-                        relayed.add(segment.len());
-                    } else {
-                        self.drops.count(Cause::Mtu);
-                    }
-                }
-            }
-            Ok(FromPeer::Indication { client }) => {
-                let target = self.target(&client);
-                for segment in Received::segments(bytes, segment_size) {
-                    if self.send_indication(&target, peer, segment, egress) {
-                        relayed.add(segment.len());
-                    } else {
-                        self.drops.count(Cause::Mtu);
-                    }
-                }
-            }
-            Ok(FromPeer::Drop(cause)) | Err(cause) => self.drops.add(cause, load.packets),
-        }
-        self.server.count(allocation, Direction::ToClient, relayed);
-    }
-
-    /// Whether it was not too long.
-    fn send_indication<E: Egress>(
-        &mut self,
-        target: &Target,
-        peer: PeerSocket,
-        payload: &[u8],
-        egress: &mut E,
-    ) -> bool {
-        let Some(header) = self.server.data_indication(peer, payload.len()) else { return false };
-        let data_end = header.len() + payload.len();
-        let len = data_end + padding(payload.len());
-        if len > PAYLOAD_MAX {
-            return false;
-        }
-        egress.append(target, len, Class::Data, |slot| {
-            slot[..header.len()].copy_from_slice(header);
-            slot[header.len()..data_end].copy_from_slice(payload);
-            slot[data_end..].fill(0);
-            true
+        let load = Volume::superpacket(bytes.len(), segment_size);
+        let delivery = self.delivery(self.server.handle_peer(allocation, peer, now), peer);
+        let admitted = delivery.and_then(|delivery| {
+            self.server.admit(allocation, Direction::ToClient, load, now).map(|()| delivery)
         });
-        true
-    }
-
-    /// Opens the socket of an allocation, on another port when somebody has the first, and answers the client.
-    fn open<I: Ingress, E: Egress>(
-        &mut self,
-        allocation: AllocationId,
-        mut address: SocketAddr,
-        ingress: &mut I,
-        egress: &mut E,
-        now: Instant,
-    ) {
-        loop {
-            let result = self.open_socket(allocation, address, ingress, egress, now);
-            match self.server.handle_relay_opened(allocation, result, now) {
-                Opened::Reply { client } => return self.send_reply(&client, egress),
-                Opened::Retry(other) => address = other,
-                Opened::Gone => return self.close_socket(allocation, ingress, egress),
+        let delivery = match admitted {
+            Ok(delivery) => delivery,
+            Err(cause) => return self.drops.add(cause, load.packets),
+        };
+        let mut relayed = Volume::default();
+        for segment in Received::segments(bytes, segment_size) {
+            match self.deliver(&delivery, segment, egress, now) {
+                Ok(()) => relayed.count(segment.len()),
+                Err(cause) => self.drops.count(cause),
             }
         }
+        self.server.count_relayed(allocation, Direction::ToClient, delivery.carrier(), relayed);
     }
-
-    fn open_socket<I: Ingress, E: Egress>(
-        &mut self,
-        allocation: AllocationId,
-        address: SocketAddr,
-        ingress: &mut I,
-        egress: &mut E,
-        now: Instant,
-    ) -> Result<(), OpenFailure> {
-        let options = UdpOptions {
-            gro: self.gro,
-            receive_buffer: RELAY_SOCKET_BUFFER,
-            send_buffer: RELAY_SOCKET_BUFFER,
-            packet_info: false,
-            ..UdpOptions::default()
-        };
-        let opened = UdpSocket::bind(address, &options).and_then(|socket| {
-            let port = register(&socket, ingress, egress)?;
-            Ok((socket, port))
-        });
-        let (socket, port) = opened.map_err(|error| {
-            if error.kind() == io::ErrorKind::AddrInUse {
-                return OpenFailure::PortTaken;
-            }
-            self.log_trouble(&error, now);
-            OpenFailure::Other
-        })?;
-        let index = allocation.0 as usize;
-        if self.relays.len() <= index {
-            self.relays.resize_with(index + 1, || None);
-        }
-        self.relays[index] = Some((socket, port));
-        self.set_role(port, Role::Relay(allocation));
-        Ok(())
-    }
-
-    fn close_socket<I: Ingress, E: Egress>(
-        &mut self,
-        allocation: AllocationId,
-        ingress: &mut I,
-        egress: &mut E,
-    ) {
-        let Some((_socket, port)) = self.relays.get_mut(allocation.0 as usize).and_then(Option::take) else {
-            return;
-        };
-        ingress.remove(Token(port.0));
-        egress.remove(port);
-        self.set_role(port, Role::Vacant);
-    }
-
-    fn log_trouble(&mut self, error: &io::Error, now: Instant) {
-        if self.trouble_logged.is_none_or(|logged| now >= logged + TROUBLE_INTERVAL) {
-            self.trouble_logged = Some(now);
-            tracing::warn!(%error, "relay sockets cannot be opened, clients get 508; is the limit of open files (ulimit -n) high enough?");
-        }
-    }
-}
-
-/// Adds a socket to both sides of the engine, under the same number.
-fn register<I: Ingress, E: Egress>(socket: &UdpSocket, ingress: &mut I, egress: &mut E) -> io::Result<Port> {
-    let port = egress.add_socket(socket.fd().clone())?;
-    if let Err(error) = ingress.add(socket.fd().as_fd(), Token(port.0), Source::Udp) {
-        egress.remove(port);
-        return Err(error);
-    }
-    Ok(port)
-}
-
-fn send_to_peer<E: Egress>(port: Port, peer: PeerSocket, payload: &[u8], egress: &mut E) {
-    let target = Target { port, to: peer.0, from: None, ecn: 0 };
-    egress.append(&target, payload.len(), Class::Data, |slot| {
-        slot.copy_from_slice(payload);
-        true
-    });
-}
-
-/// Whether it was not too long.
-fn send_channel_data<E: Egress>(
-    target: &Target,
-    number: ChannelNumber,
-    payload: &[u8],
-    egress: &mut E,
-) -> bool {
-    let len = channel_data::HEADER_LEN + payload.len();
-    let Some(header) = channel_data::header(number, payload.len()).filter(|_| len <= PAYLOAD_MAX) else {
-        return false;
-    };
-    egress.append(target, len, Class::Data, |slot| {
-        slot[..channel_data::HEADER_LEN].copy_from_slice(&header);
-        slot[channel_data::HEADER_LEN..].copy_from_slice(payload);
-        true
-    });
-    true
 }
 
 impl Application for Relay {
@@ -413,25 +274,33 @@ impl Application for Relay {
     ) -> io::Result<()> {
         self.time_of_day.start(&mut self.server, now);
         for index in 0..self.listeners.len() {
-            let port = register(&self.listeners[index].socket, ingress, egress)?;
+            let port = register(&self.listeners[index].socket, Source::Udp, ingress, egress)?;
             self.listeners[index].port = port;
             self.set_role(port, Role::Listener(Listener(index as u16)));
         }
         if let Some(own_addresses) = &self.own_addresses {
-            ingress.add(own_addresses.as_fd(), own_addresses::TOKEN, Source::Ready)?;
+            ingress.add(own_addresses.as_fd(), ReadySource::OwnAddresses.token(), Source::Ready)?;
         }
         let listen: Vec<String> =
             self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
+        self.start_streams(ingress)?;
+        self.duties.start(ingress, now)?;
         tracing::info!(listen = listen.join(" "), "ready");
         Ok(())
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
-        if received.token == own_addresses::TOKEN {
-            self.own_addresses.iter_mut().for_each(OwnAddresses::handle_ready);
-            return;
-        }
-        let Meta::Udp { from, to, segment_size } = received.meta else { return };
+        let (from, to, segment_size) = match received.meta {
+            Meta::Udp { from, to, segment_size } => (from, to, segment_size),
+            Meta::Icmp(error) => return self.handle_icmp(received.token, error, egress, now),
+            Meta::Tun | Meta::Ready | Meta::Writable => {
+                return match ReadySource::of(received.token) {
+                    Some(ReadySource::Figures) => self.duties.handle_figures_wanted(),
+                    Some(ReadySource::OwnAddresses) => self.note_address_change(),
+                    None => self.handle_stream(received.token, received.meta, egress, now),
+                };
+            }
+        };
         match self.roles.get(received.token.0 as usize).copied().unwrap_or(Role::Vacant) {
             Role::Listener(listener) => {
                 let own = self.listeners[usize::from(listener.0)].socket.local_addr().ip();
@@ -442,6 +311,15 @@ impl Application for Relay {
             Role::Relay(allocation) => {
                 self.handle_peer(allocation, from, received.bytes, segment_size, egress, now);
             }
+            Role::Shared(address) => match self.server.recipient(address, PeerSocket(from)) {
+                Some(allocation) => {
+                    self.handle_peer(allocation, from, received.bytes, segment_size, egress, now);
+                }
+                None => {
+                    let lost = Received::segments(received.bytes, segment_size).count();
+                    self.drops.add(Cause::NoPermission, lost as u64);
+                }
+            },
             Role::Vacant => {
                 let lost = Received::segments(received.bytes, segment_size).count();
                 self.drops.add(Cause::NoAllocation, lost as u64);
@@ -453,18 +331,22 @@ impl Application for Relay {
         self.notice_busy_sockets(egress);
         self.time_of_day.handle_timeout(&mut self.server, now);
         self.server.handle_timeout(now);
-        self.report.handle_timeout(&self.drops, &self.server, now);
+        self.hear_again(now);
+        self.streams.handle_timeout(|client| self.server.find(client, now).is_some(), now);
+        self.duties.handle_timeout(&self.drops, &self.server, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let server = self.server.poll_timeout();
-        let report = self.report.poll_timeout();
         let addresses = self.own_addresses.as_ref().and_then(OwnAddresses::poll_timeout);
-        let others = report.into_iter().chain(addresses).chain(self.time_of_day.poll_timeout());
-        server.into_iter().chain(others).min()
+        let duties = self.duties.poll_timeout();
+        let (streams, time_of_day) = (self.streams.poll_timeout(), self.time_of_day.poll_timeout());
+        let timeouts = [server, addresses, duties, streams, time_of_day, self.silenced.next()];
+        timeouts.into_iter().flatten().min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
+        self.change_streams(ingress, now);
         while let Some(Command::Close(allocation)) = self.server.poll_command() {
             self.close_socket(allocation, ingress, egress);
             self.server.handle_relay_closed(allocation);
@@ -473,15 +355,37 @@ impl Application for Relay {
             self.open(allocation, address, ingress, egress, now);
         }
         self.maintain_policy(ingress, now);
-        Next::Continue
+        let next = self.duties.maintain(
+            Subjects {
+                server: &mut self.server,
+                streams: &mut self.streams,
+                drops: &self.drops,
+                hairpinned: self.hairpinned,
+            },
+            ingress,
+            egress,
+            now,
+        );
+        self.write_streams(ingress, now);
+        next
     }
 
     // A UDP socket cannot be slowed down: what is not read is lost in the kernel instead of here.
     fn slow_down<I: Ingress>(&mut self, _ingress: &mut I, _reading: bool) {}
 
+    fn signals(&self) -> &'static [Signal] {
+        &[Signal::Hangup]
+    }
+
+    fn handle_signal(&mut self, signal: Signal, now: Instant) -> Next {
+        self.duties.handle_signal(signal, &mut self.server, now)
+    }
+
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
     fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
-        self.report.finish(&self.drops, &self.server);
+        self.stop_streams();
+        self.duties.finish(&self.drops, &self.server);
+        self.log_hairpinned();
     }
 
     fn drops(&self) -> Drops {

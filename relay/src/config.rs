@@ -1,25 +1,34 @@
 //! Flags and the TOML file, merged and checked: every error names its place and its remedy.
 
+mod streams;
+mod values;
+
+use std::fs;
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
-use dataplane::engine::EngineArgs;
+use clap::{Parser, Subcommand};
+use dataplane::engine::{EngineArgs, Switch};
 use dataplane::log::LogFormat;
 use ipnet::IpNet;
 use serde::Deserialize;
+use toml::Spanned;
 use zeroize::Zeroizing;
 
+pub use self::streams::StreamConfig;
+pub use self::values::{ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity};
+use crate::admin::{AdminChoice, StatusArgs};
 use crate::limits::{LimitArgs, PeerPorts, RateLimit};
 use crate::login::{Login, check_together, parse_secrets};
+use crate::secrets::{Secrets, check_private};
 use crate::server::auth::VALIDITY_MAX_DEFAULT;
 use crate::server::limits::Limits;
 use crate::server::port_set::PortSet;
-use crate::server::{ChannelNumbers, ExternalAddress, REALM_LEN_MAX};
+use crate::server::{Alternates, ChannelNumbers, ExternalAddress};
+use crate::stream::tls::TlsError;
 
 /// Where clients are served when nothing is said: the port of RFC 8656 section 3.1 on every address.
 const LISTEN_DEFAULT: [SocketAddr; 2] = [
@@ -30,26 +39,52 @@ const LISTEN_DEFAULT: [SocketAddr; 2] = [
 const RELAY_PORTS_DEFAULT: PortRange = PortRange { low: 49_152, high: 65_535 };
 /// Short on purpose: every unauthenticated request is answered with it.
 const REALM_DEFAULT: &str = "towpath";
+/// Time to drain in seconds: below the 30 that container platforms wait after SIGTERM before they kill.
+const DRAIN_TIMEOUT_S: u32 = 25;
 
 /// Parses an address to listen on.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write it as ADDRESS:PORT, for example 0.0.0.0:3478 or [::]:3478".to_owned())
 }
 
-/// A STUN and TURN relay (RFC 8489, RFC 8656) over UDP.
+/// A STUN and TURN relay (RFC 8489, RFC 8656) for clients over UDP, TCP and TLS.
 #[derive(Debug, Parser)]
-#[command(name = "towpath-relay", version)]
+#[command(name = "towpath-relay", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// Something else than to serve
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Where clients are served; port 0 takes any free one [default: 0.0.0.0:3478 [::]:3478]
     #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
     pub listen: Vec<SocketAddr>,
+    /// Where clients are served over TCP
+    #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
+    pub listen_tcp: Vec<SocketAddr>,
+    /// Where clients are served over TLS; needs --tls-certificate and --tls-key
+    #[arg(long, value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
+    pub listen_tls: Vec<SocketAddr>,
+    /// The certificate for TLS as PEM, its own first, then those that lead to its authority
+    #[arg(long, value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The private key of the certificate as PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Most connections over TCP and TLS in all [default: 10000]
+    #[arg(long, value_name = "N")]
+    pub tcp_connections_max: Option<u32>,
+    /// Most of them from one IPv4 address or IPv6 /64 [default: 256]
+    #[arg(long, value_name = "N")]
+    pub tcp_connections_per_address_max: Option<u32>,
+    /// Most KiB that wait for one of them; beyond it the oldest data is dropped [default: 256]
+    #[arg(long, value_name = "N")]
+    pub tcp_queue_kib: Option<u32>,
     /// Realm of the credentials [default: towpath]
     #[arg(long)]
     pub realm: Option<Realm>,
     /// A user; visible in the process list, so better in --user-file
     #[arg(long = "user", value_name = "NAME:PASSWORD", num_args = 1..)]
     pub users: Vec<Login>,
-    /// A file with one NAME:PASSWORD or NAME:0xKEY a line; # starts a comment
+    /// A file with one NAME:PASSWORD or NAME:0xKEY a line; # starts a comment. Also fd:N, or credential:NAME of systemd
     #[arg(long, value_name = "FILE")]
     pub user_file: Option<PathBuf>,
     /// A file with secrets for time-limited user names (EXPIRY:ID), one a line; # starts a comment
@@ -64,6 +99,9 @@ pub struct Args {
     /// Ports for allocations [default: 49152-65535]
     #[arg(long, value_name = "LOW-HIGH")]
     pub relay_ports: Option<PortRange>,
+    /// Whether several allocations may have one port where there are fewer ports than --allocations-max [default: auto]
+    #[arg(long, value_enum)]
+    pub port_sharing: Option<PortSharing>,
     /// Addresses for allocations, one of each family [default: the one the client sends to]
     #[arg(long = "relay-address", value_name = "ADDR", num_args = 1..)]
     pub relay_addresses: Vec<IpAddr>,
@@ -82,12 +120,27 @@ pub struct Args {
     /// What clients may reach and take
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Not supported yet
+    /// Whether clients may reach each other's relayed addresses, and do so inside the relay [default: on]
+    #[arg(long, value_enum)]
+    pub hairpin: Option<Hairpin>,
+    /// How long allocations may go on after SIGTERM; 0 ends at once [default: 25]
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_timeout: Option<u32>,
+    /// Where new clients are sent while the relay drains, one of each family [default: they get 508]
+    #[arg(long = "alternate-server", value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
+    pub alternate_servers: Vec<SocketAddr>,
+    /// Where metrics, probes and the status page are, or off [default: 127.0.0.1:9641]
     #[arg(long, value_name = "ADDR:PORT")]
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminChoice>,
     /// A TOML file with the same names as these flags; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Read flags and files, print what would run, and end
+    #[arg(long)]
+    pub check_config: bool,
+    /// Give up what is not needed to serve: privileges, system calls, files
+    #[arg(long, value_enum, default_value = "on")]
+    pub confine: Switch,
     /// How packets move
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -96,11 +149,25 @@ pub struct Args {
     pub log_format: LogFormat,
 }
 
+/// What the program does besides serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Show what a running relay does: allocations, rates, what is lost and why, users
+    Status(StatusArgs),
+}
+
 /// The TOML file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct File {
     listen: Vec<SocketAddr>,
+    listen_tcp: Vec<SocketAddr>,
+    listen_tls: Vec<SocketAddr>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tcp_connections_max: Option<u32>,
+    tcp_connections_per_address_max: Option<u32>,
+    tcp_queue_kib: Option<u32>,
     realm: Option<Realm>,
     user: Vec<Login>,
     user_file: Option<PathBuf>,
@@ -108,7 +175,8 @@ struct File {
     secret_validity_max: Option<Validity>,
     allow_peer: Vec<PeerRange>,
     relay_ports: Option<PortRange>,
-    relay_address: Vec<IpAddr>,
+    port_sharing: Option<PortSharing>,
+    relay_address: Option<Spanned<Vec<IpAddr>>>,
     external_ip: Vec<External>,
     channel_numbers: Option<ChannelRange>,
     allocations_max: Option<u32>,
@@ -123,6 +191,10 @@ struct File {
     user_rate: Option<RateLimit>,
     unpaid_replies: Option<u32>,
     strict_reflection: bool,
+    hairpin: Option<Hairpin>,
+    drain_timeout: Option<u32>,
+    alternate_server: Option<Spanned<Vec<SocketAddr>>>,
+    admin: Option<AdminChoice>,
 }
 
 /// What was asked for, from flags and files.
@@ -132,6 +204,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Nobody asked for these listeners by name, so that one may be missing where there is no IPv6.
     pub listen_is_default: bool,
+    /// Where clients are served over TCP and TLS, and within which bounds.
+    pub streams: StreamConfig,
     /// The realm.
     pub realm: Realm,
     /// Users; a later one of the same name wins.
@@ -144,6 +218,8 @@ pub struct Config {
     pub allow_peers: Vec<IpNet>,
     /// Ports for allocations.
     pub relay_ports: RangeInclusive<u16>,
+    /// Whether several allocations may have one of them.
+    pub port_sharing: bool,
     /// Addresses for allocations.
     pub relay_addresses: Vec<IpAddr>,
     /// Addresses as they are called outside.
@@ -160,6 +236,16 @@ pub struct Config {
     pub deny_peer_ports: PortSet,
     /// Everything else that is limited.
     pub limits: Limits,
+    /// Whether clients of this relay reach each other inside it.
+    pub hairpin: bool,
+    /// How long allocations may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Where new clients are sent meanwhile.
+    pub alternates: Alternates,
+    /// Every file that was read, as it was named.
+    pub files: Vec<PathBuf>,
+    /// Where metrics, probes and the status page are; the default when nothing was said.
+    pub admin: Option<AdminChoice>,
 }
 
 /// Why there is no usable configuration.
@@ -173,8 +259,8 @@ pub enum ConfigError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A file with passwords that everyone can read.
-    #[error("{0}: everyone can read the passwords in it; run: chmod 600 {0}", path.display())]
+    /// A file with passwords that group or others can read.
+    #[error("{0}: group or others can read the passwords in it; run: chmod 600 {0}", path.display())]
     WorldReadable {
         /// The file.
         path: PathBuf,
@@ -184,6 +270,23 @@ pub enum ConfigError {
     NoSecret {
         /// The file.
         path: PathBuf,
+    },
+    /// A private key that everyone can read.
+    #[error("{0}: everyone can read the private key in it; run: chmod 600 {0}", path.display())]
+    KeyReadable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Certificate and key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A descriptor that the relay was not started with.
+    #[error("{0}: there is no such descriptor; start the relay with {number}< FILE", path.display())]
+    NoDescriptor {
+        /// As it was named.
+        path: PathBuf,
+        /// Its number.
+        number: u32,
     },
     /// A line that cannot be understood.
     #[error("{}:{line}: {text}", path.display())]
@@ -207,30 +310,37 @@ impl Config {
     /// # Errors
     /// What is wrong, where, and what would be right.
     pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        Self::load_again(args, &mut Secrets::default())
+    }
+
+    /// As [`Config::load`], by someone who has read the same `secrets` before.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_again(args: &Args, secrets: &mut Secrets) -> Result<Self, ConfigError> {
         let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        let usage = |text: &str| Err(ConfigError::Usage(text.to_owned()));
-        if args.admin.is_some() {
-            return usage("--admin is not supported yet; leave it out");
-        }
         args.engine.check().map_err(ConfigError::Usage)?;
+        let streams = StreamConfig::merge(args, &file)?;
         let mut users = file.user;
         for path in file.user_file.iter().chain(&args.user_file) {
-            users.extend(read_user_file(path)?);
+            users.extend(read_user_file(path, secrets)?);
         }
+        let user_files = file.user_file.iter().chain(&args.user_file);
         users.extend(args.users.iter().cloned());
         check_together(&users)?;
         let secret_file = args.secret_file.as_ref().or(file.secret_file.as_ref());
-        let secrets = secret_file.map_or(Ok(Vec::new()), |path| read_secret_file(path))?;
+        let secret_files = user_files.chain(secret_file);
+        let files = args.config.iter().chain(secret_files).cloned().chain(streams.files()).collect();
+        let shared_secrets = secret_file.map_or(Ok(Vec::new()), |path| read_secret_file(path, secrets))?;
         let listen = first_of(args.listen.clone(), file.listen);
-        let relay_addresses = first_of(args.relay_addresses.clone(), file.relay_address).unwrap_or_default();
-        if relay_addresses.iter().any(|address| address.is_unspecified() || address.is_multicast()) {
-            return usage("--relay-address has to be an address of this machine, not a wildcard or a group");
-        }
-        for is_ipv4 in [true, false] {
-            if relay_addresses.iter().filter(|address| address.is_ipv4() == is_ipv4).count() > 1 {
-                return usage("--relay-address takes one address of each family");
-            }
-        }
+        let of_flags =
+            |result: Result<(), String>| result.map_err(|text| ConfigError::Usage(format!("--{text}")));
+        of_flags(check_relay_addresses(&args.relay_addresses))?;
+        of_flags(check_alternates(&args.alternate_servers))?;
+        let file_addresses = file.relay_address.map(Spanned::into_inner).unwrap_or_default();
+        let relay_addresses = first_of(args.relay_addresses.clone(), file_addresses).unwrap_or_default();
+        let file_alternates = file.alternate_server.map(Spanned::into_inner).unwrap_or_default();
+        let alternates = first_of(args.alternate_servers.clone(), file_alternates).unwrap_or_default();
         let ports = args.relay_ports.or(file.relay_ports).unwrap_or(RELAY_PORTS_DEFAULT);
         let external = first_of(args.external_ips.clone(), file.external_ip).unwrap_or_default();
         let allow_peers = first_of(args.allow_peers.clone(), file.allow_peer).unwrap_or_default();
@@ -251,15 +361,17 @@ impl Config {
         Ok(Self {
             listen_is_default: listen.is_none(),
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
+            streams,
             realm: args.realm.clone().or(file.realm).unwrap_or_else(|| Realm(REALM_DEFAULT.to_owned())),
             users,
-            secrets,
+            secrets: shared_secrets,
             secret_validity_max: args
                 .secret_validity_max
                 .or(file.secret_validity_max)
                 .map_or(VALIDITY_MAX_DEFAULT, |Validity(validity)| validity),
             allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),
             relay_ports: ports.low..=ports.high,
+            port_sharing: args.port_sharing.or(file.port_sharing) != Some(PortSharing::Off),
             relay_addresses,
             external: external.into_iter().map(|External(external)| external).collect(),
             channel_numbers: match args.channel_numbers.or(file.channel_numbers) {
@@ -271,6 +383,13 @@ impl Config {
             deny_peer_ports: limits.deny_ports(),
             limits: limits.limits(allocations_per_user_max).map_err(ConfigError::Usage)?,
             deny_peers: limits.deny_peers.into_iter().map(|PeerRange(net)| net).collect(),
+            hairpin: args.hairpin.or(file.hairpin) != Some(Hairpin::Off),
+            drain_timeout: Duration::from_secs(
+                args.drain_timeout.or(file.drain_timeout).unwrap_or(DRAIN_TIMEOUT_S).into(),
+            ),
+            alternates: Alternates::new(&alternates),
+            files,
+            admin: args.admin.or(file.admin),
         })
     }
 }
@@ -280,21 +399,59 @@ fn first_of<T>(flags: Vec<T>, file: Vec<T>) -> Option<Vec<T>> {
 }
 
 fn read_file(path: &Path) -> Result<File, ConfigError> {
-    let text = read_text(path)?;
-    let file: File = toml::from_str(&text).map_err(|error| {
-        let start = error.span().map_or(0, |span| span.start);
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let mut opened = fs::File::open(path).map_err(unreadable)?;
+    let mut text = Zeroizing::new(String::new());
+    opened.read_to_string(&mut text).map_err(unreadable)?;
+    let at = |start: usize, problem: String| {
         let line = text.as_bytes()[..start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1;
-        ConfigError::Line { path: path.to_owned(), line, text: error.message().to_owned() }
-    })?;
+        ConfigError::Line { path: path.to_owned(), line, text: problem }
+    };
+    let file: File = toml::from_str(&text)
+        .map_err(|error| at(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
+    if let Some(list) = &file.relay_address {
+        check_relay_addresses(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
+    }
+    if let Some(list) = &file.alternate_server {
+        check_alternates(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
+    }
     if !file.user.is_empty() {
-        check_private(path)?;
+        check_private(&opened, path)?;
     }
     Ok(file)
 }
 
-fn read_user_file(path: &Path) -> Result<Vec<Login>, ConfigError> {
-    check_private(path)?;
-    let text = read_text(path)?;
+/// Relay sockets are bound to them.
+fn check_relay_addresses(addresses: &[IpAddr]) -> Result<(), String> {
+    if addresses.iter().any(|address| address.is_unspecified() || address.is_multicast()) {
+        return Err("relay-address has to be an address of this machine, not a wildcard or a group".into());
+    }
+    one_of_each_family("relay-address", addresses.iter().map(IpAddr::is_ipv4))
+}
+
+/// Clients are sent there.
+fn check_alternates(alternates: &[SocketAddr]) -> Result<(), String> {
+    let is_bad = |address: &SocketAddr| {
+        address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast()
+    };
+    if alternates.iter().any(is_bad) {
+        return Err(
+            "alternate-server has to be another relay's address and port, for example 192.0.2.7:3478".into(),
+        );
+    }
+    one_of_each_family("alternate-server", alternates.iter().map(SocketAddr::is_ipv4))
+}
+
+fn one_of_each_family(name: &str, are_ipv4: impl Iterator<Item = bool>) -> Result<(), String> {
+    let (v4, v6): (Vec<bool>, Vec<bool>) = are_ipv4.partition(|&is_ipv4| is_ipv4);
+    if v4.len() > 1 || v6.len() > 1 {
+        return Err(format!("{name} takes one address of each family"));
+    }
+    Ok(())
+}
+
+fn read_user_file(path: &Path, secrets: &mut Secrets) -> Result<Vec<Login>, ConfigError> {
+    let text = secrets.read(path)?;
     let mut users = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -310,154 +467,14 @@ fn read_user_file(path: &Path) -> Result<Vec<Login>, ConfigError> {
     Ok(users)
 }
 
-fn read_secret_file(path: &Path) -> Result<Vec<Zeroizing<String>>, ConfigError> {
-    check_private(path)?;
-    parse_secrets(path, &read_text(path)?)
+fn read_secret_file(path: &Path, secrets: &mut Secrets) -> Result<Vec<Zeroizing<String>>, ConfigError> {
+    parse_secrets(path, &secrets.read(path)?)
 }
-
-fn read_text(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
-    std::fs::read_to_string(path)
-        .map(Zeroizing::new)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
-}
-
-/// Refuses a file whose passwords everyone on the machine can read.
-fn check_private(path: &Path) -> Result<(), ConfigError> {
-    let metadata = std::fs::metadata(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    if metadata.permissions().mode() & 0o007 != 0 {
-        return Err(ConfigError::WorldReadable { path: path.to_owned() });
-    }
-    Ok(())
-}
-
-/// A realm (RFC 8489 section 14.9).
-#[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Realm(pub String);
-
-impl FromStr for Realm {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.is_empty() || text.len() > REALM_LEN_MAX {
-            return Err(format!("a realm has 1 to {REALM_LEN_MAX} bytes, for example example.org"));
-        }
-        if text.chars().any(|letter| letter.is_control() || letter == '"') {
-            return Err("a realm has no quotes or control characters, for example example.org".into());
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-/// Which channel numbers clients may bind (`--channel-numbers`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ChannelRange {
-    /// 0x4000 to 0x4FFF only
-    Rfc8656,
-    /// 0x4000 to 0x7FFF, which older clients use
-    Rfc5766,
-}
-
-/// How long something is valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Validity(pub Duration);
-
-impl FromStr for Validity {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match humantime::parse_duration(text) {
-            Ok(validity) if validity >= Duration::from_secs(1) => Ok(Self(validity)),
-            Ok(_) | Err(_) => Err(format!("{text:?} is no time above a second: write it like 24h or 90min")),
-        }
-    }
-}
-
-/// A range of ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct PortRange {
-    low: u16,
-    high: u16,
-}
-
-impl FromStr for PortRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let hint = format!("{text:?} is no port range: write LOW-HIGH, for example 49152-65535");
-        let (low, high) = text.split_once('-').ok_or_else(|| hint.clone())?;
-        let (Ok(low), Ok(high)) = (low.trim().parse(), high.trim().parse()) else {
-            return Err(hint);
-        };
-        if low == 0 || low > high {
-            return Err(format!("the lower port is at least 1 and not above the higher; {hint}"));
-        }
-        Ok(Self { low, high })
-    }
-}
-
-/// A range of peers: a network, or one address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct PeerRange(pub IpNet);
-
-impl FromStr for PeerRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let single = || text.parse().ok().map(|address: IpAddr| IpNet::from(address));
-        let net = text.parse().ok().or_else(single);
-        net.map(Self).ok_or_else(|| {
-            format!(
-                "{text:?} is no peer range: write a network or an address, for example 10.1.0.0/16 or ::1"
-            )
-        })
-    }
-}
-
-/// An address as it is called outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct External(pub ExternalAddress);
-
-impl FromStr for External {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let hint = format!("{text:?} is not PUBLIC or PUBLIC/LOCAL, for example 198.51.100.1/10.0.0.1");
-        let (public, local) =
-            text.split_once('/').map_or((text, None), |(public, local)| (public, Some(local)));
-        let public: IpAddr = public.parse().map_err(|_| hint.clone())?;
-        let local: Option<IpAddr> = local.map(str::parse).transpose().map_err(|_| hint.clone())?;
-        if local.is_some_and(|local| local.is_ipv4() != public.is_ipv4()) {
-            return Err(format!("both addresses are of the same family; {hint}"));
-        }
-        Ok(Self(ExternalAddress { public, local }))
-    }
-}
-
-/// Reads these types from TOML strings by their `FromStr`, so that flags and file accept the same.
-macro_rules! from_toml_string {
-    ($($kind:ty),*) => {$(
-        impl TryFrom<String> for $kind {
-            type Error = String;
-
-            fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
-            }
-        }
-    )*};
-}
-
-from_toml_string!(Realm, Login, Validity, PortRange, PeerRange, External);
 
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
     use crate::login::Proof;
@@ -471,7 +488,7 @@ mod tests {
     fn file(content: &str, mode: u32) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(content.as_bytes()).unwrap();
-        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
         file
     }
 
@@ -499,7 +516,7 @@ mod tests {
                  allow-peer = [\"10.0.0.0/8\", \"::1\"]\nrelay-ports = \"1000-2000\"\nallocations-max = 5\n",
                 users.path()
             ),
-            0o640,
+            0o600,
         );
         let path = config.path().to_str().unwrap();
         let merged =
@@ -523,6 +540,8 @@ mod tests {
             ("realm = \"\"\n", 1, "1 to 255 bytes"),
             ("external-ip = [\"8.8.8.8/::1\"]\n", 1, "same family"),
             ("user = [\"alice\"]\n", 1, "NAME:PASSWORD"),
+            ("\nrelay-address = [\"::\"]\n", 2, "wildcard"),
+            ("\n\nalternate-server = [\"192.0.2.7:1\", \"192.0.2.8:1\"]\n", 3, "one address of each family"),
             ("realm = \n", 1, ""),
         ] {
             let config = file(content, 0o600);
@@ -537,8 +556,8 @@ mod tests {
     }
 
     #[test]
-    fn passwords_that_everyone_can_read_are_refused() {
-        let users = file("alice:a\n", 0o604);
+    fn passwords_that_others_can_read_are_refused() {
+        let users = file("alice:a\n", 0o640);
         let path = users.path().to_str().unwrap();
         let error = load(&["--user-file", path]).unwrap_err();
         assert!(error.contains(&format!("chmod 600 {path}")), "{error}");
@@ -580,7 +599,7 @@ mod tests {
             (&["--user", "alice"], "NAME:PASSWORD"),
             (&["--user", ":x"], "empty"),
             (&["--external-ip", "host"], "PUBLIC/LOCAL"),
-            (&["--admin", "127.0.0.1:9000"], "not supported yet"),
+            (&["--admin", "9641"], "ADDRESS:PORT"),
             (&["--relay-address", "0.0.0.0"], "wildcard"),
             (&["--relay-address", "192.0.2.1", "192.0.2.2"], "one address of each family"),
             (&["--io", "suspend", "--completions", "inline"], "--io uring"),
@@ -589,6 +608,9 @@ mod tests {
             (&["--secret-file", "/nonexistent"], "/nonexistent"),
             (&["--secret-validity-max", "0s"], "24h"),
             (&["--secret-validity-max", "day"], "24h"),
+            (&["--alternate-server", "0.0.0.0:3478"], "another relay's address"),
+            (&["--alternate-server", "192.0.2.7:1", "192.0.2.8:1"], "one address of each family"),
+            (&["--user-file", "fd:x"], "fd:3"),
         ] {
             let error = load(flags).unwrap_err();
             assert!(error.contains(hint), "{flags:?}: {error}");

@@ -5,11 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use dataplane::ingress::Token;
 use dataplane::netlink::{AddressWatch, Error, Handle};
-
-/// The token of their news: far above ports, below the driver's own.
-pub const TOKEN: Token = Token(u32::MAX - 1);
 
 /// Where containers come and go, addresses change all the time: they are read again no more often than this. The first
 /// change after a pause is dealt with at once.
@@ -19,35 +15,26 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub struct OwnAddresses {
     watch: AddressWatch,
     handle: Handle,
-    /// Addresses that are this relay's whatever the machine says: where it listens, and what it is called outside.
-    fixed: BTreeSet<IpAddr>,
     has_changed: bool,
     not_before: Option<Instant>,
     failed: bool,
 }
 
 impl OwnAddresses {
-    /// Reads the addresses for the first time and watches them from before that. The answer holds `fixed` as well.
+    /// Reads the addresses for the first time and watches them from before that.
     ///
     /// # Errors
     /// When the kernel or a sandbox forbids it.
-    pub fn open(fixed: BTreeSet<IpAddr>) -> Result<(Self, BTreeSet<IpAddr>), Error> {
+    pub fn open() -> Result<(Self, BTreeSet<IpAddr>), Error> {
         let watch = AddressWatch::open()?;
-        let mut own = Self {
-            watch,
-            handle: Handle::open()?,
-            fixed,
-            has_changed: false,
-            not_before: None,
-            failed: false,
-        };
+        let mut own =
+            Self { watch, handle: Handle::open()?, has_changed: false, not_before: None, failed: false };
         let addresses = own.read()?;
         Ok((own, addresses))
     }
 
     fn read(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
-        let machine = self.handle.addresses()?.into_iter().map(|address| address.net.addr());
-        Ok(machine.chain(self.fixed.iter().copied()).collect())
+        Ok(self.handle.addresses()?.into_iter().map(|address| address.net.addr()).collect())
     }
 
     /// The descriptor is readable: something has changed.

@@ -16,6 +16,7 @@ pub struct Report {
     next: Option<Instant>,
     drops: Drops,
     refusals: Vec<(u16, u64)>,
+    port_conflicts: u64,
 }
 
 impl Report {
@@ -47,6 +48,17 @@ impl Report {
                 news = true;
                 tracing::info!(code, requests = new, reason = reason(code), "requests refused");
             }
+        }
+        let (conflicts, last) = server.port_conflicts();
+        if let (new @ 1.., Some((relayed, peer))) = (conflicts - self.port_conflicts, last) {
+            news = true;
+            self.port_conflicts = conflicts;
+            tracing::warn!(
+                requests = new,
+                port = relayed.port(),
+                peer = %peer.0,
+                "permissions refused with 508: another client on the same relayed port has this peer; a wider --relay-ports helps"
+            );
         }
         if news {
             self.drops = drops.clone();
@@ -83,6 +95,7 @@ pub fn log_refused(server: &mut Server) {
 /// What an error code means to an operator.
 fn reason(code: u16) -> &'static str {
     match code {
+        300 => "sent to the alternate server, because this one drains",
         400 => "malformed request, or a weakened offer, which a line that begins with \"refused\" tells",
         401 => "no or wrong credentials; each client's first request counts",
         403 => "peer not allowed; the lines that begin with \"refused\" name the rule",
@@ -94,7 +107,7 @@ fn reason(code: u16) -> &'static str {
         442 => "only UDP can be relayed",
         443 => "peer of the other address family",
         486 => "user or source address has too many allocations",
-        508 => "out of ports, sockets, allocations, permissions, channels or new peers",
+        508 => "out of ports, sockets, allocations, permissions, channels or new peers, or draining",
         _ => "",
     }
 }

@@ -25,7 +25,10 @@ use dataplane::ingress::{Epoll, Ingress, Received};
 use dataplane::stun::{ChannelNumber, Key, Message, Method, TransactionId, Writer};
 use dataplane::sys::signal::StopSignals;
 use dataplane::sys::udp::{UdpOptions, UdpSocket, send_message};
+use relay::admin::Observer;
 use relay::app::Relay;
+use relay::app::duties::Duties;
+use relay::life::Life;
 use relay::server::auth::Credentials;
 use relay::server::limits::Limits;
 use relay::server::policy::PeerPolicy;
@@ -117,13 +120,16 @@ impl Running {
             allocations_max: 1000,
             allocations_per_user_max: 10,
             // Everybody comes from one address here and asks at once.
+            hairpin: true,
+            port_sharing: false,
             limits: Limits { unpaid_replies_per_s: 1000, ..Limits::default() },
         };
         let server = Server::new(settings, &[9; 32]);
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let relay = Relay::new(server, listeners.into(), false);
+            let duties = Duties::new(Life::default(), Observer::new(None));
+            let relay = Relay::new(server, listeners.into(), false, duties);
             let mut application = Stoppable { relay, stop: flag };
             let signals = StopSignals::new().unwrap();
             let mut ingress = Epoll::new().unwrap();
@@ -144,8 +150,9 @@ impl Running {
         // The loop may be asleep.
         PlainSocket::bind(LOOPBACK).unwrap().send_to(&binding(), self.stun).unwrap();
         let (ledger, users) = self.thread.join().unwrap();
-        let of = |user| users.iter().find(|(known, _)| *known == name(user)).unwrap().1;
-        (ledger, (0..=HONEST).map(of).collect())
+        // Who never came has no figures.
+        let of = |user| users.iter().find(|(known, _)| *known == name(user)).map(|&(_, relayed)| relayed);
+        (ledger, (0..=HONEST).map(|user| of(user).unwrap_or_default()).collect())
     }
 }
 
@@ -204,7 +211,7 @@ impl Client {
 
     /// Sends some packets, at most [`BATCH`]. What the kernel does not take is not sent again.
     fn send(&self, packets: usize) {
-        let target = Target { port: Port(0), to: self.relay, from: None, ecn: 0 };
+        let target = Target { port: Port(0), to: self.relay, from: None, ecn: 0, dont_fragment: false };
         let bytes = &self.batch[..packets * (4 + PAYLOAD)];
         // A full send buffer is as good as a full receive buffer: it counts as the network's loss.
         let _ = send_message(&self.socket, &target, bytes, 4 + PAYLOAD);
@@ -247,7 +254,7 @@ fn one_abuser_takes_nothing_from_99_users() {
         client.send(BATCH);
     }
     let (_, users) = relay.stop();
-    let capacity = users[0].to_peers.packets as f64;
+    let capacity = users[0].to_peers().packets as f64;
     assert_eq!(users[0].shaped_packets, 0, "one alone is never limited");
 
     let relay = Running::start();
@@ -269,13 +276,13 @@ fn one_abuser_takes_nothing_from_99_users() {
     latencies.sort_unstable();
 
     let offered = turn / HONEST;
-    let delivered = |relayed: &Relayed| relayed.to_peers.packets + relayed.shaped_packets;
+    let delivered = |relayed: &Relayed| relayed.to_peers().packets + relayed.shaped_packets;
     let (honest, abuser) = (&users[..HONEST], users[HONEST]);
     let worst =
-        honest.iter().map(|user| user.to_peers.packets as f64 / delivered(user) as f64).fold(1.0, f64::min);
+        honest.iter().map(|user| user.to_peers().packets as f64 / delivered(user) as f64).fold(1.0, f64::min);
     let (least, all) = (
-        honest.iter().map(|user| user.to_peers.packets).min().unwrap(),
-        honest.iter().map(|user| user.to_peers.packets).sum::<u64>(),
+        honest.iter().map(|user| user.to_peers().packets).min().unwrap(),
+        honest.iter().map(|user| user.to_peers().packets).sum::<u64>(),
     );
     println!(
         "capacity {capacity:.0}/s; each honest user sent {offered} packets; relayed at least {least}, {:.0} on average; \
@@ -285,7 +292,7 @@ fn one_abuser_takes_nothing_from_99_users() {
     );
     println!(
         "abuser: {} of {} delivered packets relayed; the kernel dropped {} skbs of everybody's; STUN p50 {:?}, p99 {:?}",
-        abuser.to_peers.packets,
+        abuser.to_peers().packets,
         delivered(&abuser),
         ledger.ingress.kernel_drops_skbs,
         latencies[latencies.len() / 2],

@@ -155,7 +155,7 @@ fn superpackets_keep_their_order_both_ways() {
     };
     let out: Vec<u8> = (0..COUNT).flat_map(|sequence| channel_message(number, &payload(sequence))).collect();
     let fast_client = Arc::new(client.socket.try_clone().unwrap().into());
-    let target = |to| Target { port: Port(0), to, from: None, ecn: 0 };
+    let target = |to| Target { port: Port(0), to, from: None, ecn: 0, dont_fragment: false };
     dataplane::sys::udp::send_message(&fast_client, &target(relay.listen[0]), &out, PAYLOAD + 4).unwrap();
     let mut arrived = Vec::new();
     while arrived.len() < usize::from(COUNT) * PAYLOAD {
@@ -300,7 +300,7 @@ fn what_was_refused_last_is_logged_before_the_end() {
 fn bad_flags_end_with_code_2_and_say_what_is_wrong() {
     for (flags, hint) in [
         (&["--relay-ports", "9-8"][..], "LOW-HIGH"),
-        (&["--admin", "127.0.0.1:1"], "not supported yet"),
+        (&["--admin", "here"], "ADDRESS:PORT"),
         (&["--user-file", "/nonexistent"], "/nonexistent"),
         (&["--no-such-flag"], "--no-such-flag"),
     ] {

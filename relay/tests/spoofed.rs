@@ -35,6 +35,8 @@ fn server() -> Server {
         channel_numbers: ChannelNumbers::Rfc8656,
         allocations_max: 100,
         allocations_per_user_max: 10,
+        hairpin: true,
+        port_sharing: false,
         limits: Limits::default(),
     };
     Server::new(settings, &[9; 32])

@@ -131,6 +131,8 @@ impl BadRelay {
             allocations_max: 4,
             allocations_per_user_max: 4,
             limits: Limits::default(),
+            hairpin: false,
+            port_sharing: false,
         };
         let server = Server::new(settings, &[7; 32]);
         let relay = Self { listener, relayed: None, server, up: Way::new(seed), down: Way::new(seed + 1) };
@@ -195,6 +197,7 @@ impl BadRelay {
                     return;
                 }
                 Opened::Retry(next) => address = next,
+                Opened::Also { .. } => panic!("nobody asked for two families"),
                 Opened::Gone => return,
             }
         }

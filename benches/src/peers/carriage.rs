@@ -48,11 +48,33 @@ impl Carriage {
             let flows: anyhow::Result<Vec<Flow>> = sources.into_iter().enumerate().map(connect).collect();
             (relay, flows?)
         };
-        let this = Self { relay, flows, sink };
+        Self { relay, flows, sink }.tried(size)
+    }
+
+    /// The same from one client of the relay to another, at the address relayed for that one. Both have channels.
+    fn between_clients(
+        world: &World,
+        contender: &Contender,
+        programs: &Programs,
+        size: usize,
+    ) -> anyhow::Result<Self> {
+        let source = sockets(&world.topology.a, Address::A_AT_RELAY.into(), 1, 8 << 20)?.remove(0);
+        let sink = sockets(&world.topology.b, Address::B_AT_RELAY.into(), 1, 32 << 20)?.remove(0);
+        let relay = Relay::start(world, contender, programs)?;
+        let (mut from, mut to) = (TurnClient::allocate(source, 1)?, TurnClient::allocate(sink.clone(), 2)?);
+        let (from_relayed, to_relayed) = (from.relayed()?, to.relayed()?);
+        from.bind(to_relayed)?;
+        to.bind(from_relayed)?;
+        let flows = vec![from.flow(to_relayed, size)?];
+        Self { relay, flows, sink }.tried(size)
+    }
+
+    /// Sends a datagram over each flow.
+    fn tried(self, size: usize) -> anyhow::Result<Self> {
         let first = Traffic { rate: 10_000, size, burst: 1, superpackets: false };
-        let each = Duration::from_secs(1).mul_f64(this.flows.len() as f64 / first.rate as f64);
-        this.run(first.lasting(each))?;
-        Ok(this)
+        let each = Duration::from_secs(1).mul_f64(self.flows.len() as f64 / first.rate as f64);
+        self.run(first.lasting(each))?;
+        Ok(self)
     }
 
     fn run(&self, load: Load) -> anyhow::Result<Counted> {
@@ -82,10 +104,27 @@ pub fn measure(
     load: Load,
     flows: usize,
 ) -> anyhow::Result<Sample> {
-    let carriage = Carriage::new(world, contender, programs, flows, load.size)?;
-    let before = load::cpu_seconds(carriage.relay.pid());
+    cost(Carriage::new(world, contender, programs, flows, load.size)?, load)
+}
+
+/// One turn: a client at A sends `load` over a channel to a client at B, through the allocations of both.
+///
+/// # Errors
+/// As [`measure`].
+pub fn between_clients(
+    world: &World,
+    contender: &Contender,
+    programs: &Programs,
+    load: Load,
+) -> anyhow::Result<Sample> {
+    cost(Carriage::between_clients(world, contender, programs, load.size)?, load)
+}
+
+/// What carrying `load` costs.
+fn cost(carriage: Carriage, load: Load) -> anyhow::Result<Sample> {
+    let before = load::cpu_seconds(carriage.relay.pid())?;
     let counted = carriage.run(load)?;
-    let used = load::cpu_seconds(carriage.relay.pid()) - before;
+    let used = load::cpu_seconds_since(carriage.relay.pid(), before)?;
     let figures = vec![
         (Figure::Cost, used * 1e9 / counted.arrived as f64),
         (Figure::Rate, counted.arrived as f64 / load.duration.as_secs_f64() / 1e3),
@@ -127,7 +166,7 @@ pub fn loss_free(
     trial: Duration,
 ) -> anyhow::Result<u64> {
     let carriage = Carriage::new(world, contender, programs, 1, size)?;
-    search::loss_free(size, trial, |load| carriage.run(load))
+    Ok(search::loss_free(size, trial, |load| carriage.run(load))?.rate)
 }
 
 /// One turn: how late the datagrams of one flow are at B.

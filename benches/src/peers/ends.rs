@@ -1,7 +1,7 @@
 //! Tunnels from A to B: ours, wireguard-go and boringtun-cli.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -80,9 +80,22 @@ impl Tunnel {
         Ok(tunnel)
     }
 
-    /// CPU time of both ends so far.
-    pub fn cpu_seconds(&self) -> f64 {
-        self.ends.iter().map(|end| load::cpu_seconds(end.pid())).sum()
+    /// CPU time of A's end and of B's so far.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub fn cpu_seconds(&self) -> io::Result<[f64; 2]> {
+        let [a, b] = &self.ends;
+        Ok([load::cpu_seconds(a.pid())?, load::cpu_seconds(b.pid())?])
+    }
+
+    /// CPU time of both since they had used `before`.
+    ///
+    /// # Errors
+    /// When one has ended, or did nothing.
+    pub fn cpu_seconds_since(&self, before: [f64; 2]) -> io::Result<[f64; 2]> {
+        let [a, b] = &self.ends;
+        Ok([load::cpu_seconds_since(a.pid(), before[0])?, load::cpu_seconds_since(b.pid(), before[1])?])
     }
 
     /// Of the larger end.

@@ -11,6 +11,10 @@ use crate::latency::Latencies;
 pub enum Figure {
     /// CPU or memory for a unit of work.
     Cost,
+    /// The part of it that A's end of a tunnel has, from where the load comes.
+    CostSending,
+    /// The part of B's end.
+    CostReceiving,
     /// Work in a unit of time.
     Rate,
     /// System calls for a unit of work.
@@ -33,6 +37,8 @@ impl Figure {
     pub fn name(self) -> &'static str {
         match self {
             Self::Cost => "cost",
+            Self::CostSending => "cost at A",
+            Self::CostReceiving => "cost at B",
             Self::Rate => "rate",
             Self::SystemCalls => "system calls",
             Self::P50 => "p50",
@@ -50,11 +56,20 @@ impl Figure {
     }
 }
 
-/// The figures of latencies.
+/// A quantile is a figure when at least this many latencies lie beyond it.
+const BEYOND_MIN: f64 = 10.0;
+
+/// The figures of latencies. A quantile that a handful of datagrams would decide is left out.
 #[must_use]
 pub fn times(latencies: &Latencies) -> Vec<(Figure, f64)> {
     let shares = [(Figure::P50, 0.5), (Figure::P99, 0.99), (Figure::P999, 0.999), (Figure::Longest, 1.0)];
-    shares.map(|(figure, share)| (figure, latencies.microseconds(share))).to_vec()
+    // Rounded, because 1 - 0.99 is a little less than a hundredth.
+    let beyond = |share: f64| (latencies.arrived() as f64 * (1.0 - share)).round();
+    shares
+        .into_iter()
+        .filter(|&(figure, share)| figure == Figure::Longest || beyond(share) >= BEYOND_MIN)
+        .map(|(figure, share)| (figure, latencies.microseconds(share)))
+        .collect()
 }
 
 /// The figures of one turn.

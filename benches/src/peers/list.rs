@@ -34,6 +34,8 @@ const INGRESS: &[Contender] =
 const INGRESS_AND_KERNEL: &[Contender] = &[KERNEL, INGRESS[0], INGRESS[1]];
 const COMPLETIONS: &[Contender] =
     &[ours("inline", "--io uring --completions inline"), ours("thread", "--io uring --completions thread")];
+const BUSY_POLL: &[Contender] =
+    &[BORINGTUN, ours("asleep", "--io uring"), ours("busy", "--io uring --busy-poll 10000")];
 const GSO: &[Contender] = &[ours("on", "--io uring --gso on"), ours("off", "--io uring --gso off")];
 
 /// One datagram in a millisecond: every one is alone.
@@ -45,6 +47,8 @@ const BULK: Traffic = Traffic { rate: 40_000, size: 1_252, burst: 50, superpacke
 /// From a client that makes a system call for each, so that 40 arrive one right after the other. At 40,000/s coturn loses up
 /// to a third of that in its receive buffer; at half of it both sides are free of loss.
 const TRAIN: Traffic = Traffic { rate: 20_000, size: 1_252, burst: 40, superpackets: false };
+/// Eight at a time, as a video frame comes, and not many of them.
+const LIGHT: Traffic = Traffic { rate: 12_000, size: 1_252, burst: 8, superpackets: false };
 /// Many flows, each of them slow.
 const MANY: Traffic = Traffic { rate: 20_000, size: 160, burst: 1, superpackets: false };
 /// What a call or a game sends.
@@ -126,10 +130,18 @@ pub const ROWS: &[Row] = &[
     .without_segmentation(),
     demanded(
         "relay-single",
-        "Relay, 1 flow of ChannelData, 20,000/s of 1,252 B one by one",
+        "Relay, 1 flow of ChannelData, 20,000/s of 1,252 B one by one, evenly, veth without UDP segmentation",
         relay(MEDIUM),
         RELAYS,
-        &[],
+        &[target(Cost, RatioAtMost(0.6), "coturn")],
+    )
+    .without_segmentation(),
+    demanded(
+        "relay-hairpin",
+        "Relay, 1 flow of ChannelData from a client to a client of the same relay, 20,000/s of 1,252 B one by one",
+        Work::RelayHairpin(MEDIUM),
+        RELAYS,
+        &[target(Cost, RatioAtMost(0.5), "coturn")],
     ),
     demanded(
         "relay-flows",
@@ -221,8 +233,8 @@ pub const ROWS: &[Row] = &[
     ),
     demanded(
         "tunnel-beside",
-        "Tunnel, round trip of 64 B, 500/s beside a TCP stream of iperf3, from the time due",
-        Work::TunnelEchoBesideStream(500),
+        "Tunnel, round trip of 64 B, 2,000/s beside a TCP stream of iperf3, from the time due",
+        Work::TunnelEchoBesideStream(2_000),
         TUNNELS,
         &[target(P999, RatioAtMost(0.5), "wireguard-go")],
     ),
@@ -255,6 +267,14 @@ pub const ROWS: &[Row] = &[
         &[not_worse(Cost, "suspend"), not_worse(Cost, "threaded")],
     ),
     Row::new(
+        "io-relay-light",
+        "I/O designs: relay, 1 flow, 12,000/s of 1,252 B, eight at a time by a system call each",
+        Group::Designs,
+        relay(LIGHT),
+        DESIGNS,
+        &[not_worse(Cost, "suspend"), not_worse(Cost, "threaded")],
+    ),
+    Row::new(
         "io-tunnel-idle",
         "I/O designs: tunnel, round trip of 64 B, 200/s and nothing else",
         Group::Designs,
@@ -270,6 +290,12 @@ pub const ROWS: &[Row] = &[
     setting("ingress-tunnel-stream", "--ingress: tunnel, 1 TCP stream", Work::TunnelStream(1), INGRESS),
     setting("ingress-tunnel-medium", "--ingress: tunnel, 20,000/s", Work::TunnelDatagrams(MEDIUM), INGRESS),
     setting("ingress-tunnel-sparse", "--ingress: tunnel, 1,000/s", Work::TunnelDatagrams(SPARSE), INGRESS),
+    setting(
+        "ingress-tunnel-idle",
+        "--ingress: tunnel, round trip of 64 B, 200/s and nothing else",
+        Work::TunnelEcho(200),
+        INGRESS,
+    ),
     setting("ingress-relay-bulk", "--ingress: relay, 40,000/s in superpackets", relay(BULK), INGRESS),
     setting("ingress-relay-medium", "--ingress: relay, 20,000/s one by one", relay(MEDIUM), INGRESS),
     setting("ingress-relay-sparse", "--ingress: relay, 1,000/s one by one", relay(SPARSE), INGRESS),
@@ -301,6 +327,12 @@ pub const ROWS: &[Row] = &[
     setting("completions-relay-bulk", "--completions: relay, 40,000/s in superpackets", relay(BULK), COMPLETIONS),
     setting("completions-relay-medium", "--completions: relay, 20,000/s one by one", relay(MEDIUM), COMPLETIONS),
     setting("completions-relay-sparse", "--completions: relay, 1,000/s one by one", relay(SPARSE), COMPLETIONS),
+    setting(
+        "busy-poll-tunnel-idle",
+        "--busy-poll: tunnel, round trip of 64 B, 200/s and nothing else",
+        Work::TunnelEcho(200),
+        BUSY_POLL,
+    ),
     setting("gso-tunnel", "--gso: tunnel, 1 TCP stream", Work::TunnelStream(1), GSO),
     setting("gso-relay", "--gso: relay, 40,000/s in superpackets", relay(BULK), GSO),
 ];

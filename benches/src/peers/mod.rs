@@ -32,6 +32,10 @@ use world::World;
 
 /// Bytes of a datagram that goes there and back.
 const ECHO_SIZE: usize = 64;
+/// Few datagrams a second have to be timed for longer.
+const ECHO_TIMES: f64 = 2.5;
+/// More than this share lost of a load that both sides are said to carry is no load to compare costs at.
+const LOST_SOUND: f64 = 0.01;
 
 /// What is measured, and how long.
 #[derive(Clone, Debug)]
@@ -80,7 +84,8 @@ pub fn run(rows: &[&Row], plan: &Plan, programs: &Programs, json: bool) -> anyho
     }
     for row in rows {
         let measured = bench.measure(row)?;
-        sound &= if plan.quick { !broken(row, &measured) } else { sound_row(row, &measured) };
+        let faults = if plan.quick { broken(row, &measured) } else { unsound(row, &measured) };
+        sound &= faults.is_empty();
         let note = match row.work {
             Work::RelaySystemCalls { .. } => bench.counter.name(),
             _ => "",
@@ -88,7 +93,8 @@ pub fn run(rows: &[&Row], plan: &Plan, programs: &Programs, json: bool) -> anyho
         if json {
             records.push(table::record(row, note, plan.quick, &measured));
         } else {
-            table::print(row, note, plan.quick, &measured);
+            table::print(row, note, plan.quick, programs, &measured);
+            table::print_faults(row, &faults);
         }
     }
     if json {
@@ -97,27 +103,57 @@ pub fn run(rows: &[&Row], plan: &Plan, programs: &Programs, json: bool) -> anyho
     Ok(sound)
 }
 
-/// Whether every side whose program is here could be measured, and no target was missed that the project fails without.
-fn sound_row(row: &Row, measured: &Measured<'_>) -> bool {
-    let complete = measured.iter().all(|(_, side)| !matches!(side, Side::Failed(_)));
-    let missed = |target: &Target| target.must && row.judge(target, measured).outcome == Outcome::Missed;
-    complete && !row.targets.iter().any(missed)
+/// What keeps a row from being sound: a side whose program is here could not be measured, ours lost more than a trace or
+/// anything without a cause, or a target that the project fails without was missed or not measured.
+fn unsound(row: &Row, measured: &Measured<'_>) -> Vec<String> {
+    let failed = measured.iter().filter_map(|(contender, side)| match side {
+        Side::Failed(reason) => Some(format!("{} could not be measured: {reason}", contender.name)),
+        Side::Measured(_) | Side::Missing(_) => None,
+    });
+    // The `drop` and `runtime` designs are there to be compared with, and lose what they lose.
+    let lost = ours(measured).filter(|(contender, _)| contender.flags.contains("--io uring"));
+    let lost = lost.filter_map(|(contender, side)| {
+        let worst = side.samples().iter().map(|sample| sample.lost).fold(0.0, f64::max);
+        let percent = |share: f64| share * 100.0;
+        (worst > LOST_SOUND).then(|| {
+            format!("{} lost {:.2} %, more than {} %", contender.name, percent(worst), percent(LOST_SOUND))
+        })
+    });
+    let musts = row.targets.iter().filter(|target| target.must).filter_map(|target| {
+        let verdict = row.judge(target, measured);
+        (verdict.outcome != Outcome::Met).then(|| verdict.as_target())
+    });
+    failed.chain(lost).chain(unexplained(measured)).chain(musts).collect()
 }
 
-/// Whether something looks broken rather than slow: ours could not be measured, lost packets without a cause, or is far
-/// from what it should be. What is wrong with the others is printed, and not for us to mend.
-fn broken(row: &Row, measured: &Measured<'_>) -> bool {
-    let ours =
-        || measured.iter().filter(|(contender, _)| contender.who == Who::Towpath).map(|(_, side)| side);
-    let failed = ours().any(|side| matches!(side, Side::Failed(_)));
-    let unexplained =
-        ours().filter_map(|side| figures::ledger(side.samples())).any(|ledger| ledger.unexplained != 0);
-    let outside = row.bands.iter().any(|band| row.judge(band, measured).outcome == Outcome::Missed);
-    failed || unexplained || outside
+/// The sides that are ours.
+fn ours<'a, 'b>(measured: &'b Measured<'a>) -> impl Iterator<Item = &'b (&'a Contender, Side)> {
+    measured.iter().filter(|(contender, _)| contender.who == Who::Towpath)
+}
+
+/// Which of ours lost packets without a cause.
+fn unexplained(measured: &Measured<'_>) -> impl Iterator<Item = String> {
+    ours(measured).filter_map(|(contender, side)| {
+        let count = figures::ledger(side.samples())?.unexplained;
+        (count != 0).then(|| format!("{} lost {count} packets without a cause", contender.name))
+    })
+}
+
+/// What looks broken rather than slow: ours could not be measured, lost packets without a cause, or is far from what it
+/// should be. What is wrong with the others is printed, and not for us to mend.
+fn broken(row: &Row, measured: &Measured<'_>) -> Vec<String> {
+    let failed = ours(measured).filter_map(|(contender, side)| match side {
+        Side::Failed(reason) => Some(format!("{} could not be measured: {reason}", contender.name)),
+        Side::Measured(_) | Side::Missing(_) => None,
+    });
+    let outside = row.bands.iter().map(|band| row.judge(band, measured));
+    let outside = outside.filter(|verdict| verdict.outcome == Outcome::Missed);
+    failed.chain(unexplained(measured)).chain(outside.map(|verdict| verdict.as_band())).collect()
 }
 
 impl Bench<'_> {
-    /// Every side of a row, a turn each, `runs` times: A B A B.
+    /// Every side of a row, a turn each, `runs` times, in this order and in the other: A B B A, so that a machine that
+    /// becomes slower favours nobody.
     ///
     /// # Errors
     /// When the cables cannot be put back to what the other rows need.
@@ -131,8 +167,11 @@ impl Bench<'_> {
             return Ok(sides);
         }
         let prepared = self.prepare(row);
-        for _ in 0..row.work.runs(self.plan) {
-            for (contender, side) in &mut sides {
+        for round in 0..self.plan.runs {
+            let count = sides.len();
+            for position in 0..count {
+                let index = if round % 2 == 0 { position } else { count - 1 - position };
+                let (contender, side) = &mut sides[index];
                 let Side::Measured(samples) = side else { continue };
                 let prepared = prepared.as_ref().map_err(|error| anyhow!("{error:#}"));
                 let turn = prepared
@@ -179,6 +218,9 @@ impl Bench<'_> {
             Work::Relay { traffic, flows } => {
                 carriage::measure(world, contender, programs, traffic.lasting(duration), flows)
             }
+            Work::RelayHairpin(traffic) => {
+                carriage::between_clients(world, contender, programs, traffic.lasting(duration))
+            }
             Work::RelaySystemCalls { traffic, flows } => {
                 let load = traffic.lasting(duration);
                 carriage::system_calls(world, contender, programs, &mut self.counter, load, flows)
@@ -195,7 +237,7 @@ impl Bench<'_> {
             Work::TunnelLossFree(size) => tunnel::loss_free(world, contender, programs, size, plan.trial()),
             Work::TunnelEcho(rate) | Work::TunnelEchoBesideStream(rate) => {
                 let beside = matches!(work, Work::TunnelEchoBesideStream(_));
-                let probe = Probe { rate, size: ECHO_SIZE, duration };
+                let probe = Probe { rate, size: ECHO_SIZE, duration: duration.mul_f64(ECHO_TIMES) };
                 tunnel::echo(world, contender, programs, probe, beside)
             }
         }
@@ -233,7 +275,7 @@ mod tests {
 
     fn broken_with(first: Side, last: Side) -> bool {
         let row = row("tunnel");
-        broken(row, &[(&row.contenders[0], first), (&row.contenders[1], last)])
+        !broken(row, &[(&row.contenders[0], first), (&row.contenders[1], last)]).is_empty()
     }
 
     #[test]
@@ -246,23 +288,43 @@ mod tests {
     fn what_is_wrong_with_others_is_not_ours() {
         assert!(!broken_with(Side::Missing("apt-get".to_owned()), turns(9.0, 0)));
         assert!(!broken_with(Side::Failed("crashed".to_owned()), turns(9.0, 0)));
-        assert!(!sound_row(
-            row("tunnel"),
-            &[(&row("tunnel").contenders[0], Side::Failed("crashed".to_owned()))]
-        ));
+        let faults =
+            unsound(row("tunnel"), &[(&row("tunnel").contenders[0], Side::Failed("crashed".to_owned()))]);
+        assert_eq!(faults[0], "wireguard-go could not be measured: crashed");
     }
 
     #[test]
     fn a_missed_target_that_the_project_fails_without_is_unsound() {
         let tunnel = row("tunnel");
         let sound = |theirs, ours| {
-            sound_row(
+            unsound(
                 tunnel,
                 &[(&tunnel.contenders[0], turns(theirs, 0)), (&tunnel.contenders[1], turns(ours, 0))],
             )
+            .is_empty()
         };
         assert!(!sound(10.0, 9.0));
-        assert!(sound_row(row("relay-single"), &[(&row("relay-single").contenders[0], turns(1.0, 0))]));
+        let theirs_is_missing = [
+            (&tunnel.contenders[0], Side::Missing("apt-get".to_owned())),
+            (&tunnel.contenders[1], turns(1.0, 0)),
+        ];
+        assert!(!unsound(tunnel, &theirs_is_missing).is_empty(), "nobody looked");
+        assert!(
+            unsound(row("relay-single"), &[(&row("relay-single").contenders[0], turns(1.0, 0))]).is_empty()
+        );
+    }
+
+    #[test]
+    fn a_load_that_gets_lost_is_unsound_whatever_it_costs() {
+        let single = row("relay-single");
+        let with = |lost, unexplained| {
+            let ledger = Some(Ledger { unexplained, ..Ledger::default() });
+            let sample = Sample { figures: vec![(Figure::Cost, 1.0)], lost, ledger, ..Sample::default() };
+            unsound(single, &[(&single.contenders[1], Side::Measured(vec![sample]))]).join("; ")
+        };
+        assert_eq!(with(0.001, 0), "");
+        assert_eq!(with(0.02, 0), "towpath lost 2.00 %, more than 1 %");
+        assert_eq!(with(0.0, 1), "towpath lost 1 packets without a cause");
     }
 
     #[test]

@@ -68,12 +68,7 @@ impl Programs {
     /// Why `contender` cannot be measured at the work of `row`, if a program is missing.
     #[must_use]
     pub fn missing(&self, contender: &Contender, row: &Row) -> Option<String> {
-        let program = match contender.who {
-            Who::Towpath | Who::Kernel => None,
-            Who::WireguardGo => Some("wireguard-go"),
-            Who::Boringtun => Some("boringtun-cli"),
-            Who::Coturn => Some("turnserver"),
-        };
+        let program = program(contender.who);
         let load = match row.work {
             Work::TunnelStream(_) | Work::CableStream | Work::TunnelEchoBesideStream(_) => Some("iperf3"),
             // It sets the rate for everyone.
@@ -85,6 +80,14 @@ impl Programs {
         needed.into_iter().flatten().find_map(|name| self.path(name).err()).map(|error| error.to_string())
     }
 
+    /// Name and version of what a side runs, if that is another project's.
+    #[must_use]
+    pub fn version_of(&self, who: Who) -> Option<String> {
+        let name = program(who)?;
+        let (_, path) = self.found.iter().find(|entry| entry.0 == name)?;
+        path.as_ref().map(|path| version(name, path))
+    }
+
     /// Name and version of each, as they say it themselves.
     #[must_use]
     pub fn versions(&self) -> Vec<String> {
@@ -93,6 +96,16 @@ impl Programs {
             None => format!("{name}: not here"),
         };
         self.found.iter().map(line).collect()
+    }
+}
+
+/// The program that a side runs, besides ours.
+fn program(who: Who) -> Option<&'static str> {
+    match who {
+        Who::Towpath | Who::Kernel => None,
+        Who::WireguardGo => Some("wireguard-go"),
+        Who::Boringtun => Some("boringtun-cli"),
+        Who::Coturn => Some("turnserver"),
     }
 }
 

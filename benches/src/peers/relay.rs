@@ -46,7 +46,7 @@ impl Relay {
             let mut arguments = vec!["--listen", &listen, "--realm", "bench", "--user-file", &users];
             arguments.extend(["--allow-peer", Address::ALL, "--allocations-per-user-max", "10000"]);
             // All flows are of one user and start at once.
-            arguments.extend(["--new-peers-per-user", "0", "--log-format", "json"]);
+            arguments.extend(["--new-peers-per-user", "0", "--log-format", "json", "--drain-timeout", "0"]);
             arguments.extend(contender.flags.split_whitespace());
             let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
             (Process::start("towpath-relay", Role::Relay, &arguments, namespace)?, "\"ready\"")
@@ -102,10 +102,11 @@ pub fn server() -> SocketAddr {
     SocketAddr::from((Address::RELAY, PORT))
 }
 
-/// A client with an allocation and a channel.
+/// A client with an allocation.
 pub struct TurnClient {
     client: Client,
     socket: UdpSocket,
+    relayed: Option<SocketAddr>,
 }
 
 impl TurnClient {
@@ -114,6 +115,16 @@ impl TurnClient {
     /// # Errors
     /// What the relay refuses, or its silence.
     pub fn connect(socket: UdpSocket, peer: SocketAddr, seed: u64) -> anyhow::Result<Self> {
+        let mut this = Self::allocate(socket, seed)?;
+        this.bind(peer)?;
+        Ok(this)
+    }
+
+    /// Allocates at the relay.
+    ///
+    /// # Errors
+    /// As [`TurnClient::connect`].
+    pub fn allocate(socket: UdpSocket, seed: u64) -> anyhow::Result<Self> {
         let config = ClientConfig {
             server: server(),
             username: USER.to_owned(),
@@ -121,27 +132,45 @@ impl TurnClient {
             family: None,
             seed,
         };
-        let mut this = Self { client: Client::new(config, now()), socket };
+        let mut this = Self { client: Client::new(config, now()), socket, relayed: None };
+        this.wait_for(|this| this.relayed.is_some())?;
+        Ok(this)
+    }
+
+    /// Binds a channel to `peer`.
+    ///
+    /// # Errors
+    /// As [`TurnClient::connect`].
+    pub fn bind(&mut self, peer: SocketAddr) -> anyhow::Result<()> {
+        self.client.bind_channel(peer, now()).context("no channel left")?;
+        self.wait_for(|this| this.client.channel(peer).is_some())
+    }
+
+    /// Where peers reach it.
+    ///
+    /// # Errors
+    /// Never after [`TurnClient::allocate`].
+    pub fn relayed(&self) -> anyhow::Result<SocketAddr> {
+        self.relayed.context("no allocation")
+    }
+
+    fn wait_for(&mut self, done: impl Fn(&Self) -> bool) -> anyhow::Result<()> {
         let deadline = now() + PATIENCE;
         let mut batch = ReceiveBatch::new(1, RECEIVE_LEN);
-        let mut wanted = false;
-        while this.client.channel(peer).is_none() {
+        while !done(self) {
             if now() > deadline {
                 bail!("the relay does not answer");
             }
-            while let Some(event) = this.client.poll_event() {
+            while let Some(event) = self.client.poll_event() {
                 match event {
                     Event::Failed { reason } => bail!("the relay: {reason}"),
-                    Event::Allocated { .. } if !wanted => {
-                        wanted = true;
-                        this.client.bind_channel(peer, now()).context("no channel left")?;
-                    }
+                    Event::Allocated { relayed, .. } => self.relayed = Some(relayed),
                     _ => {}
                 }
             }
-            this.exchange(&mut batch)?;
+            self.exchange(&mut batch)?;
         }
-        Ok(this)
+        Ok(())
     }
 
     /// Sends what is due, waits for an answer and takes it.

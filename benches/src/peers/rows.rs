@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::Plan;
 use super::figures::{Figure, Side};
 use super::target::{Target, Verdict};
 use crate::load::Load;
@@ -76,7 +75,9 @@ pub enum Work {
         /// How many.
         flows: usize,
     },
-    /// The same, counting system calls.
+    /// Relay one flow of ChannelData from a client to another client of the same relay.
+    RelayHairpin(Traffic),
+    /// [`Work::Relay`], counting system calls.
     RelaySystemCalls {
         /// Of all flows together.
         traffic: Traffic,
@@ -125,7 +126,11 @@ impl Work {
     #[must_use]
     pub fn columns(self) -> &'static [Column] {
         const DATAGRAMS: &[Column] = &[compared(Figure::Cost, "CPU ns/datagram"), given(Figure::Rate, "k/s")];
-        const STREAM: &[Column] = &[compared(Figure::Cost, "CPU s/GB"), compared(Figure::Rate, "Gbit/s")];
+        const TUNNEL_DATAGRAMS: &[Column] = &[DATAGRAMS[0], SENDING, RECEIVING, DATAGRAMS[1]];
+        const SENDING: Column = given(Figure::CostSending, "of it A");
+        const RECEIVING: Column = given(Figure::CostReceiving, "B");
+        const STREAM: &[Column] =
+            &[compared(Figure::Cost, "CPU s/GB"), SENDING, RECEIVING, compared(Figure::Rate, "Gbit/s")];
         const CALLS: &[Column] =
             &[compared(Figure::SystemCalls, "system calls/datagram"), given(Figure::Rate, "k/s")];
         const MEMORY: &[Column] =
@@ -141,7 +146,8 @@ impl Work {
             &[TIMES[0], TIMES[1], TIMES[2], TIMES[3], given(Figure::Rate, "Gbit/s beside")];
         const LOSS_FREE: &[Column] = &[compared(Figure::Rate, "k/s without loss")];
         match self {
-            Self::Forward(_) | Self::Relay { .. } | Self::TunnelDatagrams(_) => DATAGRAMS,
+            Self::Forward(_) | Self::Relay { .. } | Self::RelayHairpin(_) => DATAGRAMS,
+            Self::TunnelDatagrams(_) => TUNNEL_DATAGRAMS,
             Self::TunnelStream(_) | Self::CableStream => STREAM,
             Self::RelaySystemCalls { .. } => CALLS,
             Self::RelayMemory => MEMORY,
@@ -149,11 +155,6 @@ impl Work {
             Self::RelayLatency(_) | Self::TunnelEcho(_) => TIMES,
             Self::TunnelEchoBesideStream(_) => TIMES_BESIDE,
         }
-    }
-
-    /// Turns: memory hardly varies, and two thousand allocations take their time; a search has many trials in itself.
-    pub(super) fn runs(self, plan: &Plan) -> usize {
-        if matches!(self, Self::RelayMemory | Self::TunnelLossFree(_)) { plan.runs.min(3) } else { plan.runs }
     }
 }
 

@@ -50,8 +50,17 @@ pub fn highest(bounds: Bounds, mut holds: impl FnMut(u64) -> anyhow::Result<bool
     Ok(low)
 }
 
-/// The highest rate of single datagrams of `size` bytes that `carry` brings over with at most [`LOST_MAX`] missing, in
-/// datagrams a second; each trial lasts `trial`.
+/// What a search has found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// The highest rate that held, in datagrams a second.
+    pub rate: u64,
+    /// The share that was missing all the same, in the worst trial of a rate that held.
+    pub lost: f64,
+}
+
+/// The highest rate of single datagrams of `size` bytes that `carry` brings over with at most [`LOST_MAX`] missing; each
+/// trial lasts `trial`.
 ///
 /// # Errors
 /// Those of `carry`; and when not even the lowest rate holds.
@@ -59,11 +68,18 @@ pub fn loss_free(
     size: usize,
     trial: Duration,
     mut carry: impl FnMut(Load) -> anyhow::Result<Counted>,
-) -> anyhow::Result<u64> {
-    highest(BOUNDS, |rate| {
+) -> anyhow::Result<Found> {
+    let mut lost = 0.0f64;
+    let rate = highest(BOUNDS, |rate| {
         let load = Load { rate, size, burst: 1, superpackets: false, duration: trial, patient: true };
-        Ok(carry(load)?.holds(load, LOST_MAX))
-    })
+        let counted = carry(load)?;
+        let holds = counted.holds(load, LOST_MAX);
+        if holds {
+            lost = lost.max(1.0 - counted.share());
+        }
+        Ok(holds)
+    })?;
+    Ok(Found { rate, lost })
 }
 
 #[cfg(test)]
@@ -106,10 +122,11 @@ mod tests {
     #[test]
     fn a_search_ends_where_datagrams_get_lost() {
         let found = loss_free(64, Duration::from_secs(1), |load| {
-            let arrived = load.rate.min(50_000);
+            let arrived = load.rate.min(50_000) - 4;
             Ok(Counted { sent: load.rate, arrived, took: load.duration })
         });
         let found = found.unwrap();
-        assert!((47_000..=50_100).contains(&found), "{found}");
+        assert!((47_000..=50_100).contains(&found.rate), "{found:?}");
+        assert!(found.lost >= 4.0 / 5_000.0 - 1e-9 && found.lost <= LOST_MAX, "{found:?}");
     }
 }

@@ -7,7 +7,7 @@ use tools::run::environment::Environment;
 
 use super::figures::{Sample, Side, Spread, ledger, ratios, resident_mib};
 use super::programs::Programs;
-use super::rows::{Contender, Row};
+use super::rows::{Contender, Row, Who};
 use super::{Measured, Plan};
 
 /// Says where, with what and how often.
@@ -16,14 +16,20 @@ pub fn print_head(plan: &Plan, programs: &Programs) {
     println!("Linux {}, {} cores, {}", here.kernel, here.cores, here.cpu_model);
     println!("{}; towpath {}", programs.versions().join("; "), env!("CARGO_PKG_VERSION"));
     println!("load average before: {}", load_average());
-    println!("{} turns of {:?} each, in turns A B A B; median (least to most)", plan.runs, plan.duration);
+    println!("{} turns of {:?} each, in turns A B B A; median (least to most)", plan.runs, plan.duration);
+    if programs.version_of(Who::WireguardGo).is_some_and(|version| version.contains("20220316")) {
+        println!(
+            "This wireguard-go is of 2022 and cannot send UDP superpackets: to beat it says little. Build a newer one \
+             (git clone https://git.zx2c4.com/wireguard-go && make) and give it with --peer wireguard-go=PATH."
+        );
+    }
     if cfg!(debug_assertions) {
         println!("A debug build: these figures mean nothing. Use cargo run --release.");
     }
 }
 
 /// One table and the verdicts below it.
-pub fn print(row: &Row, note: &str, quick: bool, measured: &Measured<'_>) {
+pub fn print(row: &Row, note: &str, quick: bool, programs: &Programs, measured: &Measured<'_>) {
     let note = if note.is_empty() { String::new() } else { format!(", {note}") };
     println!("\n### {}{note} (`{}`)\n", row.title, row.name);
     let mut table = Table::new();
@@ -32,7 +38,13 @@ pub fn print(row: &Row, note: &str, quick: bool, measured: &Measured<'_>) {
     let base = measured.first().map_or(&[][..], |(_, side)| side.samples());
     for (contender, side) in measured {
         match side {
-            Side::Measured(samples) => table.add_row(cells(row, contender, samples, base)),
+            Side::Measured(samples) => {
+                let mut cells = cells(row, contender, samples, base);
+                if let Some(version) = programs.version_of(contender.who) {
+                    cells[0] = version;
+                }
+                table.add_row(cells)
+            }
             Side::Missing(reason) | Side::Failed(reason) => {
                 table.add_row([contender.name.to_owned(), format!("not measured: {reason}")])
             }
@@ -42,6 +54,13 @@ pub fn print(row: &Row, note: &str, quick: bool, measured: &Measured<'_>) {
     for verdict in verdicts(row, quick, measured) {
         // Two spaces break the line in Markdown.
         println!("{verdict}  ");
+    }
+}
+
+/// What makes the exit status 1.
+pub fn print_faults(row: &Row, faults: &[String]) {
+    for fault in faults {
+        println!("failed: {}: {fault}  ", row.name);
     }
 }
 

@@ -89,10 +89,11 @@ pub fn stream(
     duration: Duration,
 ) -> anyhow::Result<Sample> {
     let tunnel = Tunnel::start(world, contender, programs)?;
-    let before = tunnel.cpu_seconds();
+    let before = tunnel.cpu_seconds()?;
     let carried = Iperf::start(world, programs, INSIDE, streams, duration)?.finish()?;
-    let used = tunnel.cpu_seconds() - before;
-    let figures = vec![(Figure::Cost, used / (carried.bytes / 1e9)), (Figure::Rate, carried.gbit_s)];
+    let used = tunnel.cpu_seconds_since(before)?;
+    let mut figures = costs(used, carried.bytes / 1e9);
+    figures.push((Figure::Rate, carried.gbit_s));
     finish(tunnel, figures, carried.again)
 }
 
@@ -105,12 +106,12 @@ pub fn cable(world: &World, programs: &Programs, duration: Duration) -> anyhow::
     let iperf = Iperf::start(world, programs, [Address::A_DIRECT, Address::B_DIRECT], 1, duration)?;
     let both = [iperf.client.pid(), iperf.server.pid()];
     // Looked at before it ends, since then nothing is left to look at.
-    let cpu = || both.iter().map(|&pid| load::cpu_seconds(pid)).sum::<f64>();
+    let cpu = || both.iter().map(|&pid| load::cpu_seconds(pid)).sum::<std::io::Result<f64>>();
     let wait = Duration::from_secs(iperf.seconds).mul_f64(0.25);
     std::thread::sleep(wait);
-    let before = cpu();
+    let before = cpu()?;
     std::thread::sleep(wait * 2);
-    let used_a_second = (cpu() - before) / (wait * 2).as_secs_f64();
+    let used_a_second = (cpu()? - before) / (wait * 2).as_secs_f64();
     let resident_kib = both.iter().map(|&pid| load::resident_kib(pid, "VmHWM")).max().unwrap_or(0);
     let carried = iperf.finish()?;
     let bytes_a_second = carried.gbit_s * 1e9 / 8.0;
@@ -131,16 +132,14 @@ pub fn datagrams(
     let tunnel = Tunnel::start(world, contender, programs)?;
     let [source, sink] = inner_sockets(world)?;
     let flow = Flow { socket: source, to: sink.local_addr(), header: Vec::new() };
-    let before = tunnel.cpu_seconds();
+    let before = tunnel.cpu_seconds()?;
     let counted = load::run(load, &[flow], &sink)?;
-    let used = tunnel.cpu_seconds() - before;
+    let used = tunnel.cpu_seconds_since(before)?;
     if counted.arrived == 0 {
         bail!("nothing arrived at the other end");
     }
-    let figures = vec![
-        (Figure::Cost, used * 1e9 / counted.arrived as f64),
-        (Figure::Rate, counted.arrived as f64 / load.duration.as_secs_f64() / 1e3),
-    ];
+    let mut figures = costs(used, counted.arrived as f64 / 1e9);
+    figures.push((Figure::Rate, counted.arrived as f64 / load.duration.as_secs_f64() / 1e3));
     finish(tunnel, figures, 1.0 - counted.share())
 }
 
@@ -159,8 +158,8 @@ pub fn loss_free(
     let tunnel = Tunnel::start(world, contender, programs)?;
     let [source, sink] = inner_sockets(world)?;
     let flows = [Flow { socket: source, to: sink.local_addr(), header: Vec::new() }];
-    let rate = search::loss_free(size, trial, |load| Ok(load::run(load, &flows, &sink)?))?;
-    finish(tunnel, vec![(Figure::Rate, rate as f64 / 1e3)], 0.0)
+    let found = search::loss_free(size, trial, |load| Ok(load::run(load, &flows, &sink)?))?;
+    finish(tunnel, vec![(Figure::Rate, found.rate as f64 / 1e3)], found.lost)
 }
 
 /// One turn: datagrams there and back, each timed; with `beside`, while a TCP stream goes from A to B.
@@ -192,6 +191,16 @@ pub fn echo(
     let mut figures = times(&latencies);
     figures.push((Figure::Rate, gbit_s.unwrap_or(probe.rate as f64 / 1e3)));
     finish(tunnel, figures, latencies.lost())
+}
+
+/// What `work` units cost both ends together, and each.
+fn costs(used: [f64; 2], work: f64) -> Vec<(Figure, f64)> {
+    let [sending, receiving] = used.map(|seconds| seconds / work);
+    vec![
+        (Figure::Cost, sending + receiving),
+        (Figure::CostSending, sending),
+        (Figure::CostReceiving, receiving),
+    ]
 }
 
 /// Ends the tunnel; `figures` and what the ends say are the turn's.

@@ -138,6 +138,8 @@ fn settings() -> Settings {
         allocations_per_user_max: u32::MAX,
         // All clients here are one user and ask in the same instant.
         limits: Limits { new_peers_per_s: None, ..Limits::default() },
+        hairpin: true,
+        port_sharing: false,
     }
 }
 

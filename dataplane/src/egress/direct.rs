@@ -298,6 +298,13 @@ impl Egress for Direct {
         self.stats.clone()
     }
 
+    fn design(&self) -> &'static str {
+        match self.when_busy {
+            WhenBusy::Suspend => "suspend",
+            WhenBusy::Drop => "drop",
+        }
+    }
+
     fn close(&mut self) -> EgressStats {
         self.write_queue();
         let pending = self.pending();

@@ -19,18 +19,24 @@ pub enum Verdict {
     Fatal,
 }
 
-/// The verdict on a UDP send of `segments` datagrams that failed with `errno`.
+/// The verdict on a UDP send of `segments` datagrams that failed with `errno`. What ICMP may have left pending on a
+/// connected socket, or on one with [`crate::sys::udp::UdpOptions::errors`], gets a second chance.
 #[must_use]
 pub fn judge_send(errno: i32, segments: usize) -> Verdict {
     match errno {
         libc::EAGAIN => Verdict::Busy,
         libc::ECANCELED | libc::EINTR => Verdict::Again,
         libc::EMSGSIZE | libc::EINVAL | libc::EIO if segments > 1 => Verdict::Resegment,
-        libc::EMSGSIZE => Verdict::Drop(Cause::EgressTooBig),
+        libc::EMSGSIZE => Verdict::Once(Cause::EgressTooBig),
         libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => {
             Verdict::Once(Cause::EgressUnreachable)
         }
-        libc::EPERM | libc::EACCES => Verdict::Drop(Cause::EgressDenied),
+        // What else ICMP leaves behind for the next send: no send fails with these for its own sake.
+        libc::EPROTO | libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::ENONET => {
+            Verdict::Once(Cause::EgressUnreachable)
+        }
+        libc::EACCES => Verdict::Once(Cause::EgressDenied),
+        libc::EPERM => Verdict::Drop(Cause::EgressDenied),
         libc::ENOBUFS | libc::ENOMEM => Verdict::Drop(Cause::EgressNoMemory),
         libc::EBADF | libc::ENOTSOCK | libc::ENXIO => Verdict::Fatal,
         _ => Verdict::Drop(Cause::EgressInvalid),
@@ -58,8 +64,29 @@ mod tests {
     #[test]
     fn a_superpacket_is_taken_apart_and_a_datagram_is_not() {
         assert_eq!(judge_send(libc::EMSGSIZE, 2), Verdict::Resegment);
-        assert_eq!(judge_send(libc::EMSGSIZE, 1), Verdict::Drop(Cause::EgressTooBig));
+        assert_eq!(judge_send(libc::EMSGSIZE, 1), Verdict::Once(Cause::EgressTooBig));
         assert_eq!(judge_send(libc::EINVAL, 1), Verdict::Drop(Cause::EgressInvalid));
+    }
+
+    /// The errnos that the kernel makes of ICMP and ICMPv6 errors (icmp(7): icmp_err_convert, icmpv6_err_convert).
+    #[test]
+    fn an_error_that_icmp_left_behind_is_forgiven_once() {
+        let of_icmp = [
+            libc::ENETUNREACH,
+            libc::EHOSTUNREACH,
+            libc::ENOPROTOOPT,
+            libc::ECONNREFUSED,
+            libc::EMSGSIZE,
+            libc::EOPNOTSUPP,
+            libc::EHOSTDOWN,
+            libc::ENONET,
+            libc::EPROTO,
+            libc::EACCES,
+        ];
+        for errno in of_icmp {
+            assert!(matches!(judge_send(errno, 1), Verdict::Once(_)), "errno {errno}");
+            assert!(!matches!(judge_send(errno, 2), Verdict::Drop(_)), "errno {errno}");
+        }
     }
 
     #[test]

@@ -40,6 +40,10 @@ pub struct Target {
     pub from: Option<IpAddr>,
     /// The two ECN bits of the outer header (RFC 3168).
     pub ecn: u8,
+    /// Never fragmented: above the path MTU that the kernel knows it is dropped instead, as
+    /// [`crate::drops::Cause::EgressTooBig`]. Such datagrams leave one by one; over IPv4 they carry DF where the socket
+    /// has [`crate::sys::udp::UdpOptions::path_mtu`].
+    pub dont_fragment: bool,
 }
 
 /// Which packets go first when there is not room for all.
@@ -79,6 +83,10 @@ pub struct EgressStats {
     pub enters: u64,
     /// Times a packet had to wait in a socket's waiting queue.
     pub waited: u64,
+    /// Slots of the fixed ring; 0 for the designs without one.
+    pub slots: u64,
+    /// Slots the kernel has now, or whose completion nobody has reaped.
+    pub slots_in_flight: u64,
     /// Times the ring was full and its queue was submitted and waited for.
     pub ring_full: u64,
     /// Times the completion thread was woken.
@@ -132,6 +140,9 @@ pub trait Egress {
 
     /// Figures so far.
     fn stats(&self) -> EgressStats;
+
+    /// Its name, as `--io` has it.
+    fn design(&self) -> &'static str;
 
     /// Ends: submits what is filled, reaps, stops the design's threads, and counts what has not left as
     /// [`crate::drops::Cause::Shutdown`]. Flush until [`Egress::pending`] is zero before, for as long as there is time.

@@ -76,7 +76,7 @@ fn loop_datagram(uring: &mut impl Egress, now: Instant) -> Result<(), String> {
         _ => text(error),
     })?;
     let port = uring.add_socket(socket.fd().clone()).map_err(text)?;
-    let target = Target { port, to: socket.local_addr(), from: None, ecn: 0 };
+    let target = Target { port, to: socket.local_addr(), from: None, ecn: 0, dont_fragment: false };
     uring.append(&target, 4, Class::Control, |slot| {
         slot.copy_from_slice(b"loop");
         true

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::{Cause, Drops};
 use crate::offload::virtio::HEADER_LEN;
 use crate::sys::tun::Offloads;
+use crate::sys::udp::send_message;
 
 /// Packets on their way to one port's task.
 const CHANNEL: usize = 1_000;
@@ -74,9 +75,17 @@ impl Runtime {
         let (new_ports, receiver) = unbounded_channel();
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
-        let thread = thread::Builder::new()
-            .name("towpath-runtime".into())
-            .spawn(move || tokio_uring::start(serve(receiver, theirs)))?;
+        let (runs, running) = mpsc::channel();
+        let thread = thread::Builder::new().name("towpath-runtime".into()).spawn(move || {
+            tokio_uring::start(async {
+                // `new` waits for it.
+                let _ = runs.send(());
+                serve(receiver, theirs).await;
+            });
+        })?;
+        // Its ring is made by then: a program that confines itself afterwards may no longer make one.
+        let ended = |_| io::Error::other("the runtime's thread has ended: it could not make its ring");
+        running.recv().map_err(ended)?;
         let ports = Ports::default();
         Ok(Self { ports, new_ports: Some(new_ports), thread: Some(thread), shared, offered: 0, closed: 0 })
     }
@@ -125,7 +134,7 @@ async fn write_port(mut port: NewPort, shared: Arc<Shared>) {
         Kind::Device(_) => Writer::Device(tokio_uring::fs::File::from_std(std::fs::File::from(fd))),
     };
     while let Some(parcel) = port.parcels.recv().await {
-        write_parcel(&writer, parcel, &shared).await;
+        write_parcel(&port.fd, &writer, parcel, &shared).await;
     }
     if let Writer::Device(file) = writer {
         // The descriptor is a duplicate: closing it early changes nothing for others.
@@ -133,12 +142,16 @@ async fn write_port(mut port: NewPort, shared: Arc<Shared>) {
     }
 }
 
-async fn write_parcel(writer: &Writer, parcel: Parcel, shared: &Shared) {
+async fn write_parcel(fd: &OwnedFd, writer: &Writer, parcel: Parcel, shared: &Shared) {
     let (mut bytes, mut retried) = (parcel.bytes, false);
     loop {
         let len = bytes.len();
         shared.operations.fetch_add(1, Ordering::Relaxed);
         let (result, back) = match (writer, parcel.target) {
+            // The runtime passes no control messages, so what must not be fragmented goes around it.
+            (Writer::Socket(_), Some(target)) if target.dont_fragment => {
+                (send_message(fd, &target, &bytes, len).map(|()| len), bytes)
+            }
             (Writer::Socket(socket), Some(target)) => socket.send_to(bytes, target.to).await,
             (Writer::Device(file), _) => file.write_at(bytes, 0).submit().await,
             (Writer::Socket(_), None) => return shared.count_drop(Cause::EgressInvalid),
@@ -226,6 +239,10 @@ impl Egress for Runtime {
             drops,
             ..EgressStats::default()
         }
+    }
+
+    fn design(&self) -> &'static str {
+        "runtime"
     }
 
     fn close(&mut self) -> EgressStats {

@@ -289,5 +289,5 @@ impl Reap for SimReap {
 /// A port for targets on a simulated ring.
 #[must_use]
 pub fn target(port: Port, to: std::net::SocketAddr) -> Target {
-    Target { port, to, from: None, ecn: 0 }
+    Target { port, to, from: None, ecn: 0, dont_fragment: false }
 }

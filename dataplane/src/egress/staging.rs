@@ -287,10 +287,12 @@ impl Staging {
                     self.free_sockets.push(slot);
                     return false;
                 }
-                // An empty datagram has no segment size, so it stays alone.
-                let open = self.gso && len > 0 && self.may_join(target, len);
+                // An empty datagram has no segment size, so it stays alone. So does one that must not be fragmented: the
+                // kernel leaves DF out where the superpacket as a whole is above the MTU.
+                let open = self.gso && len > 0 && !target.dont_fragment && self.may_join(target, len);
                 self.last = open.then_some(self.filled.len());
-                self.set_open(target, self.last);
+                // What comes after such a datagram must not join what came before it.
+                self.set_open(&Target { dont_fragment: false, ..*target }, self.last);
                 let content = Content::Datagrams { target: *target, segment_size: len, segments: 1, class };
                 let order = self.filled.len() as u32;
                 self.filled.push(Filled { slot, len, order, content });
@@ -399,7 +401,7 @@ mod tests {
     }
 
     fn target(port: u16) -> Target {
-        Target { port: Port(0), to: ([192, 0, 2, 1], port).into(), from: None, ecn: 0 }
+        Target { port: Port(0), to: ([192, 0, 2, 1], port).into(), from: None, ecn: 0, dont_fragment: false }
     }
 
     fn put(staging: &mut Staging, target: &Target, bytes: &[u8]) -> bool {
@@ -433,6 +435,21 @@ mod tests {
         }
         let slots = sealed(&mut staging);
         assert_eq!(slots, vec![(1, 4, 3, b"aaaabbbbcc".to_vec()), (1, 2, 1, b"dd".to_vec())]);
+    }
+
+    #[test]
+    fn what_must_not_be_fragmented_goes_alone_and_is_not_overtaken() {
+        let mut staging = staging(8, true);
+        let whole = Target { dont_fragment: true, ..target(1) };
+        for (target, bytes) in
+            [(target(1), b"a"), (target(1), b"b"), (whole, b"c"), (whole, b"d"), (target(1), b"e")]
+        {
+            assert!(put(&mut staging, &target, bytes));
+        }
+        let slots: Vec<(usize, Vec<u8>)> =
+            sealed(&mut staging).into_iter().map(|slot| (slot.2, slot.3)).collect();
+        let expected = [(2, b"ab".to_vec()), (1, b"c".to_vec()), (1, b"d".to_vec()), (1, b"e".to_vec())];
+        assert_eq!(slots, expected);
     }
 
     #[test]

@@ -253,6 +253,10 @@ impl Egress for Threaded {
         stats
     }
 
+    fn design(&self) -> &'static str {
+        "threaded"
+    }
+
     fn close(&mut self) -> EgressStats {
         self.sockets.stop();
         self.devices.stop();

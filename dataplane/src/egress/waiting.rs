@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     fn target() -> Target {
-        Target { port: Port(0), to: ([192, 0, 2, 1], 9).into(), from: None, ecn: 0 }
+        Target { port: Port(0), to: ([192, 0, 2, 1], 9).into(), from: None, ecn: 0, dont_fragment: false }
     }
 
     fn push(waiting: &mut Waiting, class: Class, bytes: &[u8], now: Instant, drops: &mut Drops) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
-use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token};
+use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, read_errors};
 use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 /// Superpackets taken from one source before the next has its turn.
@@ -71,17 +71,22 @@ impl Epoll {
         failed: bool,
         handler: &mut impl FnMut(Received<'_>),
     ) -> io::Result<()> {
+        if failed && let Some(Entry { source: Source::UdpWithErrors, fd, .. }) = self.sources.get(&token) {
+            // First, so that what is pending fails neither the receive below nor a send of this batch.
+            self.more |= read_errors(fd.as_fd(), token, &mut self.stats, handler);
+        }
         match self.sources.get(&token) {
             // Errors are reported for a paused device too; reading is what tells that it is gone.
             Some(Entry { source: Source::Tun, reading: false, .. }) if failed => {
                 self.read_device(token, handler)
             }
-            Some(Entry { source: Source::Udp, reading: true, .. }) => {
+            Some(Entry { source: Source::Udp | Source::UdpWithErrors, reading: true, .. }) => {
                 self.read_socket(token, handler);
                 Ok(())
             }
             Some(Entry { source: Source::Tun, reading: true, .. }) => self.read_device(token, handler),
-            Some(Entry { source: Source::Ready, .. }) => {
+            // A paused one that has failed would be reported for ever, so it is handed over.
+            Some(Entry { source: Source::Ready, reading, .. }) if *reading || failed => {
                 handler(Received { token, meta: Meta::Ready, bytes: &mut [] });
                 Ok(())
             }
@@ -196,6 +201,9 @@ impl Ingress for Epoll {
             let flags = event.flags;
             if flags.contains(epoll::EventFlags::OUT) {
                 self.modify(token, |entry| entry.writing = false);
+                if self.sources.get(&token).is_some_and(|entry| entry.source == Source::Ready) {
+                    handler(Received { token, meta: Meta::Writable, bytes: &mut [] });
+                }
             }
             if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
                 let failed = flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP);
@@ -218,5 +226,9 @@ impl Ingress for Epoll {
 
     fn stats(&self) -> IngressStats {
         self.stats
+    }
+
+    fn design(&self) -> &'static str {
+        "epoll"
     }
 }

@@ -11,6 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use crate::sys::error_queue::{self, IcmpError};
+
 /// The caller's name for a source; comes back with everything received from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub u32);
@@ -20,9 +22,12 @@ pub struct Token(pub u32);
 pub enum Source {
     /// A UDP socket with UDP_GRO, packet info and SO_RXQ_OVFL switched on (see [`crate::sys::udp::UdpSocket`]).
     Udp,
+    /// The same, and with [`crate::sys::udp::UdpOptions::errors`]: what its error queue holds comes as [`Meta::Icmp`].
+    UdpWithErrors,
     /// A TUN device whose packets start with a virtio_net header (see [`crate::sys::tun::Tun`]).
     Tun,
-    /// A descriptor whose bytes the application reads itself (a signalfd, a listener): only readiness is reported.
+    /// A descriptor whose bytes the application reads and writes itself (a signalfd, a listener, a connection): only
+    /// readiness is reported, again in every poll for as long as it lasts.
     Ready,
 }
 
@@ -39,10 +44,14 @@ pub enum Meta {
         /// Equal to the length for a single datagram; never zero unless the datagram is empty.
         segment_size: usize,
     },
+    /// An ICMP error about a datagram that left through a [`Source::UdpWithErrors`]; without bytes.
+    Icmp(IcmpError),
     /// From a TUN device: a virtio_net header and one IP packet or superpacket.
     Tun,
-    /// The source is readable.
+    /// The source is readable, or it has failed, which reading it will tell.
     Ready,
+    /// A [`Source::Ready`] can be written, after [`Ingress::wake_when_writable`]; or it has failed, which writing will tell.
+    Writable,
 }
 
 /// One superpacket, valid until the handler returns.
@@ -89,6 +98,9 @@ impl<'a> Iterator for Segments<'a> {
 /// fit into its waiting queue, after which the device is not read.
 pub const DEVICE_BYTES: usize = 64 * 1024;
 
+/// ICMP errors taken from one socket before the next has its turn.
+const ERRORS: usize = 16;
+
 /// Figures an ingress keeps about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IngressStats {
@@ -102,7 +114,7 @@ pub struct IngressStats {
     pub kernel_drops_skbs: u64,
     /// Superpackets longer than the buffer, dropped.
     pub truncated: u64,
-    /// Receive errors that were survived.
+    /// Receive errors that were survived, and entries of error queues.
     pub errors: u64,
     /// Times a multishot receive ended and was armed again.
     pub rearmed: u64,
@@ -122,7 +134,7 @@ pub trait Ingress {
     /// Stops (`false`) or resumes (`true`) reading a source, to slow it down.
     fn set_reading(&mut self, token: Token, reading: bool);
 
-    /// Asks to be woken, once, when a UDP source can be written again.
+    /// Asks to be woken, once, when a source can be written again. Of a [`Source::Ready`], [`Meta::Writable`] says so.
     fn wake_when_writable(&mut self, token: Token);
 
     /// Waits at most `timeout` for something to arrive, then hands over what is there, a bounded amount, in order for
@@ -144,6 +156,23 @@ pub trait Ingress {
 
     /// Figures so far.
     fn stats(&self) -> IngressStats;
+
+    /// Its name, as `--ingress` has it.
+    fn design(&self) -> &'static str;
+}
+
+/// Hands over what is in the error queue of a socket, a bounded amount. `true`: there may be more.
+fn read_errors(
+    fd: BorrowedFd<'_>,
+    token: Token,
+    stats: &mut IngressStats,
+    handler: &mut impl FnMut(Received<'_>),
+) -> bool {
+    let each = |error| handler(Received { token, meta: Meta::Icmp(error), bytes: &mut [] });
+    let taken = error_queue::drain(fd, ERRORS, each);
+    stats.errors += taken as u64;
+    stats.system_calls += taken as u64 + 1;
+    taken == ERRORS
 }
 
 /// The error that ends the program when its TUN device can no longer be read.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token};
+use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, read_errors};
 use crate::sys::receive_ring::{After, Event, ReceiveRing, parse_datagram};
 
 /// Provided buffers for datagrams, 64 KiB each; only what is used is ever touched.
@@ -16,6 +16,7 @@ const DEVICE_BUFFERS: u16 = 16;
 /// What an operation is, in the upper bits of its user data.
 const RECEIVE: u64 = 0;
 const WRITABLE: u64 = 1;
+const ERRORS: u64 = 2;
 
 struct Entry {
     fd: OwnedFd,
@@ -24,6 +25,8 @@ struct Entry {
     /// A receive is armed with the kernel.
     armed: bool,
     writing: bool,
+    /// A poll for errors is armed: a receive is not told of one that a send has met already.
+    watched: bool,
     /// Tells operations of an earlier source with this token apart.
     generation: u32,
     dropped: u32,
@@ -72,18 +75,31 @@ impl UringIngress {
         self.ring.has_kept() && self.sources.values().any(|entry| entry.kept > 0 && entry.reading)
     }
 
+    /// Arms what a source needs and has not armed.
     fn arm(&mut self, token: Token) -> io::Result<()> {
+        self.watch_errors(token)?;
         let wanted = |entry: &&mut Entry| entry.reading && !entry.armed;
         let Some(entry) = self.sources.get_mut(&token).filter(wanted).filter(|_| !self.finishing) else {
             return Ok(());
         };
         let data = user_data(token, entry.generation, RECEIVE);
         match entry.source {
-            Source::Udp => self.ring.arm_receive(entry.fd.as_fd(), data)?,
+            Source::Udp | Source::UdpWithErrors => self.ring.arm_receive(entry.fd.as_fd(), data)?,
             Source::Tun => self.ring.arm_read(entry.fd.as_fd(), data)?,
             Source::Ready => self.ring.arm_poll(entry.fd.as_fd(), libc::POLLIN, data)?,
         }
         entry.armed = true;
+        Ok(())
+    }
+
+    fn watch_errors(&mut self, token: Token) -> io::Result<()> {
+        let wanted = |entry: &&mut Entry| entry.source == Source::UdpWithErrors && !entry.watched;
+        let Some(entry) = self.sources.get_mut(&token).filter(wanted).filter(|_| !self.finishing) else {
+            return Ok(());
+        };
+        // Errors are reported whatever is asked for (poll(2)). Armed while one is queued, it completes at once.
+        self.ring.arm_poll(entry.fd.as_fd(), libc::POLLERR, user_data(token, entry.generation, ERRORS))?;
+        entry.watched = true;
         Ok(())
     }
 }
@@ -113,6 +129,18 @@ fn complete(
     }
     if event.user_data >> 56 == WRITABLE {
         entry.writing = false;
+        if entry.source == Source::Ready && event.result != -libc::ECANCELED {
+            handler(Received { token, meta: Meta::Writable, bytes: &mut [] });
+        }
+        return After::Return;
+    }
+    if event.user_data >> 56 == ERRORS {
+        entry.watched = false;
+        if event.result >= 0 {
+            // What is left over completes the next poll at once.
+            read_errors(entry.fd.as_fd(), token, stats, handler);
+            ended.push(token);
+        }
         return After::Return;
     }
     if !event.more {
@@ -125,6 +153,8 @@ fn complete(
         return After::Return;
     }
     match (entry.source, event.bytes) {
+        // A poll that was answered just before its source was paused is asked again when the source is resumed.
+        (Source::Ready, _) if !entry.reading => {}
         (Source::Ready, _) => handler(Received { token, meta: Meta::Ready, bytes: &mut [] }),
         (Source::Tun, Some(bytes)) if !bytes.is_empty() => {
             // Nothing overtakes what is kept.
@@ -139,7 +169,7 @@ fn complete(
             stats.packets += 1;
             handler(Received { token, meta: Meta::Tun, bytes });
         }
-        (Source::Udp, Some(bytes)) => hand_over(token, entry, bytes, stats, handler),
+        (Source::Udp | Source::UdpWithErrors, Some(bytes)) => hand_over(token, entry, bytes, stats, handler),
         _ => {}
     }
     After::Return
@@ -206,20 +236,22 @@ impl Ingress for UringIngress {
             reading: true,
             armed: false,
             writing: false,
+            watched: false,
             generation,
             dropped: 0,
             kept: 0,
         };
         self.sources.insert(token, entry);
-        self.arm(token).inspect_err(|_| {
-            self.sources.remove(&token);
-        })
+        self.arm(token).inspect_err(|_| self.remove(token))
     }
 
     fn remove(&mut self, token: Token) {
         if let Some(entry) = self.sources.remove(&token) {
             self.ring.cancel(user_data(token, entry.generation, RECEIVE));
             self.ring.cancel(user_data(token, entry.generation, WRITABLE));
+            if entry.watched {
+                self.ring.cancel(user_data(token, entry.generation, ERRORS));
+            }
         }
     }
 
@@ -278,5 +310,9 @@ impl Ingress for UringIngress {
 
     fn stats(&self) -> IngressStats {
         self.stats
+    }
+
+    fn design(&self) -> &'static str {
+        "uring"
     }
 }

@@ -53,6 +53,8 @@ impl AttributeType {
     pub const RESERVATION_TOKEN: Self = Self(0x0022);
     /// RFC 8656 section 18.11.
     pub const ADDITIONAL_ADDRESS_FAMILY: Self = Self(0x8000);
+    /// What ADDITIONAL-ADDRESS-FAMILY was in drafts, and is in clients made with coturn 4.6; IANA has given it to nobody.
+    pub const ADDITIONAL_ADDRESS_FAMILY_DRAFT: Self = Self(0x8032);
     /// RFC 8656 section 18.12.
     pub const ADDRESS_ERROR_CODE: Self = Self(0x8001);
     /// RFC 8489 section 14.11.

@@ -329,12 +329,15 @@ impl<'a> Message<'a> {
         Ok(family.map(AddressFamily::from_number))
     }
 
-    /// ADDITIONAL-ADDRESS-FAMILY.
+    /// ADDITIONAL-ADDRESS-FAMILY, under its own number or that of the drafts.
     ///
     /// # Errors
     /// When it is not four bytes long.
     pub fn additional_address_family(&self) -> Result<Option<AddressFamily>, BadAttribute> {
-        let family = self.decoded(AttributeType::ADDITIONAL_ADDRESS_FAMILY, first_of_four)?;
+        let family = match self.decoded(AttributeType::ADDITIONAL_ADDRESS_FAMILY, first_of_four)? {
+            None => self.decoded(AttributeType::ADDITIONAL_ADDRESS_FAMILY_DRAFT, first_of_four)?,
+            family => family,
+        };
         Ok(family.map(AddressFamily::from_number))
     }
 

@@ -257,6 +257,7 @@ proptest! {
         let mut buffer = [dirt; 1000];
         let mut writer = Writer::new(&mut buffer, Class::Error, Method::Allocate, TransactionId(transaction)).unwrap();
         writer.xor_mapped_address(address).xor_peer_address(address).xor_relayed_address(address);
+        writer.alternate_server(address);
         writer.address(AttributeType::MAPPED_ADDRESS, address).lifetime(lifetime).channel_number(number);
         writer.error_code(ErrorCode(code), "because").reservation_token(token).icmp(icmp).even_port(true);
         writer.requested_transport(17).requested_address_family(AddressFamily::V6).dont_fragment();
@@ -270,6 +271,7 @@ proptest! {
         prop_assert_eq!(message.xor_peer_addresses().collect::<Vec<_>>(), vec![Ok(address)]);
         prop_assert_eq!(message.xor_relayed_address(), Ok(Some(address)));
         prop_assert_eq!(message.mapped_address(), Ok(Some(address)));
+        prop_assert_eq!(message.address(AttributeType::ALTERNATE_SERVER), Ok(Some(address)));
         prop_assert_eq!(message.lifetime(), Ok(Some(lifetime)));
         prop_assert_eq!(message.channel_number(), Ok(Some(number)));
         prop_assert_eq!(message.error_code(), Ok(Some(ErrorCode(code))));
@@ -291,4 +293,33 @@ proptest! {
         let again = raw(&list);
         prop_assert_eq!(&again[HEADER_LEN..], &buffer[HEADER_LEN..again.len()]);
     }
+}
+
+#[test]
+fn an_additional_family_is_read_under_its_number_and_under_that_of_the_drafts() {
+    let read = |fill: &dyn Fn(&mut Writer<'_>)| {
+        let mut buffer = [0; 100];
+        let mut writer =
+            Writer::new(&mut buffer, Class::Request, Method::Allocate, TransactionId([1; 12])).unwrap();
+        fill(&mut writer);
+        let len = writer.finish(None, false).unwrap();
+        Message::parse(&buffer[..len]).unwrap().additional_address_family()
+    };
+    let (own, draft) =
+        (AttributeType::ADDITIONAL_ADDRESS_FAMILY, AttributeType::ADDITIONAL_ADDRESS_FAMILY_DRAFT);
+    assert_eq!(read(&|_| {}), Ok(None));
+    for kind in [own, draft] {
+        let family = |writer: &mut Writer<'_>| {
+            writer.attribute(kind, &[2, 0, 0, 0]);
+        };
+        assert_eq!(read(&family), Ok(Some(AddressFamily::V6)));
+        let short = |writer: &mut Writer<'_>| {
+            writer.attribute(kind, &[2]);
+        };
+        assert_eq!(read(&short), Err(BadAttribute(kind.0)));
+    }
+    let both = |writer: &mut Writer<'_>| {
+        writer.attribute(draft, &[2, 0, 0, 0]).attribute(own, &[1, 0, 0, 0]);
+    };
+    assert_eq!(read(&both), Ok(Some(AddressFamily::V4)), "its own number wins");
 }

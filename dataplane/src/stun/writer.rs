@@ -88,6 +88,11 @@ impl<'a> Writer<'a> {
         self.xor_address(AttributeType::XOR_RELAYED_ADDRESS, address)
     }
 
+    /// Appends ALTERNATE-SERVER (RFC 8489 section 14.15), which is not XORed.
+    pub fn alternate_server(&mut self, address: SocketAddr) -> &mut Self {
+        self.address(AttributeType::ALTERNATE_SERVER, address)
+    }
+
     /// Appends USERNAME.
     pub fn username(&mut self, username: &[u8]) -> &mut Self {
         self.attribute(AttributeType::USERNAME, username)

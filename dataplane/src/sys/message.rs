@@ -78,7 +78,9 @@ impl SendHeader {
                 false => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &value),
             }
         }
-        if segment_size < len {
+        // IPv4 has no control message for DF. But a segment must fit the path MTU, or the kernel refuses with EMSGSIZE
+        // (udp(7)): a superpacket of one is never fragmented here, and DF is what the socket's IP_MTU_DISCOVER says.
+        if segment_size < len || target.dont_fragment && len > 0 {
             control.push(libc::IPPROTO_UDP, UDP_SEGMENT, &(segment_size as u16).to_ne_bytes());
         }
         let control_len = control.len;
@@ -143,6 +145,16 @@ pub struct ReceiveInfo {
     pub dropped: Option<u32>,
 }
 
+/// The first `len` bytes, and what shares a word with them, of control messages that the kernel wrote; then zeros.
+pub(super) fn control_bytes(control: &[u64; RECEIVE_CONTROL / 8], len: usize) -> [u8; RECEIVE_CONTROL] {
+    let mut bytes = [0u8; RECEIVE_CONTROL];
+    let words = len.div_ceil(8).min(control.len());
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(&control[..words]) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
 /// Reads the control messages that the kernel wrote; stops at the first that does not fit.
 #[must_use]
 pub fn parse_control(mut bytes: &[u8]) -> ReceiveInfo {
@@ -178,7 +190,8 @@ pub fn parse_control(mut bytes: &[u8]) -> ReceiveInfo {
     info
 }
 
-fn next_control(bytes: &[u8]) -> Option<(i32, i32, &[u8], &[u8])> {
+/// Splits off the first control message: level, type, data, and what follows.
+pub(super) fn next_control(bytes: &[u8]) -> Option<(i32, i32, &[u8], &[u8])> {
     let len = usize::from_ne_bytes(bytes.get(..8)?.try_into().ok()?);
     let level = i32::from_ne_bytes(bytes.get(8..12)?.try_into().ok()?);
     let kind = i32::from_ne_bytes(bytes.get(12..16)?.try_into().ok()?);

@@ -16,6 +16,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::address::{self, ADDRESS_LEN};
 use super::message::{self, RECEIVE_CONTROL, ReceiveInfo};
+use super::ring::{REGISTER_SYNC_CANCEL, restrict};
 
 /// `struct io_uring_recvmsg_out`.
 const OUT_HEADER: usize = 16;
@@ -25,6 +26,9 @@ const FRONT: usize = OUT_HEADER + ADDRESS_LEN.next_multiple_of(4) + RECEIVE_CONT
 pub const PAYLOAD: usize = 65_536 + 64;
 /// Size of one buffer.
 const BUFFER: usize = (FRONT + PAYLOAD).next_multiple_of(64);
+/// IORING_REGISTER_PROBE and IORING_UNREGISTER_PBUF_RING (linux/io_uring.h).
+const REGISTER_PROBE: u8 = 8;
+const UNREGISTER_BUFFERS: u8 = 23;
 /// Completions taken at a time.
 const BATCH: usize = 64;
 /// Bytes that may arrive before the kernel runs out of buffers, for datagrams and for devices. The kernel fills one buffer
@@ -238,7 +242,12 @@ impl ReceiveRing {
     pub fn new(datagrams: u16, devices: u16) -> io::Result<Self> {
         let (datagrams, devices) = (datagrams.next_power_of_two(), devices.next_power_of_two());
         let mut builder = IoUring::builder();
-        builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_cqsize(4096);
+        builder
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_cqsize(4096)
+            .setup_r_disabled();
         let ring: IoUring = builder.dontfork().build(256)?;
         let count = datagrams + devices;
         let buffers = Mapping::new(usize::from(count) * BUFFER)?;
@@ -252,6 +261,12 @@ impl ReceiveRing {
             // SAFETY: the mapping holds `count` entries, is page-aligned and lives until the ring is gone (see `drop`).
             unsafe { ring.submitter().register_buf_ring_with_flags(address, group.count, group.id, 0)? };
         }
+        restrict(
+            &ring,
+            &[opcode::RecvMsgMulti::CODE, opcode::ReadMulti::CODE, opcode::PollAdd::CODE],
+            squeue::Flags::BUFFER_SELECT,
+            &[REGISTER_SYNC_CANCEL, REGISTER_PROBE, UNREGISTER_BUFFERS],
+        )?;
         let kept = VecDeque::with_capacity(usize::from(count));
         let mut this = Self { ring, buffers, datagrams, devices, kept, template, enters: 0 };
         this.refill();

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::register::Restriction;
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
 use super::slab::{SLOT_LEN, Slab, Slot};
 use crate::egress::Target;
@@ -39,7 +40,18 @@ pub struct SubmitHalf {
 /// The reaping half.
 pub struct ReapHalf {
     shared: Arc<Shared>,
+    /// By slot: what a zero-copy send came to, until its notification brings the slot back.
+    results: Box<[i32]>,
+    /// Notifications that said the kernel had copied after all.
+    copied: u64,
 }
+
+/// IORING_SEND_ZC_REPORT_USAGE and IORING_NOTIF_USAGE_ZC_COPIED of io_uring.h, which the crate does not name.
+const REPORT_USAGE: u16 = 1 << 3;
+const WAS_COPIED: u32 = 1 << 31;
+
+/// IORING_REGISTER_SYNC_CANCEL (linux/io_uring.h): the crate keeps its names for registrations to itself.
+pub(super) const REGISTER_SYNC_CANCEL: u8 = 24;
 
 /// Sets up a ring for the slots of `slab`; slots from `register_from` on are registered for device writes.
 /// The calling thread is the submitter from then on.
@@ -52,6 +64,7 @@ pub fn new(slab: Arc<Slab>, register_from: usize) -> io::Result<(SubmitHalf, Rea
     let mut builder = IoUring::builder();
     // Twice the slots would do.
     builder.setup_cqsize(entries * 4).setup_submit_all().setup_single_issuer().setup_coop_taskrun();
+    builder.setup_r_disabled();
     let ring: IoUring = builder.dontfork().build(entries)?;
     let mut registered_from = slab.count();
     if register_from < slab.count() {
@@ -64,9 +77,40 @@ pub fn new(slab: Arc<Slab>, register_from: usize) -> io::Result<(SubmitHalf, Rea
             registered_from = register_from;
         }
     }
+    let results = vec![0; slab.count()].into();
+    restrict(
+        &ring,
+        &[opcode::SendMsg::CODE, opcode::SendMsgZc::CODE, opcode::Write::CODE, opcode::WriteFixed::CODE],
+        squeue::Flags::IO_LINK,
+        &[REGISTER_SYNC_CANCEL],
+    )?;
     let shared = Arc::new(Shared { ring, slab, in_flight: AtomicU32::new(0), foreign: AtomicU32::new(0) });
     let submit = SubmitHalf { shared: shared.clone(), registered_from, queued: 0, enters: 0 };
-    Ok((submit, ReapHalf { shared }))
+    Ok((submit, ReapHalf { shared, results, copied: 0 }))
+}
+
+/// Narrows a disabled ring, for good, to what its owner does with it (io_uring_register(2), IORING_REGISTER_RESTRICTIONS),
+/// and enables it: the calling thread is its submitter from then on. Filters of system calls do not see what a ring does,
+/// so that the ring has to refuse by itself.
+///
+/// # Errors
+/// What io_uring_register(2) answers.
+pub(super) fn restrict(
+    ring: &IoUring,
+    operations: &[u8],
+    flags: squeue::Flags,
+    registrations: &[u8],
+) -> io::Result<()> {
+    // The kernel refuses a list with an operation that it does not have, and nobody can ask for that one anyway.
+    let mut known = Probe::new();
+    ring.submitter().register_probe(&mut known)?;
+    let operations = operations.iter().filter(|&&operation| known.is_supported(operation));
+    let operations = operations.map(|&operation| Restriction::sqe_op(operation));
+    let registrations = registrations.iter().map(|&registration| Restriction::register_op(registration));
+    let flags = Restriction::sqe_flags_allowed(flags.bits());
+    let mut restrictions: Vec<Restriction> = operations.chain(registrations).chain([flags]).collect();
+    ring.submitter().register_restrictions(&mut restrictions)?;
+    ring.submitter().register_enable_rings()
 }
 
 impl SubmitHalf {
@@ -105,8 +149,8 @@ impl SubmitHalf {
     }
 
     /// As [`push_send`](Self::push_send), but the kernel sends from the slot itself (IORING_OP_SENDMSG_ZC, io_uring_enter(2)).
-    /// The slot comes back with the notification, when nothing in the kernel refers to it any more, and then with 0
-    /// for a result. The engine does not use it: `benches/README.md` says what it costs.
+    /// The slot comes back with the notification, when nothing in the kernel refers to it any more. The engine does not use
+    /// it: `benches/README.md` says what it costs.
     pub fn push_send_zero_copy(
         &mut self,
         slot: Slot,
@@ -122,7 +166,8 @@ impl SubmitHalf {
         let header_ref = unsafe { &mut *header };
         header_ref.prepare(target, payload, len, segment_size);
         let fd = types::Fd(fd.as_raw_fd());
-        let entry = opcode::SendMsgZc::new(fd, header_ref.message()).flags(SEND_FLAGS).build();
+        let entry =
+            opcode::SendMsgZc::new(fd, header_ref.message()).flags(SEND_FLAGS).ioprio(REPORT_USAGE).build();
         self.push(slot, entry, false);
     }
 
@@ -207,9 +252,19 @@ impl ReapHalf {
         let mut count = 0;
         for entry in queue {
             if cqueue::more(entry.flags()) {
+                // Of a zero-copy send; the notification that follows has no result of its own.
+                if let Some(result) = self.results.get_mut(entry.user_data() as u32 as usize) {
+                    *result = entry.result();
+                }
                 continue;
             }
             match self.shared.slab.take_back(entry.user_data()) {
+                Some(slot) if cqueue::notif(entry.flags()) => {
+                    count += 1;
+                    self.copied += u64::from(entry.result() as u32 & WAS_COPIED != 0);
+                    let result = self.results[slot.index()];
+                    each(slot, result);
+                }
                 Some(slot) => {
                     count += 1;
                     each(slot, entry.result());
@@ -247,6 +302,12 @@ impl ReapHalf {
         self.shared.in_flight.load(Ordering::Acquire) as usize
     }
 
+    /// Zero-copy sends that the kernel copied after all.
+    #[must_use]
+    pub fn copied(&self) -> u64 {
+        self.copied
+    }
+
     /// Completions that matched no slot in flight.
     #[must_use]
     pub fn foreign(&self) -> u64 {
@@ -266,6 +327,77 @@ mod tests {
     use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
     use std::os::fd::AsFd;
 
+    /// A ring, or nothing where there is none to be had, which is said.
+    fn set_up(slab: &Arc<Slab>) -> Option<(SubmitHalf, ReapHalf)> {
+        let halves = new(slab.clone(), slab.count()).ok();
+        if halves.is_none() {
+            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
+            // Not by a macro, whose output the test runner hides.
+            let _ = io::Write::write_all(
+                &mut io::stderr(),
+                b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
+            );
+        }
+        halves
+    }
+
+    #[test]
+    fn the_ring_refuses_what_it_is_not_there_for() {
+        let (slab, _slots) = Slab::new(16).expect("mapped");
+        let Some((submit, mut reap)) = set_up(&Arc::new(slab)) else { return };
+        let path = c"/";
+        let forbidden = [
+            opcode::Nop::new().build(),
+            opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+            opcode::Socket::new(libc::AF_UNIX, libc::SOCK_DGRAM, 0).build(),
+            opcode::Timeout::new(&types::Timespec::new()).build(),
+            // The operation is one of ours; that a kernel thread is to do it is not.
+            opcode::Write::new(types::Fd(2), path.as_ptr().cast(), 0).build().flags(squeue::Flags::ASYNC),
+        ];
+        for entry in &forbidden {
+            // SAFETY: this test is the only user of the submission queue.
+            let mut queue = unsafe { submit.shared.ring.submission_shared() };
+            // SAFETY: what the entry points at outlives the submission below, which refuses it.
+            unsafe { queue.push(entry) }.expect("room");
+            drop(queue);
+            submit.shared.ring.submit().expect("submitted");
+            let mut result = None;
+            assert!(reap.peek_last(1, |value| result = Some(value)));
+            assert_eq!(result, Some(-libc::EACCES), "{entry:?}");
+        }
+        let another = submit.shared.ring.submitter().register_files_sparse(1);
+        assert_eq!(another.map_err(|error| error.raw_os_error()), Err(Some(libc::EACCES)));
+    }
+
+    #[test]
+    fn a_zero_copy_send_brings_its_own_result_back() {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let bind =
+            || UdpSocket::bind(any, &UdpOptions { gro: false, ..UdpOptions::default() }).expect("socket");
+        let (sender, receiver) = (bind(), bind());
+        let (slab, slots) = Slab::new(2).expect("mapped");
+        let Some((mut submit, mut reap)) = set_up(&Arc::new(slab)) else { return };
+        let good =
+            Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0, dont_fragment: false };
+        // EACCES: the socket has no SO_BROADCAST.
+        let bad = Target { to: "255.255.255.255:9".parse().expect("address"), ..good };
+        for (slot, target) in slots.into_iter().zip([good, bad]) {
+            submit.push_send_zero_copy(slot, sender.fd().as_fd(), &target, 100, 100);
+        }
+        submit.submit().expect("submitted");
+        let mut results = Vec::new();
+        while results.len() < 2 {
+            reap.wait(Duration::from_millis(100)).expect("waited");
+            reap.reap(|slot, result| results.push((slot.index(), result)));
+        }
+        results.sort_unstable();
+        assert_eq!(results.iter().map(|&(_, result)| result).max(), Some(100));
+        assert_eq!(results.iter().map(|&(_, result)| result).min(), Some(-libc::EACCES));
+        // On loopback the kernel copies what the receiver gets; what failed has nothing to copy.
+        assert!(reap.copied() <= 2);
+        assert_eq!((submit.in_flight(), reap.foreign()), (0, 0));
+    }
+
     #[test]
     fn linked_sends_leave_in_order_and_are_known_when_submit_returns() {
         let any = "127.0.0.1:0".parse().expect("address");
@@ -274,16 +406,9 @@ mod tests {
         let (sender, receiver) = (bind(), bind());
         let (slab, slots) = Slab::new(16).expect("mapped");
         let slab = Arc::new(slab);
-        let Ok((mut submit, mut reap)) = new(slab.clone(), 16) else {
-            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
-            // Not by a macro, whose output the test runner hides.
-            let _ = io::Write::write_all(
-                &mut io::stderr(),
-                b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
-            );
-            return;
-        };
-        let target = Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0 };
+        let Some((mut submit, mut reap)) = set_up(&slab) else { return };
+        let target =
+            Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0, dont_fragment: false };
         for (index, mut slot) in slots.into_iter().enumerate() {
             slab.bytes(&mut slot)[0] = index as u8;
             submit.push_send(slot, sender.fd().as_fd(), &target, 1, 1, index < 15);

@@ -3,7 +3,33 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// SIGTERM and SIGINT of this process. They are blocked in the thread that makes this and in those it starts later.
+/// A signal that asks a program for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: end, in good order.
+    Terminate,
+    /// SIGINT, Ctrl-C: end.
+    Interrupt,
+    /// SIGHUP: read the configuration again.
+    Hangup,
+}
+
+impl Signal {
+    const fn number(self) -> i32 {
+        match self {
+            Self::Terminate => libc::SIGTERM,
+            Self::Interrupt => libc::SIGINT,
+            Self::Hangup => libc::SIGHUP,
+        }
+    }
+
+    fn from_number(number: i32) -> Option<Self> {
+        [Self::Terminate, Self::Interrupt, Self::Hangup].into_iter().find(|signal| signal.number() == number)
+    }
+}
+
+/// SIGTERM and SIGINT of this process, and others where the program knows what to do with them. They are blocked in the
+/// thread that makes this and in those it starts later.
 #[derive(Debug)]
 pub struct StopSignals {
     fd: OwnedFd,
@@ -15,14 +41,22 @@ impl StopSignals {
     /// # Errors
     /// What sigprocmask(2) and signalfd(2) answer.
     pub fn new() -> io::Result<Self> {
+        Self::with(&[])
+    }
+
+    /// As [`StopSignals::new`], for `others` too.
+    ///
+    /// # Errors
+    /// As [`StopSignals::new`].
+    pub fn with(others: &[Signal]) -> io::Result<Self> {
         let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset writes the whole set through a pointer to memory of the right type.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
         // SAFETY: sigemptyset has initialised it.
         let mut set = unsafe { set.assume_init() };
-        for signal in [libc::SIGTERM, libc::SIGINT] {
+        for signal in [Signal::Terminate, Signal::Interrupt].iter().chain(others) {
             // SAFETY: `set` is initialised and the signal number is valid.
-            unsafe { libc::sigaddset(&raw mut set, signal) };
+            unsafe { libc::sigaddset(&raw mut set, signal.number()) };
         }
         // SAFETY: `set` is initialised; the old mask is not asked for.
         let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
@@ -44,13 +78,16 @@ impl StopSignals {
         &self.fd
     }
 
-    /// The number of the next pending signal, if there is one.
+    /// The next pending signal, if there is one.
     #[must_use]
-    pub fn take(&self) -> Option<i32> {
+    pub fn take(&self) -> Option<Signal> {
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
         // SAFETY: the buffer lives in this frame and its length is given.
         let read = unsafe { libc::read(self.fd.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) };
         // The first member of struct signalfd_siginfo is the signal number.
-        (read == info.len() as isize).then(|| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
+        let number =
+            (read == info.len() as isize).then(|| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]));
+        // The descriptor was opened for these signals only.
+        number.and_then(Signal::from_number)
     }
 }

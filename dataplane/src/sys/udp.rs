@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::address::RawAddress;
 use super::message::{self, RECEIVE_CONTROL, SendHeader};
-use super::socket;
+use super::{error_queue, socket};
 use crate::egress::{Port, Target};
 use crate::ingress::Meta;
 
@@ -28,6 +28,12 @@ pub struct UdpOptions {
     pub send_buffer: usize,
     /// Learn the local address of each datagram (IP_PKTINFO); needed on wildcard addresses.
     pub packet_info: bool,
+    /// Learn of ICMP errors (IP_RECVERR): read the socket as [`crate::ingress::Source::UdpWithErrors`]. An error fails one
+    /// send, of whatever destination, which every egress tries again; so this is for sockets whose peers share a fate.
+    pub errors: bool,
+    /// Over IPv4, set DF on every datagram that fits the path MTU the kernel knows, and fragment longer ones
+    /// (IP_PMTUDISC_WANT), even where net.ipv4.ip_no_pmtu_disc says otherwise.
+    pub path_mtu: bool,
     /// How long a taken address is tried again. After a crash the kernel takes some 40 ms to let go of sockets that a
     /// ring had receives armed on, so what listens on a fixed port should ask for [`LISTEN_PATIENCE`].
     pub patience: Duration,
@@ -43,6 +49,8 @@ impl Default for UdpOptions {
             receive_buffer: 8 << 20,
             send_buffer: 8 << 20,
             packet_info: true,
+            errors: false,
+            path_mtu: false,
             patience: Duration::ZERO,
         }
     }
@@ -83,6 +91,13 @@ impl UdpSocket {
             };
             socket::set_option(socket.as_fd(), level, name, 1)?;
         }
+        if options.path_mtu && address.is_ipv4() {
+            let want = libc::IP_PMTUDISC_WANT;
+            socket::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, want)?;
+        }
+        if options.errors {
+            error_queue::set_errors(socket.as_fd(), address.is_ipv4(), true)?;
+        }
         bind_patiently(&socket, address, options.patience)?;
         if options.gro {
             // Kernels before 5.0 lack it; datagrams then arrive one by one and everything else works.
@@ -104,6 +119,14 @@ impl UdpSocket {
         &self.fd
     }
 
+    /// Stops (`false`) or resumes (`true`) learning of ICMP errors. Stopping forgets those that are queued.
+    ///
+    /// # Errors
+    /// What setsockopt(2) answers.
+    pub fn set_errors(&self, on: bool) -> io::Result<()> {
+        error_queue::set_errors(self.fd.as_fd(), self.local.is_ipv4(), on)
+    }
+
     /// Sends `bytes` as datagrams of `segment_size` bytes (the last may be shorter) in one system call, now or never.
     ///
     /// # Errors
@@ -116,7 +139,8 @@ impl UdpSocket {
         bytes: &[u8],
         segment_size: usize,
     ) -> io::Result<()> {
-        send_message(&self.fd, &Target { port: Port(0), to, from, ecn }, bytes, segment_size)
+        let target = Target { port: Port(0), to, from, ecn, dont_fragment: false };
+        send_message(&self.fd, &target, bytes, segment_size)
     }
 
     /// Receives what is there, up to the batch's capacity, without waiting. Zero messages when nothing is there.
@@ -296,12 +320,7 @@ impl ReceiveBatch {
 
 /// Parses the control words of a received message.
 pub(super) fn control_info(control: &[u64; RECEIVE_CONTROL / 8], len: usize) -> message::ReceiveInfo {
-    let mut bytes = [0u8; RECEIVE_CONTROL];
-    let words = len.div_ceil(8).min(control.len());
-    for (chunk, word) in bytes.chunks_exact_mut(8).zip(&control[..words]) {
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
-    message::parse_control(&bytes[..len])
+    message::parse_control(&message::control_bytes(control, len)[..len])
 }
 
 /// One received superpacket.

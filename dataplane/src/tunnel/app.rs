@@ -104,7 +104,7 @@ impl App {
         }
     }
 
-    /// Sends a packet from where it is, unless it has to be padded: there is no room behind it. As
+    /// Sends a packet from where it is, unless it has to be padded: behind it stands the next one. As
     /// [`App::send_stack_packet`].
     fn send_packet<E: Egress>(
         &mut self,
@@ -142,7 +142,7 @@ impl App {
         match path {
             Path::Direct { to, from } => {
                 let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
-                Ok(Way { target: Target { port, to, from, ecn: 0 }, channel: None })
+                Ok(Way { target: Target { port, to, from, ecn: 0, dont_fragment: false }, channel: None })
             }
             Path::Relayed { peer } => {
                 let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
@@ -152,7 +152,7 @@ impl App {
                     return Err(Cause::NoEndpoint);
                 };
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
-                let target = Target { port, to: relay.server, from: None, ecn: 0 };
+                let target = Target { port, to: relay.server, from: None, ecn: 0, dont_fragment: false };
                 Ok(Way { target, channel: Some(number) })
             }
         }
@@ -246,7 +246,7 @@ impl App {
         let Some(port) = self.ports.of(relay.server) else {
             return;
         };
-        let target = Target { port, to: relay.server, from: None, ecn: 0 };
+        let target = Target { port, to: relay.server, from: None, ecn: 0, dont_fragment: false };
         while let Some(bytes) = relay.client.poll_transmit() {
             egress.append(&target, bytes.len(), Class::Control, |slot| {
                 slot.copy_from_slice(&bytes);
@@ -382,7 +382,7 @@ impl Application for App {
                 let segments = Received::segments(received.bytes, segment_size);
                 self.handle_udp(from, path, segments, egress, now);
             }
-            Meta::Ready => {}
+            Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }
         self.send_control(egress, now);
     }

@@ -7,23 +7,34 @@ use dataplane::egress::{Egress, Port};
 use dataplane::ingress::Ingress;
 use dataplane::stun::channel_data::ChannelNumber;
 
+use super::way::Way;
 use super::{Relay, Role};
 use crate::own_addresses::OwnAddresses;
 use crate::report::log_refused;
-use crate::server::traffic::{Direction, Traffic};
-use crate::server::{AllocationId, PeerSocket, Server};
+use crate::server::figures::{Carrier, Direction, Volume};
+use crate::server::{AllocationId, Pair, Server};
+
+/// Whose data ChannelData of a number is and where it goes, or why it is lost.
+type KnownWay = Result<(AllocationId, Way), Cause>;
 
 /// What stays the same along a client's superpacket.
 #[derive(Default)]
 pub(super) struct ClientCache {
-    /// The client's allocation and its port, once looked up.
-    pub relay: Option<Result<(AllocationId, Port), Cause>>,
+    /// The client's allocations, once looked up.
+    pub allocations: Option<Result<Pair, Cause>>,
     /// Where the last channel number leads.
-    pub channel: Option<(ChannelNumber, Result<PeerSocket, Cause>)>,
+    pub channel: Option<(ChannelNumber, KnownWay)>,
     /// Whether the allocation may have all of it relayed, once asked.
     verdict: Option<Result<(), Cause>>,
-    /// What went to the allocation's peers and is not counted yet.
-    pub relayed: Traffic,
+    /// What was relayed from channels and is not counted yet.
+    pub relayed: Volume,
+}
+
+impl ClientCache {
+    /// What follows is judged by itself: it did not come with what was judged before.
+    pub(super) fn judge_anew(&mut self) {
+        self.verdict = None;
+    }
 }
 
 impl Relay {
@@ -43,7 +54,7 @@ impl Relay {
     pub(super) fn admit(
         &mut self,
         allocation: AllocationId,
-        load: Traffic,
+        load: Volume,
         cache: &mut ClientCache,
         now: Instant,
     ) -> Result<(), Cause> {
@@ -52,17 +63,23 @@ impl Relay {
     }
 
     /// Counts what a client's superpacket has come to so far.
-    pub(super) fn count_relayed(&mut self, cache: &mut ClientCache) {
+    pub(super) fn count_channel_data(&mut self, cache: &mut ClientCache) {
         let relayed = std::mem::take(&mut cache.relayed);
-        if let Some(Ok((allocation, _))) = cache.relay {
-            self.server.count(allocation, Direction::ToPeer, relayed);
+        // Both allocations of a client are the same user's.
+        if let (Some(Ok(pair)), 1..) = (&cache.allocations, relayed.packets) {
+            self.server.count_relayed(pair.first, Direction::ToPeer, Carrier::Channel, relayed);
         }
     }
 
     /// A request may change what is known about a client: it is looked up anew after one.
     pub(super) fn forget(&mut self, cache: &mut ClientCache) {
-        self.count_relayed(cache);
-        (cache.relay, cache.channel) = (None, None);
+        self.count_channel_data(cache);
+        (cache.allocations, cache.channel) = (None, None);
+    }
+
+    /// The addresses of this machine have changed.
+    pub(super) fn note_address_change(&mut self) {
+        self.own_addresses.iter_mut().for_each(OwnAddresses::handle_ready);
     }
 
     /// A client cannot be served by a socket that is busy, whoever made it so.
@@ -76,7 +93,7 @@ impl Relay {
     /// What there is to do after a batch. O(1) when nothing is due.
     pub(super) fn maintain_policy(&mut self, ingress: &impl Ingress, now: Instant) {
         if let Some(addresses) = self.own_addresses.as_mut().and_then(|own| own.poll(now)) {
-            self.server.set_own_addresses(addresses);
+            self.server.set_machine_addresses(addresses);
         }
         if let Some(overloaded) = self.overload.poll(|| ingress.stats().kernel_drops_skbs, now) {
             self.server.handle_interval(overloaded, now);

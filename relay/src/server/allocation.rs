@@ -1,13 +1,16 @@
 //! One allocation: its permissions and channels, and when each of them ends.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use dataplane::drops::Cause;
 use dataplane::stun::{ChannelNumber, TransactionId};
 
 use super::auth::{AnswerKey, UserId};
+use super::icmp::IcmpBudget;
 use super::limits::Limits;
+use super::pair::AddressError;
 use super::ports::{Token, Want};
 use super::rules::Rule;
 use super::traffic::Flow;
@@ -44,9 +47,34 @@ pub(super) enum PortChoice {
     Reserved(Token),
 }
 
+/// Which peers a permission opens: every port of an address (RFC 8656 section 9), or a single one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    pub address: IpAddr,
+    pub port: Option<NonZeroU16>,
+}
+
+impl Reach {
+    /// Every port of the peer's address.
+    #[must_use]
+    pub fn all(peer: SocketAddr) -> Self {
+        Self { address: peer.ip(), port: None }
+    }
+
+    /// The peer alone; port 0 is nobody, so that it stands for all.
+    #[must_use]
+    pub fn only(peer: SocketAddr) -> Self {
+        Self { address: peer.ip(), port: NonZeroU16::new(peer.port()) }
+    }
+
+    fn includes(self, peer: PeerSocket) -> bool {
+        self.address == peer.0.ip() && self.port.is_none_or(|port| port.get() == peer.0.port())
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Permission {
-    peer: IpAddr,
+    reach: Reach,
     expires: Instant,
 }
 
@@ -77,7 +105,8 @@ pub(super) struct Allocation {
     pub lifetime_s: u32,
     pub reservation: Option<Token>,
     pub with_fingerprint: bool,
-    pub second_family_refused: bool,
+    pub refused: Option<AddressError>,
+    pub icmp: IcmpBudget,
     pub flow: Flow,
     permissions: Vec<Permission>,
     channels: Vec<Channel>,
@@ -116,7 +145,8 @@ impl Allocation {
             lifetime_s: 0,
             reservation: None,
             with_fingerprint: false,
-            second_family_refused: false,
+            refused: None,
+            icmp: IcmpBudget::default(),
             flow: Flow::default(),
             permissions: Vec::new(),
             channels: Vec::new(),
@@ -148,6 +178,14 @@ impl Allocation {
         if now < channel.permitted_until { Ok(channel.peer) } else { Err(Cause::NoPermission) }
     }
 
+    /// Whether a channel number is bound, or may not be bound to others yet.
+    #[must_use]
+    pub fn holds_number(&self, number: ChannelNumber, now: Instant) -> bool {
+        self.channels
+            .iter()
+            .any(|channel| channel.number == number && now < channel.expires + CHANNEL_QUIET_TIME)
+    }
+
     /// How a peer's datagrams reach the client: by a channel, or as a Data indication.
     ///
     /// # Errors
@@ -156,21 +194,65 @@ impl Allocation {
         match self.channels.iter().find(|channel| channel.peer == peer) {
             Some(channel) if now >= channel.permitted_until => Err(Cause::NoPermission),
             Some(channel) if now < channel.expires => Ok(Some(channel.number)),
-            Some(_) | None if self.has_permission(peer.0.ip(), now) => Ok(None),
+            Some(_) | None if self.has_permission(peer, now) => Ok(None),
             Some(_) | None => Err(Cause::NoPermission),
         }
     }
 
-    /// Whether datagrams to and from a peer address are let through.
+    /// Whether datagrams to and from a peer are let through.
     #[must_use]
-    pub fn has_permission(&self, peer: IpAddr, now: Instant) -> bool {
-        self.permissions.iter().any(|permission| permission.peer == peer && now < permission.expires)
+    pub fn has_permission(&self, peer: PeerSocket, now: Instant) -> bool {
+        self.permissions.iter().any(|permission| permission.reach.includes(peer) && now < permission.expires)
     }
 
-    /// How many of `peers` have no permission yet. Duplicates may be counted twice.
+    /// How many permissions and channels are in force.
     #[must_use]
-    pub fn new_permissions(&self, peers: &[IpAddr], now: Instant) -> usize {
-        peers.iter().filter(|&&peer| !self.has_permission(peer, now)).count()
+    pub fn held(&self, now: Instant) -> (u64, u64) {
+        let permissions = self.permissions.iter().filter(|permission| now < permission.expires).count();
+        let channels = self.channels.iter().filter(|channel| now < channel.expires).count();
+        (permissions as u64, channels as u64)
+    }
+
+    /// Whether there is a permission for just this.
+    #[must_use]
+    pub fn holds(&self, reach: Reach, now: Instant) -> bool {
+        self.permissions.iter().any(|permission| permission.reach == reach && now < permission.expires)
+    }
+
+    /// What all permissions open or did open.
+    pub fn reaches(&self) -> impl Iterator<Item = Reach> {
+        self.permissions.iter().map(|permission| permission.reach)
+    }
+
+    /// How many of `wanted` have no permission yet. Duplicates may be counted twice.
+    #[must_use]
+    pub fn new_permissions(&self, wanted: impl Iterator<Item = Reach>, now: Instant) -> usize {
+        wanted.filter(|&reach| !self.holds(reach, now)).count()
+    }
+
+    /// Whether a peer has a channel.
+    #[must_use]
+    pub fn has_channel(&self, peer: PeerSocket, now: Instant) -> bool {
+        self.channels.iter().any(|channel| channel.peer == peer && now < channel.expires)
+    }
+
+    /// Ends the permissions and channels of all others. The answer is what the permissions opened that are gone.
+    pub fn retain_peers(
+        &mut self,
+        reach: impl Fn(Reach) -> bool,
+        socket: impl Fn(PeerSocket) -> bool,
+    ) -> Vec<Reach> {
+        let mut gone = Vec::new();
+        self.permissions.retain(|permission| {
+            let stays = reach(permission.reach);
+            if !stays {
+                gone.push(permission.reach);
+            }
+            stays
+        });
+        // The whole binding goes: a permission that is made later must not revive it.
+        self.channels.retain(|channel| socket(channel.peer));
+        gone
     }
 
     /// Whether so many new permissions fit.
@@ -180,35 +262,29 @@ impl Allocation {
         live + new <= limits.permissions_max.min(PERMISSIONS_MAX)
     }
 
-    /// Whether a peer has a channel.
-    #[must_use]
-    pub fn has_channel(&self, peer: PeerSocket, now: Instant) -> bool {
-        self.channels.iter().any(|channel| channel.peer == peer && now < channel.expires)
-    }
-
-    /// Ends the permissions and channels of all others.
-    pub fn retain_peers(&mut self, address: impl Fn(IpAddr) -> bool, socket: impl Fn(PeerSocket) -> bool) {
-        self.permissions.retain(|permission| address(permission.peer));
-        // The whole binding goes: a permission that is made later must not revive it.
-        self.channels.retain(|channel| socket(channel.peer));
-    }
-
-    /// Installs or refreshes a permission; the caller has asked [`Allocation::has_room_for`].
-    pub fn permit(&mut self, peer: IpAddr, now: Instant) {
-        let expires = now + PERMISSION_TIME;
-        let known = self.permissions.iter().position(|permission| permission.peer == peer);
+    /// Installs or refreshes a permission; the caller has asked [`Allocation::has_room_for`]. The answer is an expired one
+    /// that was forgotten for it.
+    pub fn permit(&mut self, reach: Reach, now: Instant) -> Option<Reach> {
+        let new = Permission { reach, expires: now + PERMISSION_TIME };
+        let known = self.permissions.iter().position(|permission| permission.reach == reach);
         let outdated = || self.permissions.iter().position(|permission| permission.expires <= now);
+        let mut forgotten = None;
         match known.or_else(outdated) {
-            Some(index) => self.permissions[index] = Permission { peer, expires },
-            None => push_tight(&mut self.permissions, Permission { peer, expires }),
+            Some(index) => {
+                let old = std::mem::replace(&mut self.permissions[index], new);
+                forgotten = Some(old.reach).filter(|&old| old != reach);
+            }
+            None => push_tight(&mut self.permissions, new),
         }
         debug_assert!(self.permissions.len() <= PERMISSIONS_MAX, "room was not asked for");
-        for channel in self.channels.iter_mut().filter(|channel| channel.peer.0.ip() == peer) {
-            channel.permitted_until = expires;
+        for channel in self.channels.iter_mut().filter(|channel| reach.includes(channel.peer)) {
+            channel.permitted_until = new.expires;
         }
+        forgotten
     }
 
-    /// Binds a channel or refreshes its binding, and permits the peer (RFC 8656 section 12.2).
+    /// Binds a channel or refreshes its binding, and permits what `reach` opens, the peer included (RFC 8656 section 12.2).
+    /// The answer is that of [`Allocation::permit`].
     ///
     /// # Errors
     /// What is in the way; no binding was changed.
@@ -216,9 +292,10 @@ impl Allocation {
         &mut self,
         number: ChannelNumber,
         peer: PeerSocket,
+        reach: Reach,
         limits: &Limits,
         now: Instant,
-    ) -> Result<(), BindError> {
+    ) -> Result<Option<Reach>, BindError> {
         // Once forgotten, an old binding can neither be in the way nor be found instead of the new one.
         self.channels.retain(|channel| now < channel.expires + CHANNEL_QUIET_TIME);
         let known = self.channels.iter().position(|channel| channel.number == number || channel.peer == peer);
@@ -231,7 +308,7 @@ impl Allocation {
         if known.is_none() && self.channels.len() >= limits.channels_max.min(CHANNELS_MAX) {
             return Err(BindError::Full(Rule::Channels));
         }
-        if !self.has_room_for(self.new_permissions(&[peer.0.ip()], now), limits, now) {
+        if !self.has_room_for(self.new_permissions(std::iter::once(reach), now), limits, now) {
             return Err(BindError::Full(Rule::Permissions));
         }
         let expires = now + CHANNEL_TIME;
@@ -239,8 +316,7 @@ impl Allocation {
             Some(index) => self.channels[index].expires = expires,
             None => push_tight(&mut self.channels, Channel { number, peer, expires, permitted_until: now }),
         }
-        self.permit(peer.0.ip(), now);
-        Ok(())
+        Ok(self.permit(reach, now))
     }
 }
 

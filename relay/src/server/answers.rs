@@ -1,15 +1,14 @@
 //! What is written back to clients: every success, every refusal and every challenge.
 
-use std::net::SocketAddr;
-
 use dataplane::stun::message::UnknownAttributes;
-use dataplane::stun::{AddressFamily, AttributeType, BadAttribute, Class, ErrorCode, Key, Message, Method};
+use dataplane::stun::{AttributeType, BadAttribute, Class, ErrorCode, Key, Message, Method};
 
 use super::reply::Envelope;
 use super::requests::KNOWN;
 use super::rules::Why;
-use super::{AllocationId, ClientSocket, FromClient, Server};
+use super::{ClientSocket, FromClient, Pair, Server};
 
+pub(super) const TRY_ALTERNATE: ErrorCode = ErrorCode(300);
 pub(super) const BAD_REQUEST: ErrorCode = ErrorCode(400);
 pub(super) const UNAUTHORIZED: ErrorCode = ErrorCode(401);
 pub(super) const UNKNOWN_ATTRIBUTE: ErrorCode = ErrorCode(420);
@@ -19,6 +18,7 @@ pub(super) const FAMILY_NOT_SUPPORTED: ErrorCode = ErrorCode(440);
 pub(super) const WRONG_CREDENTIALS: ErrorCode = ErrorCode(441);
 pub(super) const TRANSPORT_NOT_SUPPORTED: ErrorCode = ErrorCode(442);
 pub(super) const PEER_FAMILY_MISMATCH: ErrorCode = ErrorCode(443);
+pub(super) const INSUFFICIENT_CAPACITY: ErrorCode = ErrorCode(508);
 
 /// A request that fails after it was found authentic.
 pub(super) struct Refusal {
@@ -116,31 +116,29 @@ impl Server {
         FromClient::Reply
     }
 
-    /// The answer to the Allocate that made an allocation; the same each time.
-    pub(super) fn answer_allocated(&mut self, id: AllocationId) {
-        let Some(allocation) = self.table.get(id) else { return };
+    /// The answer to the Allocate that made one allocation or two; the same each time.
+    pub(super) fn answer_allocated(&mut self, pair: Pair) {
+        let Some(allocation) = self.table.get(pair.first) else { return };
+        let second = pair.second.and_then(|id| self.table.get(id));
         let envelope = Envelope {
             method: Method::Allocate,
             transaction: allocation.transaction,
             with_fingerprint: allocation.with_fingerprint,
         };
         let key = allocation.answer.schedule();
-        let relayed = allocation.relayed;
-        let public = self
-            .external
-            .iter()
-            .filter(|external| external.public.is_ipv4() == relayed.is_ipv4())
-            .find(|external| external.local.is_none_or(|local| local == relayed.ip()))
-            .map_or(relayed.ip(), |external| external.public);
+        let first = self.public(allocation.relayed);
+        let second = second.map(|second| self.public(second.relayed));
         self.replies.answer(envelope, Class::Success, Some(&key), |writer| {
-            writer.xor_relayed_address(SocketAddr::new(public, relayed.port()));
+            writer.xor_relayed_address(first);
+            if let Some(second) = second {
+                writer.xor_relayed_address(second);
+            }
             writer.lifetime(allocation.lifetime_s).xor_mapped_address(allocation.client.address);
             if let Some(token) = allocation.reservation {
                 writer.reservation_token(token);
             }
-            if allocation.second_family_refused {
-                // ADDRESS-ERROR-CODE: IPv6, 440 (RFC 8656 section 18.12).
-                writer.attribute(AttributeType::ADDRESS_ERROR_CODE, &[AddressFamily::V6.number(), 0, 4, 40]);
+            if let Some(refused) = allocation.refused {
+                writer.attribute(AttributeType::ADDRESS_ERROR_CODE, &refused.value());
             }
         });
     }

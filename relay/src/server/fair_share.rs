@@ -14,7 +14,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::traffic::Traffic;
+use super::figures::Volume;
 
 /// The length of an interval: how often the driver's control tick comes under load.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -85,7 +85,7 @@ impl FairShare {
 
     /// Whether an allocation may have this relayed.
     #[must_use]
-    pub fn admits(&mut self, share: &mut Share, load: Traffic) -> bool {
+    pub fn admits(&mut self, share: &mut Share, load: Volume) -> bool {
         if !self.engaged {
             return true;
         }
@@ -148,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    const PACKET: Traffic = Traffic { packets: 1, bytes: 1200 };
+    const PACKET: Volume = Volume { packets: 1, bytes: 1200 };
     /// Packets that fit into the receive buffer: 8 MiB of skbs with their overhead.
     const BUFFER_PACKETS: usize = 3500;
     /// CPU time to read a packet and drop it, and to read and relay it.

@@ -1,5 +1,6 @@
 //! How much clients and users may take.
 
+use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64};
 
 use super::{CHANNELS_MAX, PERMISSIONS_MAX};
@@ -23,6 +24,15 @@ impl Rate {
     #[must_use]
     pub const fn is_set(&self) -> bool {
         self.bytes_per_s.is_some() || self.packets_per_s.is_some()
+    }
+}
+
+/// As flags and files have it; nothing for no cap.
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.bytes_per_s.map(|bytes| format!("{}bit", u128::from(bytes.get()) * 8));
+        let packets = self.packets_per_s.map(|packets| format!("{packets}pps"));
+        f.write_str(&[bits, packets].into_iter().flatten().collect::<Vec<_>>().join(","))
     }
 }
 

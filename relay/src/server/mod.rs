@@ -1,25 +1,35 @@
 //! The TURN server (RFC 8656) without a socket: datagrams and `now` go in, what to do comes out.
 //!
-//! The data path ([`Server::find`], [`Server::channel_peer`], [`Server::handle_peer`]) looks up one hash table and one
+//! The data path ([`Server::find`], [`Server::channel`], [`Server::handle_peer`]) looks up one hash table and one
 //! short list, whatever the number of allocations, and neither allocates nor logs. Requests may allocate, but only for
 //! users who proved their password.
 
+mod allocate;
 mod allocation;
 mod answers;
 pub mod auth;
 mod clock;
+mod data;
+mod directory;
+mod drain;
 mod fair_share;
+pub mod figures;
+mod hairpin;
+pub mod icmp;
 pub mod limits;
 mod pace;
+mod pair;
 pub mod policy;
 pub mod port_set;
 pub mod ports;
 mod quotas;
 pub mod random;
+mod reconfigure;
 mod reflection;
 mod reply;
 mod requests;
 pub mod rules;
+mod sharing;
 mod table;
 pub mod traffic;
 
@@ -29,12 +39,14 @@ use std::ops::{Range, RangeInclusive};
 use std::time::Instant;
 
 use dataplane::drops::Cause;
-use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method, TransactionId};
+use dataplane::stun::{ChannelData, ChannelNumber, Class, Message, Method};
 
 use self::allocation::State;
 use self::auth::{Credentials, Nonces, Users};
 use self::clock::WallClock;
+use self::directory::Directory;
 use self::fair_share::FairShare;
+use self::figures::Figures;
 use self::limits::Limits;
 use self::policy::PeerPolicy;
 use self::ports::Ports;
@@ -43,19 +55,24 @@ use self::random::Random;
 use self::reflection::Reflection;
 use self::reply::{Refusals, Replies};
 use self::rules::Rules;
+use self::sharing::Conflicts;
 use self::table::Table;
 
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::drain::Alternates;
+pub use self::hairpin::Route;
+pub use self::icmp::{FromIcmp, ICMP_PER_SECOND_MAX, ICMP_SILENCE_TIME};
+pub use self::pair::Pair;
 pub use self::reply::REALM_LEN_MAX;
 pub use self::requests::{LIFETIME_DEFAULT_S, LIFETIME_MAX_S, PEERS_PER_REQUEST_MAX};
 
-/// Index of a socket that clients send to.
+/// Index of a socket that clients send to, over UDP, TCP or TLS: it stands for the transport in a 5-tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Listener(pub u16);
 
-/// A client as the relay sees it: with UDP understood, this is the 5-tuple of RFC 8656 section 3.
+/// A client as the relay sees it: this is the 5-tuple of RFC 8656 section 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientSocket {
     /// Where it sends from.
@@ -92,7 +109,7 @@ pub enum ChannelNumbers {
     Rfc5766,
 }
 
-/// What the server is told once.
+/// What the server is told at its start, and again by [`Server::reconfigure`].
 #[derive(Debug)]
 pub struct Settings {
     /// Realm and users. The realm is at most [`REALM_LEN_MAX`] bytes long.
@@ -114,12 +131,16 @@ pub struct Settings {
     pub allocations_per_user_max: u32,
     /// Everything else that is limited.
     pub limits: Limits,
+    /// Whether clients of this relay reach each other's relayed addresses without the kernel.
+    pub hairpin: bool,
+    /// Whether allocations may have a relayed port together where there are fewer ports than `allocations_max`.
+    pub port_sharing: bool,
 }
 
 /// What to do with a datagram from a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromClient {
-    /// Send this part of the datagram to the peer, through the allocation's socket.
+    /// Send this part of the datagram to the peer, the way that [`Server::route`] says.
     Forward {
         /// Whose socket.
         allocation: AllocationId,
@@ -127,6 +148,8 @@ pub enum FromClient {
         peer: PeerSocket,
         /// Which part.
         payload: Range<usize>,
+        /// It must not be fragmented: dropped rather, where it does not fit.
+        dont_fragment: bool,
     },
     /// Send [`Server::reply`] back to the client.
     Reply,
@@ -179,6 +202,13 @@ pub enum Opened {
         /// Where to.
         client: ClientSocket,
     },
+    /// The client has asked for an allocation of the other family as well: open its socket likewise.
+    Also {
+        /// For whom.
+        allocation: AllocationId,
+        /// Where.
+        address: SocketAddr,
+    },
     /// Try this address.
     Retry(SocketAddr),
     /// Nothing: there is no such allocation any more. Close the socket.
@@ -209,13 +239,21 @@ pub struct Server {
     rules: Rules,
     reflection: Reflection,
     fair_share: FairShare,
+    hairpin: bool,
     nonces: Nonces,
     ports: Ports,
     random: Random,
     table: Table,
+    directory: Directory,
+    conflicts: Conflicts,
     replies: Replies,
     refusals: Refusals,
+    figures: Figures,
     commands: VecDeque<Command>,
+    /// Listeners from here on are connections: their clients have proven where they are.
+    connections_from: Option<Listener>,
+    /// Set when nobody may allocate any more.
+    draining: Option<Alternates>,
 }
 
 impl Server {
@@ -227,6 +265,8 @@ impl Server {
     pub fn new(settings: Settings, seed: &[u8; 32]) -> Self {
         assert!(settings.credentials.realm().len() <= REALM_LEN_MAX, "the realm is too long");
         assert!(!settings.relay_ports.is_empty(), "there are no relay ports");
+        let is_shared =
+            settings.port_sharing && settings.relay_ports.len() < settings.allocations_max as usize;
         let mut random = Random::from_seed(seed);
         Self {
             reflection: Reflection::new(&settings.limits, u64::from_be_bytes(random.bytes())),
@@ -245,12 +285,27 @@ impl Server {
             sources: Sources::default(),
             rules: Rules::default(),
             fair_share: FairShare::new(),
+            hairpin: settings.hairpin,
             random,
             table: Table::default(),
+            directory: Directory::new(is_shared),
+            conflicts: Conflicts::default(),
             replies: Replies::new(),
             refusals: Refusals::default(),
+            figures: Figures::default(),
             commands: VecDeque::new(),
+            connections_from: None,
+            draining: None,
         }
+    }
+
+    /// Listeners from this one on are for TCP and TLS: whoever sends on a connection has proven its address.
+    pub fn set_connections_from(&mut self, listener: Listener) {
+        self.connections_from = Some(listener);
+    }
+
+    fn is_proven(&self, client: &ClientSocket) -> bool {
+        self.connections_from.is_some_and(|first| client.listener.0 >= first.0)
     }
 
     /// Takes one datagram from a client.
@@ -267,7 +322,11 @@ impl Server {
         match (message.class(), message.method()) {
             (Class::Request, _) => {
                 let answer = self.handle_request(client, &message, now);
-                self.within_budget(client, datagram.len(), answer, now)
+                if self.is_proven(client) {
+                    answer
+                } else {
+                    self.within_budget(client, datagram.len(), answer, now)
+                }
             }
             (Class::Indication, Method::Send) => {
                 self.handle_send(client, &message, now).unwrap_or_else(FromClient::Drop)
@@ -277,90 +336,6 @@ impl Server {
             // Answering a response would let two servers answer each other for ever.
             (Class::Indication | Class::Success | Class::Error, _) => FromClient::Drop(Cause::MalformedOuter),
         }
-    }
-
-    fn handle_channel_data(
-        &self,
-        client: &ClientSocket,
-        datagram: &[u8],
-        now: Instant,
-    ) -> Result<FromClient, Cause> {
-        let data = ChannelData::parse(datagram).ok_or(Cause::MalformedOuter)?;
-        let allocation = self.find(client, now).ok_or(Cause::NoAllocation)?;
-        let peer = self.channel_peer(allocation, data.number, now)?;
-        let start = dataplane::stun::channel_data::HEADER_LEN;
-        Ok(FromClient::Forward { allocation, peer, payload: start..start + data.payload.len() })
-    }
-
-    /// RFC 8656 section 11.2.
-    fn handle_send(
-        &mut self,
-        client: &ClientSocket,
-        message: &Message<'_>,
-        now: Instant,
-    ) -> Result<FromClient, Cause> {
-        if !message.unknown_required(requests::KNOWN).is_empty() {
-            return Err(Cause::MalformedOuter);
-        }
-        let (Ok(Some(peer)), Some(payload)) = (message.xor_peer_address(), message.data_range()) else {
-            return Err(Cause::MalformedOuter);
-        };
-        let id = self.find(client, now).ok_or(Cause::NoAllocation)?;
-        let allocation = self.table.get(id).ok_or(Cause::NoAllocation)?;
-        if peer.port() == 0 {
-            return Err(Cause::MalformedOuter);
-        }
-        // The address was judged when it was permitted; what remains is the port.
-        if let Err(why) = self.policy.judge_port(peer) {
-            let user = allocation.user;
-            self.count_refusal(why, user, client.address, now);
-            return Err(Cause::PolicyPeer);
-        }
-        if !allocation.has_permission(peer.ip(), now) {
-            return Err(Cause::NoPermission);
-        }
-        Ok(FromClient::Forward { allocation: id, peer: PeerSocket(peer), payload })
-    }
-
-    /// The live allocation of a client.
-    #[must_use]
-    pub fn find(&self, client: &ClientSocket, now: Instant) -> Option<AllocationId> {
-        let id = self.table.find(client)?;
-        self.table.get(id)?.is_live(now).then_some(id)
-    }
-
-    /// Where ChannelData of a number goes.
-    ///
-    /// # Errors
-    /// The cause to count.
-    pub fn channel_peer(
-        &self,
-        allocation: AllocationId,
-        number: ChannelNumber,
-        now: Instant,
-    ) -> Result<PeerSocket, Cause> {
-        self.table.get(allocation).ok_or(Cause::NoAllocation)?.channel_peer(number, now)
-    }
-
-    /// Where datagrams go that a peer sent to an allocation's relayed address.
-    #[must_use]
-    pub fn handle_peer(&self, allocation: AllocationId, peer: PeerSocket, now: Instant) -> FromPeer {
-        let Some(allocation) = self.table.get(allocation).filter(|allocation| allocation.is_live(now)) else {
-            return FromPeer::Drop(Cause::NoAllocation);
-        };
-        let client = allocation.client;
-        match allocation.peer_channel(peer, now) {
-            Ok(Some(number)) => FromPeer::Channel { client, number },
-            Ok(None) => FromPeer::Indication { client },
-            Err(cause) => FromPeer::Drop(cause),
-        }
-    }
-
-    /// What precedes a payload of `len` bytes in a Data indication; [`dataplane::stun::writer::padding`] zero bytes
-    /// follow it. `None` when the payload is too long.
-    pub fn data_indication(&mut self, peer: PeerSocket, len: usize) -> Option<&[u8]> {
-        let transaction = TransactionId(self.random.bytes());
-        self.replies.data_indication(transaction, peer.0, len)
     }
 
     /// The answer to send after [`FromClient::Reply`] or [`Opened::Reply`].
@@ -396,6 +371,11 @@ impl Server {
 
     /// Requests answered with an error so far, by error code; codes that were not used are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.all_refusals().filter(|&(_, count)| count > 0)
+    }
+
+    /// As [`Server::refusals`], with every code there is.
+    pub fn all_refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
         self.refusals.iter()
     }
 
@@ -403,14 +383,28 @@ impl Server {
     pub fn handle_relay_closed(&mut self, id: AllocationId) {
         if let Some(allocation) = self.table.free(id) {
             debug_assert_eq!(allocation.state, State::Closing);
-            self.ports.release(allocation.relayed.ip(), allocation.relayed.port());
+            self.vacate(id, &allocation);
+        }
+    }
+
+    /// An allocation's address is free again, unless others have it too.
+    fn vacate(&mut self, id: AllocationId, allocation: &allocation::Allocation) {
+        let relayed = allocation.relayed;
+        if self.directory.remove(relayed, id, allocation.reaches()) {
+            self.ports.release(relayed.ip(), relayed.port());
+        }
+    }
+
+    /// The connection of a client on a stream has ended, and its allocations with it (RFC 8656 section 3.1).
+    pub fn handle_disconnected(&mut self, client: &ClientSocket) {
+        for id in self.table.find(client).into_iter().flat_map(Pair::iter) {
+            self.close(id);
         }
     }
 
     /// Takes a live allocation from its client and asks for its socket to be closed.
     fn close(&mut self, id: AllocationId) {
         self.table.detach(id);
-        self.settle(id);
         if let Some(allocation) = self.table.get_mut(id) {
             allocation.state = State::Closing;
             let (user, client) = (allocation.user, allocation.client);

@@ -60,8 +60,10 @@ pub struct PeerPolicy {
     pub deny_ports: PortSet,
     /// The sockets clients and administrators talk to; never a peer. May hold wildcard addresses.
     pub own_sockets: Vec<SocketAddr>,
-    /// Every address of this machine, and its public ones in front of a NAT.
+    /// Addresses that are this relay's whatever the machine says: where it listens and relays, and what it is called outside.
     pub own_addresses: BTreeSet<IpAddr>,
+    /// Every address of this machine, as last read ([`Server::set_machine_addresses`]).
+    pub machine_addresses: BTreeSet<IpAddr>,
 }
 
 impl PeerPolicy {
@@ -125,10 +127,14 @@ impl PeerPolicy {
         if let Some(net) = special_range(peer) {
             return why(Rule::SpecialRange, Some(net));
         }
-        if self.own_addresses.contains(&peer) {
+        if self.is_own_address(peer) {
             return why(Rule::OwnAddress, None);
         }
         if carried == peer { Ok(()) } else { self.judge_address(carried) }
+    }
+
+    fn is_own_address(&self, address: IpAddr) -> bool {
+        self.own_addresses.contains(&address) || self.machine_addresses.contains(&address)
     }
 
     /// Whether a peer is one of the relay's own sockets: nothing excepts those, or a client could talk to the relay
@@ -140,7 +146,7 @@ impl PeerPolicy {
             own.port() == peer.port()
                 && (own.ip() == ip
                     || ip.is_unspecified()
-                    || own.ip().is_unspecified() && (ip.is_loopback() || self.own_addresses.contains(&ip)))
+                    || own.ip().is_unspecified() && (ip.is_loopback() || self.is_own_address(ip)))
         })
     }
 }
@@ -148,26 +154,43 @@ impl PeerPolicy {
 impl Server {
     /// Replaces the rules for peers. Permissions and channels that the new ones forbid end at once. Looks at every
     /// allocation.
+    ///
+    /// The addresses of the machine stay as last read.
     pub fn set_policy(&mut self, policy: PeerPolicy) {
-        self.policy = policy;
+        let machine_addresses = std::mem::take(&mut self.policy.machine_addresses);
+        self.policy = PeerPolicy { machine_addresses, ..policy };
         self.judge_again();
     }
 
-    /// Replaces [`PeerPolicy::own_addresses`]; otherwise as [`Server::set_policy`].
-    pub fn set_own_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
-        if self.policy.own_addresses != addresses {
-            self.policy.own_addresses = addresses;
+    /// Replaces [`PeerPolicy::machine_addresses`]; otherwise as [`Server::set_policy`].
+    pub fn set_machine_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        if self.policy.machine_addresses != addresses {
+            self.policy.machine_addresses = addresses;
             self.judge_again();
         }
     }
 
     fn judge_again(&mut self) {
-        let policy = &self.policy;
-        for allocation in self.table.iter_mut() {
-            allocation.retain_peers(
-                |address| policy.judge_address(address).is_ok(),
-                |peer| policy.judge(peer.0).is_ok(),
+        let mut table = std::mem::take(&mut self.table);
+        // Other clients' relayed addresses are judged with each run of data, by who is there then.
+        let may_stay = |judged: Result<(), Why>, address: IpAddr| match judged {
+            Ok(()) => true,
+            Err(why) => self.hairpin && why.rule.is_about_place() && self.is_relay_address(address),
+        };
+        let mut gone = Vec::new();
+        for (id, allocation) in table.iter_mut() {
+            let reaches = allocation.retain_peers(
+                |reach| may_stay(self.policy.judge_address(reach.address), reach.address),
+                |peer| {
+                    self.policy.judge_port(peer.0).is_ok()
+                        && may_stay(self.policy.judge_address(peer.0.ip()), peer.0.ip())
+                },
             );
+            gone.extend(reaches.into_iter().map(|reach| (id, allocation.relayed, reach)));
+        }
+        self.table = table;
+        for (id, relayed, reach) in gone {
+            self.unclaim(id, relayed, reach);
         }
     }
 }

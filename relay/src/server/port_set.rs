@@ -26,6 +26,38 @@ impl PortSet {
     }
 }
 
+impl PortSet {
+    /// The ranges of ports in it, in order.
+    fn ranges(&self) -> Vec<(u16, u16)> {
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for port in (0..=u16::MAX).filter(|&port| self.contains(port)) {
+            match ranges.last_mut().filter(|(_, high)| high.checked_add(1) == Some(port)) {
+                Some((_, high)) => *high = port,
+                None => ranges.push((port, port)),
+            }
+        }
+        ranges
+    }
+}
+
+/// As flags and files have it.
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges = self.ranges();
+        if ranges.is_empty() {
+            return f.write_str("none");
+        }
+        for (index, &(low, high)) in ranges.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            match low == high {
+                true => write!(f, "{comma}{low}")?,
+                false => write!(f, "{comma}{low}-{high}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for PortSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count: u32 = self.0.iter().flat_map(|bits| bits.iter()).map(|word| word.count_ones()).sum();
@@ -45,5 +77,7 @@ mod tests {
             assert_eq!(set.contains(port), expected, "{port}");
         }
         assert!(!PortSet::default().contains(1));
+        assert_eq!(set.to_string(), "1-442,444-1023,65535");
+        assert_eq!(PortSet::default().to_string(), "none");
     }
 }

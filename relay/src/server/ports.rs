@@ -79,6 +79,12 @@ impl Ports {
         None
     }
 
+    /// Whether a port of this address was ever taken.
+    #[must_use]
+    pub fn is_used(&self, address: IpAddr) -> bool {
+        self.taken.contains_key(&address)
+    }
+
     /// Gives a port back.
     pub fn release(&mut self, address: IpAddr, port: u16) {
         if let Some(bits) = self.taken.get_mut(&address) {
@@ -107,6 +113,17 @@ impl Ports {
         let token = random.bytes();
         self.reservations.push_back(Reservation { token, address, port, expires: now + RESERVATION_TIME });
         Some(token)
+    }
+
+    /// Keeps a port that was taken, and that somebody outside this program has, from being tried again soon.
+    pub fn set_aside(&mut self, address: IpAddr, port: u16, random: &mut Random, now: Instant) {
+        self.expire_reservations(now);
+        if self.reservations.len() >= RESERVATIONS_MAX {
+            return self.release(address, port);
+        }
+        // A reservation whose token nobody is told.
+        let token = random.bytes();
+        self.reservations.push_back(Reservation { token, address, port, expires: now + RESERVATION_TIME });
     }
 
     /// Turns a token into the port it stands for, once; the port stays taken.

@@ -65,6 +65,11 @@ impl Reflection {
         }
     }
 
+    /// Takes other limits; what came and went is remembered.
+    pub fn reconfigure(&mut self, limits: &Limits) {
+        (self.unpaid_max, self.strict) = (limits.unpaid_replies_per_s, limits.strict_reflection);
+    }
+
     /// A request came that proved its source.
     pub fn credit(&mut self, source: IpAddr, request_len: usize, now: Instant) {
         let second = self.second(now);

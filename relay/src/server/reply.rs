@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use dataplane::stun::{Class, ErrorCode, Key, Message, Method, TransactionId, Writer};
+use dataplane::stun::{Class, ErrorCode, Icmp, Key, Message, Method, TransactionId, Writer};
 
 /// Room for the longest answer: 401 with a realm of [`REALM_LEN_MAX`] bytes, nonce, integrity and fingerprint.
 const REPLY_LEN_MAX: usize = 512;
@@ -88,8 +88,22 @@ impl Replies {
     }
 }
 
+impl Replies {
+    /// Writes a Data indication with ICMP instead of DATA (RFC 8656 section 11.5).
+    ///
+    /// # Panics
+    /// When it does not fit: it is at most 56 bytes long.
+    pub fn icmp_indication(&mut self, transaction: TransactionId, peer: SocketAddr, icmp: Icmp) -> &[u8] {
+        let mut writer = Writer::new(&mut self.buffer, Class::Indication, Method::Data, transaction)
+            .expect("the buffer holds a header");
+        writer.xor_peer_address(peer).icmp(icmp);
+        self.len = writer.finish(None, false).expect("the buffer holds two attributes");
+        &self.buffer[..self.len]
+    }
+}
+
 /// The error codes this server answers with.
-const CODES: [u16; 12] = [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508];
+const CODES: [u16; 13] = [300, 400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508];
 
 /// One counter for each error code.
 #[derive(Debug, Default)]
@@ -104,6 +118,6 @@ impl Refusals {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
-        CODES.into_iter().zip(self.0).filter(|&(_, count)| count > 0)
+        CODES.into_iter().zip(self.0)
     }
 }

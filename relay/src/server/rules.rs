@@ -89,6 +89,14 @@ rules! {
     NewPeers => 508, "new_peers", "--new-peers-per-user a second are reached";
 }
 
+impl Rule {
+    /// Whether it refuses a peer for where it is, without anyone having named it.
+    #[must_use]
+    pub const fn is_about_place(self) -> bool {
+        matches!(self, Self::SpecialRange | Self::OwnAddress)
+    }
+}
+
 /// A rule and what exactly it refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Why {

@@ -1,11 +1,13 @@
 //! All allocations: by index for peers, by 5-tuple for clients, by deadline for the timer.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
 
 use super::allocation::Allocation;
+use super::pair::Pair;
 use super::{AllocationId, ClientSocket};
 
 /// All allocations.
@@ -14,7 +16,7 @@ pub(super) struct Table {
     /// Boxed, so that growing moves pointers only and a free place costs eight bytes.
     slots: Vec<Option<Box<Allocation>>>,
     free: Vec<AllocationId>,
-    by_client: HashMap<ClientSocket, AllocationId, RandomState>,
+    by_client: HashMap<ClientSocket, Pair, RandomState>,
     deadlines: BTreeSet<(Instant, AllocationId)>,
     next_deadline: Option<Instant>,
 }
@@ -24,6 +26,12 @@ impl Table {
     #[must_use]
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// All indexes in use are below this.
+    #[must_use]
+    pub fn index_end(&self) -> usize {
+        self.slots.len()
     }
 
     /// One allocation.
@@ -37,23 +45,19 @@ impl Table {
         self.slots.get_mut(id.0 as usize)?.as_deref_mut()
     }
 
-    /// All allocations, in no order that means anything.
-    pub fn iter(&self) -> impl Iterator<Item = &Allocation> {
-        self.slots.iter().filter_map(Option::as_deref)
-    }
-
     /// All allocations, to change.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Allocation> {
-        self.slots.iter_mut().filter_map(Option::as_deref_mut)
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (AllocationId, &mut Allocation)> {
+        let ids = (0..).map(AllocationId);
+        ids.zip(&mut self.slots).filter_map(|(id, slot)| Some((id, slot.as_deref_mut()?)))
     }
 
-    /// The allocation of a client: opening or live, never closing.
+    /// The allocations of a client: opening or live, never closing.
     #[must_use]
-    pub fn find(&self, client: &ClientSocket) -> Option<AllocationId> {
+    pub fn find(&self, client: &ClientSocket) -> Option<Pair> {
         self.by_client.get(client).copied()
     }
 
-    /// Adds an allocation that is opening and has no deadline yet.
+    /// Adds an allocation that is opening and has no deadline yet, beside the one of the other family if there is one.
     pub fn insert(&mut self, allocation: Allocation) -> AllocationId {
         let client = allocation.client;
         let id = match self.free.pop() {
@@ -67,8 +71,13 @@ impl Table {
                 id
             }
         };
-        let previous = self.by_client.insert(client, id);
-        debug_assert!(previous.is_none(), "a client has one allocation");
+        self.by_client
+            .entry(client)
+            .and_modify(|pair| {
+                debug_assert!(pair.second.is_none(), "there are two families");
+                pair.second = Some(id);
+            })
+            .or_insert(Pair::one(id));
         id
     }
 
@@ -88,8 +97,16 @@ impl Table {
         let Some(allocation) = self.slots.get(id.0 as usize).and_then(Option::as_deref) else { return };
         self.deadlines.remove(&(allocation.expires, id));
         self.next_deadline = self.deadlines.first().map(|&(at, _)| at);
-        let removed = self.by_client.remove(&allocation.client);
-        debug_assert_eq!(removed, Some(id), "detached twice");
+        let Entry::Occupied(mut entry) = self.by_client.entry(allocation.client) else { return };
+        match entry.get().filter(|other| other != id) {
+            Some(rest) => {
+                debug_assert_ne!(*entry.get(), rest, "detached twice");
+                entry.insert(rest);
+            }
+            None => {
+                entry.remove();
+            }
+        }
     }
 
     /// Forgets a detached allocation; its index may be used again.

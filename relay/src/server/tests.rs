@@ -2,10 +2,17 @@
 
 mod abuse;
 mod auth;
+mod catalogue;
 mod data;
+mod dual;
+mod figures;
 mod fixture;
+mod hairpin;
+mod icmp;
+mod life;
 mod peers;
 mod quotas;
 mod requests;
+mod sharing;
 mod strangers;
 mod users;

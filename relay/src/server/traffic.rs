@@ -3,13 +3,13 @@
 //! One thread, plain additions: the driver asks once for each superpacket, and an allocation's figures go to its user when
 //! it ends.
 
-use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 use dataplane::drops::Cause;
 
-use super::auth::{Identity, UserId};
+use super::auth::Identity;
 use super::fair_share::Share;
+use super::figures::{Direction, Volume};
 use super::limits::Rate;
 use super::pace::Pace;
 use super::{AllocationId, Server};
@@ -17,70 +17,26 @@ use super::{AllocationId, Server};
 /// How far ahead of its rate an allocation or user may be.
 const RATE_BURST: Duration = Duration::from_millis(250);
 
-/// Packets and bytes of payload, without the headers of UDP and TURN.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-impl Traffic {
-    /// A superpacket of `len` bytes in segments of this size.
-    #[must_use]
-    pub fn of(len: usize, segment_size: usize) -> Self {
-        Self { packets: len.div_ceil(segment_size.max(1)).max(1) as u64, bytes: len as u64 }
-    }
-
-    /// Adds one packet.
-    pub fn add(&mut self, len: usize) {
-        self.packets += 1;
-        self.bytes += len as u64;
-    }
-}
-
-impl AddAssign for Traffic {
-    fn add_assign(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-    }
-}
-
-/// Which way data goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// From the client to a peer.
-    ToPeer,
-    /// From a peer to the client.
-    ToClient,
-}
-
 /// What was relayed, and what was not because it was too much.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Relayed {
-    /// From clients to peers.
-    pub to_peers: Traffic,
-    /// From peers to clients.
-    pub to_clients: Traffic,
+    /// By [`Direction`].
+    pub volumes: [Volume; Direction::ALL.len()],
     /// Packets dropped above a rate or a fair share, both ways.
     pub shaped_packets: u64,
 }
 
 impl Relayed {
-    fn way(&mut self, direction: Direction) -> &mut Traffic {
-        match direction {
-            Direction::ToPeer => &mut self.to_peers,
-            Direction::ToClient => &mut self.to_clients,
-        }
+    /// From clients to peers.
+    #[must_use]
+    pub fn to_peers(&self) -> Volume {
+        self.volumes[Direction::ToPeer as usize]
     }
-}
 
-impl AddAssign for Relayed {
-    fn add_assign(&mut self, other: Self) {
-        self.to_peers += other.to_peers;
-        self.to_clients += other.to_clients;
-        self.shaped_packets += other.shaped_packets;
+    /// From peers to clients.
+    #[must_use]
+    pub fn to_clients(&self) -> Volume {
+        self.volumes[Direction::ToClient as usize]
     }
 }
 
@@ -95,7 +51,7 @@ impl Paces {
         bytes.is_ahead(RATE_BURST, now) || packets.is_ahead(RATE_BURST, now)
     }
 
-    fn charge(&mut self, rate: &Rate, direction: Direction, load: Traffic, now: Instant) {
+    fn charge(&mut self, rate: &Rate, direction: Direction, load: Volume, now: Instant) {
         let (bytes, packets) = &mut self.0[direction as usize];
         if let Some(per_second) = rate.bytes_per_s {
             bytes.charge(load.bytes, per_second, now);
@@ -109,7 +65,6 @@ impl Paces {
 /// What is kept of an allocation's data.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
-    pub relayed: Relayed,
     share: Share,
     /// Only where allocations have a rate.
     paces: Option<Box<Paces>>,
@@ -118,8 +73,8 @@ pub(super) struct Flow {
 /// What is kept of a user besides the password.
 #[derive(Debug, Default)]
 pub struct Account {
-    /// What allocations relayed that have ended.
-    pub(super) ended: Relayed,
+    /// Since there is an entry.
+    pub(super) relayed: Relayed,
     /// New peers.
     pub(super) new_peers: Pace,
     /// Only where users have a rate.
@@ -156,7 +111,7 @@ impl Server {
         &mut self,
         id: AllocationId,
         direction: Direction,
-        load: Traffic,
+        load: Volume,
         now: Instant,
     ) -> Result<(), Cause> {
         // One that is being closed keeps no entry of its user's any more.
@@ -174,7 +129,7 @@ impl Server {
             (!self.fair_share.admits(&mut flow.share, load)).then_some(Cause::FairShare)
         };
         if let Some(cause) = refused {
-            flow.relayed.shaped_packets += load.packets;
+            self.users.account_mut(allocation.user).relayed.shaped_packets += load.packets;
             return Err(cause);
         }
         // Made with the first packet, so that an allocation without a rate is no larger for it.
@@ -188,38 +143,18 @@ impl Server {
         Ok(())
     }
 
-    /// Adds to what an allocation has relayed.
-    pub fn count(&mut self, id: AllocationId, direction: Direction, relayed: Traffic) {
-        if let Some(allocation) = self.table.get_mut(id) {
-            *allocation.flow.relayed.way(direction) += relayed;
-        }
-    }
-
     /// To be called every 10 ms under load: `overloaded` says whether anything was lost since the last call because
     /// there was no time for it, or because the clients' socket was busy.
     pub fn handle_interval(&mut self, overloaded: bool, now: Instant) {
         self.fair_share.handle_interval(overloaded, now);
     }
 
-    /// Everyone who has an entry ([`super::auth::Users`]), with what was relayed for them. Looks at every allocation: for
-    /// reports.
+    /// Everyone who has an entry ([`super::auth::Users`]), with what was relayed for them.
     pub fn users(&self) -> impl Iterator<Item = Usage<'_>> {
-        let mut live = std::collections::HashMap::<UserId, Relayed, foldhash::fast::RandomState>::default();
-        for allocation in self.table.iter() {
-            *live.entry(allocation.user).or_default() += allocation.flow.relayed;
-        }
-        self.users.iter().map(move |(id, user)| {
-            let mut relayed = user.account().ended;
-            relayed += live.get(&id).copied().unwrap_or_default();
-            Usage { identity: user.identity(), allocations: user.allocations, relayed }
+        self.users.iter().map(|(_, user)| Usage {
+            identity: user.identity(),
+            allocations: user.allocations,
+            relayed: user.account().relayed,
         })
-    }
-
-    /// Adds the figures of an allocation that ends to its user's.
-    pub(super) fn settle(&mut self, id: AllocationId) {
-        if let Some(allocation) = self.table.get_mut(id) {
-            let relayed = std::mem::take(&mut allocation.flow.relayed);
-            self.users.account_mut(allocation.user).ended += relayed;
-        }
     }
 }

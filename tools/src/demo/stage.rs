@@ -161,7 +161,7 @@ fn relay_arguments(site: &Site, design: &str) -> Vec<String> {
     let listen = listen.to_string();
     ["--listen", &listen, "--realm", "towpath-lab", "--user-file", &users, "--allow-peer", peers]
         .into_iter()
-        .chain(["--io", design, "--log-format", "json"])
+        .chain(["--io", design, "--log-format", "json", "--drain-timeout", "0"])
         .map(str::to_owned)
         .collect()
 }

@@ -160,6 +160,7 @@ impl World {
     pub fn relay(&self, host: &str, flags: &[&str]) -> Process {
         let parent = std::process::id().to_string();
         let mut program = vec![env!("CARGO_BIN_EXE_towpath-lab"), "__relay", "-", &parent];
+        program.extend(["--drain-timeout", "0"]);
         program.extend(flags);
         self.start(host, &program, "ready")
     }

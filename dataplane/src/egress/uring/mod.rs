@@ -396,7 +396,18 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
 
     fn stats(&self) -> EgressStats {
         let (sent, sent_bytes) = self.completer.sent();
-        EgressStats { sent, sent_bytes, enters: self.submit.enters(), ..self.stats.clone() }
+        EgressStats {
+            sent,
+            sent_bytes,
+            enters: self.submit.enters(),
+            slots: self.capacity as u64,
+            slots_in_flight: self.submit.in_flight() as u64,
+            ..self.stats.clone()
+        }
+    }
+
+    fn design(&self) -> &'static str {
+        "uring"
     }
 
     fn close(&mut self) -> EgressStats {

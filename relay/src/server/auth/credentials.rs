@@ -108,6 +108,12 @@ impl Credentials {
         self.secrets.set_validity_max(validity_max);
     }
 
+    /// Whether there is a static user of this name.
+    #[must_use]
+    pub fn has_user(&self, name: &[u8]) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     /// The realm.
     #[must_use]
     pub fn realm(&self) -> &str {

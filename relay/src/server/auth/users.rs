@@ -191,11 +191,35 @@ impl Users {
         }
     }
 
+    /// Forgets static users who hold nothing and whose names are not to be kept: configuration has them no more.
+    pub fn retain_static(&mut self, keeps: impl Fn(&[u8]) -> bool) {
+        let gone: Vec<UserId> = self
+            .static_users
+            .iter()
+            .filter(|&(name, &id)| !keeps(name) && self.get(id).allocations == 0)
+            .map(|(_, &id)| id)
+            .collect();
+        for id in gone {
+            self.forget(id);
+        }
+    }
+
     fn forget(&mut self, id: UserId) {
         let Some(user) = self.slots[id.0 as usize].take() else { return };
-        self.shared_users.remove(&user.name);
+        self.index(user.kind).remove(&user.name);
         self.free.push(id);
         self.shrink();
+    }
+
+    /// Where a walk over the entries ends.
+    #[must_use]
+    pub fn index_end(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The entries in a part of that walk.
+    pub fn part(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = &User> {
+        self.slots.get(range).into_iter().flatten().flatten()
     }
 
     /// Everyone who has an entry, those included that rest.

@@ -23,8 +23,12 @@ fn channel_data_goes_both_ways() {
     assert_eq!(fixture.bind(&alice, 0x4001, "192.0.2.9:7"), None);
     for payload in [&b""[..], b"x", b"hello", &[7; 9000]] {
         let datagram = channel_data(0x4001, payload);
-        let forward =
-            FromClient::Forward { allocation, peer: peer("192.0.2.9:7"), payload: 4..4 + payload.len() };
+        let forward = FromClient::Forward {
+            allocation,
+            peer: peer("192.0.2.9:7"),
+            payload: 4..4 + payload.len(),
+            dont_fragment: false,
+        };
         assert_eq!(fixture.handle(&alice.client, &datagram), forward);
         let mut padded = datagram.clone();
         padded.extend([0; 3]);
@@ -104,12 +108,6 @@ fn send_indications_that_are_wrong_are_dropped() {
             Cause::MalformedOuter,
             indication(&|writer| {
                 writer.data(b"x");
-            }),
-        ),
-        (
-            Cause::MalformedOuter,
-            indication(&|writer| {
-                writer.xor_peer_address(good).data(b"x").dont_fragment();
             }),
         ),
         (

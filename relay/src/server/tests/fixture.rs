@@ -39,6 +39,8 @@ pub fn settings() -> Settings {
         allocations_max: 100,
         allocations_per_user_max: 10,
         limits: Limits::default(),
+        hairpin: true,
+        port_sharing: false,
     }
 }
 
@@ -89,10 +91,7 @@ impl Fixture {
         let datagram = request(user, method, transaction, &nonce, fill);
         match self.handle(&user.client, &datagram) {
             FromClient::Reply => {}
-            FromClient::OpenRelay { allocation, .. } => {
-                let opened = self.server.handle_relay_opened(allocation, Ok(()), self.now);
-                assert_eq!(opened, Opened::Reply { client: user.client });
-            }
+            FromClient::OpenRelay { allocation, .. } => self.open_all(user, allocation),
             other => panic!("no answer: {other:?}"),
         }
         let reply = Reply(self.server.reply().to_vec());
@@ -100,6 +99,16 @@ impl Fixture {
         assert_eq!((message.transaction(), message.method()), (transaction, method));
         assert!(message.verify_integrity(&user.key()), "authentic requests have authentic answers");
         reply
+    }
+
+    /// Opens the sockets of an allocation until its client can be answered.
+    pub fn open_all(&mut self, user: &User, mut allocation: AllocationId) {
+        loop {
+            match self.server.handle_relay_opened(allocation, Ok(()), self.now) {
+                Opened::Also { allocation: other, .. } => allocation = other,
+                opened => return assert_eq!(opened, Opened::Reply { client: user.client }),
+            }
+        }
     }
 
     /// The nonce the server gives this client now.
@@ -117,8 +126,12 @@ impl Fixture {
         reply.message().xor_relayed_address().unwrap().unwrap()
     }
 
-    pub fn id(&self, user: &User) -> AllocationId {
+    pub fn pair(&self, user: &User) -> Pair {
         self.server.find(&user.client, self.now).expect("there is an allocation")
+    }
+
+    pub fn id(&self, user: &User) -> AllocationId {
+        self.pair(user).first
     }
 
     pub fn bind(&mut self, user: &User, number: u16, peer: &str) -> Option<u16> {

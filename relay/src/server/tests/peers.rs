@@ -148,8 +148,8 @@ fn allocate(fixture: &mut Fixture, user: &User, family: AddressFamily) -> Alloca
     fixture.transactions = 0;
     if let Some(old) = fixture.server.find(&user.client, fixture.now) {
         assert_eq!(fixture.refresh(user, Some(0)).code(), None);
-        assert_eq!(fixture.server.poll_command(), Some(Command::Close(old)));
-        fixture.server.handle_relay_closed(old);
+        assert_eq!(fixture.server.poll_command(), Some(Command::Close(old.first)));
+        fixture.server.handle_relay_closed(old.first);
     }
     let reply = fixture.ask(user, Method::Allocate, |writer| {
         writer.requested_transport(17).requested_address_family(family);
@@ -172,7 +172,7 @@ fn every_special_address_in_every_encoding_is_refused_by_every_method() {
         };
         // A new allocation for each peer that got through: lists are short.
         let known = fixture.server.find(&user.client, fixture.now);
-        let id = known.unwrap_or_else(|| allocate(&mut fixture, &user, family));
+        let id = known.map_or_else(|| allocate(&mut fixture, &user, family), |pair| pair.first);
         fixture.transactions = 0;
         let peer = SocketAddr::new(address, 5000).to_string();
         let before = format!("{:?}", fixture.server.table.get(id));
@@ -256,14 +256,14 @@ fn a_peer_that_becomes_an_address_of_this_machine_is_cut_off() {
     };
     assert!(to(&mut fixture, 0x4001) && from(&fixture, "8.8.8.8:5000"));
     let own = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-    fixture.server.set_own_addresses(own(&[LOCAL, "8.8.8.8"]));
+    fixture.server.set_machine_addresses(own(&[LOCAL, "8.8.8.8"]));
     assert!(!to(&mut fixture, 0x4001) && !from(&fixture, "8.8.8.8:5000"));
     let sent = fixture.handle(&alice.client, &send("8.8.8.8:5000", b"x"));
     assert_eq!(sent, FromClient::Drop(Cause::NoPermission));
     assert_eq!(fixture.permit(&alice, &["8.8.8.8:5000"]), Some(403));
     assert_eq!(fixture.bind(&alice, 0x4001, "8.8.8.8:5000"), Some(403));
     assert!(to(&mut fixture, 0x4002) && from(&fixture, "9.9.9.9:5000"), "others go on");
-    fixture.server.set_own_addresses(own(&[LOCAL]));
+    fixture.server.set_machine_addresses(own(&[LOCAL]));
     assert!(!to(&mut fixture, 0x4001), "nothing comes back by itself");
     assert_eq!(fixture.bind(&alice, 0x4001, "8.8.8.8:5000"), None);
     assert!(to(&mut fixture, 0x4001));

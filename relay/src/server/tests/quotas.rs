@@ -8,10 +8,10 @@ use dataplane::stun::{Method, TransactionId};
 use super::super::*;
 use super::fixture::*;
 use crate::server::auth::Identity;
+use crate::server::figures::{Carrier, Direction, Volume};
 use crate::server::limits::Rate;
 use crate::server::port_set::PortSet;
 use crate::server::rules::Rule;
-use crate::server::traffic::{Direction, Traffic};
 
 const ALICE: Identity<'_> = Identity::Static(b"alice");
 
@@ -159,7 +159,7 @@ fn rates_hold_for_allocations_and_users_in_each_direction() {
         bytes_per_s: NonZeroU64::new(bytes),
         packets_per_s: NonZeroU64::new(packets),
     };
-    let relayed = |allocation: Rate, user: Rate, load: Traffic| {
+    let relayed = |allocation: Rate, user: Rate, load: Volume| {
         let mut settings = settings();
         settings.limits.allocation_rate = allocation;
         settings.limits.user_rate = user;
@@ -176,7 +176,7 @@ fn rates_hold_for_allocations_and_users_in_each_direction() {
                 let direction = if way < 2 { Direction::ToPeer } else { Direction::ToClient };
                 match fixture.server.admit(ids[way % 2], direction, load, fixture.now) {
                     Ok(()) => {
-                        fixture.server.count(ids[way % 2], direction, load);
+                        fixture.server.count_relayed(ids[way % 2], direction, Carrier::Channel, load);
                         *passed += load.bytes / 1000;
                     }
                     Err(cause) => assert_eq!(cause, Cause::PolicyRate),
@@ -185,13 +185,13 @@ fn rates_hold_for_allocations_and_users_in_each_direction() {
         }
         let usage = fixture.server.users().find(|usage| usage.identity == ALICE).unwrap();
         let ways = usage.relayed;
-        assert_eq!(ways.to_peers.bytes + ways.to_clients.bytes, passed.iter().sum::<u64>() * 1000);
-        let packets = ways.to_peers.packets + ways.to_clients.packets + ways.shaped_packets;
+        assert_eq!(ways.to_peers().bytes + ways.to_clients().bytes, passed.iter().sum::<u64>() * 1000);
+        let packets = ways.to_peers().packets + ways.to_clients().packets + ways.shaped_packets;
         assert_eq!(packets, 40_000 * load.packets, "every packet is relayed or counted as shaped");
         passed
     };
     let none = Rate::default();
-    let single = Traffic { packets: 1, bytes: 1000 };
+    let single = Volume { packets: 1, bytes: 1000 };
     // 100 packets a second and a quarter of a second's worth at once.
     for passed in relayed(per_second(100_000, 0), none, single) {
         assert!((1015..=1030).contains(&passed), "{passed}");
@@ -202,7 +202,7 @@ fn rates_hold_for_allocations_and_users_in_each_direction() {
     let [one, two, back_one, back_two] = relayed(none, per_second(100_000, 0), single);
     assert!((1015..=1030).contains(&(one + two)) && (1015..=1030).contains(&(back_one + back_two)));
     // A superpacket passes as a whole and is paid for afterwards.
-    for passed in relayed(per_second(100_000, 0), none, Traffic { packets: 50, bytes: 50_000 }) {
+    for passed in relayed(per_second(100_000, 0), none, Volume { packets: 50, bytes: 50_000 }) {
         assert!((1000..=1100).contains(&passed), "{passed}");
     }
     assert_eq!(relayed(none, none, single), [10_000; 4]);
@@ -216,13 +216,23 @@ fn what_ended_allocations_relayed_stays_with_their_user() {
         fixture.transactions = 10 * round as u8;
         fixture.allocate(&alice);
         let id = fixture.id(&alice);
-        fixture.server.count(id, Direction::ToPeer, Traffic { packets: 2, bytes: 300 });
-        fixture.server.count(id, Direction::ToClient, Traffic { packets: 1, bytes: 50 });
+        fixture.server.count_relayed(
+            id,
+            Direction::ToPeer,
+            Carrier::Channel,
+            Volume { packets: 2, bytes: 300 },
+        );
+        fixture.server.count_relayed(
+            id,
+            Direction::ToClient,
+            Carrier::Channel,
+            Volume { packets: 1, bytes: 50 },
+        );
         let usage = fixture.server.users().find(|usage| usage.identity == ALICE).unwrap();
-        assert_eq!((usage.allocations, usage.relayed.to_peers.bytes), (1, 300 * round));
+        assert_eq!((usage.allocations, usage.relayed.to_peers().bytes), (1, 300 * round));
         assert_eq!(fixture.refresh(&alice, Some(0)).code(), None);
         let usage = fixture.server.users().find(|usage| usage.identity == ALICE).unwrap();
-        assert_eq!((usage.allocations, usage.relayed.to_clients.packets), (0, round), "while it is closed");
+        assert_eq!((usage.allocations, usage.relayed.to_clients().packets), (0, round), "while it is closed");
         let Some(Command::Close(id)) = fixture.server.poll_command() else { panic!("nothing to close") };
         fixture.server.handle_relay_closed(id);
     }

@@ -9,9 +9,9 @@ use super::super::*;
 use super::auth::{Asked, TODAY, answer, key, timed, with_secrets};
 use super::fixture::*;
 use crate::server::auth::Identity;
+use crate::server::figures::{Carrier, Direction, Volume};
 use crate::server::limits::Rate;
 use crate::server::rules::{Refused, Rule};
-use crate::server::traffic::{Direction, Traffic};
 
 /// A server with secrets and these changes to its settings.
 fn with(change: impl FnOnce(&mut Settings)) -> Fixture {
@@ -91,19 +91,19 @@ fn a_rate_of_a_user_outlives_its_allocations() {
     let mut fixture = with(|settings| {
         settings.limits.user_rate = Rate { bytes_per_s: NonZeroU64::new(100_000), packets_per_s: None };
     });
-    let load = Traffic { packets: 1, bytes: 1000 };
+    let load = Volume { packets: 1, bytes: 1000 };
     let mut bytes = 0;
     for number in 0..200 {
         let user = someone(number);
         assert_eq!(try_allocate(&mut fixture, &user), None);
         let id = fixture.id(&user);
         while fixture.server.admit(id, Direction::ToPeer, load, fixture.now).is_ok() {
-            fixture.server.count(id, Direction::ToPeer, load);
+            fixture.server.count_relayed(id, Direction::ToPeer, Carrier::Channel, load);
             bytes += load.bytes;
         }
         let usage: Vec<_> = fixture.server.users().collect();
         assert_eq!((usage.len(), usage[0].identity), (1, Identity::Shared(b"x")));
-        assert_eq!((usage[0].allocations, usage[0].relayed.to_peers.bytes), (1, bytes));
+        assert_eq!((usage[0].allocations, usage[0].relayed.to_peers().bytes), (1, bytes));
         delete(&mut fixture, &user);
         let admitted = fixture.server.admit(id, Direction::ToPeer, load, fixture.now);
         assert_eq!(admitted, Err(Cause::NoAllocation), "there is none any more");
@@ -128,10 +128,10 @@ fn nothing_is_admitted_for_an_allocation_that_is_being_closed() {
     let id = fixture.id(&user);
     assert_eq!(fixture.refresh(&user, Some(0)).code(), None);
     assert_eq!(fixture.server.users.len(), 0);
-    let load = Traffic { packets: 1, bytes: 1000 };
+    let load = Volume { packets: 1, bytes: 1000 };
     for direction in [Direction::ToPeer, Direction::ToClient] {
         assert_eq!(fixture.server.admit(id, direction, load, fixture.now), Err(Cause::NoAllocation));
-        fixture.server.count(id, direction, load);
+        fixture.server.count_relayed(id, direction, Carrier::Channel, load);
     }
     assert_eq!(fixture.server.users().count(), 0);
 }

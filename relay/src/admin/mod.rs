@@ -1,0 +1,161 @@
+//! Seeing what the relay does: a small HTTP server on a thread of its own, for probes, Prometheus and people.
+//!
+//! ```text
+//!   loop ── Observer ── snapshot ──► queue of one ──► Desk ── status ──► page, metrics, status.json
+//!        ◄───────────── asked ◄──────────────────────        ◄── HTTP ── up to 16 connections
+//! ```
+//! The loop is asked when somebody asks, and then answers between two batches; nobody waits for the other under a lock.
+//! Without a question there is nothing to do but the additions that count.
+
+mod client;
+mod connection;
+mod desk;
+mod metrics;
+mod observer;
+mod page;
+mod request;
+mod respond;
+mod serve;
+mod status;
+mod table;
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::str::FromStr;
+
+pub use self::client::StatusArgs;
+pub use self::observer::{Observer, Phase};
+pub use self::table::run as run_status;
+
+/// Where the figures are when nothing is said: the port that Prometheus' list of exporters has for TURN servers.
+pub const ADDRESS_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9641);
+
+/// What `--admin` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub enum AdminChoice {
+    /// Here.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+impl fmt::Display for AdminChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Off => f.write_str("off"),
+        }
+    }
+}
+
+impl FromStr for AdminChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        text.parse()
+            .map(Self::At)
+            .map_err(|_| format!("{text:?} is neither ADDRESS:PORT, for example {ADDRESS_DEFAULT}, nor off"))
+    }
+}
+
+impl TryFrom<String> for AdminChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// A socket for the figures, bound and not served yet: its port has to be known before the first peer is judged.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    address: SocketAddr,
+    gso: bool,
+}
+
+impl Admin {
+    /// Binds what was asked for, or the default. `None`: there is to be none, or the default could not be had, which is
+    /// warned about. `gso` is told to those who ask.
+    ///
+    /// # Errors
+    /// An address that was asked for cannot be had; the text names the remedy.
+    pub fn bind(choice: Option<AdminChoice>, gso: bool) -> io::Result<Option<Self>> {
+        let address = match choice {
+            Some(AdminChoice::Off) => return Ok(None),
+            Some(AdminChoice::At(address)) => address,
+            None => ADDRESS_DEFAULT,
+        };
+        let bound = TcpListener::bind(address)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(|listener| listener.local_addr().map(|address| Self { listener, address, gso }));
+        match bound {
+            Ok(admin) => {
+                if !address.ip().is_loopback() {
+                    tracing::warn!(
+                        %address,
+                        "everyone who reaches the admin address can read user names and figures: \
+                         keep it behind a firewall, or on 127.0.0.1"
+                    );
+                }
+                Ok(Some(admin))
+            }
+            Err(error) if choice.is_none() => {
+                tracing::warn!(
+                    %error,
+                    "no metrics and no status page: {ADDRESS_DEFAULT} cannot be had; choose another address \
+                     with --admin, or --admin off"
+                );
+                Ok(None)
+            }
+            Err(error) => {
+                let remedy = match error.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        "another program has it: stop that one or choose another --admin"
+                    }
+                    io::ErrorKind::AddrNotAvailable => {
+                        "no interface has this address: choose another --admin"
+                    }
+                    io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+                    _ => "choose another --admin, or off",
+                };
+                Err(io::Error::new(error.kind(), format!("--admin {address}: {error}; {remedy}")))
+            }
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_or_off_is_understood_and_anything_else_explained() {
+        assert_eq!("off".parse(), Ok(AdminChoice::Off));
+        assert_eq!("[::1]:80".parse(), Ok(AdminChoice::At("[::1]:80".parse().unwrap())));
+        for text in ["", "9641", "localhost:9641", "127.0.0.1", "on"] {
+            let error = text.parse::<AdminChoice>().unwrap_err();
+            assert!(error.contains("ADDRESS:PORT") && error.contains("off"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_was_asked_for_and_is_taken_is_an_error() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let choice = AdminChoice::At(taken.local_addr().unwrap());
+        let error = Admin::bind(Some(choice), true).unwrap_err().to_string();
+        assert!(error.contains("another program has it") && error.contains("--admin 127.0.0.1:"), "{error}");
+        assert!(Admin::bind(Some(AdminChoice::Off), true).unwrap().is_none());
+    }
+}

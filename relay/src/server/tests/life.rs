@@ -1,0 +1,224 @@
+//! Reconfiguring under live allocations, and draining.
+
+use dataplane::stun::{AttributeType, Method, TransactionId};
+
+use super::super::figures::{Carrier, Census, Direction, Volume};
+use super::super::*;
+use super::fixture::*;
+
+fn credentials(users: &[(&str, &str)]) -> Credentials {
+    let mut credentials = Credentials::new(REALM);
+    for (name, password) in users {
+        credentials.add(name, password);
+    }
+    credentials
+}
+
+fn allocate(fixture: &mut Fixture, user: &User) -> Reply {
+    fixture.ask(user, Method::Allocate, |writer| {
+        writer.requested_transport(17);
+    })
+}
+
+/// The code of a request that is answered with a challenge again.
+fn refused(fixture: &mut Fixture, user: &User, method: Method) -> u16 {
+    let nonce = fixture.nonce(user);
+    let transaction = fixture.transaction();
+    let datagram = request(user, method, transaction, &nonce, |_| {});
+    assert_eq!(fixture.handle(&user.client, &datagram), FromClient::Reply);
+    Reply(fixture.server.reply().to_vec()).code().expect("an error")
+}
+
+#[test]
+fn a_removed_user_keeps_relaying_until_the_lifetime_ends_and_gets_nothing_new() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    assert_eq!(fixture.bind(&alice, 0x4000, "192.0.2.9:9"), None);
+    let id = fixture.id(&alice);
+    fixture.server.reconfigure(Settings { credentials: credentials(&[("bob", "hidden")]), ..settings() });
+    for method in [Method::Refresh, Method::CreatePermission, Method::ChannelBind, Method::Allocate] {
+        assert_eq!(refused(&mut fixture, &alice, method), 401, "{method:?}");
+    }
+    assert_eq!(refused(&mut fixture, &alice.at("192.0.2.1:1001"), Method::Allocate), 401);
+    fixture.wait(299);
+    assert!(matches!(
+        fixture.handle(&alice.client, &channel_data(0x4000, b"x")),
+        FromClient::Forward { allocation, .. } if allocation == id
+    ));
+    // The permission is not renewed either, so that five minutes are the end of data, ten that of the allocation.
+    fixture.wait(1);
+    assert_eq!(
+        fixture.handle(&alice.client, &channel_data(0x4000, b"x")),
+        FromClient::Drop(Cause::NoPermission)
+    );
+    fixture.wait(300);
+    fixture.server.handle_timeout(fixture.now);
+    assert_eq!(fixture.server.poll_command(), Some(Command::Close(id)));
+    fixture.server.handle_relay_closed(id);
+    assert_eq!(fixture.server.allocations(), 0);
+}
+
+#[test]
+fn who_stays_goes_on_with_the_same_allocation_and_quota_under_a_new_password() {
+    let mut settings_before = settings();
+    settings_before.allocations_per_user_max = 1;
+    let mut fixture = Fixture::with(settings_before);
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    // In another order and with somebody new: the index of a user is not their place in the file.
+    let users = credentials(&[("carol", "c"), ("bob", "hidden"), ("alice", "changed")]);
+    fixture.server.reconfigure(Settings { credentials: users, allocations_per_user_max: 1, ..settings() });
+    assert_eq!(refused(&mut fixture, &alice, Method::Refresh), 401);
+    let renewed = User { password: "changed", ..alice };
+    assert_eq!(fixture.refresh(&renewed, None).code(), None);
+    assert_eq!(allocate(&mut fixture, &renewed.at("192.0.2.1:1001")).code(), Some(486));
+    let carol = User { name: "carol", password: "c", client: client("192.0.2.3:3000") };
+    assert_eq!(allocate(&mut fixture, &carol).code(), None);
+    assert_eq!(fixture.refresh(&renewed, Some(0)).code(), None);
+    assert_eq!(allocate(&mut fixture, &renewed.at("192.0.2.1:1001")).code(), None);
+}
+
+#[test]
+fn someone_new_never_gets_the_place_of_a_removed_user_whose_allocation_is_live() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    let mallory = User { name: "mallory", password: "m", client: alice.client };
+    for _ in 0..3 {
+        fixture.server.reconfigure(Settings { credentials: credentials(&[("mallory", "m")]), ..settings() });
+        // The same 5-tuple, and authentic, but somebody else's allocation (RFC 8656 section 5).
+        assert_eq!(fixture.refresh(&mallory, None).code(), Some(441));
+    }
+    fixture.server.reconfigure(settings());
+    assert_eq!(fixture.refresh(&alice, None).code(), None, "who comes back has the allocation again");
+}
+
+#[test]
+fn what_a_user_relayed_stays_theirs_through_a_reload_and_goes_to_nobody_else() {
+    let mut fixture = Fixture::new();
+    let (alice, bob) = (User::alice(), User::bob());
+    let volume = Volume { packets: 1, bytes: 100 };
+    for user in [&alice, &bob] {
+        fixture.allocate(user);
+        let id = fixture.id(user);
+        fixture.server.count_relayed(id, Direction::ToPeer, Carrier::Channel, volume);
+        assert_eq!(fixture.refresh(user, Some(0)).code(), None);
+    }
+    let known = |fixture: &Fixture| {
+        let mut census = Census::default();
+        while !fixture.server.census(&mut census, fixture.now) {}
+        let mut users: Vec<_> =
+            census.users.iter().map(|user| (user.name.to_string(), user.relayed[0].bytes)).collect();
+        users.sort();
+        users
+    };
+    let relayed = |name: &str| (name.to_owned(), 100);
+    assert_eq!(known(&fixture), [relayed("alice"), relayed("bob")]);
+    // Carol gets the place of bob, and nothing else of his.
+    let users = credentials(&[("carol", "c"), ("alice", "changed")]);
+    fixture.server.reconfigure(Settings { credentials: users, ..settings() });
+    assert_eq!(known(&fixture), [relayed("alice")]);
+    let carol = User { name: "carol", password: "c", client: client("192.0.2.3:3000") };
+    fixture.allocate(&carol);
+    assert_eq!(known(&fixture), [relayed("alice"), ("carol".to_owned(), 0)]);
+    assert_eq!(fixture.server.figures().relayed(Direction::ToPeer, Carrier::Channel).bytes, 200);
+}
+
+#[test]
+fn users_who_come_and_go_do_not_pile_up() {
+    let mut fixture = Fixture::new();
+    for round in 0..100 {
+        let name: &'static str = Box::leak(format!("user{round}").into());
+        let users = credentials(&[(name, "x"), ("alice", "secret")]);
+        fixture.server.reconfigure(Settings { credentials: users, ..settings() });
+        let user = User { name, password: "x", client: client("192.0.2.3:3000") };
+        fixture.transactions = 0;
+        fixture.allocate(&user);
+        assert_eq!(fixture.refresh(&user, Some(0)).code(), None);
+        let Some(Command::Close(id)) = fixture.server.poll_command() else { panic!("nothing to close") };
+        fixture.server.handle_relay_closed(id);
+        assert!(fixture.server.users().count() <= 2, "{round}");
+    }
+}
+
+#[test]
+fn a_new_policy_and_new_limits_hold_for_what_comes() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    assert_eq!(fixture.permit(&alice, &["192.0.2.9:9"]), None);
+    let mut stricter = settings();
+    stricter.policy.allow.clear();
+    stricter.allocations_max = 1;
+    stricter.external = vec![ExternalAddress { public: "198.41.0.99".parse().unwrap(), local: None }];
+    fixture.server.reconfigure(stricter);
+    assert_eq!(fixture.permit(&alice, &["192.0.2.9:9"]), Some(403), "not renewed");
+    assert_eq!(
+        fixture.handle(&alice.client, &send("192.0.2.9:9", b"x")),
+        FromClient::Drop(Cause::NoPermission),
+        "what was permitted ends with what permitted it"
+    );
+    assert_eq!(allocate(&mut fixture, &User::bob()).code(), Some(508));
+    assert_eq!(fixture.refresh(&alice, Some(0)).code(), None);
+    while let Some(Command::Close(id)) = fixture.server.poll_command() {
+        fixture.server.handle_relay_closed(id);
+    }
+    assert_eq!(fixture.allocate(&User::bob()).ip().to_string(), "198.41.0.99");
+}
+
+#[test]
+fn a_draining_relay_serves_what_it_has_and_refuses_what_is_new() {
+    let mut fixture = Fixture::new();
+    let (alice, bob) = (User::alice(), User::bob());
+    let transaction = TransactionId([0x77; 12]);
+    let ask = |fixture: &mut Fixture| {
+        fixture.ask_again(&alice, Method::Allocate, transaction, |writer| {
+            writer.requested_transport(17);
+        })
+    };
+    assert_eq!(ask(&mut fixture).code(), None);
+    fixture.server.drain(Alternates::default());
+    assert_eq!(ask(&mut fixture).code(), None, "the answer that was lost comes again");
+    assert_eq!(fixture.refresh(&alice, None).code(), None);
+    assert_eq!(fixture.permit(&alice, &["192.0.2.9:9"]), None);
+    assert_eq!(fixture.bind(&alice, 0x4000, "192.0.2.9:9"), None);
+    assert!(matches!(fixture.handle(&alice.client, &channel_data(0x4000, b"x")), FromClient::Forward { .. }));
+    assert_eq!(allocate(&mut fixture, &bob).code(), Some(508));
+    assert_eq!(refused(&mut fixture, &User { password: "wrong", ..bob.clone() }, Method::Allocate), 401);
+    assert_eq!(fixture.server.allocations(), 1);
+    let asked = bare(Method::Binding, TransactionId([1; 12]));
+    assert_eq!(fixture.handle(&bob.client, &asked), FromClient::Reply);
+}
+
+#[test]
+fn clients_are_sent_to_an_alternate_of_their_own_family_first() {
+    let (v4, v6) = ("192.0.2.77:3478", "[2001:db8::77]:3479");
+    let over_v6 = User::bob().at("[2001:db8::2]:2000");
+    let alternates_of = |reply: &Reply| -> Vec<Vec<u8>> {
+        let message = reply.message();
+        let found = message.attributes().filter(|found| found.kind == AttributeType::ALTERNATE_SERVER);
+        found.map(|found| found.value.to_vec()).collect()
+    };
+    // RFC 8489 section 14.15: as MAPPED-ADDRESS, so family, port and address as they are.
+    let encoded_v4 = vec![0, 1, 0x0d, 0x96, 192, 0, 2, 77];
+    let mut encoded_v6 = vec![0, 2, 0x0d, 0x97, 0x20, 0x01, 0x0d, 0xb8];
+    encoded_v6.extend([0; 11]);
+    encoded_v6.push(0x77);
+    for (alternates, to_v4, to_v6) in [
+        (vec![v4], vec![&encoded_v4], vec![]),
+        (vec![v6], vec![], vec![&encoded_v6]),
+        (vec![v6, v4], vec![&encoded_v4, &encoded_v6], vec![&encoded_v6, &encoded_v4]),
+    ] {
+        let alternates: Vec<SocketAddr> = alternates.into_iter().map(address).collect();
+        let mut fixture = Fixture::new();
+        fixture.server.drain(Alternates::new(&alternates));
+        for (user, expected) in [(&User::alice(), to_v4), (&over_v6, to_v6)] {
+            // `ask` has seen that the answer is authentic, without which a client ignores it.
+            let reply = allocate(&mut fixture, user);
+            assert_eq!(reply.code(), Some(if expected.is_empty() { 508 } else { 300 }));
+            assert_eq!(alternates_of(&reply).iter().collect::<Vec<_>>(), expected);
+        }
+        assert_eq!(fixture.server.refusals().filter(|&(code, _)| code == 300).count(), 1);
+    }
+}

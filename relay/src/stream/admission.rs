@@ -1,0 +1,122 @@
+//! How many connections there may be, in all and from one address.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use foldhash::fast::RandomState;
+
+use super::ends::End;
+
+/// Bounds on what clients on streams may take up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most connections in all.
+    pub connections_max: u32,
+    /// Most connections from one address; of IPv6, from one /64, which is what one subscriber has.
+    pub per_address_max: u32,
+    /// Most bytes that wait for one client.
+    pub queue_bytes: usize,
+}
+
+/// The connections there are. It has an entry for each address with a connection, and no others.
+#[derive(Debug)]
+pub(super) struct Admission {
+    limits: Limits,
+    total: u32,
+    by_address: HashMap<IpAddr, u32, RandomState>,
+}
+
+impl Admission {
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, total: 0, by_address: HashMap::default() }
+    }
+
+    /// Most connections in all.
+    pub fn limit(&self) -> u32 {
+        self.limits.connections_max
+    }
+
+    /// Takes other limits, for connections that come from now on.
+    pub fn reconfigure(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Takes a connection in.
+    ///
+    /// # Errors
+    /// Why it has to be refused.
+    pub fn admit(&mut self, from: IpAddr) -> Result<(), End> {
+        if self.total >= self.limits.connections_max {
+            return Err(End::RefusedTotal);
+        }
+        let subscriber = subscriber(from);
+        let count = self.by_address.get(&subscriber).copied().unwrap_or(0);
+        if count >= self.limits.per_address_max {
+            return Err(End::RefusedAddress);
+        }
+        self.by_address.insert(subscriber, count + 1);
+        self.total += 1;
+        Ok(())
+    }
+
+    /// A connection that was taken in is gone.
+    pub fn release(&mut self, from: IpAddr) {
+        let subscriber = subscriber(from);
+        self.total -= 1;
+        let Some(count) = self.by_address.get_mut(&subscriber) else {
+            debug_assert!(false, "released more often than admitted");
+            return;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.by_address.remove(&subscriber);
+        }
+    }
+}
+
+/// Who shares one bound.
+fn subscriber(from: IpAddr) -> IpAddr {
+    match from {
+        IpAddr::V4(_) => from,
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_address_and_all_together_have_their_bound() {
+        let limits = Limits { connections_max: 5, per_address_max: 2, queue_bytes: 0 };
+        let mut admission = Admission::new(limits);
+        for from in ["192.0.2.1", "192.0.2.1", "2001:db8::1"] {
+            assert_eq!(admission.admit(ip(from)), Ok(()));
+        }
+        assert_eq!(admission.admit(ip("192.0.2.1")), Err(End::RefusedAddress));
+        assert_eq!(admission.admit(ip("2001:db8::2")), Ok(()));
+        assert_eq!(admission.admit(ip("2001:db8::3:0:0:1")), Err(End::RefusedAddress));
+        assert_eq!(admission.admit(ip("2001:db8:0:1::1")), Ok(()));
+        assert_eq!(admission.admit(ip("192.0.2.9")), Err(End::RefusedTotal));
+        admission.release(ip("2001:db8::1"));
+        assert_eq!(admission.admit(ip("192.0.2.1")), Err(End::RefusedAddress));
+        admission.release(ip("192.0.2.1"));
+        assert_eq!(admission.admit(ip("192.0.2.1")), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_addresses_without_connections() {
+        let limits = Limits { connections_max: 10, per_address_max: 2, queue_bytes: 0 };
+        let mut admission = Admission::new(limits);
+        for host in 0..=255 {
+            let from = IpAddr::from([192, 0, 2, host]);
+            assert_eq!(admission.admit(from), Ok(()));
+            admission.release(from);
+        }
+        assert!(admission.by_address.is_empty());
+    }
+}

@@ -1,0 +1,156 @@
+//! One client on a stream: its transport, the message it has begun, and what it has not taken yet.
+
+use std::io;
+use std::time::Instant;
+
+use dataplane::drops::{Cause, Drops};
+
+use super::ends::End;
+use super::framing::Framer;
+use super::queue::OutputQueue;
+use super::transport::Transport;
+use crate::server::ClientSocket;
+
+/// Bytes queued in one batch after which they are written before its end: superpackets become few large writes, and the
+/// queue stays for what the socket does not take.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub client: ClientSocket,
+    pub transport: Transport,
+    pub framer: Framer,
+    queue: OutputQueue,
+    /// The socket takes nothing more before it becomes writable.
+    pub is_blocked: bool,
+    /// To be woken has been asked for.
+    pub is_waking: bool,
+    /// It is in the list of those with something to write.
+    pub is_listed: bool,
+    /// It is not read, because it does not read either.
+    pub is_paused: bool,
+    /// When it last said something of use.
+    pub active: Instant,
+    /// When it is looked at next.
+    pub deadline: Instant,
+    pub end: Option<End>,
+    /// Messages that were to be written, and that were.
+    pub traffic: Traffic,
+}
+
+/// Messages on their way to clients: `offered = sent + dropped + queued`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages for clients.
+    pub offered: u64,
+    /// Messages that their sockets, or TLS in front of them, took to the last byte.
+    pub sent: u64,
+    /// Writes that carried them.
+    pub writes: u64,
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            offered: self.offered + other.offered,
+            sent: self.sent + other.sent,
+            writes: self.writes + other.writes,
+        }
+    }
+}
+
+impl Connection {
+    pub fn new(client: ClientSocket, transport: Transport, queue_bytes: usize, now: Instant) -> Self {
+        Self {
+            client,
+            transport,
+            framer: Framer::default(),
+            queue: OutputQueue::new(queue_bytes),
+            is_blocked: false,
+            is_waking: false,
+            is_listed: false,
+            is_paused: false,
+            active: now,
+            deadline: now,
+            end: None,
+            traffic: Traffic::default(),
+        }
+    }
+
+    /// Queues an answer.
+    ///
+    /// # Errors
+    /// When the client takes no answers.
+    pub fn push_control(&mut self, message: &[u8], drops: &mut Drops) -> Result<(), End> {
+        self.traffic.offered += 1;
+        let written = self.write_early(message.len());
+        let pushed = self.queue.push_control(message);
+        // An answer that does not fit is lost with the connection.
+        let (dropped, result) = pushed.map_or((1, Err(End::Unread)), |dropped| (dropped, Ok(())));
+        drops.add(Cause::EgressQueueFull, dropped);
+        written.and(result)
+    }
+
+    /// Queues data.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn push_data(&mut self, header: &[u8], payload: &[u8], drops: &mut Drops) -> Result<(), End> {
+        self.traffic.offered += 1;
+        let written = self.write_early(header.len() + payload.len());
+        drops.add(Cause::EgressQueueFull, self.queue.push_data(header, payload));
+        written
+    }
+
+    fn write_early(&mut self, len: usize) -> Result<(), End> {
+        if self.queue.len() + len > WRITE_BYTES { self.write() } else { Ok(()) }
+    }
+
+    /// Writes what goes without waiting.
+    ///
+    /// # Errors
+    /// When the socket is broken.
+    pub fn write(&mut self) -> Result<(), End> {
+        while !self.is_blocked && self.wants_write() {
+            match self.transport.write(&mut self.queue) {
+                Ok(finished) => {
+                    self.traffic.writes += 1;
+                    self.traffic.sent += finished;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.is_blocked = true,
+                Err(_) => return Err(End::ByClient),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something is there to be written.
+    pub fn wants_write(&self) -> bool {
+        !self.queue.is_empty() || self.transport.wants_write()
+    }
+
+    /// Whether so many answers wait that no more questions should be read: there has to be room for those that come of one
+    /// turn.
+    pub fn is_crowded(&self, queue_bytes: usize) -> bool {
+        self.queue.control_len() > queue_bytes / 4
+    }
+
+    /// Messages that wait to be written.
+    pub fn queued(&self) -> u64 {
+        self.queue.messages()
+    }
+
+    /// Gives memory back that is not in use.
+    pub fn shrink(&mut self) {
+        self.framer.shrink();
+        self.queue.shrink();
+    }
+
+    /// Memory that the queue and a begun message hold, in bytes.
+    pub fn memory(&self) -> usize {
+        self.queue.capacity() + self.framer.capacity()
+    }
+}

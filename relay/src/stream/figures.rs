@@ -1,0 +1,29 @@
+//! What the connections count about themselves, at one moment.
+
+use super::{End, Streams};
+
+/// Connections over TCP and TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamFigures {
+    /// Now.
+    pub connections: u64,
+    /// Most there may be; 0 without listeners.
+    pub limit: u64,
+    /// Taken since the start.
+    pub accepted: u64,
+    /// Ended or not taken since the start, for every [`End`].
+    pub ends: Vec<(End, u64)>,
+}
+
+impl Streams {
+    /// The figures of this moment; O(1).
+    #[must_use]
+    pub fn figures(&self) -> StreamFigures {
+        StreamFigures {
+            connections: self.connections.len() as u64,
+            limit: if self.listeners.is_empty() { 0 } else { self.admission.limit().into() },
+            accepted: self.accepted_total,
+            ends: End::ALL.iter().map(|&end| (end, self.ends.get(end))).collect(),
+        }
+    }
+}
