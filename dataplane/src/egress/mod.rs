@@ -97,6 +97,39 @@ pub struct EgressStats {
     pub drops: Drops,
 }
 
+impl EgressStats {
+    /// Adds another egress' figures to these.
+    pub fn merge(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self {
+            offered,
+            sent,
+            sent_bytes,
+            operations,
+            enters,
+            waited,
+            slots,
+            slots_in_flight,
+            ring_full,
+            completion_wakeups,
+            gso_fallbacks,
+            drops,
+        } = other;
+        self.offered += offered;
+        self.sent += sent;
+        self.sent_bytes += sent_bytes;
+        self.operations += operations;
+        self.enters += enters;
+        self.waited += waited;
+        self.slots += slots;
+        self.slots_in_flight += slots_in_flight;
+        self.ring_full += ring_full;
+        self.completion_wakeups += completion_wakeups;
+        self.gso_fallbacks += gso_fallbacks;
+        self.drops.merge(drops);
+    }
+}
+
 /// How packets leave.
 ///
 /// `offered = sent + Σ drops + pending` holds at every return, where pending is what [`Egress::pending`] says.

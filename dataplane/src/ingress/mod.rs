@@ -120,6 +120,22 @@ pub struct IngressStats {
     pub rearmed: u64,
 }
 
+impl IngressStats {
+    /// Adds another ingress' figures to these.
+    pub fn merge(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self { superpackets, packets, system_calls, kernel_drops_skbs, truncated, errors, rearmed } =
+            other;
+        self.superpackets += superpackets;
+        self.packets += packets;
+        self.system_calls += system_calls;
+        self.kernel_drops_skbs += kernel_drops_skbs;
+        self.truncated += truncated;
+        self.errors += errors;
+        self.rearmed += rearmed;
+    }
+}
+
 /// How packets come in.
 pub trait Ingress {
     /// Starts reading `fd`, which must be non-blocking and stay open until [`Ingress::remove`].

@@ -16,6 +16,7 @@ pub mod ring;
 pub mod signal;
 pub mod slab;
 mod socket;
+pub mod steering;
 pub mod tun;
 pub mod udp;
 pub mod wide;

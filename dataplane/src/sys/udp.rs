@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::address::RawAddress;
 use super::message::{self, RECEIVE_CONTROL, SendHeader};
+use super::steering::{self, Family};
 use super::{error_queue, socket};
 use crate::egress::{Port, Target};
 use crate::ingress::Meta;
@@ -69,11 +70,45 @@ impl UdpSocket {
     /// # Errors
     /// What socket(2) and bind(2) answer; the message names the address.
     pub fn bind(address: SocketAddr, options: &UdpOptions) -> io::Result<Self> {
-        Self::bind_plain(address, options)
-            .map_err(|error| io::Error::new(error.kind(), format!("UDP socket on {address}: {error}")))
+        Self::bind_plain(address, options, |_| Ok(())).map_err(|error| on(address, &error))
     }
 
-    fn bind_plain(address: SocketAddr, options: &UdpOptions) -> io::Result<Self> {
+    /// Binds as many sockets to one address, of which each source of datagrams has one for as long as they are there, whoever
+    /// else binds the address later ([`steering`]). `seed` makes it unpredictable which. One socket alone is bound as by
+    /// [`UdpSocket::bind`].
+    ///
+    /// # Errors
+    /// As [`UdpSocket::bind`]; the address may not be anybody else's.
+    pub fn bind_group(
+        address: SocketAddr,
+        options: &UdpOptions,
+        members: u32,
+        seed: u32,
+    ) -> io::Result<Vec<Self>> {
+        let first = Self::bind(address, options)?;
+        let address = first.local;
+        let mut group = vec![first];
+        let joined = (|| {
+            if members > 1 {
+                steering::open_group(&*group[0].fd)?;
+            }
+            for _ in 1..members {
+                group.push(Self::bind_plain(address, options, |socket| steering::open_group(socket))?);
+            }
+            if members > 1 {
+                let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+                steering::steer(&*group[0].fd, family, members, seed)?;
+            }
+            Ok(())
+        })();
+        joined.map(|()| group).map_err(|error| on(address, &error))
+    }
+
+    fn bind_plain(
+        address: SocketAddr,
+        options: &UdpOptions,
+        prepare: impl FnOnce(&Socket) -> io::Result<()>,
+    ) -> io::Result<Self> {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::DGRAM.nonblocking().cloexec(),
@@ -98,6 +133,7 @@ impl UdpSocket {
         if options.errors {
             error_queue::set_errors(socket.as_fd(), address.is_ipv4(), true)?;
         }
+        prepare(&socket)?;
         bind_patiently(&socket, address, options.patience)?;
         if options.gro {
             // Kernels before 5.0 lack it; datagrams then arrive one by one and everything else works.
@@ -159,6 +195,11 @@ impl UdpSocket {
     pub fn receive_from(fd: BorrowedFd<'_>, batch: &mut ReceiveBatch, messages: usize) -> io::Result<usize> {
         batch.receive(fd.as_raw_fd(), messages)
     }
+}
+
+/// An error with the address that it is about.
+fn on(address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("UDP socket on {address}: {error}"))
 }
 
 /// Binds, and tries again every 10 ms while the address is taken and there is patience left.
