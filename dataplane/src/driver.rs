@@ -9,11 +9,15 @@ use crate::drops::Drops;
 use crate::egress::uring::WAITING_TIME;
 use crate::egress::{Egress, EgressStats, Flush};
 use crate::engine::IngressKind;
+use crate::halt::Halt;
 use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
 use crate::sys::signal::{Signal, StopSignals};
 
-/// The token of the driver's own source; ports, and so applications' tokens, never get that far.
+/// The tokens of the driver's own sources; ports, and so applications' tokens, never get that far.
 const SIGNALS: Token = Token(u32::MAX);
+const HALT: Token = Token(u32::MAX - 1);
+/// The number of the first of them: an application's own sources have lower ones.
+pub const OWN_TOKENS: u32 = HALT.0;
 /// How long control traffic and timers may have to wait under load.
 const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
 /// How soon a waiting queue is tried again when no write-readiness comes.
@@ -92,6 +96,21 @@ pub enum Next {
     Stop,
 }
 
+/// What ends a loop from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a> {
+    /// Signals; one loop of a process has them.
+    pub signals: Option<&'a StopSignals>,
+    /// Where there are several loops: the end of all of them.
+    pub halt: Option<&'a Halt>,
+}
+
+impl Ends<'_> {
+    fn are_near(&self) -> bool {
+        self.halt.is_some_and(Halt::is_set)
+    }
+}
+
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -103,24 +122,51 @@ pub struct Ledger {
     pub application: Drops,
 }
 
-/// Runs `application` until it stops, by itself or at a signal, then drains. After input the loop looks for more for
-/// `busy_poll` before it sleeps.
+impl Ledger {
+    /// Adds another run's to this one.
+    pub fn merge(&mut self, other: &Self) {
+        self.ingress.merge(&other.ingress);
+        self.egress.merge(&other.egress);
+        self.application.merge(&other.application);
+    }
+}
+
+/// Starts `application`: afterwards it waits for its first packet.
 ///
 /// # Errors
-/// Set-up failures, and a broken ring or descriptor.
+/// Set-up failures.
+#[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
+pub fn start<A: Application, I: Ingress, E: Egress>(
+    application: &mut A,
+    ingress: &mut I,
+    egress: &mut E,
+    ends: &Ends<'_>,
+) -> io::Result<()> {
+    if let Some(signals) = ends.signals {
+        ingress.add(signals.fd().as_fd(), SIGNALS, Source::Ready)?;
+    }
+    if let Some(halt) = ends.halt {
+        ingress.add(halt.as_fd(), HALT, Source::Ready)?;
+    }
+    application.start(ingress, egress, Instant::now())
+}
+
+/// Runs `application`, which has been started, until it stops, by itself or at a signal, then drains. After input the loop
+/// looks for more for `busy_poll` before it sleeps.
+///
+/// # Errors
+/// A broken ring or descriptor.
 #[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
 pub fn run<A: Application, I: Ingress, E: Egress>(
     application: &mut A,
     ingress: &mut I,
     egress: &mut E,
-    signals: &StopSignals,
+    ends: &Ends<'_>,
     busy_poll: Duration,
 ) -> io::Result<Ledger> {
-    ingress.add(signals.fd().as_fd(), SIGNALS, Source::Ready)?;
-    application.start(ingress, egress, Instant::now())?;
     let mut state = Loop::new(busy_poll, Instant::now());
-    while !state.stopping {
-        state.turn(application, ingress, egress, signals)?;
+    while !state.stopping && !ends.are_near() {
+        state.turn(application, ingress, egress, ends)?;
     }
     take_what_was_read(application, ingress, egress)?;
     application.stop(egress, Instant::now());
@@ -140,7 +186,7 @@ fn take_what_was_read<A: Application, I: Ingress, E: Egress>(
     loop {
         let now = Instant::now();
         let more = ingress.finish(&mut |received| {
-            if received.token != SIGNALS {
+            if received.token.0 < OWN_TOKENS {
                 application.handle(received, egress, now);
             }
         })?;
@@ -203,19 +249,19 @@ impl Loop {
         application: &mut A,
         ingress: &mut I,
         egress: &mut E,
-        signals: &StopSignals,
+        ends: &Ends<'_>,
     ) -> io::Result<()> {
         if self.flush == Flush::Suspended {
             // The design stops the loop: only signals and timers get their turn.
             self.now = Instant::now();
-            self.take_signals(application, signals);
+            self.take_signals(application, ends);
         } else {
             let timeout = self.timeout(application);
             let mut signalled = false;
             let mut now = None;
             ingress.poll(timeout, &mut |received| {
-                if received.token == SIGNALS {
-                    signalled = true;
+                if received.token.0 >= OWN_TOKENS {
+                    signalled |= received.token == SIGNALS;
                     return;
                 }
                 let now = *now.get_or_insert_with(Instant::now);
@@ -226,7 +272,7 @@ impl Loop {
             }
             self.now = now.unwrap_or_else(Instant::now);
             if signalled {
-                self.take_signals(application, signals);
+                self.take_signals(application, ends);
             }
         }
         if self.now >= self.next_control || application.poll_timeout().is_some_and(|due| due <= self.now) {
@@ -243,8 +289,8 @@ impl Loop {
     }
 
     /// Hands over the signals that have come.
-    fn take_signals(&mut self, application: &mut impl Application, signals: &StopSignals) {
-        while let Some(signal) = signals.take() {
+    fn take_signals(&mut self, application: &mut impl Application, ends: &Ends<'_>) {
+        while let Some(signal) = ends.signals.and_then(StopSignals::take) {
             self.stopping |= application.handle_signal(signal, self.now) == Next::Stop;
         }
     }

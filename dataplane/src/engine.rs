@@ -1,17 +1,21 @@
-//! Chooses how packets come in and leave, once, and runs an application on the choice.
+//! Chooses how packets come in and leave, once, and runs an application on the choice: one loop, or several workers.
+
+mod workers;
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
-use crate::driver::{self, Application, Ledger};
+use crate::driver::{self, Application, Ends, Ledger};
 use crate::drops::Drops;
 use crate::egress::probe::{self, probe, setup_reason};
 use crate::egress::{Direct, Egress, Runtime, Threaded, Uring, WhenBusy};
 use crate::ingress::{Epoll, Ingress, UringIngress};
 use crate::sys::ring::{ReapHalf, SubmitHalf};
 use crate::sys::signal::StopSignals;
+
+pub use self::workers::run_workers;
 
 /// How packets leave (`--io`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -95,44 +99,102 @@ impl EngineArgs {
 /// # Errors
 /// Set-up failures, each with its remedy, and a broken ring or descriptor.
 pub fn run<A: Application>(mut application: A, args: &EngineArgs) -> io::Result<()> {
+    let (signals, plan) = prepare(&application, args)?;
+    let place = Place {
+        number: 0,
+        ends: Ends { signals: Some(&signals), halt: None },
+        before_start: || Ok(()),
+        after_start: || {},
+    };
+    let ledger = run_loop(&mut application, &plan, args, place)?;
+    tracing::info!(figures = %figures(&ledger, 1), "ledger");
+    Ok(())
+}
+
+/// What happens once in a process, before its first loop is set up: signals are blocked, and the design is chosen.
+fn prepare<A: Application>(application: &A, args: &EngineArgs) -> io::Result<(StopSignals, Plan)> {
     args.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
     let signals = StopSignals::with(application.signals())?;
+    let plan = match args.io {
+        Io::Auto => Plan::Probed(probe(application.device(), now())),
+        io => {
+            tracing::info!("I/O design: {}", name(io));
+            Plan::Chosen(io)
+        }
+    };
+    Ok((signals, plan))
+}
+
+/// Which design packets leave by.
+enum Plan {
+    /// A flag says so.
+    Chosen(Io),
+    /// The ring where the probe succeeded, else why not.
+    Probed(Result<(), String>),
+}
+
+/// A loop among those of its process.
+struct Place<'a, B, S> {
+    number: usize,
+    ends: Ends<'a>,
+    /// Called when everything is set up, before the application is started.
+    before_start: B,
+    /// Called when the application is started.
+    after_start: S,
+}
+
+/// Sets one loop up on the calling thread, and runs it until it ends.
+fn run_loop<A: Application, B: FnOnce() -> io::Result<()>, S: FnOnce()>(
+    application: &mut A,
+    plan: &Plan,
+    args: &EngineArgs,
+    place: Place<'_, B, S>,
+) -> io::Result<Ledger> {
     let gso = args.gso == Switch::On;
-    let application = &mut application;
-    if args.io != Io::Auto {
-        tracing::info!("I/O design: {}", name(args.io));
-    }
-    match args.io {
-        Io::Auto => {
+    let io = match plan {
+        Plan::Probed(probed) => {
             // The ring itself is part of the attempt: locked memory can be enough for the probe and not for it.
-            let ring = probe(application.device(), now())
+            let ring = probed
+                .clone()
                 .and_then(|()| set_up_ring(application, args).map_err(|error| setup_reason(&error)));
+            let number = place.number;
             match ring {
                 Ok(egress) => {
-                    tracing::info!("I/O design: uring, the probe succeeded");
-                    run_on_ring(application, egress, args, &signals)
+                    if number == 0 {
+                        tracing::info!("I/O design: uring, the probe succeeded");
+                    }
+                    return run_on_ring(application, egress, args, place);
                 }
-                Err(reason) => {
+                Err(reason) if number == 0 => {
                     tracing::info!("I/O design: suspend, because uring is not available: {reason}");
-                    let egress = Direct::new(WhenBusy::Suspend, gso)?;
-                    run_with(application, egress, args, &signals)
                 }
+                Err(reason) if probed.is_ok() => {
+                    tracing::warn!(
+                        worker = number,
+                        "I/O design: suspend, because uring is not available: {reason}"
+                    );
+                }
+                Err(_) => {}
             }
+            Io::Suspend
         }
+        &Plan::Chosen(io) => io,
+    };
+    match io {
         Io::Uring => {
             let egress = set_up_ring(application, args).map_err(|error| {
                 io::Error::new(error.kind(), format!("--io uring: {}", setup_reason(&error)))
             })?;
-            run_on_ring(application, egress, args, &signals)
+            run_on_ring(application, egress, args, place)
         }
-        Io::Threaded => run_with(application, Threaded::new(gso)?, args, &signals),
-        Io::Suspend => run_with(application, Direct::new(WhenBusy::Suspend, gso)?, args, &signals),
-        Io::Drop => run_with(application, Direct::new(WhenBusy::Drop, gso)?, args, &signals),
+        Io::Threaded => run_with(application, Threaded::new(gso)?, args, place),
+        Io::Auto | Io::Suspend => run_with(application, Direct::new(WhenBusy::Suspend, gso)?, args, place),
+        Io::Drop => run_with(application, Direct::new(WhenBusy::Drop, gso)?, args, place),
         Io::Runtime => {
             let egress = Runtime::new().map_err(|error| {
                 io::Error::new(error.kind(), format!("--io runtime: {}", setup_reason(&error)))
             })?;
-            run_with(application, egress, args, &signals)
+            run_with(application, egress, args, place)
         }
     }
 }
@@ -159,63 +221,64 @@ fn now() -> Instant {
 }
 
 /// Runs on the ring. Where the flags do not say how packets come in, the application does, as far as the kernel can.
-fn run_on_ring<A: Application>(
+fn run_on_ring<A: Application, B: FnOnce() -> io::Result<()>, S: FnOnce()>(
     application: &mut A,
     egress: Uring<SubmitHalf, ReapHalf>,
     args: &EngineArgs,
-    signals: &StopSignals,
-) -> io::Result<()> {
+    place: Place<'_, B, S>,
+) -> io::Result<Ledger> {
     if args.ingress.is_none() && application.default_ingress() == IngressKind::Uring {
         match UringIngress::new(application.device().is_some()) {
-            Ok(ingress) => return finish(application, ingress, egress, args, signals),
+            Ok(ingress) => return finish(application, ingress, egress, args, place),
             Err(error) => tracing::info!("ingress: epoll, because {}", setup_reason(&error)),
         }
     }
-    run_with(application, egress, args, signals)
+    run_with(application, egress, args, place)
 }
 
 /// Runs on any design; without a flag packets come in by epoll.
-fn run_with<A: Application, E: Egress>(
+fn run_with<A: Application, E: Egress, B: FnOnce() -> io::Result<()>, S: FnOnce()>(
     application: &mut A,
     egress: E,
     args: &EngineArgs,
-    signals: &StopSignals,
-) -> io::Result<()> {
+    place: Place<'_, B, S>,
+) -> io::Result<Ledger> {
     match args.ingress {
         Some(IngressKind::Uring) => match UringIngress::new(application.device().is_some()) {
-            Ok(ingress) => finish(application, ingress, egress, args, signals),
+            Ok(ingress) => finish(application, ingress, egress, args, place),
             Err(error) => {
                 let text = format!("--ingress uring: {}", setup_reason(&error));
                 Err(io::Error::new(error.kind(), text))
             }
         },
-        Some(IngressKind::Epoll) | None => finish(application, Epoll::new()?, egress, args, signals),
+        Some(IngressKind::Epoll) | None => finish(application, Epoll::new()?, egress, args, place),
     }
 }
 
-fn finish<A: Application, I: Ingress, E: Egress>(
+fn finish<A: Application, I: Ingress, E: Egress, B: FnOnce() -> io::Result<()>, S: FnOnce()>(
     application: &mut A,
     mut ingress: I,
     mut egress: E,
     args: &EngineArgs,
-    signals: &StopSignals,
-) -> io::Result<()> {
+    place: Place<'_, B, S>,
+) -> io::Result<Ledger> {
+    (place.before_start)()?;
+    driver::start(application, &mut ingress, &mut egress, &place.ends)?;
+    (place.after_start)();
     let busy_poll = Duration::from_micros(args.busy_poll.into());
-    let ledger = driver::run(application, &mut ingress, &mut egress, signals, busy_poll)?;
-    // Designs with threads of their own are only through with the socket once the egress is gone.
-    drop(egress);
-    tracing::info!(figures = %figures(&ledger), "ledger");
-    Ok(())
+    // Designs with threads of their own are only through with the socket once the egress is gone, at the end of this.
+    driver::run(application, &mut ingress, &mut egress, &place.ends, busy_poll)
 }
 
-/// The ledger as one JSON object: the lab reads it.
-fn figures(ledger: &Ledger) -> serde_json::Value {
+/// The ledger of all loops as one JSON object: the lab reads it.
+fn figures(ledger: &Ledger, workers: usize) -> serde_json::Value {
     let causes = |drops: &Drops| -> serde_json::Map<String, serde_json::Value> {
         drops.iter().map(|(cause, packets)| (cause.name().to_owned(), packets.into())).collect()
     };
     let (egress, ingress) = (&ledger.egress, &ledger.ingress);
     let segments_per_operation = egress.sent as f64 / (egress.operations.max(1)) as f64;
     serde_json::json!({
+        "workers": workers,
         "offered": egress.offered,
         "sent": egress.sent,
         "sent_bytes": egress.sent_bytes,

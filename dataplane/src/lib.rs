@@ -6,6 +6,7 @@ pub mod driver;
 pub mod drops;
 pub mod egress;
 pub mod engine;
+pub mod halt;
 pub mod ingress;
 pub mod log;
 pub mod netlink;

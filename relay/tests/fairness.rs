@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dataplane::driver::{self, Application, Ledger, Next};
+use dataplane::driver::{self, Application, Ends, Ledger, Next};
 use dataplane::drops::{Cause, Drops};
 use dataplane::egress::{Direct, Egress, Port, Target, WhenBusy};
 use dataplane::engine::IngressKind;
@@ -134,8 +134,10 @@ impl Running {
             let signals = StopSignals::new().unwrap();
             let mut ingress = Epoll::new().unwrap();
             let mut egress = Direct::new(WhenBusy::Suspend, false).unwrap();
+            let ends = Ends { signals: Some(&signals), halt: None };
+            driver::start(&mut application, &mut ingress, &mut egress, &ends).unwrap();
             let ledger =
-                driver::run(&mut application, &mut ingress, &mut egress, &signals, Duration::ZERO).unwrap();
+                driver::run(&mut application, &mut ingress, &mut egress, &ends, Duration::ZERO).unwrap();
             let users = application.relay.server().users();
             let users = users
                 .map(|usage| (String::from_utf8_lossy(usage.identity.name()).into_owned(), usage.relayed));
