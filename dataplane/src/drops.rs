@@ -74,6 +74,8 @@ causes! {
     EgressExpired => "egress_expired",
     /// The waiting queue of the socket, or of a client on a stream, was full of newer packets.
     EgressQueueFull => "egress_queue_full",
+    /// Data for a client of another worker, which was so far behind that no more could wait for it.
+    WorkerBehind => "worker_behind",
     /// The kernel answered ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN or ENETDOWN.
     EgressUnreachable => "egress_unreachable",
     /// The kernel answered EPERM or EACCES: a local firewall or policy.

@@ -8,6 +8,7 @@
 //! look-up of its sender, and one of its channel as long as the number stays the same. Data for another client of this
 //! relay takes neither relay socket ([`Way`]).
 
+mod crew;
 mod icmp;
 mod policing;
 mod sockets;
@@ -35,6 +36,7 @@ use self::icmp::Silenced;
 use self::policing::ClientCache;
 use self::sockets::register;
 use self::way::Way;
+use crate::crew::Member;
 use crate::overload::Overload;
 use crate::own_addresses::OwnAddresses;
 use crate::ready::ReadySource;
@@ -82,14 +84,17 @@ pub struct Relay {
     silenced: Silenced,
     /// Clients over TCP and TLS.
     streams: Streams,
+    /// The other workers, where there are any.
+    member: Option<Member>,
     /// Superpackets wanted.
     gro: bool,
     /// Missing where the addresses of this machine cannot be read.
     own_addresses: Option<OwnAddresses>,
     overload: Overload,
     drops: Drops,
-    /// What went from client to client without the kernel in between.
+    /// What went from client to client without the kernel in between, and the part of it that came from another worker's.
     hairpinned: Volume,
+    posted: Volume,
     duties: Duties,
     time_of_day: TimeOfDay,
     trouble_logged: Option<Instant>,
@@ -111,11 +116,13 @@ impl Relay {
             opening: Vec::new(),
             silenced: Silenced::default(),
             streams: Streams::none(),
+            member: None,
             gro,
             own_addresses: None,
             overload: Overload::default(),
             drops: Drops::default(),
             hairpinned: Volume::default(),
+            posted: Volume::default(),
             duties,
             time_of_day: TimeOfDay::default(),
             trouble_logged: None,
@@ -281,11 +288,17 @@ impl Application for Relay {
         if let Some(own_addresses) = &self.own_addresses {
             ingress.add(own_addresses.as_fd(), ReadySource::OwnAddresses.token(), Source::Ready)?;
         }
-        let listen: Vec<String> =
-            self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
         self.start_streams(ingress)?;
+        if let Some(member) = &self.member {
+            member.start(ingress)?;
+        }
         self.duties.start(ingress, now)?;
-        tracing::info!(listen = listen.join(" "), "ready");
+        // The first is the last to start.
+        if self.is_first() {
+            let listen: Vec<String> =
+                self.listeners.iter().map(|listener| listener.socket.local_addr().to_string()).collect();
+            tracing::info!(listen = listen.join(" "), "ready");
+        }
         Ok(())
     }
 
@@ -297,6 +310,7 @@ impl Application for Relay {
                 return match ReadySource::of(received.token) {
                     Some(ReadySource::Figures) => self.duties.handle_figures_wanted(),
                     Some(ReadySource::OwnAddresses) => self.note_address_change(),
+                    Some(ReadySource::Crew) => self.handle_bell(egress, now),
                     None => self.handle_stream(received.token, received.meta, egress, now),
                 };
             }
@@ -334,6 +348,9 @@ impl Application for Relay {
         self.hear_again(now);
         self.streams.handle_timeout(|client| self.server.find(client, now).is_some(), now);
         self.duties.handle_timeout(&self.drops, &self.server, now);
+        if let Some(member) = &self.member {
+            member.handle_timeout();
+        }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -355,17 +372,14 @@ impl Application for Relay {
             self.open(allocation, address, ingress, egress, now);
         }
         self.maintain_policy(ingress, now);
-        let next = self.duties.maintain(
-            Subjects {
-                server: &mut self.server,
-                streams: &mut self.streams,
-                drops: &self.drops,
-                hairpinned: self.hairpinned,
-            },
-            ingress,
-            egress,
-            now,
-        );
+        let subjects = Subjects {
+            server: &self.server,
+            streams: &self.streams,
+            drops: &self.drops,
+            hairpinned: self.hairpinned,
+        };
+        let next = self.duties.maintain(subjects, ingress, egress, now);
+        self.maintain_crew();
         self.write_streams(ingress, now);
         next
     }
@@ -382,10 +396,10 @@ impl Application for Relay {
     }
 
     // Clients notice by themselves that a relay is gone; TURN has no way to tell them.
-    fn stop<E: Egress>(&mut self, _egress: &mut E, _now: Instant) {
+    fn stop<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        self.stop_crew(egress, now);
         self.stop_streams();
-        self.duties.finish(&self.drops, &self.server);
-        self.log_hairpinned();
+        self.say_farewell();
     }
 
     fn drops(&self) -> Drops {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -20,19 +21,24 @@ use crate::app::duties::Duties;
 use crate::check::Effective;
 use crate::config::{Args, Command, Config};
 use crate::confine::{Confinement, Needs};
+use crate::crew::Crew;
 use crate::life::{DrainPlan, Life};
 use crate::login;
 use crate::notify::Notifier;
 use crate::own_addresses::OwnAddresses;
 use crate::reload::{Fixed, Source};
+use crate::report::Tally;
 use crate::secrets::Secrets;
 use crate::server::policy::PeerPolicy;
-use crate::server::{ExternalAddress, Server, Settings};
+use crate::server::{Commons, ExternalAddress, Server, Settings, WORKERS_MAX, WorkerId};
 use crate::stream::tls::Tls;
 use crate::stream::{Kind, StreamListener, Streams};
 
 /// The exit code for flags and files that cannot be used.
 const EXIT_USAGE: u8 = 2;
+/// Where allocations share ports, each worker has its part of them. With few in each part, one worker could refuse what another
+/// still had a port for.
+const SHARED_PORTS_OF_WORKER_MIN: usize = 1024;
 /// Ports below this take a privilege to bind (net.ipv4.ip_unprivileged_port_start as it is usually set).
 const LOW_PORTS_END: u16 = 1024;
 
@@ -117,18 +123,17 @@ fn run(
     raise_open_files();
     let gro = args.engine.gso == Switch::On;
     // Before anything is given up: ports may be such that take a privilege.
-    let listeners = bind(&config, gro)?;
-    let stream_listeners = bind_streams(&config)?;
+    let workers = workers(&config);
+    let steering = Steering { members: workers.into(), seed: u32::from_ne_bytes(random()?) };
+    let listeners = bind(&config, gro, steering)?;
+    let stream_listeners = bind_streams(&config, steering)?;
     let admin = Admin::bind(config.admin, gro)?;
     let own_sockets: Vec<_> = listeners
         .iter()
-        .map(UdpSocket::local_addr)
-        .chain(stream_listeners.iter().map(StreamListener::local_addr))
+        .map(|group| group[0].local_addr())
+        .chain(stream_listeners.iter().map(|group| group[0].local_addr()))
         .chain(admin.as_ref().map(Admin::address))
         .collect();
-    let mut seed = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *seed)
-        .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
     let engine_args = args.engine;
     let (fixed, plan) = (Fixed::of(&config), DrainPlan::of(&config));
     let needs = Needs {
@@ -136,10 +141,10 @@ fn run(
         low_ports: *config.relay_ports.start() < LOW_PORTS_END,
         secrets: !config.users.is_empty() || !config.secrets.is_empty() || tls.is_some(),
     };
-    let streams = Streams::new(stream_listeners, tls.map(|tls| tls.config), config.streams.limits);
-    let mut server = Server::new(settings(config, &own_sockets), &seed);
-    let own_addresses = own_addresses(&mut server);
-    if server.shares_ports() {
+    let (tls, limits) = (tls.map(|tls| tls.config), config.streams.limits);
+    let settings = settings(config, &own_sockets);
+    let (mut own_addresses, machine) = own_addresses().unzip();
+    if settings.shares_ports() {
         tracing::info!(
             "there are fewer --relay-ports than --allocations-max: allocations will share ports once none is free"
         );
@@ -147,23 +152,87 @@ fn run(
     let notifier = Notifier::from_environment();
     let confinement = (args.confine == Switch::On).then(|| Confinement::before_threads(&needs));
     let source = Source { args, secrets, fixed, own_sockets };
-    let life = Life::new(source, plan, notifier, confinement).once_ready(once_ready);
-    let duties = Duties::new(life, Observer::new(admin));
-    let relay = Relay::new(server, listeners, gro, duties).with_streams(streams).watching(own_addresses);
-    engine::run(relay, &engine_args)
+    let crew = Crew::new(workers)?;
+    let life = Life::new(source, plan, notifier, confinement, crew.clone()).once_ready(once_ready);
+    // The first worker's; the others are told what to do.
+    let mut lives = std::iter::once(life).chain(std::iter::repeat_with(Life::default));
+    let commons = Commons::new(settings.relay_ports.clone(), workers);
+    let tally = Tally::of(workers.into());
+    let observers = Observer::of_crew(admin, workers.into())?;
+    let sockets = by_worker(listeners, workers).zip(by_worker(stream_listeners, workers));
+    let mut relays: Vec<Relay> = Vec::new();
+    for ((number, observer), (listeners, stream_listeners)) in (0..).zip(observers).zip(sockets) {
+        let seed = Zeroizing::new(random()?);
+        let mut server = Server::of_worker(settings.clone(), &seed, WorkerId(number), commons.clone());
+        if let Some(machine) = &machine {
+            server.set_machine_addresses(machine.clone());
+        }
+        let life = lives.next().unwrap_or_default();
+        let duties = Duties::new(life, observer).reporting_to(&tally);
+        let mut streams = Streams::new(stream_listeners, tls.clone(), limits);
+        if let Some(first) = relays.first() {
+            streams = streams.beside(first.streams());
+        }
+        let relay = Relay::new(server, listeners, gro, duties).with_streams(streams);
+        // The first worker tells the others.
+        relays.push(relay.watching(own_addresses.take()).in_crew(crew.member(number)));
+    }
+    if workers > 1 {
+        tracing::info!(workers, "serves on several cores: each client has one of the workers");
+    }
+    engine::run_workers(relays, &engine_args)
 }
 
-fn bind_streams(config: &Config) -> io::Result<Vec<StreamListener>> {
-    let tcp = config.streams.tcp.iter().map(|&address| StreamListener::bind(address, Kind::Tcp));
-    let tls = config.streams.tls.iter().map(|&address| StreamListener::bind(address, Kind::Tls));
-    tcp.chain(tls).collect()
+/// How many loops serve clients.
+fn workers(config: &Config) -> u16 {
+    let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let wanted = config.workers.unwrap_or_else(|| cores().min(WORKERS_MAX.into()) as u16);
+    let most =
+        u16::try_from(config.relay_ports.len() / SHARED_PORTS_OF_WORKER_MIN).unwrap_or(u16::MAX).max(1);
+    if wanted > most && config.shares_ports() {
+        tracing::info!(
+            workers = most,
+            "fewer workers, because allocations may share ports, and each port is one worker's: --port-sharing off, or \
+             as many --relay-ports as --allocations-max, allows for more"
+        );
+        return most;
+    }
+    wanted
 }
 
-fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {
+/// Numbers that nobody can foresee.
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| io::Error::other(format!("the kernel gives no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
+/// Which of the sockets on one address gets a packet.
+#[derive(Clone, Copy)]
+struct Steering {
+    members: u32,
+    seed: u32,
+}
+
+/// From the sockets of each address to those of each worker.
+fn by_worker<T>(groups: Vec<Vec<T>>, workers: u16) -> impl Iterator<Item = Vec<T>> {
+    let mut groups: Vec<_> = groups.into_iter().map(Vec::into_iter).collect();
+    (0..workers).map(move |_| groups.iter_mut().filter_map(Iterator::next).collect())
+}
+
+fn bind_streams(config: &Config, steering: Steering) -> io::Result<Vec<Vec<StreamListener>>> {
+    let Steering { members, seed } = steering;
+    let tcp = config.streams.tcp.iter().map(|&address| (address, Kind::Tcp));
+    let tls = config.streams.tls.iter().map(|&address| (address, Kind::Tls));
+    tcp.chain(tls).map(|(address, kind)| StreamListener::bind_group(address, kind, members, seed)).collect()
+}
+
+fn bind(config: &Config, gro: bool, steering: Steering) -> io::Result<Vec<Vec<UdpSocket>>> {
     let mut sockets = Vec::new();
     for &address in &config.listen {
-        match bind_one(address, gro) {
-            Ok(socket) => sockets.push(socket),
+        match bind_group(address, gro, steering) {
+            Ok(group) => sockets.push(group),
             Err(error)
                 if config.listen_is_default
                     && address.is_ipv6()
@@ -177,15 +246,16 @@ fn bind(config: &Config, gro: bool) -> io::Result<Vec<UdpSocket>> {
     Ok(sockets)
 }
 
-fn bind_one(address: SocketAddr, gro: bool) -> io::Result<UdpSocket> {
+fn bind_group(address: SocketAddr, gro: bool, steering: Steering) -> io::Result<Vec<UdpSocket>> {
     // Only a wildcard socket has to be told where a datagram went.
     let packet_info = address.ip().is_unspecified();
     let options = UdpOptions { gro, packet_info, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
-    UdpSocket::bind(address, &options).map_err(|error| {
+    UdpSocket::bind_group(address, &options, steering.members, steering.seed).map_err(|error| {
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => "another program has it: stop that one or choose another --listen",
             io::ErrorKind::AddrNotAvailable => "no interface has this address: choose another --listen",
             io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+            io::ErrorKind::Unsupported => "start the relay with --workers 1",
             _ => "choose another --listen",
         };
         io::Error::new(error.kind(), format!("{error}; {remedy}"))
@@ -227,12 +297,9 @@ pub(crate) fn settings(config: Config, own_sockets: &[SocketAddr]) -> Settings {
 
 /// Every address of this machine, those included that come later, so that clients cannot reach its own services through
 /// the relay.
-fn own_addresses(server: &mut Server) -> Option<OwnAddresses> {
+fn own_addresses() -> Option<(OwnAddresses, BTreeSet<IpAddr>)> {
     match OwnAddresses::open() {
-        Ok((watched, known)) => {
-            server.set_machine_addresses(known);
-            Some(watched)
-        }
+        Ok(known) => Some(known),
         Err(error) => {
             tracing::warn!(%error, "the addresses of this machine are not known: public ones are not refused as peers");
             None

@@ -27,7 +27,7 @@ use crate::secrets::{Secrets, check_private};
 use crate::server::auth::VALIDITY_MAX_DEFAULT;
 use crate::server::limits::Limits;
 use crate::server::port_set::PortSet;
-use crate::server::{Alternates, ChannelNumbers, ExternalAddress};
+use crate::server::{Alternates, ChannelNumbers, ExternalAddress, WORKERS_MAX};
 use crate::stream::tls::TlsError;
 
 /// Where clients are served when nothing is said: the port of RFC 8656 section 3.1 on every address.
@@ -129,6 +129,9 @@ pub struct Args {
     /// Where new clients are sent while the relay drains, one of each family [default: they get 508]
     #[arg(long = "alternate-server", value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
     pub alternate_servers: Vec<SocketAddr>,
+    /// Loops that serve clients, each on a thread of its own [default: one for each core that the relay may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(WORKERS_MAX)))]
+    pub workers: Option<u16>,
     /// Where metrics, probes and the status page are, or off [default: 127.0.0.1:9641]
     #[arg(long, value_name = "ADDR:PORT")]
     pub admin: Option<AdminChoice>,
@@ -194,6 +197,7 @@ struct File {
     hairpin: Option<Hairpin>,
     drain_timeout: Option<u32>,
     alternate_server: Option<Spanned<Vec<SocketAddr>>>,
+    workers: Option<Spanned<u16>>,
     admin: Option<AdminChoice>,
 }
 
@@ -244,6 +248,8 @@ pub struct Config {
     pub alternates: Alternates,
     /// Every file that was read, as it was named.
     pub files: Vec<PathBuf>,
+    /// How many loops serve clients; one for each core when nothing was said.
+    pub workers: Option<u16>,
     /// Where metrics, probes and the status page are; the default when nothing was said.
     pub admin: Option<AdminChoice>,
 }
@@ -389,8 +395,17 @@ impl Config {
             ),
             alternates: Alternates::new(&alternates),
             files,
+            workers: args.workers.or(file.workers.map(Spanned::into_inner)),
             admin: args.admin.or(file.admin),
         })
+    }
+}
+
+impl Config {
+    /// Whether several allocations may come to have one port.
+    #[must_use]
+    pub fn shares_ports(&self) -> bool {
+        self.port_sharing && self.relay_ports.len() < self.allocations_max as usize
     }
 }
 
@@ -411,6 +426,14 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
         .map_err(|error| at(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
     if let Some(list) = &file.relay_address {
         check_relay_addresses(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
+    }
+    if let Some(workers) = &file.workers
+        && !(1..=WORKERS_MAX).contains(workers.get_ref())
+    {
+        return Err(at(
+            workers.span().start,
+            format!("workers has to be at least 1 and at most {WORKERS_MAX}"),
+        ));
     }
     if let Some(list) = &file.alternate_server {
         check_alternates(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
@@ -542,6 +565,8 @@ mod tests {
             ("user = [\"alice\"]\n", 1, "NAME:PASSWORD"),
             ("\nrelay-address = [\"::\"]\n", 2, "wildcard"),
             ("\n\nalternate-server = [\"192.0.2.7:1\", \"192.0.2.8:1\"]\n", 3, "one address of each family"),
+            ("\nworkers = 0\n", 2, "at least 1"),
+            ("workers = 70000\n", 1, ""),
             ("realm = \n", 1, ""),
         ] {
             let config = file(content, 0o600);
@@ -611,6 +636,7 @@ mod tests {
             (&["--alternate-server", "0.0.0.0:3478"], "another relay's address"),
             (&["--alternate-server", "192.0.2.7:1", "192.0.2.8:1"], "one address of each family"),
             (&["--user-file", "fd:x"], "fd:3"),
+            (&["--workers", "0"], "1..=256"),
         ] {
             let error = load(flags).unwrap_err();
             assert!(error.contains(hint), "{flags:?}: {error}");

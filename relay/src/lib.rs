@@ -9,6 +9,7 @@ mod check;
 pub mod cli;
 pub mod config;
 mod confine;
+pub mod crew;
 pub mod life;
 pub mod limits;
 pub mod login;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::driver::Next;
@@ -9,13 +10,17 @@ use dataplane::sys::signal::Signal;
 
 use crate::config::Config;
 use crate::confine::Confinement;
+use crate::crew::{Crew, Reconfiguration};
 use crate::notify::Notifier;
-use crate::reload::{Reloader, Source};
+use crate::reload::{Reloaded, Reloader, Source};
 use crate::server::{Alternates, Server};
-use crate::stream::Streams;
 
-/// How often the end of a reading is looked for while nothing else wakes the loop.
+/// How often the end of a reading is looked for while nothing else wakes the loop, and whether all workers go by it.
 const RELOAD_INTERVAL: Duration = Duration::from_millis(10);
+/// How often it is looked while draining whether the other workers have any allocations left.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+/// How often it is looked whether a worker that has given no sign of life has given one.
+const PULSE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What SIGTERM does.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,6 +73,14 @@ pub struct Life {
     plan: DrainPlan,
     /// When draining is over at the latest.
     drained_by: Option<Instant>,
+    /// When the allocations of others are counted next.
+    count_at: Option<Instant>,
+    /// All workers. The loop of the first one has this life, the others do as they are told.
+    crew: Option<Arc<Crew>>,
+    /// The number of an order that some workers may not have carried out yet, and how many users it has.
+    applying: Option<(u64, usize)>,
+    /// When the others' signs of life are looked for again.
+    pulse_at: Option<Instant>,
 }
 
 impl Life {
@@ -78,8 +91,10 @@ impl Life {
         plan: DrainPlan,
         notifier: Notifier,
         confinement: Option<Confinement>,
+        crew: Arc<Crew>,
     ) -> Self {
-        Self { source: Some(Box::new(source)), plan, notifier, confinement, ..Self::default() }
+        let (source, crew) = (Some(Box::new(source)), Some(crew));
+        Self { source, plan, notifier, confinement, crew, ..Self::default() }
     }
 
     /// The same, with something to be called by the loop's thread, confined as it is, once the relay serves.
@@ -134,19 +149,23 @@ impl Life {
             }
             Signal::Interrupt => Next::Stop,
             Signal::Terminate if self.drained_by.is_some() => {
-                tracing::info!(allocations = server.allocations(), "told to stop a second time, not drained");
+                tracing::info!(
+                    allocations = server.allocations_of_all(),
+                    "told to stop a second time, not drained"
+                );
                 Next::Stop
             }
             Signal::Terminate => {
-                let time = if server.allocations() == 0 { Duration::ZERO } else { self.plan.timeout };
+                let time = if server.allocations_of_all() == 0 { Duration::ZERO } else { self.plan.timeout };
                 self.notifier.stopping(time);
                 if time.is_zero() {
                     return Next::Stop;
                 }
                 server.drain(self.plan.alternates);
+                self.order_drain();
                 self.drained_by = Some(now + time);
                 tracing::info!(
-                    allocations = server.allocations(),
+                    allocations = server.allocations_of_all(),
                     seconds = time.as_secs(),
                     "draining: what is allocated goes on, nothing new is"
                 );
@@ -156,18 +175,21 @@ impl Life {
     }
 
     /// Called after each batch; O(1) unless a configuration has just been read.
-    pub fn maintain(&mut self, server: &mut Server, streams: &mut Streams, now: Instant) -> Next {
+    pub fn maintain(&mut self, server: &Server, now: Instant) -> Next {
         if self.reload_due.is_some() {
-            self.take_reloaded(server, streams, now);
+            self.take_reloaded(now);
         }
         let Some(drained_by) = self.drained_by else { return Next::Continue };
-        if server.allocations() == 0 {
+        if self.crew.as_ref().is_some_and(|crew| crew.workers() > 1) {
+            self.count_at = Some(now + DRAIN_INTERVAL);
+        }
+        if server.allocations_of_all() == 0 {
             tracing::info!("drained");
             return Next::Stop;
         }
         if now >= drained_by {
             tracing::warn!(
-                allocations = server.allocations(),
+                allocations = server.allocations_of_all(),
                 "the time to drain is over; --drain-timeout is how long it lasts"
             );
             return Next::Stop;
@@ -175,46 +197,121 @@ impl Life {
         Next::Continue
     }
 
-    /// Applies what has been read, or tells why not.
-    fn take_reloaded(&mut self, server: &mut Server, streams: &mut Streams, now: Instant) {
-        let Some(reloader) = &mut self.reloader else { return };
-        let result = reloader.poll();
-        self.reload_due = reloader.is_under_way().then(|| now + RELOAD_INTERVAL);
+    /// Has every worker apply what has been read, or tells why not.
+    fn take_reloaded(&mut self, now: Instant) {
+        let (Some(reloader), Some(crew)) = (&mut self.reloader, &self.crew) else { return };
+        // One after the other, so that what is said is true of one reading.
+        let result = if self.applying.is_none() { reloader.poll() } else { None };
         match result {
-            None => return,
-            Some(Ok(reloaded)) => {
-                server.reconfigure(reloaded.settings);
-                streams.reconfigure(reloaded.limits, reloaded.tls);
-                self.plan = reloaded.drain;
-                if server.is_draining() {
-                    server.drain(self.plan.alternates);
+            None => {}
+            Some(Ok(Reloaded { settings, limits, tls, drain, users })) => {
+                self.plan = drain;
+                let new = Arc::new(Reconfiguration { settings, limits, tls });
+                self.applying = Some((crew.order(|orders| orders.settings = Some(new)), users));
+                if self.is_draining() {
+                    self.order_drain();
                 }
-                self.reloads.applied += 1;
-                self.reloads.last_refused = false;
-                tracing::info!(
-                    users = reloaded.users,
-                    "the configuration has been read again and is in force"
-                );
             }
             Some(Err(error)) => {
                 self.reloads.refused += 1;
                 self.reloads.last_refused = true;
                 tracing::error!(refused = self.reloads.refused, "the configuration stays as it was: {error}");
+                self.reloaded(now);
             }
         }
+        self.look_whether_applied(now);
+        let is_reading = self.reloader.as_ref().is_some_and(Reloader::is_under_way);
+        self.reload_due = (is_reading || self.applying.is_some()).then(|| now + RELOAD_INTERVAL);
+    }
+
+    fn look_whether_applied(&mut self, now: Instant) {
+        let (Some((number, users)), Some(crew)) = (self.applying, &self.crew) else { return };
+        if !crew.have_obeyed(number) {
+            return;
+        }
+        self.applying = None;
+        self.reloads.applied += 1;
+        self.reloads.last_refused = false;
+        tracing::info!(users, "the configuration has been read again and is in force");
+        self.reloaded(now);
+    }
+
+    fn reloaded(&mut self, now: Instant) {
         if self.drained_by.is_none() {
             self.notifier.ready(now);
         }
     }
 
+    fn order_drain(&self) {
+        if let Some(crew) = &self.crew {
+            let alternates = self.plan.alternates;
+            crew.order(|orders| orders.drain = Some(alternates));
+        }
+    }
+
     /// Gives signs of life.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.notifier.handle_timeout(now);
+        if !self.notifier.is_due(now) {
+            return;
+        }
+        // A worker that hangs lets the watchdog bite as if all did.
+        if self.crew.as_ref().is_none_or(|crew| crew.are_alive()) {
+            self.pulse_at = None;
+            self.notifier.handle_timeout(now);
+            if let Some(crew) = &self.crew {
+                crew.ask();
+            }
+        } else {
+            self.pulse_at = Some(now + PULSE_INTERVAL);
+        }
     }
 
     /// When the loop has to come by; O(1).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.reload_due, self.drained_by, self.notifier.poll_timeout()].into_iter().flatten().min()
+        let notifier = self.pulse_at.or(self.notifier.poll_timeout());
+        [self.reload_due, self.drained_by, self.count_at, notifier].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
+    fn the_watchdog_hears_nothing_while_any_worker_hangs_and_the_loop_does_not_spin() {
+        let (near, far) = UnixDatagram::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_nonblocking(true).unwrap();
+        let is_heard = || far.recv(&mut [0; 200]).is_ok();
+        let crew = Crew::new(3).unwrap();
+        let workers = [0, 1, 2].map(|number| crew.member(number));
+        let notifier = Notifier::to(near, Duration::from_secs(2));
+        let mut life = Life { notifier, crew: Some(crew), ..Life::default() };
+        let mut now = Instant::now();
+        life.start(now).unwrap();
+        assert!(is_heard(), "it is ready");
+        for hanging in [None, Some(1), None, Some(2), Some(0), None] {
+            // Whatever was asked before is answered, by all of them.
+            workers.iter().for_each(|worker| worker.handle_ready());
+            now += Duration::from_secs(1);
+            life.handle_timeout(now);
+            assert!(is_heard());
+            let turning = (0..3).filter(|&number| hanging != Some(number));
+            turning.for_each(|number| workers[number].handle_ready());
+            now += Duration::from_secs(1);
+            life.handle_timeout(now);
+            assert_eq!(is_heard(), hanging.is_none());
+            assert!(life.poll_timeout().is_some_and(|at| at > now));
+            if let Some(hanging) = hanging {
+                workers[hanging].handle_timeout();
+                now += PULSE_INTERVAL;
+                life.handle_timeout(now);
+                assert!(is_heard(), "it turns again");
+            }
+        }
     }
 }

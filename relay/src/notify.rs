@@ -40,6 +40,12 @@ impl Notifier {
         Self { socket: Some(socket), watchdog, next: None }
     }
 
+    /// To this socket, with a sign of life wanted this often.
+    #[cfg(test)]
+    pub fn to(socket: UnixDatagram, watchdog: Duration) -> Self {
+        Self { socket: Some(socket), watchdog: Some(watchdog), next: None }
+    }
+
     /// The relay serves; the watchdog's time begins.
     pub fn ready(&mut self, now: Instant) {
         self.send("READY=1\nSTATUS=serving");
@@ -70,6 +76,12 @@ impl Notifier {
             self.send("WATCHDOG=1");
             self.next = Some(now + interval / 2);
         }
+    }
+
+    /// Whether it is time for one.
+    #[must_use]
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.next.is_some_and(|next| now >= next)
     }
 
     /// When [`Notifier::handle_timeout`] wants to be called.

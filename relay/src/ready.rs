@@ -1,22 +1,25 @@
 //! What wakes the loop besides datagrams, and the number by which each is told apart. They are here together so that no two
 //! are the same: the compiler refuses a number that is given twice.
 
+use dataplane::driver::OWN_TOKENS;
 use dataplane::ingress::Token;
 
 /// A source of which only readiness is reported. The numbers go down from the end of their range, of which the driver has the
-/// last one for itself: ports of sockets count up from zero and never get that far.
+/// last ones for itself: ports of sockets count up from zero and never get that far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ReadySource {
     /// The admin thread wants figures.
-    Figures = u32::MAX - 1,
+    Figures = OWN_TOKENS - 1,
     /// Addresses of this machine have come or gone.
-    OwnAddresses = u32::MAX - 2,
+    OwnAddresses = OWN_TOKENS - 2,
+    /// Another worker has left something for this one.
+    Crew = OWN_TOKENS - 3,
 }
 
 impl ReadySource {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Figures, Self::OwnAddresses];
+    pub const ALL: [Self; 3] = [Self::Figures, Self::OwnAddresses, Self::Crew];
 
     /// Its number at the ingress.
     #[must_use]
@@ -41,7 +44,7 @@ mod tests {
             assert_eq!(ReadySource::of(source.token()), Some(source));
         }
         // The driver's own, and the highest that a port could ever have.
-        for other in [u32::MAX, 0, 1 << 31] {
+        for other in [u32::MAX, OWN_TOKENS, 0, 1 << 31] {
             assert_eq!(ReadySource::of(Token(other)), None);
         }
     }

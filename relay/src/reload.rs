@@ -55,6 +55,7 @@ pub struct Fixed {
     relay_ports: RangeInclusive<u16>,
     /// What port-sharing comes to: it may be another number of ports or allocations that changes it.
     shares_ports: bool,
+    workers: Option<u16>,
     admin: Option<AdminChoice>,
 }
 
@@ -69,7 +70,8 @@ impl Fixed {
             tcp_queue_bytes: config.streams.limits.queue_bytes,
             realm: config.realm.0.clone(),
             relay_ports: config.relay_ports.clone(),
-            shares_ports: config.port_sharing && config.relay_ports.len() < config.allocations_max as usize,
+            shares_ports: config.shares_ports(),
+            workers: config.workers,
             admin: config.admin,
         }
     }
@@ -84,6 +86,7 @@ impl Fixed {
             ("realm", self.realm != other.realm),
             ("relay-ports", self.relay_ports != other.relay_ports),
             ("port-sharing", self.shares_ports != other.shares_ports),
+            ("workers", self.workers != other.workers),
             ("admin", self.admin != other.admin),
         ];
         different.into_iter().filter(|&(_, is_different)| is_different).map(|(name, _)| name)

@@ -1,68 +1,156 @@
-//! What went wrong, in the log: one line for each cause and error code every ten seconds at most, never per packet.
+//! What went wrong, in the log: one line for each cause and error code every ten seconds at most for all workers, never per
+//! packet.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dataplane::drops::Drops;
 
-use crate::server::Server;
 use crate::server::rules::Refused;
+use crate::server::{PeerSocket, Server};
 
 /// How often a line may be repeated.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// What has been logged so far.
-#[derive(Debug, Default)]
-pub struct Report {
+/// What all workers have to tell and is not logged yet.
+#[derive(Debug)]
+pub struct Tally {
+    /// When the next lines may come.
     next: Option<Instant>,
-    drops: Drops,
-    refusals: Vec<(u16, u64)>,
-    port_conflicts: u64,
+    news: News,
+    /// Workers that have not finished.
+    workers: usize,
 }
 
-impl Report {
-    /// Logs what has happened since the last time, if it is time.
-    pub fn handle_timeout(&mut self, drops: &Drops, server: &Server, now: Instant) {
-        if self.next.is_some_and(|next| now < next) {
-            return;
-        }
-        // Without news the loop need not wake for this.
-        self.next = self.finish(drops, server).then(|| now + INTERVAL);
+impl Tally {
+    /// Of so many workers.
+    #[must_use]
+    pub fn of(workers: usize) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { next: None, news: News::default(), workers }))
     }
 
-    /// Logs what has happened since the last time, whenever that was: called once more at the end. The answer is whether
-    /// there was anything.
-    pub fn finish(&mut self, drops: &Drops, server: &Server) -> bool {
-        let mut news = false;
-        for (cause, packets) in drops.iter() {
-            let new = packets - self.drops.get(cause);
-            if new > 0 {
-                news = true;
-                tracing::warn!(cause = cause.name(), packets = new, "packets lost");
-            }
+    fn log(&mut self, now: Instant) {
+        let news = std::mem::take(&mut self.news);
+        // Without news no loop need wake for this.
+        self.next = (!news.is_empty()).then(|| now + INTERVAL);
+        news.log();
+    }
+}
+
+/// What has happened since it was told last.
+#[derive(Debug, Default)]
+struct News {
+    drops: Drops,
+    refusals: BTreeMap<u16, u64>,
+    port_conflicts: u64,
+    last_conflict: Option<(SocketAddr, PeerSocket)>,
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        self.drops.total() == 0 && self.refusals.is_empty() && self.port_conflicts == 0
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.drops.merge(&other.drops);
+        for (code, requests) in other.refusals {
+            *self.refusals.entry(code).or_default() += requests;
         }
-        for (code, requests) in server.refusals() {
-            let before =
-                self.refusals.iter().find(|&&(known, _)| known == code).map_or(0, |&(_, count)| count);
-            let new = requests - before;
-            if new > 0 {
-                news = true;
-                tracing::info!(code, requests = new, reason = reason(code), "requests refused");
-            }
+        self.port_conflicts += other.port_conflicts;
+        self.last_conflict = other.last_conflict.or(self.last_conflict);
+    }
+
+    fn log(&self) {
+        for (cause, packets) in self.drops.iter() {
+            tracing::warn!(cause = cause.name(), packets, "packets lost");
         }
-        let (conflicts, last) = server.port_conflicts();
-        if let (new @ 1.., Some((relayed, peer))) = (conflicts - self.port_conflicts, last) {
-            news = true;
-            self.port_conflicts = conflicts;
+        for (&code, &requests) in &self.refusals {
+            tracing::info!(code, requests, reason = reason(code), "requests refused");
+        }
+        if let (requests @ 1.., Some((relayed, peer))) = (self.port_conflicts, self.last_conflict) {
             tracing::warn!(
-                requests = new,
+                requests,
                 port = relayed.port(),
                 peer = %peer.0,
                 "permissions refused with 508: another client on the same relayed port has this peer; a wider --relay-ports helps"
             );
         }
-        if news {
+    }
+}
+
+/// One worker's part of it.
+#[derive(Debug)]
+pub struct Report {
+    tally: Arc<Mutex<Tally>>,
+    /// When this worker looks again whether it is time for what it told too early.
+    next: Option<Instant>,
+    /// What it has told so far.
+    drops: Drops,
+    refusals: Vec<(u16, u64)>,
+    port_conflicts: u64,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self::to(Tally::of(1))
+    }
+}
+
+impl Report {
+    /// Of one worker, to what is logged for all.
+    #[must_use]
+    pub fn to(tally: Arc<Mutex<Tally>>) -> Self {
+        Self { tally, next: None, drops: Drops::default(), refusals: Vec::new(), port_conflicts: 0 }
+    }
+
+    /// Tells what has happened since the last time, and logs what all have told, if it is time.
+    pub fn handle_timeout(&mut self, drops: &Drops, server: &Server, now: Instant) {
+        if self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        let news = self.news(drops, server);
+        if self.next.is_none() && news.is_empty() {
+            return;
+        }
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.news.merge(news);
+        if tally.next.is_none_or(|next| now >= next) {
+            tally.log(now);
+        }
+        self.next = tally.next;
+    }
+
+    /// Tells what has happened since the last time, at the end. The last worker logs it, whenever the last lines were.
+    pub fn finish(&mut self, drops: &Drops, server: &Server) {
+        let news = self.news(drops, server);
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.news.merge(news);
+        tally.workers -= 1;
+        if tally.workers == 0 {
+            tally.news.log();
+        }
+    }
+
+    fn news(&mut self, drops: &Drops, server: &Server) -> News {
+        let mut news = News::default();
+        for (cause, packets) in drops.iter() {
+            news.drops.add(cause, packets - self.drops.get(cause));
+        }
+        for (code, requests) in server.refusals() {
+            let before =
+                self.refusals.iter().find(|&&(known, _)| known == code).map_or(0, |&(_, count)| count);
+            if requests > before {
+                news.refusals.insert(code, requests - before);
+            }
+        }
+        let (conflicts, last) = server.port_conflicts();
+        (news.port_conflicts, news.last_conflict) = (conflicts - self.port_conflicts, last);
+        if !news.is_empty() {
             self.drops = drops.clone();
             self.refusals = server.refusals().collect();
+            self.port_conflicts = conflicts;
         }
         news
     }

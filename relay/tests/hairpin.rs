@@ -108,7 +108,9 @@ fn both_ways_by_channel_and_by_indication() {
 
 #[test]
 fn a_permission_that_is_missing_on_either_side_stops_data() {
-    let relay = strict(&["--io", "suspend"]);
+    // One worker, so that an answer to one client says that what it sent before has been judged: another worker judges when it
+    // gets to it.
+    let relay = strict(&["--io", "suspend", "--workers", "1"]);
     let (mut left, mut right) = (Client::new(relay.listen[0]), Client::new(relay.listen[0]));
     let (left_at, right_at) = (left.allocate(), right.allocate());
     left.socket.send(&send_indication(right_at, b"nobody permits")).unwrap();

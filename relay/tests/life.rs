@@ -202,13 +202,14 @@ fn nothing_is_lost(flags: &[&str]) {
 
 #[test]
 fn reload_and_drain_under_load_lose_nothing_on_the_ring() {
-    nothing_is_lost(&["--io", "uring", "--ingress", "uring"]);
+    nothing_is_lost(&["--io", "uring", "--ingress", "uring", "--workers", "3"]);
     nothing_is_lost(&["--io", "uring", "--ingress", "epoll"]);
 }
 
 #[test]
 fn reload_and_drain_under_load_lose_nothing_on_plain_calls() {
-    nothing_is_lost(&["--io", "suspend"]);
+    nothing_is_lost(&["--io", "suspend", "--workers", "4"]);
+    nothing_is_lost(&["--io", "suspend", "--workers", "1"]);
     nothing_is_lost(&["--io", "threaded"]);
 }
 

@@ -44,7 +44,8 @@ pub fn open_group(socket: impl AsFd) -> io::Result<()> {
 /// unpredictable which: nobody can choose sources that all meet at one member.
 ///
 /// # Errors
-/// What setsockopt(2) answers: EINVAL where the socket is not in a group, ENOPROTOOPT before Linux 4.5.
+/// [`io::ErrorKind::Unsupported`] with what setsockopt(2) answers: ENOPROTOOPT before Linux 4.5, EINVAL where the socket is
+/// not in a group.
 ///
 /// # Panics
 /// When there are no members.
@@ -53,7 +54,10 @@ pub fn steer(socket: impl AsFd, family: Family, members: u32, seed: u32) -> io::
     let mut code = program(family, members, seed);
     let length = code.len().try_into().expect("a short program");
     let program = libc::sock_fprog { len: length, filter: code.as_mut_ptr() };
-    attach(socket.as_fd(), &program)
+    attach(socket.as_fd(), &program).map_err(|error| {
+        let text = format!("the kernel cannot choose a socket by the source of a packet: {error}");
+        io::Error::new(io::ErrorKind::Unsupported, text)
+    })
 }
 
 fn attach(fd: BorrowedFd<'_>, program: &libc::sock_fprog) -> io::Result<()> {

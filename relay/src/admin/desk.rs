@@ -16,6 +16,8 @@ pub(super) const TURN_TIME_MAX: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct Desk {
     shared: Arc<Shared>,
+    /// By worker: what has come of an answer that is not complete.
+    gathered: Vec<Option<Box<Snapshot>>>,
     latest: Option<Box<Snapshot>>,
     /// The oldest question that has no answer.
     asked: Option<Instant>,
@@ -23,14 +25,21 @@ pub(super) struct Desk {
 
 impl Desk {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, latest: None, asked: None }
+        let gathered = (0..shared.workers()).map(|_| None).collect();
+        Self { shared, gathered, latest: None, asked: None }
     }
 
     /// The loop may have published.
     pub fn handle_wake(&mut self) {
         self.shared.clear_admin_fd();
-        if let Some(snapshot) = self.shared.take() {
-            self.latest = Some(snapshot);
+        for (worker, place) in self.gathered.iter_mut().enumerate() {
+            *place = self.shared.take(worker).or(place.take());
+        }
+        if self.gathered.iter().all(Option::is_some) {
+            self.latest = self.gathered.iter_mut().filter_map(Option::take).reduce(|mut sum, other| {
+                sum.merge(*other);
+                sum
+            });
             self.asked = None;
         }
     }
@@ -50,7 +59,7 @@ impl Desk {
         self.latest.as_deref()
     }
 
-    /// Whether the loop has turned within the last seconds, as far as it was asked.
+    /// Whether every loop has turned within the last seconds, as far as it was asked.
     pub fn is_turning(&self, now: Instant) -> bool {
         self.asked.is_none_or(|asked| now < asked + TURN_TIME_MAX)
     }
@@ -68,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_loop_that_leaves_a_question_open_for_seconds_does_not_turn() {
-        let shared = Shared::new().unwrap();
+        let shared = Shared::new(1).unwrap();
         let mut desk = Desk::new(shared.clone());
         let start = origin();
         let later = start + Duration::from_secs(3600);
@@ -78,19 +87,38 @@ mod tests {
         let second = later + Duration::from_secs(2);
         assert!(!desk.is_fresh(second, second) && desk.is_turning(second));
         assert!(!desk.is_turning(later + TURN_TIME_MAX));
-        shared.publish(snapshot(later + TURN_TIME_MAX));
+        shared.publish(0, snapshot(later + TURN_TIME_MAX));
         desk.handle_wake();
         assert!(desk.is_turning(later + 2 * TURN_TIME_MAX));
     }
 
     #[test]
-    fn figures_are_shown_again_for_a_tenth_of_a_second() {
-        let shared = Shared::new().unwrap();
+    fn figures_are_those_of_all_workers_and_one_that_hangs_is_noticed() {
+        let shared = Shared::new(3).unwrap();
         let mut desk = Desk::new(shared.clone());
         let start = origin();
-        shared.publish(snapshot(start));
+        assert!(!desk.is_fresh(start, start));
+        for worker in [2, 0] {
+            shared.publish(worker, snapshot(start + Duration::from_millis(worker as u64)));
+            desk.handle_wake();
+            assert!(desk.latest().is_none());
+        }
+        assert!(!desk.is_turning(start + TURN_TIME_MAX));
+        shared.publish(1, snapshot(start + Duration::from_secs(5)));
+        desk.handle_wake();
+        let latest = desk.latest().unwrap();
+        assert_eq!((latest.workers, latest.allocations, latest.taken), (3, 3 * 12, start));
+        assert!(desk.is_turning(start + TURN_TIME_MAX));
+    }
+
+    #[test]
+    fn figures_are_shown_again_for_a_tenth_of_a_second() {
+        let shared = Shared::new(1).unwrap();
+        let mut desk = Desk::new(shared.clone());
+        let start = origin();
+        shared.publish(0, snapshot(start));
         // Only the last one counts.
-        shared.publish(snapshot(start + Duration::from_millis(1)));
+        shared.publish(0, snapshot(start + Duration::from_millis(1)));
         desk.handle_wake();
         let taken = start + Duration::from_millis(1);
         let almost = taken + FRESH_TIME - Duration::from_millis(1);

@@ -4,12 +4,13 @@
 //!   loop ── Observer ── snapshot ──► queue of one ──► Desk ── status ──► page, metrics, status.json
 //!        ◄───────────── asked ◄──────────────────────        ◄── HTTP ── up to 16 connections
 //! ```
-//! The loop is asked when somebody asks, and then answers between two batches; nobody waits for the other under a lock.
+//! Each worker has a loop, and what is shown are the figures of all together. The loop is asked when somebody asks, and then answers between two batches; nobody waits for the other under a lock.
 //! Without a question there is nothing to do but the additions that count.
 
 mod client;
 mod connection;
 mod desk;
+mod merge;
 mod metrics;
 mod observer;
 mod page;

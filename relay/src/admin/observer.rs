@@ -50,6 +50,8 @@ impl Phase {
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub taken: Instant,
+    /// Whose figures these are, together.
+    pub workers: usize,
     pub figures: Figures,
     /// Requests answered with an error, for every error code.
     pub refusals: Vec<(u16, u64)>,
@@ -73,46 +75,62 @@ pub(super) struct Snapshot {
     pub design: (&'static str, &'static str),
 }
 
-/// What the two threads share: flags, a queue of one, and a descriptor each to be woken by.
+/// What the admin thread and the loops of all workers share: flags, a queue of one, and a descriptor each to be woken by.
 #[derive(Debug)]
 pub(super) struct Shared {
-    asked: AtomicBool,
     phase: AtomicU8,
     stopped: AtomicBool,
-    snapshots: ArrayQueue<Box<Snapshot>>,
-    to_loop: OwnedFd,
     to_admin: OwnedFd,
+    /// By worker.
+    loops: Box<[ToLoop]>,
+}
+
+/// What the admin thread shares with one loop.
+#[derive(Debug)]
+struct ToLoop {
+    asked: AtomicBool,
+    snapshots: ArrayQueue<Box<Snapshot>>,
+    fd: OwnedFd,
 }
 
 impl Shared {
-    pub fn new() -> io::Result<Arc<Self>> {
+    pub fn new(workers: usize) -> io::Result<Arc<Self>> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let to_loop = |_| {
+            let (asked, snapshots) = (AtomicBool::new(false), ArrayQueue::new(1));
+            Ok(ToLoop { asked, snapshots, fd: eventfd(0, flags)? })
+        };
         Ok(Arc::new(Self {
-            asked: AtomicBool::new(false),
             phase: AtomicU8::new(Phase::Starting as u8),
             stopped: AtomicBool::new(false),
-            snapshots: ArrayQueue::new(1),
-            to_loop: eventfd(0, flags)?,
             to_admin: eventfd(0, flags)?,
+            loops: (0..workers).map(to_loop).collect::<io::Result<_>>()?,
         }))
     }
 
-    /// The admin thread wants a snapshot.
-    pub fn ask(&self) {
-        self.asked.store(true, Ordering::Release);
-        wake(&self.to_loop);
+    /// How many loops there are.
+    pub fn workers(&self) -> usize {
+        self.loops.len()
     }
 
-    /// The loop answers.
-    pub fn publish(&self, snapshot: Snapshot) {
+    /// The admin thread wants a snapshot of each.
+    pub fn ask(&self) {
+        for to_loop in &self.loops {
+            to_loop.asked.store(true, Ordering::Release);
+            wake(&to_loop.fd);
+        }
+    }
+
+    /// A worker's loop answers.
+    pub fn publish(&self, worker: usize, snapshot: Snapshot) {
         // One that nobody took is older.
-        drop(self.snapshots.force_push(Box::new(snapshot)));
+        drop(self.loops[worker].snapshots.force_push(Box::new(snapshot)));
         wake(&self.to_admin);
     }
 
-    /// The admin thread takes what was published.
-    pub fn take(&self) -> Option<Box<Snapshot>> {
-        self.snapshots.pop()
+    /// The admin thread takes what a worker has published.
+    pub fn take(&self, worker: usize) -> Option<Box<Snapshot>> {
+        self.loops[worker].snapshots.pop()
     }
 
     /// What the admin thread waits on.
@@ -151,8 +169,11 @@ fn clear(fd: &OwnedFd) {
 /// The loop's side; without an admin address it does nothing.
 #[derive(Debug)]
 pub struct Observer {
-    /// Bound, and not served yet.
+    /// Bound, and not served yet; one worker's of several.
     admin: Option<Admin>,
+    /// What several have together, until the loop runs.
+    shared: Option<Arc<Shared>>,
+    worker: usize,
     work: Option<Work>,
 }
 
@@ -160,6 +181,7 @@ pub struct Observer {
 #[derive(Debug)]
 struct Work {
     shared: Arc<Shared>,
+    worker: usize,
     /// Serves HTTP, and owns the listener and its connections; ends when the observer is dropped.
     thread: Option<JoinHandle<()>>,
     census: Option<Census>,
@@ -171,7 +193,18 @@ impl Observer {
     /// An observer that will serve on `admin`.
     #[must_use]
     pub fn new(admin: Option<Admin>) -> Self {
-        Self { admin, work: None }
+        Self { admin, shared: None, worker: 0, work: None }
+    }
+
+    /// The observers of so many workers, whose figures will be shown together. The first one serves, and is started last.
+    ///
+    /// # Errors
+    /// When there are no descriptors to be had.
+    pub fn of_crew(admin: Option<Admin>, workers: usize) -> io::Result<Vec<Self>> {
+        let shared = admin.is_some().then(|| Shared::new(workers)).transpose()?;
+        let mut admin = admin;
+        let observer = |worker| Self { admin: admin.take(), shared: shared.clone(), worker, work: None };
+        Ok((0..workers).map(observer).collect())
     }
 
     /// Starts serving. Called when signals are blocked already, so that they never arrive in the admin thread.
@@ -179,22 +212,30 @@ impl Observer {
     /// # Errors
     /// When there is no descriptor or thread to be had.
     pub fn start<I: Ingress>(&mut self, ingress: &mut I) -> io::Result<()> {
-        let Some(admin) = self.admin.take() else { return Ok(()) };
-        let shared = Shared::new()?;
-        ingress.add(shared.to_loop.as_fd(), ReadySource::Figures.token(), Source::Ready)?;
+        let shared = match self.shared.take() {
+            Some(shared) => shared,
+            None if self.admin.is_some() => Shared::new(1)?,
+            None => return Ok(()),
+        };
+        let to_loop = &shared.loops[self.worker];
+        ingress.add(to_loop.fd.as_fd(), ReadySource::Figures.token(), Source::Ready)?;
+        let Some(admin) = self.admin.take() else {
+            self.work = Some(Work::new(shared, self.worker, None));
+            return Ok(());
+        };
         let address = admin.address;
         let server = serve::Server::new(admin, shared.clone());
         // Owns the listener and all connections; ends when `stopped` is set.
         let thread = std::thread::Builder::new().name("towpath-admin".into()).spawn(move || server.run())?;
         tracing::info!(%address, "metrics and status page");
-        self.work = Some(Work::new(shared, Some(thread)));
+        self.work = Some(Work::new(shared, self.worker, Some(thread)));
         Ok(())
     }
 
     /// Its source is readable: somebody asked.
     pub fn handle_ready(&mut self) {
         if let Some(work) = &mut self.work {
-            clear(&work.shared.to_loop);
+            clear(&work.to_loop().fd);
             work.look();
         }
     }
@@ -222,26 +263,30 @@ impl Observer {
         now: Instant,
     ) {
         let Some(work) = &mut self.work else { return };
-        let server = &*subjects.server;
+        let server = subjects.server;
         let Some(census) = work.census_taken(server, now) else { return };
-        work.shared.publish(Snapshot {
-            taken: now,
-            figures: server.figures().clone(),
-            refusals: server.all_refusals().collect(),
-            rules: server.refusals_by_rule().collect(),
-            allocations: server.allocations(),
-            allocations_limits: server.allocations_limits(),
-            census,
-            hairpinned: subjects.hairpinned,
-            port_conflicts: server.port_conflicts().0,
-            streams: subjects.streams.figures(),
-            drops: subjects.drops.clone(),
-            reloads,
-            egress: egress.stats(),
-            egress_pending: egress.pending(),
-            ingress: ingress.stats(),
-            design: (egress.design(), ingress.design()),
-        });
+        work.shared.publish(
+            work.worker,
+            Snapshot {
+                taken: now,
+                workers: 1,
+                figures: server.figures().clone(),
+                refusals: server.all_refusals().collect(),
+                rules: server.refusals_by_rule().collect(),
+                allocations: server.allocations(),
+                allocations_limits: server.allocations_limits(),
+                census,
+                hairpinned: subjects.hairpinned,
+                port_conflicts: server.port_conflicts().0,
+                streams: subjects.streams.figures(),
+                drops: subjects.drops.clone(),
+                reloads,
+                egress: egress.stats(),
+                egress_pending: egress.pending(),
+                ingress: ingress.stats(),
+                design: (egress.design(), ingress.design()),
+            },
+        );
     }
 
     /// Says where the relay is in its life; `/readyz` answers by it at once.
@@ -253,12 +298,16 @@ impl Observer {
 }
 
 impl Work {
-    fn new(shared: Arc<Shared>, thread: Option<JoinHandle<()>>) -> Self {
-        Self { shared, thread, census: None, continue_at: None }
+    fn new(shared: Arc<Shared>, worker: usize, thread: Option<JoinHandle<()>>) -> Self {
+        Self { shared, worker, thread, census: None, continue_at: None }
+    }
+
+    fn to_loop(&self) -> &ToLoop {
+        &self.shared.loops[self.worker]
     }
 
     fn look(&mut self) {
-        if self.census.is_none() && self.shared.asked.swap(false, Ordering::AcqRel) {
+        if self.census.is_none() && self.to_loop().asked.swap(false, Ordering::AcqRel) {
             self.census = Some(Census::default());
         }
     }
@@ -276,9 +325,9 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::Release);
-        wake(&self.shared.to_admin);
         if let Some(thread) = self.thread.take() {
+            self.shared.stopped.store(true, Ordering::Release);
+            wake(&self.shared.to_admin);
             // A panic there was reported where it happened, and there is nothing left to serve.
             let _ = thread.join();
         }

@@ -200,7 +200,7 @@ mod tests {
         let admin = Admin::bind(Some(any), true).unwrap().unwrap();
         let address = admin.address();
         // There is no loop behind it.
-        let server = Server::new(admin, Shared::new().unwrap());
+        let server = Server::new(admin, Shared::new(1).unwrap());
         std::thread::spawn(|| server.run());
         let start = now();
         assert!(get(address, "/healthz").starts_with("HTTP/1.1 200 "), "it may only be slow");

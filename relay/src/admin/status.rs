@@ -24,6 +24,8 @@ pub(super) struct Status {
     /// Seconds since 1970, UTC.
     pub started_unix_s: u64,
     pub uptime_s: f64,
+    /// Loops that serve clients, each on a thread of its own.
+    pub workers: u64,
     /// How old these figures are.
     pub age_s: f64,
     /// How packets leave and come in, by the names of the flags.
@@ -168,6 +170,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             phase: phase.name().to_owned(),
             started_unix_s: about.started_unix_s,
+            workers: snapshot.workers as u64,
             uptime_s: now.saturating_duration_since(about.started).as_secs_f64(),
             age_s: now.saturating_duration_since(snapshot.taken).as_secs_f64(),
             io: snapshot.design.0.to_owned(),
@@ -321,6 +324,7 @@ pub(super) mod tests {
         egress_drops.add(Cause::EgressExpired, 4);
         Snapshot {
             taken,
+            workers: 1,
             figures: Figures::default(),
             refusals: vec![(400, 0), (401, 7)],
             rules: vec![(Rule::DenyPeer, 3)],

@@ -92,13 +92,14 @@ fn text(before: &Status, now: &Status) -> String {
     // Writing to a String cannot fail, here and below.
     let _ = writeln!(
         text,
-        "towpath-relay {}, {}, up {}; {} out, {} in, GSO {}",
+        "towpath-relay {}, {}, up {}; {} out, {} in, GSO {}; workers {}",
         now.version,
         now.phase,
         humantime::format_duration(Duration::from_secs(now.uptime_s as u64)),
         now.io,
         now.ingress_design,
-        if now.gso { "on" } else { "off" }
+        if now.gso { "on" } else { "off" },
+        now.workers
     );
     if now.last_reload_refused {
         let _ =
@@ -268,7 +269,7 @@ mod tests {
         assert_eq!(words("no_permission"), ["no_permission", "23", "10"]);
         assert_eq!(words("│ allocations"), ["allocations", "12", "100"]);
         assert_eq!(words("ice"), ["al\u{fffd}[2Jice", "2", "1.5M", "0", "4"]);
-        assert!(line("towpath-relay").contains("draining, up 2s; uring out, epoll in, GSO on"));
+        assert!(line("towpath-relay").contains("draining, up 2s; uring out, epoll in, GSO on; workers 1"));
         assert!(!text.contains('\x1b'));
     }
 

@@ -2,6 +2,7 @@
 //! batch as long as nobody asks for anything.
 
 use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use dataplane::driver::Next;
@@ -12,7 +13,7 @@ use dataplane::sys::signal::Signal;
 
 use crate::admin::{Observer, Phase};
 use crate::life::Life;
-use crate::report::Report;
+use crate::report::{Report, Tally};
 use crate::server::Server;
 use crate::server::figures::Volume;
 use crate::stream::Streams;
@@ -29,9 +30,9 @@ pub struct Duties {
 #[derive(Debug)]
 pub struct Subjects<'a> {
     /// The protocol.
-    pub server: &'a mut Server,
+    pub server: &'a Server,
     /// Clients over TCP and TLS.
-    pub streams: &'a mut Streams,
+    pub streams: &'a Streams,
     /// What was lost outside the egress.
     pub drops: &'a Drops,
     /// What went from client to client.
@@ -43,6 +44,12 @@ impl Duties {
     #[must_use]
     pub fn new(life: Life, observer: Observer) -> Self {
         Self { life, observer, report: Report::default() }
+    }
+
+    /// The same, with what was lost in one log with other workers'.
+    #[must_use]
+    pub(crate) fn reporting_to(self, tally: &Arc<Mutex<Tally>>) -> Self {
+        Self { report: Report::to(tally.clone()), ..self }
     }
 
     /// The loop is about to take the first packet.
@@ -93,7 +100,7 @@ impl Duties {
         egress: &E,
         now: Instant,
     ) -> Next {
-        let next = self.life.maintain(subjects.server, subjects.streams, now);
+        let next = self.life.maintain(subjects.server, now);
         self.observer.maintain(&subjects, self.life.reloads(), ingress, egress, now);
         next
     }

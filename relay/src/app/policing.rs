@@ -1,5 +1,6 @@
 //! Where data meets policy: what of a superpacket may be relayed and how much it was, and what makes the policy change.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use dataplane::drops::Cause;
@@ -93,7 +94,12 @@ impl Relay {
     /// What there is to do after a batch. O(1) when nothing is due.
     pub(super) fn maintain_policy(&mut self, ingress: &impl Ingress, now: Instant) {
         if let Some(addresses) = self.own_addresses.as_mut().and_then(|own| own.poll(now)) {
-            self.server.set_machine_addresses(addresses);
+            match &self.member {
+                Some(member) => {
+                    member.crew().order(|orders| orders.machine = Some(Arc::new(addresses)));
+                }
+                None => self.server.set_machine_addresses(addresses),
+            }
         }
         if let Some(overloaded) = self.overload.poll(|| ingress.stats().kernel_drops_skbs, now) {
             self.server.handle_interval(overloaded, now);

@@ -41,7 +41,7 @@ impl Relay {
         self.server.set_connections_from(Listener(first));
         for kind in [Kind::Tcp, Kind::Tls] {
             let listen: Vec<String> = self.streams.listen(kind).map(|address| address.to_string()).collect();
-            if !listen.is_empty() {
+            if !listen.is_empty() && self.is_first() {
                 tracing::info!(listen = listen.join(" "), "serves clients over {kind}");
             }
         }
@@ -91,11 +91,5 @@ impl Relay {
 
     pub(super) fn stop_streams(&mut self) {
         self.streams.stop(&mut self.drops);
-        let traffic = self.streams.traffic();
-        if self.streams.accepted_total() > 0 {
-            let connections = self.streams.accepted_total();
-            let (offered, sent, writes) = (traffic.offered, traffic.sent, traffic.writes);
-            tracing::info!(connections, offered, sent, writes, "clients over TCP and TLS");
-        }
     }
 }

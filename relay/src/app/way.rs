@@ -1,5 +1,6 @@
 //! The last steps of whatever leaves: out of a relay socket to a peer, or to a client, over UDP or over its connection.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use dataplane::drops::Cause;
@@ -10,7 +11,7 @@ use dataplane::stun::writer::padding;
 
 use super::Relay;
 use crate::server::figures::{Carrier, Direction, Volume};
-use crate::server::{AllocationId, ClientSocket, FromPeer, PeerSocket, Route};
+use crate::server::{AllocationId, ClientSocket, FromPeer, PeerSocket, Route, WorkerId};
 
 /// Longest UDP payload in bytes, over IPv4.
 const PAYLOAD_MAX: usize = 65_507;
@@ -26,6 +27,22 @@ pub(super) enum Way {
         receiver: AllocationId,
         /// How that client gets them.
         delivery: Delivery,
+    },
+    /// To another worker's client.
+    Foreign {
+        /// The receiver's relayed address.
+        relayed: SocketAddr,
+        /// How that client gets them.
+        delivery: Delivery,
+    },
+    /// To the worker who serves that client.
+    Worker {
+        /// Who that is.
+        worker: WorkerId,
+        /// The receiver's relayed address.
+        relayed: SocketAddr,
+        /// The sender's relayed address as the receiver knows it.
+        seen_as: PeerSocket,
     },
 }
 
@@ -70,14 +87,6 @@ enum Form {
 }
 
 impl Relay {
-    /// Says at the end what went from client to client, if there was any.
-    pub(super) fn log_hairpinned(&self) {
-        let Volume { packets, bytes } = self.hairpinned;
-        if packets > 0 {
-            tracing::info!(packets, bytes, "hairpin");
-        }
-    }
-
     /// The way of a client's data to a peer it may send to, for as long as nothing changes.
     pub(super) fn way(
         &self,
@@ -93,6 +102,14 @@ impl Relay {
             Route::Client { receiver, to, seen_as } => {
                 Ok(Way::Hairpin { receiver, delivery: self.delivery(to, seen_as)? })
             }
+            // Connections are their own worker's.
+            Route::Foreign { worker, relayed, to, seen_as } if self.is_on_stream(&to) => {
+                Ok(Way::Worker { worker, relayed, seen_as })
+            }
+            Route::Foreign { relayed, to, seen_as, .. } => {
+                Ok(Way::Foreign { relayed, delivery: self.delivery(to, seen_as)? })
+            }
+            Route::Worker { worker, relayed, seen_as } => Ok(Way::Worker { worker, relayed, seen_as }),
         }
     }
 
@@ -122,6 +139,15 @@ impl Relay {
                 self.hairpinned.count(payload.len());
                 // The sender's side is counted with everything else it sends.
                 self.server.count_relayed(*receiver, Direction::ToClient, delivery.carrier(), volume);
+            }
+            Way::Foreign { relayed, delivery } => {
+                self.deliver(delivery, payload, egress, now)?;
+                self.hairpinned.count(payload.len());
+                self.posted.count(payload.len());
+                self.server.count_foreign(*relayed, delivery.carrier(), Volume::of(payload.len()));
+            }
+            &Way::Worker { worker, relayed, seen_as } => {
+                self.post(worker, relayed, seen_as, payload)?;
             }
         }
         Ok(())
@@ -162,6 +188,13 @@ impl Relay {
     ) -> Result<(), Cause> {
         let delivery = Delivery { to: self.destination(client)?, form: Form::Icmp(peer, icmp) };
         self.deliver(&delivery, &[], egress, now)
+    }
+
+    fn is_on_stream(&self, to: &FromPeer) -> bool {
+        match to {
+            FromPeer::Channel { client, .. } | FromPeer::Indication { client } => self.streams.serves(client),
+            FromPeer::Drop(_) => false,
+        }
     }
 
     fn destination(&self, client: &ClientSocket) -> Result<Destination, Cause> {

@@ -84,18 +84,21 @@ impl Server {
         address: IpAddr,
         now: Instant,
     ) -> Result<(AllocationId, SocketAddr), Refusal> {
-        self.check_allocations(user, client.address.ip())?;
-        let (relayed, reservation) = self
+        self.hold(user, client.address.ip())?;
+        let taken = self
             .take_port(address, wanted.port, now)
-            .or_else(|| self.take_part(address, wanted.port, (client, user), None, now))
-            .ok_or(Why::quota(Rule::RelayPorts))?;
+            .or_else(|| self.take_part(address, wanted.port, (client, user), None, now));
+        let Some((relayed, reservation)) = taken else {
+            self.let_go(user, client.address.ip());
+            self.commons.vacate();
+            return Err(Why::quota(Rule::RelayPorts).into());
+        };
         let mut allocation =
             Allocation::new(*client, user, answer.clone(), relayed, wanted.port, message.transaction(), now);
         allocation.lifetime_s = wanted.lifetime_s;
         allocation.reservation = reservation;
         allocation.with_fingerprint = message.verify_fingerprint().is_some();
         allocation.refused = wanted.refused;
-        self.hold(user, client.address.ip());
         let id = self.table.insert(allocation);
         self.directory.insert(relayed, id);
         Ok((id, relayed))
@@ -149,21 +152,23 @@ impl Server {
         port: PortChoice,
         now: Instant,
     ) -> Option<(SocketAddr, Option<Token>)> {
+        let mut ports = self.commons.ports();
         let want = match port {
             PortChoice::Reserved(token) => {
-                let (address, port) = self.ports.redeem(&token, now)?;
+                let (address, port) = ports.redeem(&token, now)?;
                 return Some((SocketAddr::new(address, port), None));
             }
             PortChoice::Free(want) => want,
         };
-        self.ports.expire_reservations(now);
-        let port = self.ports.take(address, want, &mut self.random)?;
+        ports.expire_reservations(now);
+        let port = ports.take(address, want, self.lane, &mut self.random)?;
+        self.commons.places().use_address(address);
         let relayed = SocketAddr::new(address, port);
         if want != Want::EvenAndNext {
             return Some((relayed, None));
         }
-        let Some(token) = self.ports.reserve(address, port + 1, &mut self.random, now) else {
-            self.ports.release(address, port);
+        let Some(token) = ports.reserve(address, port + 1, &mut self.random, now) else {
+            ports.release(address, port);
             return None;
         };
         Some((relayed, Some(token)))
@@ -197,6 +202,7 @@ impl Server {
         match result {
             Ok(()) => {
                 allocation.state = State::Live;
+                self.commons.places().set(allocation.relayed, Some(self.worker));
                 self.figures.count_allocation();
                 let expires = now + Duration::from_secs(allocation.lifetime_s.into());
                 self.table.set_deadline(id, expires);
@@ -224,9 +230,9 @@ impl Server {
         if self.directory.remove(old, id, std::iter::empty()) {
             if self.shares_ports() {
                 // There are too few to come across it again and again.
-                self.ports.set_aside(old.ip(), old.port(), &mut self.random, now);
+                self.commons.ports().set_aside(old.ip(), old.port(), &mut self.random, now);
             } else {
-                self.ports.release(old.ip(), old.port());
+                self.commons.ports().release(old.ip(), old.port());
             }
         }
         self.give_back(old_token, now);
@@ -238,9 +244,11 @@ impl Server {
     }
 
     /// Gives the port back that was reserved with one that was never opened.
-    fn give_back(&mut self, token: Option<Token>, now: Instant) {
-        if let Some((address, port)) = token.and_then(|token| self.ports.redeem(&token, now)) {
-            self.ports.release(address, port);
+    fn give_back(&self, token: Option<Token>, now: Instant) {
+        let Some(token) = token else { return };
+        let mut ports = self.commons.ports();
+        if let Some((address, port)) = ports.redeem(&token, now) {
+            ports.release(address, port);
         }
     }
 
@@ -248,6 +256,7 @@ impl Server {
     fn give_up(&mut self, id: AllocationId, client: ClientSocket, now: Instant) -> Opened {
         self.table.detach(id);
         let Some(allocation) = self.table.free(id) else { return Opened::Gone };
+        self.commons.vacate();
         self.vacate(id, &allocation);
         self.give_back(allocation.reservation, now);
         let why = Why::quota(Rule::Sockets);

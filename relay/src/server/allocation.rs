@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::drops::Cause;
 use dataplane::stun::{ChannelNumber, TransactionId};
 
 use super::auth::{AnswerKey, UserId};
+use super::face::Sent;
 use super::icmp::IcmpBudget;
 use super::limits::Limits;
 use super::pair::AddressError;
@@ -108,8 +110,37 @@ pub(super) struct Allocation {
     pub refused: Option<AddressError>,
     pub icmp: IcmpBudget,
     pub flow: Flow,
+    /// What other workers have sent to the client, once they may.
+    pub sent: Option<Arc<Sent>>,
+    peers: Peers,
+}
+
+/// Which peers an allocation's client may exchange data with, and how: by a channel, or by indications.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peers {
     permissions: Vec<Permission>,
     channels: Vec<Channel>,
+}
+
+impl Peers {
+    /// See [`Allocation::peer_channel`].
+    pub fn channel_of(&self, peer: PeerSocket, now: Instant) -> Result<Option<ChannelNumber>, Cause> {
+        match self.channels.iter().find(|channel| channel.peer == peer) {
+            Some(channel) if now >= channel.permitted_until => Err(Cause::NoPermission),
+            Some(channel) if now < channel.expires => Ok(Some(channel.number)),
+            Some(_) | None if self.has_permission(peer, now) => Ok(None),
+            Some(_) | None => Err(Cause::NoPermission),
+        }
+    }
+
+    /// Every address that is or was permitted.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.permissions.iter().map(|permission| permission.reach.address)
+    }
+
+    fn has_permission(&self, peer: PeerSocket, now: Instant) -> bool {
+        self.permissions.iter().any(|permission| permission.reach.includes(peer) && now < permission.expires)
+    }
 }
 
 /// Why a channel cannot be bound.
@@ -148,9 +179,15 @@ impl Allocation {
             refused: None,
             icmp: IcmpBudget::default(),
             flow: Flow::default(),
-            permissions: Vec::new(),
-            channels: Vec::new(),
+            sent: None,
+            peers: Peers::default(),
         }
+    }
+
+    /// Its peers, to be judged by somebody else.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Whether it relays now. A timer that fires late does not prolong it.
@@ -171,6 +208,7 @@ impl Allocation {
     /// The cause to count.
     pub fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Result<PeerSocket, Cause> {
         let channel = self
+            .peers
             .channels
             .iter()
             .find(|channel| channel.number == number && now < channel.expires)
@@ -181,7 +219,8 @@ impl Allocation {
     /// Whether a channel number is bound, or may not be bound to others yet.
     #[must_use]
     pub fn holds_number(&self, number: ChannelNumber, now: Instant) -> bool {
-        self.channels
+        self.peers
+            .channels
             .iter()
             .any(|channel| channel.number == number && now < channel.expires + CHANNEL_QUIET_TIME)
     }
@@ -191,37 +230,32 @@ impl Allocation {
     /// # Errors
     /// The cause to count.
     pub fn peer_channel(&self, peer: PeerSocket, now: Instant) -> Result<Option<ChannelNumber>, Cause> {
-        match self.channels.iter().find(|channel| channel.peer == peer) {
-            Some(channel) if now >= channel.permitted_until => Err(Cause::NoPermission),
-            Some(channel) if now < channel.expires => Ok(Some(channel.number)),
-            Some(_) | None if self.has_permission(peer, now) => Ok(None),
-            Some(_) | None => Err(Cause::NoPermission),
-        }
+        self.peers.channel_of(peer, now)
     }
 
     /// Whether datagrams to and from a peer are let through.
     #[must_use]
     pub fn has_permission(&self, peer: PeerSocket, now: Instant) -> bool {
-        self.permissions.iter().any(|permission| permission.reach.includes(peer) && now < permission.expires)
+        self.peers.has_permission(peer, now)
     }
 
     /// How many permissions and channels are in force.
     #[must_use]
     pub fn held(&self, now: Instant) -> (u64, u64) {
-        let permissions = self.permissions.iter().filter(|permission| now < permission.expires).count();
-        let channels = self.channels.iter().filter(|channel| now < channel.expires).count();
+        let permissions = self.peers.permissions.iter().filter(|permission| now < permission.expires).count();
+        let channels = self.peers.channels.iter().filter(|channel| now < channel.expires).count();
         (permissions as u64, channels as u64)
     }
 
     /// Whether there is a permission for just this.
     #[must_use]
     pub fn holds(&self, reach: Reach, now: Instant) -> bool {
-        self.permissions.iter().any(|permission| permission.reach == reach && now < permission.expires)
+        self.peers.permissions.iter().any(|permission| permission.reach == reach && now < permission.expires)
     }
 
     /// What all permissions open or did open.
     pub fn reaches(&self) -> impl Iterator<Item = Reach> {
-        self.permissions.iter().map(|permission| permission.reach)
+        self.peers.permissions.iter().map(|permission| permission.reach)
     }
 
     /// How many of `wanted` have no permission yet. Duplicates may be counted twice.
@@ -233,7 +267,7 @@ impl Allocation {
     /// Whether a peer has a channel.
     #[must_use]
     pub fn has_channel(&self, peer: PeerSocket, now: Instant) -> bool {
-        self.channels.iter().any(|channel| channel.peer == peer && now < channel.expires)
+        self.peers.channels.iter().any(|channel| channel.peer == peer && now < channel.expires)
     }
 
     /// Ends the permissions and channels of all others. The answer is what the permissions opened that are gone.
@@ -243,7 +277,7 @@ impl Allocation {
         socket: impl Fn(PeerSocket) -> bool,
     ) -> Vec<Reach> {
         let mut gone = Vec::new();
-        self.permissions.retain(|permission| {
+        self.peers.permissions.retain(|permission| {
             let stays = reach(permission.reach);
             if !stays {
                 gone.push(permission.reach);
@@ -251,14 +285,14 @@ impl Allocation {
             stays
         });
         // The whole binding goes: a permission that is made later must not revive it.
-        self.channels.retain(|channel| socket(channel.peer));
+        self.peers.channels.retain(|channel| socket(channel.peer));
         gone
     }
 
     /// Whether so many new permissions fit.
     #[must_use]
     pub fn has_room_for(&self, new: usize, limits: &Limits, now: Instant) -> bool {
-        let live = self.permissions.iter().filter(|permission| now < permission.expires).count();
+        let live = self.peers.permissions.iter().filter(|permission| now < permission.expires).count();
         live + new <= limits.permissions_max.min(PERMISSIONS_MAX)
     }
 
@@ -266,18 +300,18 @@ impl Allocation {
     /// that was forgotten for it.
     pub fn permit(&mut self, reach: Reach, now: Instant) -> Option<Reach> {
         let new = Permission { reach, expires: now + PERMISSION_TIME };
-        let known = self.permissions.iter().position(|permission| permission.reach == reach);
-        let outdated = || self.permissions.iter().position(|permission| permission.expires <= now);
+        let known = self.peers.permissions.iter().position(|permission| permission.reach == reach);
+        let outdated = || self.peers.permissions.iter().position(|permission| permission.expires <= now);
         let mut forgotten = None;
         match known.or_else(outdated) {
             Some(index) => {
-                let old = std::mem::replace(&mut self.permissions[index], new);
+                let old = std::mem::replace(&mut self.peers.permissions[index], new);
                 forgotten = Some(old.reach).filter(|&old| old != reach);
             }
-            None => push_tight(&mut self.permissions, new),
+            None => push_tight(&mut self.peers.permissions, new),
         }
-        debug_assert!(self.permissions.len() <= PERMISSIONS_MAX, "room was not asked for");
-        for channel in self.channels.iter_mut().filter(|channel| reach.includes(channel.peer)) {
+        debug_assert!(self.peers.permissions.len() <= PERMISSIONS_MAX, "room was not asked for");
+        for channel in self.peers.channels.iter_mut().filter(|channel| reach.includes(channel.peer)) {
             channel.permitted_until = new.expires;
         }
         forgotten
@@ -297,15 +331,16 @@ impl Allocation {
         now: Instant,
     ) -> Result<Option<Reach>, BindError> {
         // Once forgotten, an old binding can neither be in the way nor be found instead of the new one.
-        self.channels.retain(|channel| now < channel.expires + CHANNEL_QUIET_TIME);
-        let known = self.channels.iter().position(|channel| channel.number == number || channel.peer == peer);
+        self.peers.channels.retain(|channel| now < channel.expires + CHANNEL_QUIET_TIME);
+        let known =
+            self.peers.channels.iter().position(|channel| channel.number == number || channel.peer == peer);
         if known.is_some_and(|index| {
-            let channel = &self.channels[index];
+            let channel = &self.peers.channels[index];
             channel.number != number || channel.peer != peer
         }) {
             return Err(BindError::Conflict);
         }
-        if known.is_none() && self.channels.len() >= limits.channels_max.min(CHANNELS_MAX) {
+        if known.is_none() && self.peers.channels.len() >= limits.channels_max.min(CHANNELS_MAX) {
             return Err(BindError::Full(Rule::Channels));
         }
         if !self.has_room_for(self.new_permissions(std::iter::once(reach), now), limits, now) {
@@ -313,8 +348,10 @@ impl Allocation {
         }
         let expires = now + CHANNEL_TIME;
         match known {
-            Some(index) => self.channels[index].expires = expires,
-            None => push_tight(&mut self.channels, Channel { number, peer, expires, permitted_until: now }),
+            Some(index) => self.peers.channels[index].expires = expires,
+            None => {
+                push_tight(&mut self.peers.channels, Channel { number, peer, expires, permitted_until: now });
+            }
         }
         Ok(self.permit(reach, now))
     }

@@ -1,13 +1,15 @@
 //! What the server counts about itself, and what it holds. Counting is an addition where a thing happens. What is held is
 //! counted by a census, a bounded number of allocations and users at a time, so that packets never wait for it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use dataplane::stun::Method;
+use foldhash::fast::RandomState;
 
 use super::allocation::State;
-use super::auth::Unauthentic;
+use super::auth::{Unauthentic, UserId};
 use super::{AllocationId, Server};
 
 /// Allocations, or users, that a census looks at in one step: some tens of microseconds.
@@ -132,6 +134,24 @@ impl Figures {
         self.allocations_made
     }
 
+    /// Adds what another server has counted.
+    pub fn merge(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self { relayed, requests, failures, allocations_made } = other;
+        for (mine, theirs) in self.relayed.as_flattened_mut().iter_mut().zip(relayed.as_flattened()) {
+            mine.add(*theirs);
+        }
+        let counts = self.requests.iter_mut().chain(&mut self.failures);
+        for (mine, theirs) in counts.zip(requests.iter().chain(failures)) {
+            *mine += theirs;
+        }
+        self.allocations_made += allocations_made;
+    }
+
+    pub(super) fn count_relayed(&mut self, direction: Direction, carrier: Carrier, volume: Volume) {
+        self.relayed[direction as usize][carrier as usize].add(volume);
+    }
+
     pub(super) fn count_request(&mut self, method: Method) {
         let index = match method {
             Method::Binding => 0,
@@ -187,8 +207,35 @@ pub struct Census {
     pub channels_most: u64,
     /// Users who hold allocations or have relayed anything.
     pub users: Vec<UserFigures>,
+    /// What other workers have sent to clients of users with allocations here.
+    sent_by_others: HashMap<UserId, Volume, RandomState>,
     next_allocation: usize,
     next_user: usize,
+}
+
+impl Census {
+    /// Adds what another server holds. A user who holds something with both is one.
+    pub fn merge(&mut self, other: Self) {
+        let Self { permissions, channels, permissions_most, channels_most, users, .. } = other;
+        self.permissions += permissions;
+        self.channels += channels;
+        self.permissions_most = self.permissions_most.max(permissions_most);
+        self.channels_most = self.channels_most.max(channels_most);
+        let known = self.users.iter().enumerate().map(|(index, user)| (user.name.clone(), index));
+        let known: HashMap<_, _, RandomState> = known.collect();
+        for user in users {
+            let Some(&index) = known.get(&user.name) else {
+                self.users.push(user);
+                continue;
+            };
+            let mine = &mut self.users[index];
+            mine.allocations += user.allocations;
+            mine.shaped_packets += user.shaped_packets;
+            for (mine, theirs) in mine.relayed.iter_mut().zip(user.relayed) {
+                mine.add(theirs);
+            }
+        }
+    }
 }
 
 impl Server {
@@ -206,7 +253,7 @@ impl Server {
         carrier: Carrier,
         volume: Volume,
     ) {
-        self.figures.relayed[direction as usize][carrier as usize].add(volume);
+        self.figures.count_relayed(direction, carrier, volume);
         // One that is being closed keeps no entry of its user's any more.
         if let Some(allocation) = self.table.get(id).filter(|allocation| allocation.state != State::Closing) {
             self.users.account_mut(allocation.user).relayed.volumes[direction as usize].add(volume);
@@ -224,14 +271,19 @@ impl Server {
                 census.channels += channels;
                 census.permissions_most = census.permissions_most.max(permissions);
                 census.channels_most = census.channels_most.max(channels);
+                if let Some((user, sent)) = self.sent_by_others(AllocationId(index as u32)) {
+                    census.sent_by_others.entry(user).or_default().add(sent);
+                }
             }
             census.next_allocation += STEP;
             return false;
         }
         let end = self.users.index_end();
         let next = end.min(census.next_user + STEP);
-        for user in self.users.part(census.next_user.min(next)..next) {
-            let relayed = user.account().relayed;
+        for (id, user) in self.users.part(census.next_user.min(next)..next) {
+            let mut relayed = user.account().relayed;
+            let others = census.sent_by_others.get(&id).copied().unwrap_or_default();
+            relayed.volumes[Direction::ToClient as usize].add(others);
             let has_relayed =
                 relayed.shaped_packets > 0 || relayed.volumes.iter().any(|volume| volume.packets > 0);
             if user.allocations > 0 || has_relayed {

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use dataplane::drops::Cause;
 
-use super::{AllocationId, FromPeer, PeerSocket, Server};
+use super::{AllocationId, FromPeer, PeerSocket, Server, WorkerId};
 
 /// Where a client's data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,27 @@ pub enum Route {
         /// The sender's relayed address as the receiver knows it.
         seen_as: PeerSocket,
     },
+    /// To a client of another worker, whose allocation shows its face: straight from here, if the client can be reached from
+    /// here, and then [`Server::count_foreign`] counts it; else as [`Route::Worker`].
+    Foreign {
+        /// Who serves it.
+        worker: WorkerId,
+        /// The local address of the receiver's allocation.
+        relayed: SocketAddr,
+        /// How: never [`FromPeer::Drop`].
+        to: FromPeer,
+        /// The sender's relayed address as the receiver knows it.
+        seen_as: PeerSocket,
+    },
+    /// To a client of another worker, who has its allocation and will judge by [`Server::handle_posted`].
+    Worker {
+        /// Who that is.
+        worker: WorkerId,
+        /// The local address of the receiver's allocation.
+        relayed: SocketAddr,
+        /// The sender's relayed address as the receiver knows it.
+        seen_as: PeerSocket,
+    },
 }
 
 /// The place of live allocations, as a peer of another.
@@ -40,6 +61,17 @@ struct Neighbour {
     relayed: SocketAddr,
     /// The sender's address as it is seen from there.
     seen_as: PeerSocket,
+    /// Who has them.
+    inhabitant: Inhabitant,
+}
+
+/// Whose allocations are at an address.
+#[derive(Clone, Copy)]
+enum Inhabitant {
+    /// This worker's.
+    Own,
+    /// Another's.
+    Of(WorkerId),
 }
 
 impl Server {
@@ -53,7 +85,16 @@ impl Server {
             return Ok(Route::Socket);
         }
         match self.neighbour(sender, peer.0, now) {
-            Some(Neighbour { relayed, seen_as }) => {
+            Some(Neighbour { relayed, seen_as, inhabitant: Inhabitant::Of(worker) }) => {
+                match self.commons.places().seen(relayed, |face| face.judge(seen_as, now)) {
+                    None => Ok(Route::Worker { worker, relayed, seen_as }),
+                    Some(FromPeer::Drop(cause)) => Err(cause),
+                    Some(to @ (FromPeer::Channel { .. } | FromPeer::Indication { .. })) => {
+                        Ok(Route::Foreign { worker, relayed, to, seen_as })
+                    }
+                }
+            }
+            Some(Neighbour { relayed, seen_as, inhabitant: Inhabitant::Own }) => {
                 // Of those who share a port, nobody permits this sender.
                 let id = self.directory.recipient(relayed, seen_as.0).ok_or(Cause::NoPermission)?;
                 match self.deliver(id, seen_as, now) {
@@ -65,6 +106,28 @@ impl Server {
             }
             None if self.policy.permits(peer.0) => Ok(Route::Socket),
             None => Err(Cause::PolicyPeer),
+        }
+    }
+
+    /// Where data goes that another worker has sent here by [`Route::Worker`]: the allocation that has it, and how its client
+    /// gets it.
+    ///
+    /// # Errors
+    /// The cause to count.
+    pub fn handle_posted(
+        &self,
+        relayed: SocketAddr,
+        seen_as: PeerSocket,
+        now: Instant,
+    ) -> Result<(AllocationId, FromPeer), Cause> {
+        let tenants = self.directory.tenants(relayed);
+        if tenants.is_empty() {
+            return Err(Cause::NoAllocation);
+        }
+        let id = self.directory.recipient(relayed, seen_as.0).ok_or(Cause::NoPermission)?;
+        match self.deliver(id, seen_as, now) {
+            FromPeer::Drop(cause) => Err(cause),
+            to @ (FromPeer::Channel { .. } | FromPeer::Indication { .. }) => Ok((id, to)),
         }
     }
 
@@ -95,20 +158,27 @@ impl Server {
     fn neighbour(&self, sender: AllocationId, peer: SocketAddr, now: Instant) -> Option<Neighbour> {
         let own = self.table.get(sender)?.relayed;
         let is_live = |&id: &AllocationId| self.table.get(id).is_some_and(|tenant| tenant.is_live(now));
-        let is_inhabited = |relayed: &SocketAddr| self.directory.tenants(*relayed).iter().any(is_live);
-        if is_inhabited(&peer) {
-            return Some(Neighbour { relayed: peer, seen_as: PeerSocket(own) });
+        let inhabitant = |relayed: SocketAddr| {
+            if self.directory.tenants(relayed).iter().any(is_live) {
+                return Some(Inhabitant::Own);
+            }
+            self.commons.places().elsewhere(relayed, self.worker).map(Inhabitant::Of)
+        };
+        if let Some(inhabitant) = inhabitant(peer) {
+            return Some(Neighbour { relayed: peer, seen_as: PeerSocket(own), inhabitant });
         }
         // A NAT that is asked for its own outer address shows the sender's outer address too (RFC 4787 section 6).
         let outer = self.external.iter().filter(|external| external.public == peer.ip());
         let inner = outer.map(|external| external.local.unwrap_or(own.ip()));
-        let relayed = inner.map(|local| SocketAddr::new(local, peer.port())).find(is_inhabited)?;
-        Some(Neighbour { relayed, seen_as: PeerSocket(self.public(own)) })
+        let mut inner = inner.map(|local| SocketAddr::new(local, peer.port()));
+        let (relayed, inhabitant) = inner.find_map(|relayed| Some((relayed, inhabitant(relayed)?)))?;
+        Some(Neighbour { relayed, seen_as: PeerSocket(self.public(own)), inhabitant })
     }
 
     /// Whether allocations are made on an address, or on one that is called so outside.
     pub(super) fn is_relay_address(&self, address: IpAddr) -> bool {
-        self.ports.is_used(address) || self.external.iter().any(|external| external.public == address)
+        self.commons.places().is_used(address)
+            || self.external.iter().any(|external| external.public == address)
     }
 
     /// How a relayed address is called outside.

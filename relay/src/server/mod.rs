@@ -9,9 +9,11 @@ mod allocation;
 mod answers;
 pub mod auth;
 mod clock;
+mod commons;
 mod data;
 mod directory;
 mod drain;
+mod face;
 mod fair_share;
 pub mod figures;
 mod hairpin;
@@ -29,6 +31,7 @@ mod reflection;
 mod reply;
 mod requests;
 pub mod rules;
+mod shared_account;
 mod sharing;
 mod table;
 pub mod traffic;
@@ -36,6 +39,7 @@ pub mod traffic;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
 use std::time::Instant;
 
 use dataplane::drops::Cause;
@@ -49,8 +53,7 @@ use self::fair_share::FairShare;
 use self::figures::Figures;
 use self::limits::Limits;
 use self::policy::PeerPolicy;
-use self::ports::Ports;
-use self::quotas::Sources;
+use self::ports::Lane;
 use self::random::Random;
 use self::reflection::Reflection;
 use self::reply::{Refusals, Replies};
@@ -61,6 +64,7 @@ use self::table::Table;
 pub use self::allocation::{
     CHANNEL_QUIET_TIME, CHANNEL_TIME, CHANNELS_MAX, PERMISSION_TIME, PERMISSIONS_MAX,
 };
+pub use self::commons::{Commons, WORKERS_MAX, WorkerId};
 pub use self::drain::Alternates;
 pub use self::hairpin::Route;
 pub use self::icmp::{FromIcmp, ICMP_PER_SECOND_MAX, ICMP_SILENCE_TIME};
@@ -110,7 +114,7 @@ pub enum ChannelNumbers {
 }
 
 /// What the server is told at its start, and again by [`Server::reconfigure`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Realm and users. The realm is at most [`REALM_LEN_MAX`] bytes long.
     pub credentials: Credentials,
@@ -135,6 +139,14 @@ pub struct Settings {
     pub hairpin: bool,
     /// Whether allocations may have a relayed port together where there are fewer ports than `allocations_max`.
     pub port_sharing: bool,
+}
+
+impl Settings {
+    /// Whether several allocations may come to have one port.
+    #[must_use]
+    pub fn shares_ports(&self) -> bool {
+        self.port_sharing && self.relay_ports.len() < self.allocations_max as usize
+    }
 }
 
 /// What to do with a datagram from a client.
@@ -235,13 +247,15 @@ pub struct Server {
     allocations_max: u32,
     allocations_per_user_max: u32,
     limits: Limits,
-    sources: Sources,
     rules: Rules,
-    reflection: Reflection,
+    reflection: Arc<Reflection>,
     fair_share: FairShare,
     hairpin: bool,
     nonces: Nonces,
-    ports: Ports,
+    worker: WorkerId,
+    /// The ports that this worker may open: where several allocations have one, it has to be one worker's.
+    lane: Lane,
+    commons: Arc<Commons>,
     random: Random,
     table: Table,
     directory: Directory,
@@ -263,15 +277,29 @@ impl Server {
     /// When the realm is longer than [`REALM_LEN_MAX`] or the port range is empty: check configuration before.
     #[must_use]
     pub fn new(settings: Settings, seed: &[u8; 32]) -> Self {
+        let commons = Commons::new(settings.relay_ports.clone(), 1);
+        Self::of_worker(settings, seed, WorkerId(0), commons)
+    }
+
+    /// The server of one worker of several, who have `commons` and settings in common. Its `seed` is its own: nobody who is
+    /// told a nonce or token by one worker learns anything about another's.
+    ///
+    /// # Panics
+    /// As [`Server::new`].
+    #[must_use]
+    pub fn of_worker(settings: Settings, seed: &[u8; 32], worker: WorkerId, commons: Arc<Commons>) -> Self {
         assert!(settings.credentials.realm().len() <= REALM_LEN_MAX, "the realm is too long");
         assert!(!settings.relay_ports.is_empty(), "there are no relay ports");
-        let is_shared =
-            settings.port_sharing && settings.relay_ports.len() < settings.allocations_max as usize;
+        let is_shared = settings.shares_ports();
         let mut random = Random::from_seed(seed);
         Self {
-            reflection: Reflection::new(&settings.limits, u64::from_be_bytes(random.bytes())),
+            reflection: commons
+                .reflection(|| Reflection::new(&settings.limits, u64::from_be_bytes(random.bytes()))),
             nonces: Nonces::new(&mut random),
-            ports: Ports::new(settings.relay_ports),
+            worker,
+            lane: if is_shared { Lane { number: worker.0, of: commons.workers() } } else { Lane::ALL },
+            rules: Rules::new(commons.told().clone()),
+            commons,
             credentials: settings.credentials,
             users: Users::default(),
             wall_clock: WallClock::default(),
@@ -282,8 +310,6 @@ impl Server {
             allocations_max: settings.allocations_max,
             allocations_per_user_max: settings.allocations_per_user_max,
             limits: settings.limits,
-            sources: Sources::default(),
-            rules: Rules::default(),
             fair_share: FairShare::new(),
             hairpin: settings.hairpin,
             random,
@@ -369,6 +395,12 @@ impl Server {
         self.table.len()
     }
 
+    /// Allocations of all workers.
+    #[must_use]
+    pub fn allocations_of_all(&self) -> usize {
+        self.commons.allocations()
+    }
+
     /// Requests answered with an error so far, by error code; codes that were not used are left out.
     pub fn refusals(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
         self.all_refusals().filter(|&(_, count)| count > 0)
@@ -383,6 +415,7 @@ impl Server {
     pub fn handle_relay_closed(&mut self, id: AllocationId) {
         if let Some(allocation) = self.table.free(id) {
             debug_assert_eq!(allocation.state, State::Closing);
+            self.commons.vacate();
             self.vacate(id, &allocation);
         }
     }
@@ -391,7 +424,7 @@ impl Server {
     fn vacate(&mut self, id: AllocationId, allocation: &allocation::Allocation) {
         let relayed = allocation.relayed;
         if self.directory.remove(relayed, id, allocation.reaches()) {
-            self.ports.release(relayed.ip(), relayed.port());
+            self.commons.ports().release(relayed.ip(), relayed.port());
         }
     }
 
@@ -405,6 +438,7 @@ impl Server {
     /// Takes a live allocation from its client and asks for its socket to be closed.
     fn close(&mut self, id: AllocationId) {
         self.table.detach(id);
+        self.hide(id);
         if let Some(allocation) = self.table.get_mut(id) {
             allocation.state = State::Closing;
             let (user, client) = (allocation.user, allocation.client);

@@ -18,17 +18,9 @@ impl Pace {
         self.through_at.is_some_and(|at| at.saturating_duration_since(now) >= burst)
     }
 
-    /// When it is ahead no more; `None` when it never was.
-    #[must_use]
-    pub fn through_at(&self) -> Option<Instant> {
-        self.through_at
-    }
-
     /// Counts what is let through.
     pub fn charge(&mut self, amount: u64, per_second: NonZeroU64, now: Instant) {
-        let nanoseconds = u128::from(amount) * 1_000_000_000 / u128::from(per_second.get());
-        // An amount that would take centuries has no right time; a day is as good as never to a data path.
-        let time = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX)).min(DAY);
+        let time = time_of(amount, per_second);
         self.through_at = Some(self.through_at.map_or(now, |at| at.max(now)) + time);
     }
 
@@ -40,6 +32,13 @@ impl Pace {
         }
         free
     }
+}
+
+/// How long an amount takes at a rate.
+pub(super) fn time_of(amount: u64, per_second: NonZeroU64) -> Duration {
+    let nanoseconds = u128::from(amount) * 1_000_000_000 / u128::from(per_second.get());
+    // An amount that would take centuries has no right time; a day is as good as never to a data path.
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX)).min(DAY)
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

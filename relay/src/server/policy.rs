@@ -192,6 +192,7 @@ impl Server {
         for (id, relayed, reach) in gone {
             self.unclaim(id, relayed, reach);
         }
+        self.show_all();
     }
 }
 

@@ -29,6 +29,24 @@ pub enum Want {
     EvenAndNext,
 }
 
+/// Which ports a taker may have. An even port and its successor are always in the same lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane {
+    /// Its number, below `of`.
+    pub number: u16,
+    /// How many there are; with one, every port is in it.
+    pub of: u16,
+}
+
+impl Lane {
+    /// All ports.
+    pub const ALL: Self = Self { number: 0, of: 1 };
+
+    fn has(self, port: u16) -> bool {
+        port / 2 % self.of == self.number
+    }
+}
+
 #[derive(Debug)]
 struct Reservation {
     token: Token,
@@ -56,8 +74,8 @@ impl Ports {
         Self { range, taken: HashMap::default(), reservations: VecDeque::new() }
     }
 
-    /// Takes a free port, starting the search at a random one. `None` when there is none.
-    pub fn take(&mut self, address: IpAddr, want: Want, random: &mut Random) -> Option<u16> {
+    /// Takes a free port of a lane, starting the search at a random one. `None` when there is none.
+    pub fn take(&mut self, address: IpAddr, want: Want, lane: Lane, random: &mut Random) -> Option<u16> {
         let bits = self.taken.entry(address).or_insert_with(|| Box::new([0; 1024]));
         let low = *self.range.start();
         let count = u32::from(*self.range.end()).checked_sub(u32::from(low))? + 1;
@@ -71,18 +89,12 @@ impl Ports {
                     port.is_multiple_of(2) && self.range.contains(&(port + 1)) && !is_set(bits, port + 1)
                 }
             };
-            if suits && !is_set(bits, port) {
+            if suits && lane.has(port) && !is_set(bits, port) {
                 set(bits, port, true);
                 return Some(port);
             }
         }
         None
-    }
-
-    /// Whether a port of this address was ever taken.
-    #[must_use]
-    pub fn is_used(&self, address: IpAddr) -> bool {
-        self.taken.contains_key(&address)
     }
 
     /// Gives a port back.
@@ -171,29 +183,46 @@ mod tests {
         let mut ports = Ports::new(65_526..=65_535);
         for _ in 0..3 {
             let taken: BTreeSet<u16> =
-                (0..10).map(|_| ports.take(ADDRESS, Want::Any, &mut random).unwrap()).collect();
+                (0..10).map(|_| ports.take(ADDRESS, Want::Any, Lane::ALL, &mut random).unwrap()).collect();
             assert_eq!(taken, (65_526..=65_535).collect());
-            assert_eq!(ports.take(ADDRESS, Want::Any, &mut random), None);
+            assert_eq!(ports.take(ADDRESS, Want::Any, Lane::ALL, &mut random), None);
             for port in taken {
                 ports.release(ADDRESS, port);
             }
         }
         // Each address has its own ports.
-        assert!(ports.take("127.0.0.2".parse().unwrap(), Want::Any, &mut random).is_some());
+        assert!(ports.take("127.0.0.2".parse().unwrap(), Want::Any, Lane::ALL, &mut random).is_some());
+    }
+
+    #[test]
+    fn each_port_is_in_one_lane() {
+        let mut random = Random::from_seed(&[3; 32]);
+        let mut ports = Ports::new(1001..=1012);
+        let mut all = BTreeSet::new();
+        for number in 0..3 {
+            let lane = Lane { number, of: 3 };
+            let pair = ports.take(ADDRESS, Want::EvenAndNext, lane, &mut random).unwrap();
+            assert!(lane.has(pair + 1));
+            all.insert(pair);
+            while let Some(port) = ports.take(ADDRESS, Want::Any, lane, &mut random) {
+                assert!(lane.has(port) && all.insert(port));
+            }
+        }
+        assert_eq!(all, (1001..=1012).collect());
     }
 
     #[test]
     fn even_ports_leave_odd_ones_to_others() {
         let mut random = Random::from_seed(&[3; 32]);
         let mut ports = Ports::new(1001..=1004);
-        let mut even = [(); 2].map(|()| ports.take(ADDRESS, Want::Even, &mut random).unwrap());
+        let mut even = [(); 2].map(|()| ports.take(ADDRESS, Want::Even, Lane::ALL, &mut random).unwrap());
         even.sort_unstable();
         assert_eq!(even, [1002, 1004]);
-        assert_eq!(ports.take(ADDRESS, Want::Even, &mut random), None);
-        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, &mut random), None);
+        assert_eq!(ports.take(ADDRESS, Want::Even, Lane::ALL, &mut random), None);
+        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, Lane::ALL, &mut random), None);
         ports.release(ADDRESS, 1004);
         // 1005 is outside the range.
-        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, &mut random), None);
+        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, Lane::ALL, &mut random), None);
     }
 
     #[test]
@@ -201,9 +230,9 @@ mod tests {
         let now = origin();
         let mut random = Random::from_seed(&[3; 32]);
         let mut ports = Ports::new(1002..=1003);
-        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, &mut random), Some(1002));
+        assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, Lane::ALL, &mut random), Some(1002));
         let token = ports.reserve(ADDRESS, 1003, &mut random, now).unwrap();
-        assert_eq!(ports.take(ADDRESS, Want::Any, &mut random), None);
+        assert_eq!(ports.take(ADDRESS, Want::Any, Lane::ALL, &mut random), None);
         let almost = now + RESERVATION_TIME - Duration::from_millis(1);
         assert_eq!(ports.redeem(&[0; 8], almost), None);
         assert_eq!(ports.redeem(&token, almost), Some((ADDRESS, 1003)));
@@ -212,6 +241,6 @@ mod tests {
 
         let token = ports.reserve(ADDRESS, 1003, &mut random, now).unwrap();
         assert_eq!(ports.redeem(&token, now + RESERVATION_TIME), None);
-        assert_eq!(ports.take(ADDRESS, Want::Any, &mut random), Some(1003));
+        assert_eq!(ports.take(ADDRESS, Want::Any, Lane::ALL, &mut random), Some(1003));
     }
 }

@@ -1,14 +1,12 @@
 //! How many allocations and new peers a user and a source address may have.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
-
-use foldhash::fast::RandomState;
 
 use super::Server;
 use super::answers::Refusal;
 use super::auth::UserId;
+use super::commons::Most;
 use super::rules::{Refused, Rule, Why};
 
 /// How many seconds' worth of new peers may come at once: a client with many candidates asks for all of them together.
@@ -16,7 +14,7 @@ const NEW_PEERS_BURST: Duration = Duration::from_secs(5);
 
 /// Whom a source address stands for: one host, and with IPv6 a network of /64, of which every host has 2^64 addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
+pub(super) enum Source {
     V4(u32),
     V6(u64),
 }
@@ -30,69 +28,31 @@ impl From<IpAddr> for Source {
     }
 }
 
-/// Allocations by source. Only users with a password get here, and an entry goes with its last allocation.
-#[derive(Debug, Default)]
-pub(super) struct Sources(HashMap<Source, u32, RandomState>);
-
-impl Sources {
-    fn get(&self, source: IpAddr) -> u32 {
-        self.0.get(&source.into()).copied().unwrap_or(0)
-    }
-
-    fn add(&mut self, source: IpAddr) {
-        *self.0.entry(source.into()).or_default() += 1;
-    }
-
-    fn remove(&mut self, source: IpAddr) {
-        let source = source.into();
-        let Some(count) = self.0.get_mut(&source) else {
-            debug_assert!(false, "{source:?} holds nothing");
-            return;
-        };
-        *count -= 1;
-        if *count == 0 {
-            self.0.remove(&source);
-        }
-    }
-
-    /// Sources that hold allocations.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-}
-
 impl Server {
-    /// Whether a user may have another allocation from this source.
-    pub(super) fn check_allocations(&self, user: UserId, source: IpAddr) -> Result<(), Refusal> {
-        let rule = if self.users.get(user).allocations >= self.allocations_per_user_max {
-            Rule::UserAllocations
-        } else if self.sources.get(source) >= self.limits.allocations_per_source_max {
-            Rule::SourceAllocations
-        } else if self.table.len() >= self.allocations_max as usize {
-            Rule::TotalAllocations
-        } else {
-            return Ok(());
+    /// Counts an allocation, unless the user, the source or all together have as many as they may.
+    pub(super) fn hold(&mut self, user: UserId, source: IpAddr) -> Result<(), Refusal> {
+        let most = Most {
+            of_user: self.allocations_per_user_max,
+            of_source: self.limits.allocations_per_source_max,
+            in_all: self.allocations_max,
         };
-        Err(Why::quota(rule).into())
-    }
-
-    /// Counts an allocation.
-    pub(super) fn hold(&mut self, user: UserId, source: IpAddr) {
+        let held = self.commons.hold(self.users.get(user).identity(), source, most);
+        held.map_err(|rule| Refusal::from(Why::quota(rule)))?;
         self.users.add_allocation(user);
-        self.sources.add(source);
+        Ok(())
     }
 
     /// Counts an allocation no more. The user's entry may go with it.
     pub(super) fn let_go(&mut self, user: UserId, source: IpAddr) {
+        self.commons.let_go(self.users.get(user).identity(), source);
         self.users.remove_allocation(user);
-        self.sources.remove(source);
     }
 
     /// Lets a user meet so many new peers, all or none.
-    pub(super) fn take_new_peers(&mut self, user: UserId, count: usize, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn take_new_peers(&self, user: UserId, count: usize, now: Instant) -> Result<(), Refusal> {
         let Some(per_second) = self.limits.new_peers_per_s.filter(|_| count > 0) else { return Ok(()) };
-        let pace = &mut self.users.account_mut(user).new_peers;
-        if pace.take(count as u64, per_second.into(), NEW_PEERS_BURST, now) {
+        let account = self.users.get(user).account().shared();
+        if account.take_new_peers(count as u64, per_second.into(), NEW_PEERS_BURST, now) {
             return Ok(());
         }
         Err(Why::quota(Rule::NewPeers).into())
@@ -127,6 +87,6 @@ impl Server {
     /// Source addresses (IPv6: networks of /64) that hold allocations: all that is kept of sources.
     #[must_use]
     pub fn sources(&self) -> usize {
-        self.sources.len()
+        self.commons.sources()
     }
 }

@@ -6,6 +6,8 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use dataplane::drops::Cause;
@@ -24,15 +26,15 @@ const UNPAID_TOTAL_MAX: u32 = 20_000;
 /// Bytes and answers by prefix.
 #[derive(Debug)]
 pub(super) struct Reflection {
-    prefixes: Box<[Prefix]>,
+    /// Each behind a lock of its own: requests of all workers come here.
+    prefixes: Box<[Mutex<Prefix>]>,
     hasher: FixedState,
-    unpaid_max: u32,
-    strict: bool,
+    unpaid_max: AtomicU32,
+    strict: AtomicBool,
     /// Where seconds are counted from: the first request.
-    epoch: Option<Instant>,
-    /// Answers that nothing paid for in the second that `total_second` names.
-    unpaid_total: u32,
-    total_second: u32,
+    epoch: OnceLock<Instant>,
+    /// A second in the upper half, and in the lower the answers in it that nothing paid for.
+    unpaid_total: AtomicU64,
 }
 
 /// One place: what came and went, by second.
@@ -55,67 +57,72 @@ impl Reflection {
     #[must_use]
     pub fn new(limits: &Limits, seed: u64) -> Self {
         Self {
-            prefixes: vec![Prefix::default(); PREFIXES].into(),
+            prefixes: (0..PREFIXES).map(|_| Mutex::default()).collect(),
             hasher: FixedState::with_seed(seed),
-            unpaid_max: limits.unpaid_replies_per_s,
-            strict: limits.strict_reflection,
-            epoch: None,
-            unpaid_total: 0,
-            total_second: 0,
+            unpaid_max: AtomicU32::new(limits.unpaid_replies_per_s),
+            strict: AtomicBool::new(limits.strict_reflection),
+            epoch: OnceLock::new(),
+            unpaid_total: AtomicU64::new(0),
         }
     }
 
     /// Takes other limits; what came and went is remembered.
-    pub fn reconfigure(&mut self, limits: &Limits) {
-        (self.unpaid_max, self.strict) = (limits.unpaid_replies_per_s, limits.strict_reflection);
+    pub fn reconfigure(&self, limits: &Limits) {
+        self.unpaid_max.store(limits.unpaid_replies_per_s, Ordering::Relaxed);
+        self.strict.store(limits.strict_reflection, Ordering::Relaxed);
     }
 
     /// A request came that proved its source.
-    pub fn credit(&mut self, source: IpAddr, request_len: usize, now: Instant) {
+    pub fn credit(&self, source: IpAddr, request_len: usize, now: Instant) {
         let second = self.second(now);
         self.prefix(source, second).receive(request_len);
     }
 
     /// A request came that proved nothing: whether it may be answered with `reply_len` bytes.
     #[must_use]
-    pub fn pays(&mut self, source: IpAddr, request_len: usize, reply_len: usize, now: Instant) -> bool {
+    pub fn pays(&self, source: IpAddr, request_len: usize, reply_len: usize, now: Instant) -> bool {
         let second = self.second(now);
-        if second != self.total_second {
-            self.total_second = second;
-            self.unpaid_total = 0;
-        }
-        let (strict, unpaid_max) = (self.strict, self.unpaid_max);
-        let below_total = self.unpaid_total < UNPAID_TOTAL_MAX;
-        let prefix = self.prefix(source, second);
+        let mut prefix = self.prefix(source, second);
         prefix.receive(request_len);
-        if strict && reply_len > request_len {
+        if self.strict.load(Ordering::Relaxed) && reply_len > request_len {
             return false;
         }
         if prefix.sent_sum + reply_len as u64 <= prefix.received_sum {
             prefix.send(reply_len);
             return true;
         }
-        let unpaid = prefix.unpaid < unpaid_max && below_total;
+        let unpaid = prefix.unpaid < self.unpaid_max.load(Ordering::Relaxed) && self.take_unpaid(second);
         if unpaid {
             prefix.unpaid += 1;
-            self.unpaid_total += 1;
         }
         unpaid
     }
 
-    fn second(&mut self, now: Instant) -> u32 {
-        let epoch = *self.epoch.get_or_insert(now);
+    /// Takes one of the answers in all that nothing pays for in this second.
+    fn take_unpaid(&self, second: u32) -> bool {
+        let next = |total: u64| {
+            let (of, count) = ((total >> 32) as u32, total as u32);
+            // A worker that is late counts with the others.
+            let count = if of < second { 0 } else { count };
+            (count < UNPAID_TOTAL_MAX).then(|| u64::from(of.max(second)) << 32 | u64::from(count + 1))
+        };
+        self.unpaid_total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
+
+    fn second(&self, now: Instant) -> u32 {
+        let epoch = *self.epoch.get_or_init(|| now);
         // Wraps after 136 years.
         now.saturating_duration_since(epoch).as_secs() as u32
     }
 
-    fn prefix(&mut self, source: IpAddr, second: u32) -> &mut Prefix {
+    fn prefix(&self, source: IpAddr, second: u32) -> MutexGuard<'_, Prefix> {
         let mut hasher = self.hasher.build_hasher();
         match source.to_canonical() {
             IpAddr::V4(address) => hasher.write_u32(address.to_bits() >> 8),
             IpAddr::V6(address) => hasher.write_u64((address.to_bits() >> 72) as u64),
         }
-        let prefix = &mut self.prefixes[hasher.finish() as usize % PREFIXES];
+        let prefix = &self.prefixes[hasher.finish() as usize % PREFIXES];
+        let mut prefix = prefix.lock().unwrap_or_else(PoisonError::into_inner);
         prefix.advance(second);
         prefix
     }
@@ -163,7 +170,7 @@ fn add(slot: &mut u32, len: usize) -> u64 {
 impl Server {
     /// Lets an answer pass if it is authentic, or if its receiver has sent enough.
     pub(super) fn within_budget(
-        &mut self,
+        &self,
         client: &ClientSocket,
         request_len: usize,
         answer: FromClient,
@@ -203,30 +210,29 @@ mod tests {
 
     #[test]
     fn a_prefix_gets_ten_answers_a_second_beyond_what_it_sent() {
-        let mut ledger = ledger(&Limits::default());
+        let ledger = ledger(&Limits::default());
         let start = origin();
         // No byte at all pays, so that only the floor is left.
-        let answers = |ledger: &mut Reflection, ip: IpAddr, now| {
-            (0..100).filter(|_| ledger.pays(ip, 0, 64, now)).count()
-        };
+        let answers =
+            |ledger: &Reflection, ip: IpAddr, now| (0..100).filter(|_| ledger.pays(ip, 0, 64, now)).count();
         for second in 0..5 {
             let now = start + Duration::from_secs(second);
-            assert_eq!(answers(&mut ledger, SOURCE, now), 10);
+            assert_eq!(answers(&ledger, SOURCE, now), 10);
             let neighbour = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 200));
-            assert_eq!(answers(&mut ledger, neighbour, now), 0, "the same /24");
+            assert_eq!(answers(&ledger, neighbour, now), 0, "the same /24");
             let mapped = IpAddr::V6(Ipv4Addr::new(192, 0, 2, 9).to_ipv6_mapped());
-            assert_eq!(answers(&mut ledger, mapped, now), 0, "the same /24 in other words");
+            assert_eq!(answers(&ledger, mapped, now), 0, "the same /24 in other words");
         }
-        assert_eq!(answers(&mut ledger, "198.51.100.1".parse().unwrap(), start), 10, "another /24");
+        assert_eq!(answers(&ledger, "198.51.100.1".parse().unwrap(), start), 10, "another /24");
         let six = |last: u128| IpAddr::V6(Ipv6Addr::from_bits(0x2001_0db8_0000_0100 << 64 | last));
-        assert_eq!(answers(&mut ledger, six(1), start), 10);
-        assert_eq!(answers(&mut ledger, six(0xff << 64 | 5), start), 0, "the same /56");
-        assert_eq!(answers(&mut ledger, six(0x200 << 64), start), 10, "the next /56");
+        assert_eq!(answers(&ledger, six(1), start), 10);
+        assert_eq!(answers(&ledger, six(0xff << 64 | 5), start), 0, "the same /56");
+        assert_eq!(answers(&ledger, six(0x200 << 64), start), 10, "the next /56");
     }
 
     #[test]
     fn bytes_that_came_pay_for_ten_seconds_and_no_longer() {
-        let mut ledger = ledger(&Limits { unpaid_replies_per_s: 0, ..Limits::default() });
+        let ledger = ledger(&Limits { unpaid_replies_per_s: 0, ..Limits::default() });
         let start = origin();
         ledger.credit(SOURCE, 1000, start);
         let after = |ms| start + Duration::from_millis(ms);
@@ -240,7 +246,7 @@ mod tests {
 
     #[test]
     fn strict_means_never_longer_than_the_request() {
-        let mut ledger = ledger(&Limits { strict_reflection: true, ..Limits::default() });
+        let ledger = ledger(&Limits { strict_reflection: true, ..Limits::default() });
         let start = origin();
         ledger.credit(SOURCE, 100_000, start);
         assert!(!ledger.pays(SOURCE, 20, 32, start));
@@ -250,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_nothing_pays_for_is_capped_in_all() {
-        let mut ledger = ledger(&Limits { unpaid_replies_per_s: u32::MAX, ..Limits::default() });
+        let ledger = ledger(&Limits { unpaid_replies_per_s: u32::MAX, ..Limits::default() });
         let start = origin();
         let source = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(n << 8));
         let answered = (0..100_000).filter(|&n| ledger.pays(source(n), 0, 64, start)).count();
@@ -265,7 +271,7 @@ mod tests {
         fn never_more_bytes_than_came_in_the_last_ten_seconds(
             events in proptest::collection::vec((0_u64..3_000, 0_usize..200, 1_usize..200, any::<bool>()), 1..200)
         ) {
-            let mut ledger = ledger(&Limits { unpaid_replies_per_s: 0, ..Limits::default() });
+            let ledger = ledger(&Limits { unpaid_replies_per_s: 0, ..Limits::default() });
             let mut now = origin();
             let (mut came, mut went) = (VecDeque::new(), VecDeque::new());
             for (pause_ms, request, reply, authentic) in events {

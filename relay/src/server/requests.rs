@@ -14,6 +14,7 @@ use super::auth::{AnswerKey, Held, Identity, Unauthentic, UserId, authenticate};
 use super::pair::Pair;
 use super::reply::Envelope;
 use super::rules::{Rule, Why};
+use super::traffic::Account;
 use super::{AllocationId, ChannelNumbers, ClientSocket, FromClient, PeerSocket, Server};
 
 /// Lifetime of an allocation in seconds when none is asked for, and the shortest (RFC 8656 section 7.2).
@@ -142,7 +143,7 @@ impl Server {
         });
         let wall = self.wall_clock.at(now);
         let authentic = authenticate(&self.credentials, &self.nonces, client.address, held, message, wall)?;
-        let user = self.users.enter(authentic.identity);
+        let user = self.users.enter_with(authentic.identity, |user| Account::of(self.commons.account(user)));
         // With a newer name of the same user, the allocation goes on as long as that one would.
         if matches!(authentic.identity, Identity::Shared(_)) {
             for id in pair.into_iter().flat_map(Pair::iter) {
@@ -175,6 +176,7 @@ impl Server {
                 self.close(id);
             } else {
                 self.table.set_deadline(id, now + Duration::from_secs(seconds.into()));
+                self.show(id);
             }
         }
         Ok(Success::Lifetime(seconds))
@@ -222,6 +224,7 @@ impl Server {
             let forgotten = allocation.permit(reach, now);
             self.claim(id, reach, forgotten);
         }
+        pair.iter().for_each(|id| self.show(id));
         Ok(Success::Empty)
     }
 
@@ -256,6 +259,7 @@ impl Server {
         match allocation.bind_channel(number, peer, reach, &self.limits, now) {
             Ok(forgotten) => {
                 self.claim(id, reach, forgotten);
+                self.show(id);
                 Ok(Success::Empty)
             }
             Err(BindError::Conflict) => Err(BAD_REQUEST.into()),

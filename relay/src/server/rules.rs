@@ -1,12 +1,13 @@
 //! Why a request was refused, for the operator: one closed list, a counter for each rule, and what is told of it.
 //!
 //! A refusal is told once: with its rule, its user and its peer, not again within a minute, and never more than
-//! [`LINES_PER_S`] a second of one rule. Everything here is of fixed size.
+//! [`LINES_PER_S`] a second of one rule, for all workers together. Everything here is of fixed size.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hash};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dataplane::stun::ErrorCode;
@@ -138,36 +139,58 @@ pub struct Refused {
     pub client: SocketAddr,
 }
 
-/// Counters, and what waits to be told.
+/// What was told, and how much.
 #[derive(Debug, Default)]
-pub(super) struct Rules {
-    counts: [u64; Rule::ALL.len()],
+pub(super) struct Memory {
     lines: [Pace; Rule::ALL.len()],
     told: Vec<Option<(u64, Instant)>>,
     hasher: RandomState,
-    waiting: VecDeque<Refused>,
 }
 
-impl Rules {
-    /// Counts a refusal; whether it is to be told. `user` is who it is proven to be for: by name, because an index may be
+impl Memory {
+    /// Whether a refusal is to be told, which then was. `user` is who it is proven to be for: by name, because an index may be
     /// another's within a minute.
-    #[must_use]
-    pub fn count(&mut self, why: &Why, user: Option<Identity<'_>>, client: IpAddr, now: Instant) -> bool {
-        let index = why.rule as usize;
-        self.counts[index] += 1;
+    fn is_news(&mut self, why: &Why, user: Option<Identity<'_>>, client: IpAddr, now: Instant) -> bool {
         // Grows once, on the first refusal.
         self.told.resize(REMEMBERED, None);
         let hash = self.hasher.hash_one((why.rule, user, client, why.subject()));
         let place = &mut self.told[hash as usize % REMEMBERED];
         let known = place.is_some_and(|(told, at)| told == hash && now < at + SILENCE);
-        if known || self.waiting.len() >= WAITING_MAX {
-            return false;
-        }
-        let tell = self.lines[index].take(1, LINES_PER_S, Duration::from_secs(1), now);
-        if tell {
+        let line = &mut self.lines[why.rule as usize];
+        let is_news = !known && line.take(1, LINES_PER_S, Duration::from_secs(1), now);
+        if is_news {
             *place = Some((hash, now));
         }
-        tell
+        is_news
+    }
+}
+
+/// Counters, and what waits to be told.
+#[derive(Debug)]
+pub(super) struct Rules {
+    counts: [u64; Rule::ALL.len()],
+    own: Memory,
+    /// What was told by all workers, which has the last word: asked no more often than this one would tell something.
+    of_all: Arc<Mutex<Memory>>,
+    waiting: VecDeque<Refused>,
+}
+
+impl Rules {
+    /// Nothing was refused yet by this worker.
+    #[must_use]
+    pub fn new(of_all: Arc<Mutex<Memory>>) -> Self {
+        Self { counts: [0; Rule::ALL.len()], own: Memory::default(), of_all, waiting: VecDeque::new() }
+    }
+
+    /// Counts a refusal; whether it is to be told.
+    #[must_use]
+    pub fn count(&mut self, why: &Why, user: Option<Identity<'_>>, client: IpAddr, now: Instant) -> bool {
+        self.counts[why.rule as usize] += 1;
+        if self.waiting.len() >= WAITING_MAX || !self.own.is_news(why, user, client, now) {
+            return false;
+        }
+        let mut of_all = self.of_all.lock().unwrap_or_else(PoisonError::into_inner);
+        of_all.is_news(why, user, client, now)
     }
 
     /// Tells one that [`Rules::count`] wanted told.

@@ -16,3 +16,4 @@ mod requests;
 mod sharing;
 mod strangers;
 mod users;
+mod workers;

@@ -3,6 +3,7 @@
 //! One thread, plain additions: the driver asks once for each superpacket, and an allocation's figures go to its user when
 //! it ends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::drops::Cause;
@@ -12,6 +13,7 @@ use super::fair_share::Share;
 use super::figures::{Direction, Volume};
 use super::limits::Rate;
 use super::pace::Pace;
+use super::shared_account::SharedAccount;
 use super::{AllocationId, Server};
 
 /// How far ahead of its rate an allocation or user may be.
@@ -75,19 +77,24 @@ pub(super) struct Flow {
 pub struct Account {
     /// Since there is an entry.
     pub(super) relayed: Relayed,
-    /// New peers.
-    pub(super) new_peers: Pace,
-    /// Only where users have a rate.
-    paces: Option<Box<Paces>>,
+    /// How far it is ahead of its rates, with every worker.
+    shared: Arc<SharedAccount>,
 }
 
 impl Account {
     /// When everything the user was let do is within its rates: from then on, nothing is lost with this account but its
     /// figures. `None` when that was always so.
     pub(super) fn settled_at(&self) -> Option<Instant> {
-        let rates =
-            self.paces.iter().flat_map(|paces| paces.0.iter().flat_map(|(bytes, packets)| [bytes, packets]));
-        rates.chain([&self.new_peers]).filter_map(|pace| pace.through_at()).max()
+        self.shared.settled_at()
+    }
+
+    /// An account of a user who has this one with every worker.
+    pub(super) fn of(shared: Arc<SharedAccount>) -> Self {
+        Self { relayed: Relayed::default(), shared }
+    }
+
+    pub(super) fn shared(&self) -> &SharedAccount {
+        &self.shared
     }
 }
 
@@ -122,7 +129,8 @@ impl Server {
         let is_ahead =
             |paces: &Option<Box<Paces>>| paces.as_ref().is_some_and(|paces| paces.is_ahead(direction, now));
         let capped = allocation_rate.is_set() && is_ahead(&flow.paces)
-            || user_rate.is_set() && is_ahead(&self.users.get(allocation.user).account().paces);
+            || user_rate.is_set()
+                && self.users.get(allocation.user).account().shared.is_ahead(direction, RATE_BURST, now);
         let refused = if capped {
             Some(Cause::PolicyRate)
         } else {
@@ -137,8 +145,8 @@ impl Server {
             flow.paces.get_or_insert_default().charge(allocation_rate, direction, load, now);
         }
         if user_rate.is_set() {
-            let account = self.users.account_mut(allocation.user);
-            account.paces.get_or_insert_default().charge(user_rate, direction, load, now);
+            let account = self.users.get(allocation.user).account();
+            account.shared.charge(user_rate, direction, load, now);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 
@@ -18,9 +19,13 @@ pub struct Limits {
     pub queue_bytes: usize,
 }
 
-/// The connections there are. It has an entry for each address with a connection, and no others.
+/// The connections there are, those of other workers included: asked when one comes and when one goes.
+#[derive(Clone, Debug)]
+pub(super) struct Admission(Arc<Mutex<Book>>);
+
+/// It has an entry for each address with a connection, and no others.
 #[derive(Debug)]
-pub(super) struct Admission {
+struct Book {
     limits: Limits,
     total: u32,
     by_address: HashMap<IpAddr, u32, RandomState>,
@@ -28,48 +33,54 @@ pub(super) struct Admission {
 
 impl Admission {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, total: 0, by_address: HashMap::default() }
+        Self(Arc::new(Mutex::new(Book { limits, total: 0, by_address: HashMap::default() })))
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Most connections in all.
     pub fn limit(&self) -> u32 {
-        self.limits.connections_max
+        self.book().limits.connections_max
     }
 
     /// Takes other limits, for connections that come from now on.
-    pub fn reconfigure(&mut self, limits: Limits) {
-        self.limits = limits;
+    pub fn reconfigure(&self, limits: Limits) {
+        self.book().limits = limits;
     }
 
     /// Takes a connection in.
     ///
     /// # Errors
     /// Why it has to be refused.
-    pub fn admit(&mut self, from: IpAddr) -> Result<(), End> {
-        if self.total >= self.limits.connections_max {
+    pub fn admit(&self, from: IpAddr) -> Result<(), End> {
+        let mut book = self.book();
+        if book.total >= book.limits.connections_max {
             return Err(End::RefusedTotal);
         }
         let subscriber = subscriber(from);
-        let count = self.by_address.get(&subscriber).copied().unwrap_or(0);
-        if count >= self.limits.per_address_max {
+        let count = book.by_address.get(&subscriber).copied().unwrap_or(0);
+        if count >= book.limits.per_address_max {
             return Err(End::RefusedAddress);
         }
-        self.by_address.insert(subscriber, count + 1);
-        self.total += 1;
+        book.by_address.insert(subscriber, count + 1);
+        book.total += 1;
         Ok(())
     }
 
     /// A connection that was taken in is gone.
-    pub fn release(&mut self, from: IpAddr) {
+    pub fn release(&self, from: IpAddr) {
         let subscriber = subscriber(from);
-        self.total -= 1;
-        let Some(count) = self.by_address.get_mut(&subscriber) else {
+        let mut book = self.book();
+        book.total -= 1;
+        let Some(count) = book.by_address.get_mut(&subscriber) else {
             debug_assert!(false, "released more often than admitted");
             return;
         };
         *count -= 1;
         if *count == 0 {
-            self.by_address.remove(&subscriber);
+            book.by_address.remove(&subscriber);
         }
     }
 }
@@ -93,7 +104,7 @@ mod tests {
     #[test]
     fn each_address_and_all_together_have_their_bound() {
         let limits = Limits { connections_max: 5, per_address_max: 2, queue_bytes: 0 };
-        let mut admission = Admission::new(limits);
+        let admission = Admission::new(limits);
         for from in ["192.0.2.1", "192.0.2.1", "2001:db8::1"] {
             assert_eq!(admission.admit(ip(from)), Ok(()));
         }
@@ -111,12 +122,12 @@ mod tests {
     #[test]
     fn nothing_is_kept_of_addresses_without_connections() {
         let limits = Limits { connections_max: 10, per_address_max: 2, queue_bytes: 0 };
-        let mut admission = Admission::new(limits);
+        let admission = Admission::new(limits);
         for host in 0..=255 {
             let from = IpAddr::from([192, 0, 2, host]);
             assert_eq!(admission.admit(from), Ok(()));
             admission.release(from);
         }
-        assert!(admission.by_address.is_empty());
+        assert!(admission.book().by_address.is_empty());
     }
 }

@@ -1,5 +1,7 @@
-//! Why connections end or are not taken at all: one closed list, counted, and logged every ten seconds at most.
+//! Why connections end or are not taken at all: one closed list, counted, and logged every ten seconds at most for
+//! all workers.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often a line may be repeated.
@@ -55,12 +57,42 @@ ends! {
     Shutdown => "shutdown", false;
 }
 
-/// One counter for each [`End`].
-#[derive(Clone, Debug, Default)]
+/// One counter for each [`End`], of one worker.
+#[derive(Debug)]
 pub struct Ends {
     counts: [u64; End::ALL.len()],
-    logged: [u64; End::ALL.len()],
+    /// What the log has been told of them.
+    told: [u64; End::ALL.len()],
     next: Option<Instant>,
+    log: Arc<Mutex<Log>>,
+}
+
+/// What all workers have told and is not logged yet.
+#[derive(Debug)]
+struct Log {
+    news: [u64; End::ALL.len()],
+    next: Option<Instant>,
+    /// Who may still tell something.
+    workers: usize,
+}
+
+impl Log {
+    /// The answer is whether there was anything.
+    fn write(&mut self) -> bool {
+        let news = std::mem::take(&mut self.news);
+        for (end, connections) in End::ALL.iter().zip(news).filter(|&(_, connections)| connections > 0) {
+            tracing::warn!(reason = end.name(), connections, "connections closed or refused");
+        }
+        news.iter().any(|&connections| connections > 0)
+    }
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        let counts = [0; End::ALL.len()];
+        let log = Arc::new(Mutex::new(Log { news: counts, next: None, workers: 1 }));
+        Self { counts, told: counts, next: None, log }
+    }
 }
 
 impl Ends {
@@ -80,12 +112,36 @@ impl Ends {
         End::ALL.iter().map(|&end| (end, self.get(end))).filter(|&(_, count)| count > 0)
     }
 
-    /// Logs the trouble there was since the last time, if it is time.
+    /// Counts nothing yet, for a worker with the same log.
+    #[must_use]
+    pub fn of_another(&self) -> Self {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).workers += 1;
+        Self { log: self.log.clone(), ..Self::default() }
+    }
+
+    /// Tells the trouble there was since the last time, and logs what all have told, if it is time.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.next.is_none_or(|next| now >= next) {
-            // Without news the loop need not wake for this.
-            self.next = self.log().then(|| now + INTERVAL);
+        if self.next.is_some_and(|next| now < next) || self.next.is_none() && !self.has_news() {
+            return;
         }
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::tell(&self.counts, &mut self.told, &mut log);
+        if log.next.is_none_or(|next| now >= next) {
+            // Without news no loop need wake for this.
+            log.next = log.write().then(|| now + INTERVAL);
+        }
+        self.next = log.next;
+    }
+
+    fn has_news(&self) -> bool {
+        End::ALL.iter().any(|&end| end.is_trouble() && self.counts[end as usize] > self.told[end as usize])
+    }
+
+    fn tell(counts: &[u64], told: &mut [u64], log: &mut Log) {
+        for &end in End::ALL.iter().filter(|end| end.is_trouble()) {
+            log.news[end as usize] += counts[end as usize] - told[end as usize];
+        }
+        told.copy_from_slice(counts);
     }
 
     /// When there may be something to log.
@@ -94,18 +150,14 @@ impl Ends {
         self.next
     }
 
-    /// Logs the trouble there was since the last time, whenever that was. The answer is whether there was any.
-    pub fn log(&mut self) -> bool {
-        let mut news = false;
-        for &end in End::ALL {
-            let new = self.counts[end as usize] - self.logged[end as usize];
-            if new > 0 && end.is_trouble() {
-                news = true;
-                tracing::warn!(reason = end.name(), connections = new, "connections closed or refused");
-            }
+    /// Tells the trouble there was since the last time, at the end. The last worker logs what all have told.
+    pub fn finish(&mut self) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::tell(&self.counts, &mut self.told, &mut log);
+        log.workers -= 1;
+        if log.workers == 0 {
+            log.write();
         }
-        self.logged = self.counts;
-        news
     }
 }
 
@@ -138,5 +190,27 @@ mod tests {
         assert_eq!(ends.poll_timeout(), Some(start + INTERVAL));
         ends.handle_timeout(start + INTERVAL);
         assert_eq!(ends.poll_timeout(), None);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
+    fn what_one_worker_tells_too_early_is_logged_when_it_is_time() {
+        let (mut first, start) = (Ends::default(), Instant::now());
+        let mut second = first.of_another();
+        first.count(End::Tls);
+        first.handle_timeout(start);
+        second.count(End::Idle);
+        second.handle_timeout(start + INTERVAL / 2);
+        assert_eq!(second.poll_timeout(), None);
+        second.count(End::Tls);
+        second.handle_timeout(start + INTERVAL / 2);
+        assert_eq!(second.poll_timeout(), Some(start + INTERVAL));
+        assert_eq!(second.log.lock().unwrap().news[End::Tls as usize], 1);
+        second.handle_timeout(start + INTERVAL);
+        assert_eq!(first.log.lock().unwrap().news, [0; End::ALL.len()]);
+        first.handle_timeout(start + INTERVAL);
+        assert_eq!(first.poll_timeout(), Some(start + 2 * INTERVAL), "somebody has just logged");
+        first.handle_timeout(start + 2 * INTERVAL);
+        assert_eq!(first.poll_timeout(), None);
     }
 }

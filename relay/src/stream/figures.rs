@@ -15,6 +15,22 @@ pub struct StreamFigures {
     pub ends: Vec<(End, u64)>,
 }
 
+impl StreamFigures {
+    /// Adds another worker's. The limit is one for all.
+    pub fn merge(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self { connections, limit: _, accepted, ends } = other;
+        self.connections += connections;
+        self.accepted += accepted;
+        for &(end, count) in ends {
+            match self.ends.iter_mut().find(|(known, _)| *known == end) {
+                Some((_, sum)) => *sum += count,
+                None => self.ends.push((end, count)),
+            }
+        }
+    }
+}
+
 impl Streams {
     /// The figures of this moment; O(1).
     #[must_use]

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use dataplane::sys::steering::{self, Family};
 use rustix::net::{SocketFlags, acceptfrom_with, getsockname};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -32,6 +33,15 @@ impl fmt::Display for Kind {
     }
 }
 
+/// A listener among those on its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// The one that is refused where another program has the address.
+    First { of: u32 },
+    /// One of those that join it.
+    Later,
+}
+
 /// A listening TCP socket.
 #[derive(Debug)]
 pub struct StreamListener {
@@ -54,23 +64,33 @@ impl StreamListener {
     /// # Errors
     /// What socket(2), bind(2) and listen(2) answer; the message names address and remedy.
     pub fn bind(address: SocketAddr, kind: Kind) -> io::Result<Self> {
-        Self::bind_plain(address, kind).map_err(|error| {
-            let flag = format!("--listen-{}", kind.to_string().to_lowercase());
-            let remedy = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    format!("another program has it: stop that one or choose another {flag}")
-                }
-                io::ErrorKind::AddrNotAvailable => {
-                    format!("no interface has this address: choose another {flag}")
-                }
-                io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE".to_owned(),
-                _ => format!("choose another {flag}"),
-            };
-            io::Error::new(error.kind(), format!("{kind} socket on {address}: {error}; {remedy}"))
-        })
+        Self::bind_with(address, kind, Place::First { of: 1 })
     }
 
-    fn bind_plain(address: SocketAddr, kind: Kind) -> io::Result<Self> {
+    fn bind_with(address: SocketAddr, kind: Kind, place: Place) -> io::Result<Self> {
+        Self::bind_plain(address, kind, place).map_err(|error| on(address, kind, &error))
+    }
+
+    /// As many listeners on one address, of which each client has one for as long as they are there
+    /// ([`steering`]).
+    ///
+    /// # Errors
+    /// As [`StreamListener::bind`]; the address may not be anybody else's.
+    pub fn bind_group(address: SocketAddr, kind: Kind, members: u32, seed: u32) -> io::Result<Vec<Self>> {
+        let mut group = vec![Self::bind_with(address, kind, Place::First { of: members })?];
+        let address = group[0].local;
+        for _ in 1..members {
+            group.push(Self::bind_with(address, kind, Place::Later)?);
+        }
+        if members > 1 {
+            let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+            let steered = steering::steer(&group[0].fd, family, members, seed);
+            steered.map_err(|error| on(address, kind, &error))?;
+        }
+        Ok(group)
+    }
+
+    fn bind_plain(address: SocketAddr, kind: Kind, place: Place) -> io::Result<Self> {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM.nonblocking().cloexec(),
@@ -84,7 +104,14 @@ impl StreamListener {
         // Connections inherit both.
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
+        if place == Place::Later {
+            steering::open_group(&socket)?;
+        }
         socket.bind(&address.into())?;
+        // A group is one of listening sockets: this comes between the two.
+        if matches!(place, Place::First { of: 2.. }) {
+            steering::open_group(&socket)?;
+        }
         socket.listen(BACKLOG)?;
         let local = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))?;
         Ok(Self { fd: socket.into(), local, kind })
@@ -131,4 +158,17 @@ impl StreamListener {
             }
         }
     }
+}
+
+/// An error with the address that it is about, and the remedy.
+fn on(address: SocketAddr, kind: Kind, error: &io::Error) -> io::Error {
+    let flag = format!("--listen-{}", kind.to_string().to_lowercase());
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => format!("another program has it: stop that one or choose another {flag}"),
+        io::ErrorKind::AddrNotAvailable => format!("no interface has this address: choose another {flag}"),
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE".to_owned(),
+        io::ErrorKind::Unsupported => "start the relay with --workers 1".to_owned(),
+        _ => format!("choose another {flag}"),
+    };
+    io::Error::new(error.kind(), format!("{kind} socket on {address}: {error}; {remedy}"))
 }

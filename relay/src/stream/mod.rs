@@ -129,6 +129,12 @@ impl Streams {
         }
     }
 
+    /// The same, with bounds that hold for these connections and another worker's together, and one log.
+    #[must_use]
+    pub fn beside(self, other: &Self) -> Self {
+        Self { admission: other.admission.clone(), ends: other.ends.of_another(), ..self }
+    }
+
     /// Takes other limits and another certificate, for connections that come from now on; the bytes that may wait for a client stay.
     pub fn reconfigure(&mut self, limits: Limits, tls: Option<Arc<ServerConfig>>) {
         self.admission.reconfigure(limits);
@@ -478,7 +484,7 @@ impl Streams {
             drops.add(Cause::Shutdown, connection.queued());
             self.ends.count(End::Shutdown);
         }
-        self.ends.log();
+        self.ends.finish();
     }
 }
 

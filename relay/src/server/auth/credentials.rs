@@ -2,6 +2,7 @@
 //! while the relay runs, so that other credentials can take its place at once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::stun::password::{USERHASH_LEN, userhash};
@@ -29,15 +30,18 @@ impl StaticKeys {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct StaticUser {
     name: Box<[u8]>,
     keys: StaticKeys,
 }
 
-/// Everyone who may allocate.
-#[derive(Debug)]
-pub struct Credentials {
+/// Everyone who may allocate. A clone is the same memory: every worker has one.
+#[derive(Clone, Debug)]
+pub struct Credentials(Arc<Everyone>);
+
+#[derive(Clone, Debug)]
+struct Everyone {
     realm: String,
     users: Vec<StaticUser>,
     /// Indices of `users`.
@@ -55,7 +59,7 @@ impl Credentials {
     #[must_use]
     pub fn new(realm: &str) -> Self {
         let nobody = |algorithm| LongTermKey::new(algorithm, b"", b"", b"");
-        Self {
+        Self(Arc::new(Everyone {
             realm: realm.to_owned(),
             users: Vec::new(),
             by_name: HashMap::default(),
@@ -63,36 +67,36 @@ impl Credentials {
             secrets: Secrets::default(),
             without: [0; 2],
             nobody: [PasswordAlgorithm::Md5, PasswordAlgorithm::Sha256].map(nobody),
-        }
+        }))
     }
 
     /// Adds a user, or replaces the keys of one.
     pub fn add(&mut self, name: &str, password: &str) {
-        let key = |algorithm| {
-            Some(LongTermKey::new(algorithm, name.as_bytes(), self.realm.as_bytes(), password.as_bytes()))
-        };
+        let realm = self.0.realm.as_bytes();
+        let key = |algorithm| Some(LongTermKey::new(algorithm, name.as_bytes(), realm, password.as_bytes()));
         let keys = StaticKeys { md5: key(PasswordAlgorithm::Md5), sha256: key(PasswordAlgorithm::Sha256) };
         self.add_keys(name, keys);
     }
 
     /// Adds a user whose password is not known, or replaces the keys of one. The keys are bound to name and realm.
     pub fn add_keys(&mut self, name: &str, keys: StaticKeys) {
+        let everyone = Arc::make_mut(&mut self.0);
         let name = name.as_bytes();
         let without = |keys: &StaticKeys| [keys.md5.is_none(), keys.sha256.is_none()].map(usize::from);
-        for (sum, one) in self.without.iter_mut().zip(without(&keys)) {
+        for (sum, one) in everyone.without.iter_mut().zip(without(&keys)) {
             *sum += one;
         }
-        if let Some(&index) = self.by_name.get(name) {
-            let old = std::mem::replace(&mut self.users[index].keys, keys);
-            for (sum, one) in self.without.iter_mut().zip(without(&old)) {
+        if let Some(&index) = everyone.by_name.get(name) {
+            let old = std::mem::replace(&mut everyone.users[index].keys, keys);
+            for (sum, one) in everyone.without.iter_mut().zip(without(&old)) {
                 *sum -= one;
             }
             return;
         }
-        let index = self.users.len();
-        self.users.push(StaticUser { name: name.into(), keys });
-        self.by_name.insert(name.into(), index);
-        self.by_hash.insert(userhash(name, self.realm.as_bytes()), index);
+        let index = everyone.users.len();
+        everyone.users.push(StaticUser { name: name.into(), keys });
+        everyone.by_name.insert(name.into(), index);
+        everyone.by_hash.insert(userhash(name, everyone.realm.as_bytes()), index);
     }
 
     /// Adds a shared secret.
@@ -100,41 +104,43 @@ impl Credentials {
     /// # Panics
     /// When there are [`super::SECRETS_MAX`] already: check configuration before.
     pub fn add_secret(&mut self, secret: &[u8]) {
-        self.secrets.add(secret);
+        let everyone = Arc::make_mut(&mut self.0);
+        everyone.secrets.add(secret);
     }
 
     /// Sets how far in the future names from shared secrets may expire.
     pub fn set_secret_validity_max(&mut self, validity_max: Duration) {
-        self.secrets.set_validity_max(validity_max);
+        let everyone = Arc::make_mut(&mut self.0);
+        everyone.secrets.set_validity_max(validity_max);
     }
 
     /// Whether there is a static user of this name.
     #[must_use]
     pub fn has_user(&self, name: &[u8]) -> bool {
-        self.by_name.contains_key(name)
+        self.0.by_name.contains_key(name)
     }
 
     /// The realm.
     #[must_use]
     pub fn realm(&self) -> &str {
-        &self.realm
+        &self.0.realm
     }
 
     /// The shared secrets.
     #[must_use]
     pub fn secrets(&self) -> &Secrets {
-        &self.secrets
+        &self.0.secrets
     }
 
     /// What all users can do. A client takes the first algorithm it knows before it has said who it is, so that one which
     /// a single user lacks cannot be offered; and a name from a shared secret cannot be found by its hash.
     #[must_use]
     pub fn offer(&self) -> Offer {
-        let [without_md5, without_sha256] = self.without;
+        let [without_md5, without_sha256] = self.0.without;
         Offer {
             md5: without_md5 == 0,
             sha256: without_sha256 == 0,
-            username_anonymity: self.secrets.is_empty(),
+            username_anonymity: self.0.secrets.is_empty(),
         }
     }
 
@@ -146,17 +152,17 @@ impl Credentials {
         algorithm: PasswordAlgorithm,
     ) -> Option<(&[u8], &LongTermKey)> {
         let index = match username {
-            Username::Plain(name) => self.by_name.get(name),
-            Username::Hashed(hash) => self.by_hash.get(hash),
+            Username::Plain(name) => self.0.by_name.get(name),
+            Username::Hashed(hash) => self.0.by_hash.get(hash),
         };
-        let user = &self.users[*index?];
+        let user = &self.0.users[*index?];
         Some((&user.name, user.keys.get(algorithm)?))
     }
 
     /// The key that nobody has.
     #[must_use]
     pub(super) fn nobody(&self, algorithm: PasswordAlgorithm) -> &LongTermKey {
-        let [md5, sha256] = &self.nobody;
+        let [md5, sha256] = &self.0.nobody;
         match algorithm {
             PasswordAlgorithm::Md5 => md5,
             PasswordAlgorithm::Sha256 => sha256,

@@ -20,7 +20,7 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 const PASSWORD_LEN: usize = 28;
 
 /// The secrets, all of which are accepted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Secrets {
     keys: Vec<hmac::Key>,
     validity_max: Duration,

@@ -92,6 +92,15 @@ impl Users {
     /// The entry of a user who has just proven who it is; made when there is none. It stays until [`Users::leave`] at least,
     /// with which every request ends.
     pub fn enter(&mut self, identity: Identity<'_>) -> UserId {
+        self.enter_with(identity, |_| Account::default())
+    }
+
+    /// The same, with an account from elsewhere where an entry is made.
+    pub fn enter_with(
+        &mut self,
+        identity: Identity<'_>,
+        account: impl FnOnce(Identity<'_>) -> Account,
+    ) -> UserId {
         let (kind, name) = match identity {
             Identity::Static(name) => (Kind::Static, name),
             Identity::Shared(id) => (Kind::Shared, id),
@@ -110,7 +119,7 @@ impl Users {
             allocations: 0,
             is_asking: true,
             rests_until: None,
-            account: Account::default(),
+            account: account(identity),
         });
         let id = match self.free.pop() {
             Some(id) => {
@@ -218,8 +227,10 @@ impl Users {
     }
 
     /// The entries in a part of that walk.
-    pub fn part(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = &User> {
-        self.slots.get(range).into_iter().flatten().flatten()
+    pub fn part(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = (UserId, &User)> {
+        let first = range.start as u32;
+        let slots = self.slots.get(range).into_iter().flatten();
+        (first..).map(UserId).zip(slots).filter_map(|(id, user)| Some((id, user.as_ref()?)))
     }
 
     /// Everyone who has an entry, those included that rest.
@@ -322,8 +333,9 @@ mod tests {
     }
 
     /// Charges a user with something that takes so many seconds at its rate.
-    fn charge(users: &mut Users, id: UserId, seconds: u64, now: Instant) {
-        users.account_mut(id).new_peers.charge(seconds, NonZeroU64::MIN, now);
+    fn charge(users: &Users, id: UserId, seconds: u64, now: Instant) {
+        let account = users.get(id).account().shared();
+        assert!(account.take_new_peers(seconds, NonZeroU64::MIN, Duration::from_secs(1), now));
     }
 
     #[test]
@@ -333,7 +345,7 @@ mod tests {
         let mut users = Users::default();
         let alice = users.enter(Identity::Shared(b"alice"));
         users.add_allocation(alice);
-        charge(&mut users, alice, 10, start);
+        charge(&users, alice, 10, start);
         users.remove_allocation(alice);
         assert_eq!((users.len(), users.poll_timeout()), (1, None), "it still asks");
         users.leave(alice);
@@ -355,7 +367,7 @@ mod tests {
         let mut users = Users::default();
         let alice = users.enter(Identity::Static(b"alice"));
         users.add_allocation(alice);
-        charge(&mut users, alice, 10, origin());
+        charge(&users, alice, 10, origin());
         users.remove_allocation(alice);
         users.leave(alice);
         assert_eq!((users.len(), users.poll_timeout()), (1, None));
@@ -369,7 +381,7 @@ mod tests {
         let last = RESTING_MAX + 99;
         for number in 0..=last {
             let id = users.enter(Identity::Shared(&name(number)));
-            charge(&mut users, id, number as u64 + 1, start);
+            charge(&users, id, number as u64 + 1, start);
             users.leave(id);
         }
         assert_eq!((users.len(), users.resting.len()), (RESTING_MAX, RESTING_MAX));

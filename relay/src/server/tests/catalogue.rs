@@ -14,7 +14,13 @@ const PEER: &str = "192.0.2.9:7";
 /// Everything the server remembers of its clients.
 fn state(fixture: &Fixture) -> String {
     let server = &fixture.server;
-    format!("{:?} {:?} {:?} {:?}", server.table, server.ports, server.credentials, server.commands)
+    format!(
+        "{:?} {:?} {:?} {:?}",
+        server.table,
+        server.commons.holdings(),
+        server.credentials,
+        server.commands
+    )
 }
 
 /// Runs `attempt` and insists that it changes nothing.
