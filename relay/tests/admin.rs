@@ -12,7 +12,8 @@ use std::time::Duration;
 use dataplane::stun::channel_data;
 use dataplane::stun::{ChannelNumber, Class, Key, Method, TransactionId, Writer};
 use harness::http::{exchange, get, settled, status};
-use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket};
+use harness::stream::{StreamClient, channel_message, connect};
+use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, peer, program, receive, socket};
 use serde_json::{Value, json};
 
 const SHOWN: [&str; 2] = ["--admin", "127.0.0.1:0"];
@@ -138,6 +139,33 @@ fn figures_follow(flags: &[&str], io: &str, ingress: &str) {
     assert_eq!((&figures["permissions"]["live"], &figures["allocations"]["made"]), (&json!(0), &json!(1)));
     let (end, log) = relay.stop();
     assert!(end.success(), "{log}");
+}
+
+#[test]
+fn figures_follow_channel_data_of_a_connection_as_well() {
+    let relay = shown(&["--listen-tcp", "127.0.0.1:0"]);
+    let mut client = StreamClient::new(connect(relay.tcp[0]));
+    let relayed = client.allocate();
+    let peer = peer();
+    let number = ChannelNumber::MIN;
+    let to = peer.local_addr().unwrap();
+    let bind = |writer: &mut Writer<'_>| {
+        writer.channel_number(number).xor_peer_address(to);
+    };
+    assert_eq!(code(&client.ask(Method::ChannelBind, bind)), None);
+    for len in [100, 200, 300] {
+        client.send(&channel_message(number, &vec![3; len]));
+        assert_eq!(receive(&peer).0.len(), len);
+    }
+    for len in [11, 22] {
+        peer.send_to(&vec![4; len], relayed).unwrap();
+        client.receive().unwrap();
+    }
+    let figures = settled(relay.admin(), |status| status["relayed"]["to_client"]["channel"]["packets"] == 2);
+    let channel = |direction: &str| figures["relayed"][direction]["channel"].clone();
+    assert_eq!(channel("to_peer"), json!({ "packets": 3, "bytes": 600 }), "{figures}");
+    assert_eq!(channel("to_client"), json!({ "packets": 2, "bytes": 33 }), "{figures}");
+    assert_eq!(figures["users"][0]["to_peer"], json!({ "packets": 3, "bytes": 600 }), "{figures}");
 }
 
 #[test]
