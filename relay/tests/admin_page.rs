@@ -6,27 +6,14 @@ mod harness;
 #[path = "../../dataplane/tests/support/user_namespace.rs"]
 mod user_namespace;
 
-use std::path::PathBuf;
-
 use dataplane::stun::channel_data;
 use dataplane::stun::{ChannelNumber, Method, Writer};
-use harness::{Client, RelayProcess, USER, code, program, receive, socket};
+use harness::{Client, RelayProcess, USER, browser, code, program, receive, socket};
 use user_namespace::left_out::left_out;
 
 /// Milliseconds of the page's own time, which passes as fast as it has nothing to wait for: every second of it asks once,
 /// and figures are new ten times in a real second.
 const PAGE_TIME_MS: u32 = 180_000;
-
-/// Debian's browser, or its part without a window.
-fn browser() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let names = ["chromium", "chromium-headless-shell"];
-    names
-        .iter()
-        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)))
-        .find(|path| path.exists())
-}
 
 /// The value of a `data-` attribute of the body.
 fn data<'a>(dom: &'a str, name: &str) -> &'a str {
@@ -37,7 +24,7 @@ fn data<'a>(dom: &'a str, name: &str) -> &'a str {
 
 #[test]
 fn charts_are_drawn_in_a_browser_without_network() {
-    let Some(browser) = browser() else {
+    let Some(browser) = browser::path() else {
         return left_out("the status page in a browser: apt-get install chromium");
     };
     if !user_namespace::inside("charts_are_drawn_in_a_browser_without_network") {
