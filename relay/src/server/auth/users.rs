@@ -1,7 +1,7 @@
 //! Who holds allocations: quotas count here, and allocations belong to entries of this table.
 //!
-//! A static user's entry is made when its password was right for the first time, and stays: there are no more of them than
-//! configuration has names. A user from a shared secret is known by the id in its name, and has an entry while it has
+//! A static user's entry is made when its password was right for the first time, and stays for as long
+//! as configuration has the name, or the user an allocation. A user from a shared secret is known by the id in its name, and has an entry while it has
 //! allocations: anyone who runs the web service can make up any number of ids. After the last one the entry *rests* until
 //! everything the user was let do is within its rates, so that nobody gets around a quota by allocating anew, and then it is
 //! gone with its figures. Of more than [`RESTING_MAX`] that rest, those whose time is nearest go early.
@@ -55,6 +55,8 @@ pub struct User {
     pub allocations: u32,
     /// A request of this user is being dealt with, and may need the entry after its last allocation is gone.
     is_asking: bool,
+    /// Configuration has a static user no more: the entry goes with the last allocation.
+    is_removed: bool,
     /// Its place among those that rest.
     rests_until: Option<Instant>,
     account: Account,
@@ -118,6 +120,7 @@ impl Users {
             name: name.into(),
             allocations: 0,
             is_asking: true,
+            is_removed: false,
             rests_until: None,
             account: account(identity),
         });
@@ -184,10 +187,16 @@ impl Users {
     }
 
     /// Lets a user from a shared secret rest who has no allocation, or forgets it at once when it never took anything that
-    /// has a rate.
+    /// has a rate. A static user goes only when configuration has it no more.
     fn rest_if_idle(&mut self, id: UserId) {
         let user = self.get_mut(id);
-        if user.kind == Kind::Static || user.allocations > 0 || user.is_asking {
+        if user.allocations > 0 || user.is_asking {
+            return;
+        }
+        if user.kind == Kind::Static {
+            if user.is_removed {
+                self.forget(id);
+            }
             return;
         }
         let Some(until) = user.account.settled_at() else { return self.forget(id) };
@@ -200,16 +209,13 @@ impl Users {
         }
     }
 
-    /// Forgets static users who hold nothing and whose names are not to be kept: configuration has them no more.
+    /// Forgets static users whose names are not to be kept, because configuration has them no more: at once, or with their
+    /// last allocation. Who comes back before that is the same user.
     pub fn retain_static(&mut self, keeps: impl Fn(&[u8]) -> bool) {
-        let gone: Vec<UserId> = self
-            .static_users
-            .iter()
-            .filter(|&(name, &id)| !keeps(name) && self.get(id).allocations == 0)
-            .map(|(_, &id)| id)
-            .collect();
-        for id in gone {
-            self.forget(id);
+        let judged: Vec<_> = self.static_users.iter().map(|(name, &id)| (id, !keeps(name))).collect();
+        for (id, is_removed) in judged {
+            self.get_mut(id).is_removed = is_removed;
+            self.rest_if_idle(id);
         }
     }
 

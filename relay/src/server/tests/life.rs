@@ -143,6 +143,27 @@ fn users_who_come_and_go_do_not_pile_up() {
 }
 
 #[test]
+fn a_removed_user_is_forgotten_with_the_last_allocation_unless_they_come_back_before() {
+    for (comes_back, known_after) in [(false, 0), (true, 1)] {
+        let mut fixture = Fixture::new();
+        let alice = User::alice();
+        fixture.allocate(&alice);
+        let id = fixture.id(&alice);
+        let others = credentials(&[("bob", "hidden")]);
+        fixture.server.reconfigure(Settings { credentials: others, ..settings() });
+        assert_eq!(fixture.server.users().count(), 1, "an allocation keeps its user's entry");
+        if comes_back {
+            fixture.server.reconfigure(settings());
+        }
+        fixture.wait(600);
+        fixture.server.handle_timeout(fixture.now);
+        assert_eq!(fixture.server.poll_command(), Some(Command::Close(id)));
+        fixture.server.handle_relay_closed(id);
+        assert_eq!(fixture.server.users().count(), known_after, "comes back: {comes_back}");
+    }
+}
+
+#[test]
 fn a_new_policy_and_new_limits_hold_for_what_comes() {
     let mut fixture = Fixture::new();
     let alice = User::alice();
