@@ -22,6 +22,7 @@ use crate::check::Effective;
 use crate::config::{Args, Command, Config};
 use crate::confine::{Confinement, Needs};
 use crate::crew::Crew;
+use crate::import;
 use crate::life::{DrainPlan, Life};
 use crate::login;
 use crate::notify::Notifier;
@@ -60,8 +61,10 @@ pub fn main_with(
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE));
         }
     };
-    if let Some(Command::Status(status)) = &args.command {
-        return admin::run_status(status);
+    match &args.command {
+        Some(Command::Status(status)) => return admin::run_status(status),
+        Some(Command::Import(import)) => return import::run(import),
+        None => {}
     }
     let mut secrets = Secrets::default();
     let config = match Config::load_again(&args, &mut secrets) {

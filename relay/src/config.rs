@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 pub use self::streams::StreamConfig;
 pub use self::values::{ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity};
 use crate::admin::{AdminChoice, StatusArgs};
+use crate::import::ImportArgs;
 use crate::limits::{LimitArgs, PeerPorts, RateLimit};
 use crate::login::{Login, check_together, parse_secrets};
 use crate::secrets::{Secrets, check_private};
@@ -157,6 +158,8 @@ pub struct Args {
 pub enum Command {
     /// Show what a running relay does: allocations, rates, what is lost and why, users
     Status(StatusArgs),
+    /// Turn a configuration of coturn into one of this relay, and say what has no equivalent
+    Import(ImportArgs),
 }
 
 /// The TOML file.
