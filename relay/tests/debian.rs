@@ -1,0 +1,252 @@
+//! The Debian package: what is in it, that it installs and starts on this machine's own system, and what it leaves behind.
+//!
+//! It is installed into an overlay over `/`, in a mount namespace that nobody else sees.
+
+#![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
+
+mod harness;
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
+use harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket};
+use left_out::left_out;
+
+const CONFIG: &str = "etc/towpath-relay/towpath-relay.toml";
+const UNIT: &str = "usr/lib/systemd/system/towpath-relay.service";
+
+fn errors(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Builds the package around the program that was built for the tests; `None` without cargo-deb.
+fn package(folder: &Path) -> Option<PathBuf> {
+    if !program("cargo-deb").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        left_out("the Debian package: cargo install cargo-deb --locked");
+        return None;
+    }
+    if program("dpkg-deb").arg("--version").output().is_err() {
+        left_out("the Debian package: apt-get install dpkg");
+        return None;
+    }
+    // The name of a profile is nothing to rely on: the program is put where that of a release would be.
+    let release = folder.join("target/release");
+    fs::create_dir_all(&release).unwrap();
+    symlink(env!("CARGO_BIN_EXE_towpath-relay"), release.join("towpath-relay")).unwrap();
+    let deb = folder.join("towpath-relay.deb");
+    let output = program("cargo-deb")
+        .args(["--no-build", "--no-strip", "--no-dbgsym", "--fast", "--offline", "--manifest-path"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
+        .arg("-o")
+        .arg(&deb)
+        .env("CARGO_TARGET_DIR", folder.join("target"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", errors(&output));
+    Some(deb)
+}
+
+/// The files of a package and their modes.
+fn contents(deb: &Path) -> BTreeMap<String, String> {
+    let output = program("dpkg-deb").arg("-c").arg(deb).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let files = text.lines().filter(|line| !line.ends_with('/'));
+    files
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words[5].trim_start_matches("./").to_owned(), format!("{} {}", words[0], words[1]))
+        })
+        .collect()
+}
+
+#[test]
+fn the_package_has_what_belongs_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(deb) = package(folder.path()) else { return };
+    let contents = contents(&deb);
+    let (file, executable) = ("-rw-r--r-- 0/0", "-rwxr-xr-x 0/0");
+    let examples = "usr/share/doc/towpath-relay/examples";
+    let expected: BTreeMap<String, String> = [
+        ("usr/bin/towpath-relay", executable),
+        (CONFIG, file),
+        (UNIT, file),
+        ("usr/share/man/man1/towpath-relay.1.gz", file),
+        ("usr/share/man/man1/towpath-relay-import.1.gz", file),
+        ("usr/share/man/man1/towpath-relay-status.1.gz", file),
+        ("usr/share/bash-completion/completions/towpath-relay", file),
+        ("usr/share/zsh/vendor-completions/_towpath-relay", file),
+        ("usr/share/fish/vendor_completions.d/towpath-relay.fish", file),
+        ("usr/share/doc/towpath-relay/copyright", file),
+        (&format!("{examples}/towpath-relay.toml"), file),
+        (&format!("{examples}/grafana-dashboard.json"), file),
+        (&format!("{examples}/prometheus-rules.yml"), file),
+    ]
+    .map(|(name, mode)| (name.to_owned(), mode.to_owned()))
+    .into();
+    assert_eq!(contents, expected);
+    let field = |name: &str| {
+        let output = program("dpkg-deb").arg("-f").arg(&deb).arg(name).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!((field("Package").as_str(), field("Section").as_str()), ("towpath-relay", "net"));
+    assert!(field("Version").starts_with(env!("CARGO_PKG_VERSION")));
+    assert!(field("Depends").contains("libc6 (>= "), "{}", field("Depends"));
+    let control = program("dpkg-deb").arg("-I").arg(&deb).arg("conffiles").output().unwrap();
+    assert_eq!(String::from_utf8(control.stdout).unwrap().trim(), format!("/{CONFIG}"));
+}
+
+/// This machine's system with a layer over it, in a mount namespace that ends with this.
+struct Overlay {
+    holder: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Overlay {
+    /// `None` without the privilege for it.
+    fn new() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        // The layer is in memory, because it must not be inside what it is over. `cat` holds it until its input ends.
+        let script = "set -e; cd \"$1\"; mount -t tmpfs layer .; cd \"$1\"; mkdir upper work root; \
+                      mount -t overlay system -o lowerdir=/,upperdir=upper,workdir=work root; \
+                      mount --rbind /proc root/proc; mount --rbind /dev root/dev; \
+                      mount -t tmpfs run root/run; mount -t tmpfs tmp root/tmp; echo mounted; exec cat";
+        let holder = program("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut holder) = holder else {
+            left_out("installing the Debian package: apt-get install util-linux");
+            return None;
+        };
+        let mut line = String::new();
+        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let overlay = Self { holder, folder };
+        if line != "mounted\n" {
+            left_out("installing the Debian package: root, and a kernel with overlayfs (modprobe overlay)");
+            return None;
+        }
+        Some(overlay)
+    }
+
+    /// A program in its namespace, outside of the overlay.
+    fn beside(&self, name: &str) -> Command {
+        let mut command = program("nsenter");
+        command.args(["--mount", "--target", &self.holder.id().to_string(), name]);
+        command
+    }
+
+    /// A program in the system.
+    fn command(&self, name: &str) -> Command {
+        let mut command = self.beside("chroot");
+        command.arg(self.folder.path().join("root")).arg(name);
+        command
+    }
+
+    /// Runs a script in the system and returns what it prints.
+    fn run(&self, script: &str) -> String {
+        let output = self.command("sh").args(["-ec", script]).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", errors(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Everything with our name that was added to the system.
+    fn added(&self) -> Vec<String> {
+        let upper = self.folder.path().join("upper");
+        let output = self.beside("find").arg(&upper).args(["-name", "*towpath*", "-printf", "%P\n"]).output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        // Gone already when it could not mount; the mounts go with it.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// The words of a line of the unit file, its program first.
+fn of_unit(unit: &str, key: &str) -> Vec<String> {
+    let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Asks for the own address, as a client without credentials.
+fn binding(relay: std::net::SocketAddr) {
+    let mut buffer = [0; 20];
+    let writer = Writer::new(&mut buffer, Class::Request, Method::Binding, TransactionId([7; 12])).unwrap();
+    assert_eq!(writer.finish(None, false), Some(20));
+    let socket = socket();
+    socket.send_to(&buffer, relay).unwrap();
+    let (reply, from) = receive(&socket);
+    let message = Message::parse(&reply).unwrap();
+    assert_eq!((message.class(), from), (Class::Success, relay));
+    assert_eq!(message.xor_mapped_address().unwrap(), Some(socket.local_addr().unwrap()));
+}
+
+#[test]
+fn the_package_installs_starts_and_leaves_nothing_when_it_is_purged() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(deb) = package(folder.path()) else { return };
+    let Some(overlay) = Overlay::new() else { return };
+    let (root, copy) = (overlay.folder.path().join("root"), "/tmp/towpath-relay.deb");
+    let status = overlay.beside("cp").arg(&deb).arg(root.join(&copy[1..])).status().unwrap();
+    assert!(status.success());
+    overlay.run("export DEBIAN_FRONTEND=noninteractive; dpkg --purge towpath-relay 2>/dev/null; dpkg --force-unsafe-io --install /tmp/towpath-relay.deb");
+    assert!(overlay.run("dpkg --verify towpath-relay").is_empty(), "files are as they were packaged");
+    assert_eq!(overlay.run("stat -c '%a %U' /etc/towpath-relay/users"), "600 root\n");
+    assert!(overlay.run("ls /etc/systemd/system/multi-user.target.wants").contains("towpath-relay.service"));
+
+    assert!(overlay.added().len() > 10, "{:?}", overlay.added());
+
+    // As systemd starts it, but for where it listens: the credential is the file that the unit names.
+    let unit = overlay.run(&format!("cat /{UNIT}"));
+    assert_eq!(of_unit(&unit, "LoadCredential"), ["users:/etc/towpath-relay/users"]);
+    let words = |key| {
+        let words = of_unit(&unit, key);
+        let mut command = overlay.command(&words[0]);
+        command.args(&words[1..]).env("CREDENTIALS_DIRECTORY", "/etc/towpath-relay");
+        command
+    };
+    let check = words("ExecStartPre").output().unwrap();
+    assert!(check.status.success() && errors(&check).contains("# 0 users"), "{}", errors(&check));
+    let start = || {
+        let mut command = words("ExecStart");
+        command.args(["--listen", "127.0.0.1:0", "--admin", "off", "--realm", REALM]);
+        RelayProcess::spawn(command)
+    };
+    let relay = start();
+    binding(relay.listen[0]);
+    assert!(relay.before_ready().contains("there are no users"), "{}", relay.before_ready());
+    assert!(relay.stop().0.success());
+    overlay.run(&format!("echo {USER}:{PASSWORD} >> /etc/towpath-relay/users"));
+    let relay = start();
+    let mut client = Client::new(relay.listen[0]);
+    client.allocate();
+    client.ask(Method::Refresh, |writer| {
+        writer.lifetime(0);
+    });
+    assert!(relay.stop().0.success());
+
+    // A second installation keeps what an administrator changed.
+    overlay.run(&format!("echo '# mine' >> /{CONFIG}; dpkg --force-unsafe-io --install {copy}"));
+    assert!(overlay.run(&format!("cat /{CONFIG} /etc/towpath-relay/users")).contains("# mine\n"));
+    assert!(overlay.run("cat /etc/towpath-relay/users").contains(USER));
+
+    overlay.run("dpkg --remove towpath-relay");
+    assert!(overlay.run(&format!("cat /{CONFIG} /etc/towpath-relay/users")).contains("# mine"));
+    overlay.run(&format!("test ! -e /usr/bin/towpath-relay && test ! -e /{UNIT}"));
+    overlay.run(&format!("rm {copy}; dpkg --purge towpath-relay"));
+    assert_eq!(overlay.added(), Vec::<String>::new(), "nothing is left");
+}
