@@ -73,6 +73,10 @@ pub struct Life {
     plan: DrainPlan,
     /// When draining is over at the latest.
     drained_by: Option<Instant>,
+    /// The number of the order to drain, where there are workers.
+    drain_order: Option<u64>,
+    /// Every worker drains, and the log says so.
+    is_drain_told: bool,
     /// When the allocations of others are counted next.
     count_at: Option<Instant>,
     /// All workers. The loop of the first one has this life, the others do as they are told.
@@ -162,13 +166,9 @@ impl Life {
                     return Next::Stop;
                 }
                 server.drain(self.plan.alternates);
-                self.order_drain();
                 self.drained_by = Some(now + time);
-                tracing::info!(
-                    allocations = server.allocations_of_all(),
-                    seconds = time.as_secs(),
-                    "draining: what is allocated goes on, nothing new is"
-                );
+                self.drain_order = self.order_drain();
+                self.look_whether_all_drain(server);
                 Next::Continue
             }
         }
@@ -180,10 +180,13 @@ impl Life {
             self.take_reloaded(now);
         }
         let Some(drained_by) = self.drained_by else { return Next::Continue };
-        if self.crew.as_ref().is_some_and(|crew| crew.workers() > 1) {
-            self.count_at = Some(now + DRAIN_INTERVAL);
+        if !self.is_drain_told {
+            self.look_whether_all_drain(server);
         }
-        if server.allocations_of_all() == 0 {
+        let has_others = self.crew.as_ref().is_some_and(|crew| crew.workers() > 1);
+        self.count_at = (has_others || !self.is_drain_told).then(|| now + DRAIN_INTERVAL);
+        // Before all of them drain, one may be about to make another.
+        if self.is_drain_told && server.allocations_of_all() == 0 {
             tracing::info!("drained");
             return Next::Stop;
         }
@@ -242,11 +245,25 @@ impl Life {
         }
     }
 
-    fn order_drain(&self) {
-        if let Some(crew) = &self.crew {
-            let alternates = self.plan.alternates;
-            crew.order(|orders| orders.drain = Some(alternates));
+    /// The number of the order, where there are workers to obey it.
+    fn order_drain(&self) -> Option<u64> {
+        let alternates = self.plan.alternates;
+        self.crew.as_ref().map(|crew| crew.order(|orders| orders.drain = Some(alternates)))
+    }
+
+    /// Says so once it is true: nobody gets an allocation from a worker that has not heard of it yet.
+    fn look_whether_all_drain(&mut self, server: &Server) {
+        if let (Some(number), Some(crew)) = (self.drain_order, &self.crew)
+            && !crew.have_obeyed(number)
+        {
+            return;
         }
+        self.is_drain_told = true;
+        tracing::info!(
+            allocations = server.allocations_of_all(),
+            seconds = self.plan.timeout.as_secs(),
+            "draining: what is allocated goes on, nothing new is"
+        );
     }
 
     /// Gives signs of life.

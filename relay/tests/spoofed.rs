@@ -19,7 +19,7 @@ use relay::server::policy::PeerPolicy;
 use relay::server::{ChannelNumbers, ClientSocket, FromClient, Listener, Server, Settings};
 
 /// Sources where nothing else is said: some seconds.
-const SOURCES: u64 = 300_000;
+const SOURCES: u64 = 1_000_000;
 /// How much the process may grow, in bytes.
 const GROWTH_MAX: u64 = 1 << 20;
 
