@@ -128,7 +128,9 @@ impl FairShare {
             self.calm_intervals = 0;
             let heaviest = self.level.min(seen.most);
             let average = seen.total / seen.active.max(1);
-            if !seen.dropped || seen.limited > seen.total / WORTHWHILE_PART {
+            // One alone, or nobody because the loop had no time at all, says nothing about who takes too much.
+            let is_shared = seen.active > 1;
+            if is_shared && (!seen.dropped || seen.limited > seen.total / WORTHWHILE_PART) {
                 self.level = (heaviest - heaviest / 8).max(average + average / 2).max(OPERATION_COST);
             }
         } else {
@@ -270,6 +272,22 @@ mod tests {
         let sum: f64 = (0..99).map(weight).sum();
         let honest = (0..99).map(|user| weight(user) / sum * CAPACITY_PPS / 2.0);
         honest.chain([2.0 * CAPACITY_PPS]).collect()
+    }
+
+    #[test]
+    fn one_alone_is_never_limited_however_unevenly_it_is_served() {
+        let mut fair = FairShare::new();
+        let mut share = Share::default();
+        let mut now = origin();
+        // The loop gets no time in every third interval, and little in the next: what is dropped then is nobody's fault.
+        for turn in 0..300 {
+            let packets = [0, 1, 2000][turn % 3];
+            for _ in 0..packets {
+                assert!(fair.admits(&mut share, Volume { packets: 1, bytes: 1000 }), "turn {turn}");
+            }
+            now += INTERVAL;
+            fair.handle_interval(true, now);
+        }
     }
 
     #[test]
