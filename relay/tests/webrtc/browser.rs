@@ -40,6 +40,8 @@ impl Browser {
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .args(["--disable-popup-blocking", page])
             .env("HOME", profile.path())
+            // Its socket's folder stays behind when it does not end by itself.
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
