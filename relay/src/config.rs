@@ -28,7 +28,7 @@ use crate::secrets::{Secrets, check_private};
 use crate::server::auth::VALIDITY_MAX_DEFAULT;
 use crate::server::limits::Limits;
 use crate::server::port_set::PortSet;
-use crate::server::{Alternates, ChannelNumbers, ExternalAddress, WORKERS_MAX};
+use crate::server::{Alternates, ChannelNumbers, ExternalAddress, WORKERS_MAX, comes_to_share};
 use crate::stream::tls::TlsError;
 
 /// Where clients are served when nothing is said: the port of RFC 8656 section 3.1 on every address.
@@ -408,7 +408,7 @@ impl Config {
     /// Whether several allocations may come to have one port.
     #[must_use]
     pub fn shares_ports(&self) -> bool {
-        self.port_sharing && self.relay_ports.len() < self.allocations_max as usize
+        comes_to_share(self.port_sharing, &self.relay_ports, self.allocations_max)
     }
 }
 

@@ -38,11 +38,6 @@ fn ping_pong<S: Read + Write>(client: &mut StreamClient<S>, peer: &UdpSocket, re
     assert_eq!(client.receive().unwrap(), channel_message(NUMBER, b"pong"));
 }
 
-fn write(folder: &Path, certificate: &TestCertificate) {
-    write_private(&folder.join("relay.pem"), &certificate.pem);
-    write_private(&folder.join("relay.key"), &certificate.key_pem);
-}
-
 fn config(folder: &Path, more: &str) -> String {
     let (certificate, key) = (folder.join("relay.pem"), folder.join("relay.key"));
     format!(
@@ -67,7 +62,7 @@ fn a_new_certificate_is_shown_to_new_clients_and_drops_nobody() {
     let (old, new) = (TestCertificate::new(), TestCertificate::new());
     let directory = tempfile::tempdir().unwrap();
     let folder = directory.path().to_owned();
-    write(&folder, &old);
+    old.write(&folder);
     let flags = ["--admin", "127.0.0.1:0", "--drain-timeout", "0"];
     let configured = Configured::start_in(directory, &config(&folder, ""), &flags, |_| {});
     let relay = &configured.relay;
@@ -77,7 +72,7 @@ fn a_new_certificate_is_shown_to_new_clients_and_drops_nobody() {
     let (relayed_tls, relayed_tcp) = (bind(&mut over_tls, &peer), bind(&mut over_tcp, &peer));
     ping_pong(&mut over_tls, &peer, relayed_tls);
 
-    write(&folder, &new);
+    new.write(&folder);
     let applied = configured.reload();
     assert!(applied.contains("in force"), "{applied}");
     ping_pong(&mut over_tls, &peer, relayed_tls);
@@ -98,7 +93,7 @@ fn a_new_certificate_is_shown_to_new_clients_and_drops_nobody() {
     }
 
     // Mended, with less room for connections; what cannot be changed is named.
-    write(&folder, &new);
+    new.write(&folder);
     configured.rewrite(&config(&folder, "tcp-connections-max = 2\ntcp-queue-kib = 512"));
     let applied = configured.reload();
     assert!(applied.contains("in force"), "{applied}");

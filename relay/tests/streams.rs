@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use dataplane::stun::channel_data::ChannelNumber;
 use dataplane::stun::{Method, Writer};
-use harness::stream::{
-    StreamClient, TestCertificate, bare, channel_message, connect, connect_tls, write_private,
-};
-use harness::{RelayProcess, code, peer, program};
+use harness::stream::{StreamClient, TestCertificate, bare, channel_message, connect, connect_tls};
+use harness::{RelayProcess, code, peer, program, write_private};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;

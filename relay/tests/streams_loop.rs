@@ -666,7 +666,7 @@ impl Scenario for NewCertificate {
         let mut old = StreamClient::new(old);
         let relayed = world.during(|| old.allocate());
         let renewed = TestCertificate::new();
-        world.relay.set_tls(load(&renewed).config);
+        world.relay.streams_mut().reconfigure(LIMITS, Some(load(&renewed).config));
         let tls = world.tls;
         world.during(|| {
             let mut new = StreamClient::new(connect_tls(tls, &renewed));

@@ -1,19 +1,16 @@
 //! Clients over TCP and TLS on the engine: what is done for them where UDP clients have sockets of the egress.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
-
-use dataplane::drops::Cause;
-use dataplane::egress::Egress;
-use dataplane::ingress::{Ingress, Meta, Token};
-use rustls::ServerConfig;
 
 use super::Relay;
 use super::policing::ClientCache;
 use crate::server::Listener;
 use crate::server::figures::Volume;
 use crate::stream::{Kind, Streams};
+use dataplane::drops::Cause;
+use dataplane::egress::Egress;
+use dataplane::ingress::{Ingress, Meta, Token};
 
 impl Relay {
     /// Serves clients over TCP and TLS, too.
@@ -23,15 +20,15 @@ impl Relay {
         self
     }
 
-    /// Clients that connect over TLS from now on get this certificate; connections that are there go on.
-    pub fn set_tls(&mut self, config: Arc<ServerConfig>) {
-        self.streams.set_tls(config);
-    }
-
     /// The connections over TCP and TLS.
     #[must_use]
     pub fn streams(&self) -> &Streams {
         &self.streams
+    }
+
+    /// The same, to reconfigure them.
+    pub fn streams_mut(&mut self) -> &mut Streams {
+        &mut self.streams
     }
 
     pub(super) fn start_streams<I: Ingress>(&mut self, ingress: &mut I) -> io::Result<()> {

@@ -59,6 +59,7 @@ use self::reflection::Reflection;
 use self::reply::{Refusals, Replies};
 use self::rules::Rules;
 use self::sharing::Conflicts;
+pub use self::sharing::comes_to_share;
 use self::table::Table;
 
 pub use self::allocation::{
@@ -145,7 +146,7 @@ impl Settings {
     /// Whether several allocations may come to have one port.
     #[must_use]
     pub fn shares_ports(&self) -> bool {
-        self.port_sharing && self.relay_ports.len() < self.allocations_max as usize
+        comes_to_share(self.port_sharing, &self.relay_ports, self.allocations_max)
     }
 }
 

@@ -13,6 +13,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -154,6 +155,12 @@ impl Conflicts {
         };
         self.recent.iter().filter(own).map(|conflict| conflict.wanted)
     }
+}
+
+/// Whether several allocations may come to have one port, where that is allowed: there are fewer ports than allocations.
+#[must_use]
+pub fn comes_to_share(allowed: bool, relay_ports: &RangeInclusive<u16>, allocations_max: u32) -> bool {
+    allowed && relay_ports.len() < allocations_max as usize
 }
 
 impl Server {

@@ -1,7 +1,7 @@
 //! What an allocation relays: whether it may, and how much it was, for the allocation and its user.
 //!
-//! One thread, plain additions: the driver asks once for each superpacket, and an allocation's figures go to its user when
-//! it ends.
+//! The driver asks once for each superpacket. What is counted belongs to one worker, plain additions; only how far a user is
+//! ahead of a rate is common to all, and only where users have one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -147,11 +147,6 @@ impl Streams {
         Self::new(Vec::new(), None, Limits { connections_max: 0, per_address_max: 0, queue_bytes: 0 })
     }
 
-    /// From now on new connections get this certificate; those there are go on with theirs.
-    pub fn set_tls(&mut self, config: Arc<ServerConfig>) {
-        self.tls = Some(config);
-    }
-
     /// Registers the listeners, which the server calls `first` and so on.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ pub struct TlsFiles {
 /// A configuration for TLS, and for how long it is good.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// To give to [`crate::app::Relay::set_tls`].
+    /// To give to [`super::Streams::reconfigure`].
     pub config: Arc<ServerConfig>,
     path: PathBuf,
     validity: Validity,

@@ -11,7 +11,7 @@ use dataplane::stun::{Class, Key, Message, Method, TransactionId, Writer, channe
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{PASSWORD, PATIENCE, REALM, USER};
+use super::{PASSWORD, PATIENCE, REALM, USER, write_private};
 
 /// A certificate for "relay.test" that signs itself, and its key.
 pub struct TestCertificate {
@@ -42,13 +42,6 @@ impl TestCertificate {
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         ["--tls-certificate".to_owned(), text(&certificate), "--tls-key".to_owned(), text(&key)]
     }
-}
-
-pub fn write_private(path: &Path, text: &str) {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
 }
 
 /// A TLS client that trusts this certificate only.
