@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -352,13 +352,13 @@ impl Application for App {
             tracing::info!("asking the relay {} for an address", relay.server);
         }
         let device = egress.add_device(Arc::clone(self.tun.fd()), self.tun.offloads())?;
-        ingress.add(self.tun.fd().as_fd(), Token(device.0), Source::Tun)?;
+        ingress.add(self.tun.fd().clone(), Token(device.0), Source::Tun)?;
         self.ports.device = Some(device);
         for (socket, port) in [(&self.sockets.v4, &mut self.ports.v4), (&self.sockets.v6, &mut self.ports.v6)]
         {
             if let Some(socket) = socket {
                 let added = egress.add_socket(Arc::clone(socket.fd()))?;
-                ingress.add(socket.fd().as_fd(), Token(added.0), Source::Udp)?;
+                ingress.add(socket.fd().clone(), Token(added.0), Source::Udp)?;
                 *port = Some(added);
             }
         }
