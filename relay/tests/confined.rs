@@ -13,7 +13,7 @@ use std::io::{self, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dataplane::stun::{Method, Writer};
@@ -297,14 +297,31 @@ fn confinement_can_be_switched_off() {
     assert!(log.contains("capabilities=none readable=\"\" system_calls=\""), "{log}");
 }
 
+fn unit_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service")
+}
+
+/// What the unit file says under a name, line by line.
+fn of_unit(name: &str) -> Vec<String> {
+    let unit = fs::read_to_string(unit_path()).unwrap();
+    let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    lines.map(str::to_owned).collect()
+}
+
+/// Each worker has a thread and one that reaps for it; besides there are those for the admin address and for reloads.
+#[test]
+fn the_unit_file_has_room_for_the_threads_of_all_workers() {
+    let [most] = &of_unit("TasksMax")[..] else { panic!("one limit") };
+    assert!(most.parse::<u32>().unwrap() >= 2 * u32::from(relay::server::WORKERS_MAX) + 2, "{most}");
+}
+
 /// The unit file, judged by the tool that an operator would use.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test starts programs")]
 fn the_unit_file_is_sandboxed() {
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service");
     let run = Command::new("systemd-analyze")
         .args(["security", "--offline=true", "--no-pager"])
-        .arg(&unit)
+        .arg(unit_path())
         .output();
     let output = match run {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -355,22 +372,16 @@ fn calls_of(name: &str, groups: &BTreeMap<String, Vec<String>>) -> BTreeSet<Stri
 /// The unit's sandbox leaves room for what listens on the admin address, and for the addresses of this machine.
 #[test]
 fn the_unit_file_permits_the_admin_port_and_netlink() {
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service");
-    let unit = fs::read_to_string(unit).unwrap();
-    let values = |name: &str| {
-        let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        lines.map(str::to_owned).collect::<Vec<_>>()
-    };
     for closed in ["PrivateNetwork", "SocketBindDeny", "SocketBindAllow", "IPAddressDeny"] {
-        assert_eq!(values(closed), [""; 0], "{closed}");
+        assert_eq!(of_unit(closed), [""; 0], "{closed}");
     }
-    let families = values("RestrictAddressFamilies").concat();
+    let families = of_unit("RestrictAddressFamilies").concat();
     for family in ["AF_INET", "AF_INET6", "AF_NETLINK"] {
         assert!(families.split(' ').any(|other| other == family), "{family} is not in {families}");
     }
     let Some(groups) = call_groups() else { return };
     let mut allowed = BTreeSet::new();
-    for value in values("SystemCallFilter") {
+    for value in of_unit("SystemCallFilter") {
         let names = value.trim_start_matches('~').split(' ');
         for call in names.flat_map(|name| calls_of(name, &groups)) {
             if value.starts_with('~') {
@@ -391,8 +402,7 @@ fn the_unit_file_permits_the_admin_port_and_netlink() {
 /// The flags that the unit file starts the relay with are accepted.
 #[test]
 fn the_unit_file_starts_the_relay_with_flags_that_it_has() {
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service");
-    let unit = fs::read_to_string(unit).unwrap();
+    let unit = fs::read_to_string(unit_path()).unwrap();
     let mut seen = 0;
     for line in unit.lines() {
         let Some((_, flags)) = line.split_once("=/usr/bin/towpath-relay ") else { continue };
