@@ -315,6 +315,13 @@ fn the_unit_file_has_room_for_the_threads_of_all_workers() {
     assert!(most.parse::<u32>().unwrap() >= 2 * u32::from(relay::server::WORKERS_MAX) + 2, "{most}");
 }
 
+/// By default five failures within ten seconds are the end, and with so short a pause they take less than one.
+#[test]
+fn the_service_is_started_again_however_often_it_fails() {
+    assert_eq!(of_unit("Restart"), ["on-failure"]);
+    assert_eq!((of_unit("RestartSec"), of_unit("StartLimitIntervalSec")), (vec!["100ms".into()], vec!["0".into()]));
+}
+
 /// The unit file, judged by the tool that an operator would use.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test starts programs")]
