@@ -3,6 +3,8 @@
 mod streams;
 mod values;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,11 +12,13 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use dataplane::engine::{EngineArgs, Switch};
 use dataplane::log::LogFormat;
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use toml::Spanned;
 use zeroize::Zeroizing;
 
@@ -40,6 +44,8 @@ const LISTEN_DEFAULT: [SocketAddr; 2] = [
 const RELAY_PORTS_DEFAULT: PortRange = PortRange { low: 49_152, high: 65_535 };
 /// Short on purpose: every unauthenticated request is answered with it.
 const REALM_DEFAULT: &str = "towpath";
+/// What adds up where flags and file have it both.
+const ADDED_UP: [&str; 2] = ["user", "user-file"];
 /// Time to drain in seconds: below the 30 that container platforms wait after SIGTERM before they kill.
 const DRAIN_TIMEOUT_S: u32 = 25;
 
@@ -151,6 +157,27 @@ pub struct Args {
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+    /// Names of the flags that were given, where [`Args::from_words`] has read them.
+    #[arg(skip)]
+    pub given: BTreeSet<String>,
+}
+
+impl Args {
+    /// Reads a command line, the program's name first, and remembers which flags were in it.
+    ///
+    /// # Errors
+    /// As `try_parse_from`; help and version count as errors.
+    pub fn from_words(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(words)?;
+        let mut args = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        let own = Self::command();
+        let given = own.get_arguments().filter(|argument| {
+            matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine)
+        });
+        args.given = given.filter_map(|argument| argument.get_long()).map(str::to_owned).collect();
+        Ok(args)
+    }
 }
 
 /// What the program does besides serving.
@@ -202,6 +229,9 @@ struct File {
     alternate_server: Option<Spanned<Vec<SocketAddr>>>,
     workers: Option<Spanned<u16>>,
     admin: Option<AdminChoice>,
+    /// Names of everything that the file sets.
+    #[serde(skip)]
+    names: BTreeSet<String>,
 }
 
 /// What was asked for, from flags and files.
@@ -255,6 +285,8 @@ pub struct Config {
     pub workers: Option<u16>,
     /// Where metrics, probes and the status page are; the default when nothing was said.
     pub admin: Option<AdminChoice>,
+    /// Settings of the file that have no effect, because flags say otherwise.
+    pub overridden: Vec<String>,
 }
 
 /// Why there is no usable configuration.
@@ -367,7 +399,10 @@ impl Config {
             unpaid_replies: file.unpaid_replies,
             strict_reflection: file.strict_reflection,
         });
+        let overridden =
+            file.names.intersection(&args.given).filter(|name| !ADDED_UP.contains(&name.as_str()));
         Ok(Self {
+            overridden: overridden.cloned().collect(),
             listen_is_default: listen.is_none(),
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
             streams,
@@ -425,8 +460,12 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
         let line = text.as_bytes()[..start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1;
         ConfigError::Line { path: path.to_owned(), line, text: problem }
     };
-    let file: File = toml::from_str(&text)
-        .map_err(|error| at(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
+    let wrong = |error: toml::de::Error| {
+        at(error.span().map_or(0, |span| span.start), error.message().to_owned())
+    };
+    let mut file: File = toml::from_str(&text).map_err(wrong)?;
+    let names: BTreeMap<String, IgnoredAny> = toml::from_str(&text).map_err(wrong)?;
+    file.names = names.into_keys().collect();
     if let Some(list) = &file.relay_address {
         check_relay_addresses(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
     }
@@ -554,6 +593,29 @@ mod tests {
         assert_eq!(users, [("alice", "a"), ("bob", "b:b"), ("carol", "c")]);
         assert_eq!(merged.allow_peers, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
         assert_eq!(merged.allocations_max, 5);
+    }
+
+    #[test]
+    fn what_flags_take_the_effect_of_is_known_by_name() {
+        let users = file("bob:b\n", 0o600);
+        let text = format!(
+            "drain-timeout = 600\nallow-peer = [\"10.0.0.0/8\"]\nuser-file = {:?}\npermissions-max = 9\nworkers = 2\n",
+            users.path()
+        );
+        let config = file(&text, 0o600);
+        let path = config.path().to_str().unwrap();
+        let overridden = |flags: &[&str]| {
+            let words = [&["towpath-relay", "--config", path], flags].concat();
+            let args = Args::from_words(words.into_iter().map(OsString::from)).unwrap();
+            Config::load(&args).unwrap().overridden
+        };
+        assert_eq!(overridden(&["--realm", "flag"]), [""; 0]);
+        let flags = "--drain-timeout 600 --allow-peer ::1 --permissions-max 8 --user carol:c --admin off";
+        let flags: Vec<&str> = [flags, "--user-file", users.path().to_str().unwrap()]
+            .into_iter()
+            .flat_map(|words| words.split(' '))
+            .collect();
+        assert_eq!(overridden(&flags), ["allow-peer", "drain-timeout", "permissions-max"]);
     }
 
     #[test]

@@ -164,6 +164,9 @@ impl Source {
         if let Some(warning) = tls.as_ref().and_then(|tls| tls.warning(wall_clock())) {
             tracing::warn!("{warning}");
         }
+        for setting in &config.overridden {
+            tracing::warn!(setting, "what the file says has no effect: the flag of that name wins");
+        }
         let fixed = Fixed::of(&config);
         for setting in self.fixed.different(&fixed) {
             tracing::warn!(setting, "changed, and stays as it is: that takes a restart");
