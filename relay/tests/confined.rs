@@ -14,7 +14,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use dataplane::stun::{Method, Writer};
 use harness::http::get;
@@ -322,38 +322,49 @@ fn the_service_is_started_again_however_often_it_fails() {
     assert_eq!((of_unit("RestartSec"), of_unit("StartLimitIntervalSec")), (vec!["100ms".into()], vec!["0".into()]));
 }
 
-/// The unit file, judged by the tool that an operator would use.
-#[test]
+/// What systemd-analyze(1) says; `None` where there is none.
 #[expect(clippy::disallowed_methods, reason = "a test starts programs")]
-fn the_unit_file_is_sandboxed() {
-    let run = Command::new("systemd-analyze")
-        .args(["security", "--offline=true", "--no-pager"])
-        .arg(unit_path())
-        .output();
-    let output = match run {
+fn systemd_analyze(arguments: &[&str]) -> Option<Output> {
+    match Command::new("systemd-analyze").args(arguments).output() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return left_out("the sandbox of the unit file: apt-get install systemd");
+            left_out("what systemd-analyze says of the unit file: apt-get install systemd");
+            None
         }
-        output => output.unwrap(),
-    };
-    let text = String::from_utf8(output.stdout).unwrap();
-    let line =
-        text.lines().find(|line| line.contains("Overall exposure level")).unwrap_or_else(|| panic!("{text}"));
-    let level = line.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
-    assert!(level <= 2.0, "{text}");
+        output => Some(output.unwrap()),
+    }
+}
+
+/// The unit file, and with what the README adds to it, judged by the tools that an operator would use.
+#[test]
+fn the_unit_file_is_good_and_sandboxed() {
+    let unit = fs::read_to_string(unit_path()).unwrap();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let added = readme.split("```").find(|block| block.starts_with("text\n[Service]\n")).unwrap();
+    let added = added.trim_start_matches("text\n");
+    assert!(added.contains("SupplementaryGroups="), "{added}");
+    // The program is where the unit has it only on a machine that the package is installed on.
+    let unit = unit.replace("/usr/bin/towpath-relay", env!("CARGO_BIN_EXE_towpath-relay"));
+    for text in [unit.clone(), format!("{unit}\n{added}")] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("towpath-relay.service");
+        fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap();
+        let Some(verified) = systemd_analyze(&["verify", "--man=no", path]) else { return };
+        assert!(verified.status.success() && verified.stderr.is_empty(), "{verified:?}");
+        let judged = systemd_analyze(&["security", "--offline=true", "--no-pager", path]).unwrap();
+        let text = String::from_utf8(judged.stdout).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.contains("Overall exposure level"))
+            .unwrap_or_else(|| panic!("{text}"));
+        let level = line.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
+        assert!(level <= 2.0, "{text}");
+    }
 }
 
 /// The groups of system calls that unit files name, as this systemd has them.
-#[expect(clippy::disallowed_methods, reason = "a test starts programs")]
 fn call_groups() -> Option<BTreeMap<String, Vec<String>>> {
-    let run = Command::new("systemd-analyze").args(["syscall-filter", "--no-pager"]).output();
-    let output = match run {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            left_out("the system calls of the unit file: apt-get install systemd");
-            return None;
-        }
-        output => output.unwrap(),
-    };
+    let output = systemd_analyze(&["syscall-filter", "--no-pager"])?;
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut name = String::new();
     for line in String::from_utf8(output.stdout).unwrap().lines() {
@@ -406,20 +417,15 @@ fn the_unit_file_permits_the_admin_port_and_netlink() {
     assert!(!allowed.contains("mount") && !allowed.contains("setpriority"), "{allowed:?}");
 }
 
-/// The flags that the unit file starts the relay with are accepted.
+/// The unit starts the relay with the configuration file alone: what is in there, a reload can change, and no flag wins over it.
 #[test]
-fn the_unit_file_starts_the_relay_with_flags_that_it_has() {
-    let unit = fs::read_to_string(unit_path()).unwrap();
-    let mut seen = 0;
-    for line in unit.lines() {
-        let Some((_, flags)) = line.split_once("=/usr/bin/towpath-relay ") else { continue };
-        let run = program(env!("CARGO_BIN_EXE_towpath-relay"))
-            .args(flags.split(' '))
-            .arg("--help")
-            .output()
-            .unwrap();
-        assert!(run.status.success(), "{line}: {}", String::from_utf8_lossy(&run.stderr));
-        seen += 1;
+fn the_unit_file_leaves_everything_to_the_configuration() {
+    let start = "/usr/bin/towpath-relay --config /etc/towpath-relay/towpath-relay.toml";
+    assert_eq!(of_unit("ExecStart"), [start]);
+    assert_eq!(of_unit("ExecStartPre"), [format!("{start} --check-config")]);
+    for snapshot in ["LoadCredential", "DynamicUser"] {
+        assert_eq!(of_unit(snapshot), [""; 0], "{snapshot}");
     }
-    assert_eq!(seen, 2, "the check before the start, and the start");
+    let users = fs::read_to_string(unit_path().with_file_name("sysusers.conf")).unwrap();
+    assert!(users.contains(&format!("\nu {} - ", of_unit("User")[0])), "{users}");
 }
