@@ -46,7 +46,7 @@ const RELAY_PORTS_DEFAULT: PortRange = PortRange { low: 49_152, high: 65_535 };
 const REALM_DEFAULT: &str = "towpath";
 /// What adds up where flags and file have it both.
 const ADDED_UP: [&str; 2] = ["user", "user-file"];
-/// Time to drain in seconds: below the 30 that container platforms wait after SIGTERM before they kill.
+/// Time to drain in seconds: below the 30 that Kubernetes waits after SIGTERM before it kills.
 const DRAIN_TIMEOUT_S: u32 = 25;
 
 /// Parses an address to listen on.
