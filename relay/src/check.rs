@@ -69,6 +69,7 @@ impl Display for Effective<'_> {
             Some(workers) => writeln!(f, "workers = {workers}")?,
             None => writeln!(f, "# workers: one for each core")?,
         }
+        writeln!(f, "admin-users = {:?}", if config.admin_users { "on" } else { "off" })?;
         match config.admin {
             Some(admin) => writeln!(f, "admin = \"{admin}\""),
             // Unlike one that is asked for, it need not be had.
@@ -104,7 +105,7 @@ mod tests {
                      --tcp-connections-max 9 --tcp-connections-per-address-max 3 --tcp-queue-kib 200 \
                      --secret-validity-max 90min --deny-peer 203.0.114.0/24 --deny-peer-ports 1-5,7 --permissions-max 5 \
                      --allocations-per-source-max 6 --channels-max 4 --new-peers-per-user 3 --user-rate 10mbit,5kpps \
-                     --allocation-rate 2.5gbit --unpaid-replies 2 --strict-reflection --workers 3 \
+                     --allocation-rate 2.5gbit --unpaid-replies 2 --strict-reflection --workers 3 --admin-users off \
                      --alternate-server 192.0.2.9:1 [2001:db8::9]:2 --user alice:hunter2";
         let flags: Vec<&str> = flags.split_whitespace().collect();
         let shown = [&flags[..], &["--admin", "[::1]:5"]].concat();

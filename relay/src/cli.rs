@@ -133,7 +133,7 @@ fn run(
     let steering = Steering { members: workers.into(), seed: u32::from_ne_bytes(random()?) };
     let listeners = bind(&config, gro, steering)?;
     let stream_listeners = bind_streams(&config, steering)?;
-    let admin = Admin::bind(config.admin, gro)?;
+    let admin = Admin::bind(config.admin, config.admin_users, gro)?;
     let own_sockets: Vec<_> = listeners
         .iter()
         .map(|group| group[0].local_addr())

@@ -23,7 +23,7 @@ use toml::Spanned;
 use zeroize::Zeroizing;
 
 pub use self::streams::StreamConfig;
-pub use self::values::{ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity};
+pub use self::values::{AdminUsers, ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity};
 use crate::admin::{AdminChoice, StatusArgs};
 use crate::import::ImportArgs;
 use crate::limits::{LimitArgs, PeerPorts, RateLimit};
@@ -142,6 +142,9 @@ pub struct Args {
     /// Where metrics, probes and the status page are, or off [default: 127.0.0.1:9641]
     #[arg(long, value_name = "ADDR:PORT")]
     pub admin: Option<AdminChoice>,
+    /// Whether user names are among what is shown there [default: on]
+    #[arg(long, value_enum)]
+    pub admin_users: Option<AdminUsers>,
     /// A TOML file with the same names as these flags; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -229,6 +232,7 @@ struct File {
     alternate_server: Option<Spanned<Vec<SocketAddr>>>,
     workers: Option<Spanned<u16>>,
     admin: Option<AdminChoice>,
+    admin_users: Option<AdminUsers>,
     /// Names of everything that the file sets.
     #[serde(skip)]
     names: BTreeSet<String>,
@@ -285,6 +289,8 @@ pub struct Config {
     pub workers: Option<u16>,
     /// Where metrics, probes and the status page are; the default when nothing was said.
     pub admin: Option<AdminChoice>,
+    /// Whether user names are among what is shown there.
+    pub admin_users: bool,
     /// Settings of the file that have no effect, because flags say otherwise.
     pub overridden: Vec<String>,
 }
@@ -435,6 +441,7 @@ impl Config {
             files,
             workers: args.workers.or(file.workers.map(Spanned::into_inner)),
             admin: args.admin.or(file.admin),
+            admin_users: args.admin_users.or(file.admin_users) != Some(AdminUsers::Off),
         })
     }
 }
