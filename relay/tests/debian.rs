@@ -88,6 +88,7 @@ fn the_package_has_what_belongs_in_it() {
         ("usr/share/doc/towpath-relay/copyright", file),
         (&format!("{examples}/towpath-relay.toml"), file),
         (&format!("{examples}/grafana-dashboard.json"), file),
+        (&format!("{examples}/nftables.conf"), file),
         (&format!("{examples}/prometheus-rules.yml"), file),
     ]
     .map(|(name, mode)| (name.to_owned(), mode.to_owned()))
@@ -160,14 +161,19 @@ impl Overlay {
         let mut command = self.beside("prlimit");
         // The unit's units are those of systemd, powers of 1024.
         let locked = one("LimitMEMLOCK").replace('M', "000000");
-        for (limit, value) in
-            [("nofile", one("LimitNOFILE")), ("memlock", locked), ("core", one("LimitCORE"))]
-        {
-            command.arg(format!("--{limit}={value}"));
-        }
+        // The machine's own limits, where those are lower: only another privilege could raise them.
+        let own = rustix::process::getrlimit(rustix::process::Resource::Memlock).maximum.unwrap_or(u64::MAX);
+        let locked = locked.parse::<u64>().unwrap().min(own);
+        command.args([format!("--memlock={locked}"), format!("--core={}", one("LimitCORE"))]);
         assert_eq!(one("NoNewPrivileges"), "yes");
         command.arg("chroot").arg(self.folder.path().join("root"));
-        command.args(["setpriv", "--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]);
+        command.args([
+            "setpriv",
+            "--clear-groups",
+            "--no-new-privs",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+        ]);
         command.args([format!("--reuid={}", one("User")), format!("--regid={}", one("Group"))]);
         command.args(of_unit(unit, key));
         command
