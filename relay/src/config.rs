@@ -23,7 +23,9 @@ use toml::Spanned;
 use zeroize::Zeroizing;
 
 pub use self::streams::StreamConfig;
-pub use self::values::{AdminUsers, ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity};
+pub use self::values::{
+    AdminUsers, ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity,
+};
 use crate::admin::{AdminChoice, StatusArgs};
 use crate::import::ImportArgs;
 use crate::limits::{LimitArgs, PeerPorts, RateLimit};
@@ -85,6 +87,9 @@ pub struct Args {
     /// Most KiB that wait for one of them; beyond it the oldest data is dropped [default: 256]
     #[arg(long, value_name = "N")]
     pub tcp_queue_kib: Option<u32>,
+    /// Most MiB that wait for all of them together, an equal part of it for each where there are many [default: 768]
+    #[arg(long, value_name = "N")]
+    pub tcp_queues_mib: Option<u32>,
     /// Realm of the credentials [default: towpath]
     #[arg(long)]
     pub realm: Option<Realm>,
@@ -204,6 +209,7 @@ struct File {
     tcp_connections_max: Option<u32>,
     tcp_connections_per_address_max: Option<u32>,
     tcp_queue_kib: Option<u32>,
+    tcp_queues_mib: Option<u32>,
     realm: Option<Realm>,
     user: Vec<Login>,
     user_file: Option<PathBuf>,
@@ -467,9 +473,8 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
         let line = text.as_bytes()[..start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1;
         ConfigError::Line { path: path.to_owned(), line, text: problem }
     };
-    let wrong = |error: toml::de::Error| {
-        at(error.span().map_or(0, |span| span.start), error.message().to_owned())
-    };
+    let wrong =
+        |error: toml::de::Error| at(error.span().map_or(0, |span| span.start), error.message().to_owned());
     let mut file: File = toml::from_str(&text).map_err(wrong)?;
     let names: BTreeMap<String, IgnoredAny> = toml::from_str(&text).map_err(wrong)?;
     file.names = names.into_keys().collect();

@@ -152,7 +152,8 @@ fn the_image_listens_on_both_families_and_says_how_long_it_drains() {
         .unwrap();
     let effective: toml::Table = String::from_utf8(check.stdout).unwrap().parse().unwrap();
     for setting in ["listen", "listen-tcp"] {
-        let addresses: Vec<_> = effective[setting].as_array().unwrap().iter().map(|at| at.as_str().unwrap()).collect();
+        let addresses: Vec<_> =
+            effective[setting].as_array().unwrap().iter().map(|at| at.as_str().unwrap()).collect();
         assert_eq!(addresses, ["0.0.0.0:3478", "[::]:3478"], "{setting}");
     }
     assert_eq!(of(&stages()[1], "EXPOSE"), ["3478/udp 3478/tcp"]);

@@ -178,12 +178,17 @@ fn ports_probes_and_times_agree_with_the_configuration() {
     assert_eq!((ready.as_str(), alive.as_str()), ("/readyz", "/healthz"));
 
     let admin = setting(&effective, "admin");
-    let annotations = read::<Deployment>("deployment.yaml").spec.unwrap().template.metadata.unwrap().annotations;
+    let annotations =
+        read::<Deployment>("deployment.yaml").spec.unwrap().template.metadata.unwrap().annotations;
     let annotations = annotations.unwrap();
     assert_eq!(annotations["prometheus.io/scrape"], "true");
     assert_eq!(annotations["prometheus.io/port"], port_of(&admin).to_string());
     assert_eq!(annotations["prometheus.io/path"], "/metrics");
-    assert_eq!(setting(&effective, "admin-users").as_str(), Some("off"), "it is reached from outside of the node");
+    assert_eq!(
+        setting(&effective, "admin-users").as_str(),
+        Some("off"),
+        "it is reached from outside of the node"
+    );
 
     let drain = setting(&effective, "drain-timeout").as_integer().unwrap();
     let grace = pod().termination_grace_period_seconds.unwrap();
