@@ -346,7 +346,7 @@ impl Application for Relay {
         self.time_of_day.handle_timeout(&mut self.server, now);
         self.server.handle_timeout(now);
         self.hear_again(now);
-        self.streams.handle_timeout(|client| self.server.find(client, now).is_some(), now);
+        self.streams.handle_timeout(|client| self.server.find(client, now).is_some(), &mut self.drops, now);
         self.duties.handle_timeout(&self.drops, &self.server, now);
         if let Some(member) = &self.member {
             member.handle_timeout();

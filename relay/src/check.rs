@@ -24,6 +24,7 @@ impl Display for Effective<'_> {
         writeln!(f, "tcp-connections-max = {}", limits.connections_max)?;
         writeln!(f, "tcp-connections-per-address-max = {}", limits.per_address_max)?;
         writeln!(f, "tcp-queue-kib = {}", limits.queue_bytes / 1024)?;
+        writeln!(f, "tcp-queues-mib = {}", limits.queues_bytes / (1024 * 1024))?;
         writeln!(f, "realm = {:?}", config.realm.0)?;
         let names: Vec<&str> = config.users.iter().map(|user| user.name.as_str()).collect();
         writeln!(f, "# {} users: {names:?}", names.len())?;
@@ -69,6 +70,7 @@ impl Display for Effective<'_> {
             Some(workers) => writeln!(f, "workers = {workers}")?,
             None => writeln!(f, "# workers: one for each core")?,
         }
+        writeln!(f, "admin-users = {:?}", if config.admin_users { "on" } else { "off" })?;
         match config.admin {
             Some(admin) => writeln!(f, "admin = \"{admin}\""),
             // Unlike one that is asked for, it need not be had.
@@ -101,10 +103,10 @@ mod tests {
                      --external-ip 198.51.100.1/192.0.2.1 2001:db8::1 --allow-peer 10.0.0.0/8 --channel-numbers rfc8656 \
                      --allocations-max 7 --allocations-per-user-max 8 --drain-timeout 9 --hairpin off --port-sharing off \
                      --listen-tcp 127.0.0.1:3 --listen-tls [::1]:4 --tls-certificate c.pem --tls-key k.pem \
-                     --tcp-connections-max 9 --tcp-connections-per-address-max 3 --tcp-queue-kib 200 \
+                     --tcp-connections-max 9 --tcp-connections-per-address-max 3 --tcp-queue-kib 200 --tcp-queues-mib 100 \
                      --secret-validity-max 90min --deny-peer 203.0.114.0/24 --deny-peer-ports 1-5,7 --permissions-max 5 \
                      --allocations-per-source-max 6 --channels-max 4 --new-peers-per-user 3 --user-rate 10mbit,5kpps \
-                     --allocation-rate 2.5gbit --unpaid-replies 2 --strict-reflection --workers 3 \
+                     --allocation-rate 2.5gbit --unpaid-replies 2 --strict-reflection --workers 3 --admin-users off \
                      --alternate-server 192.0.2.9:1 [2001:db8::9]:2 --user alice:hunter2";
         let flags: Vec<&str> = flags.split_whitespace().collect();
         let shown = [&flags[..], &["--admin", "[::1]:5"]].concat();

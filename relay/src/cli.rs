@@ -8,7 +8,6 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::Parser as _;
 use dataplane::engine::{self, Switch};
 use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -53,7 +52,7 @@ pub fn main_with(
     args: impl Iterator<Item = OsString>,
     once_ready: impl FnOnce() + Send + 'static,
 ) -> ExitCode {
-    let args = match Args::try_parse_from(args) {
+    let args = match Args::from_words(args) {
         Ok(args) => args,
         Err(error) => {
             // Help and version count as errors that end well. Nobody is left to tell when this cannot be printed.
@@ -84,6 +83,10 @@ pub fn main_with(
         }
     };
     if args.check_config {
+        for name in &config.overridden {
+            // As above.
+            let _ = writeln!(io::stderr(), "towpath-relay: warning: --{name} wins over {name} in the file");
+        }
         return match write!(io::stdout(), "{}", Effective(&config)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
@@ -130,7 +133,7 @@ fn run(
     let steering = Steering { members: workers.into(), seed: u32::from_ne_bytes(random()?) };
     let listeners = bind(&config, gro, steering)?;
     let stream_listeners = bind_streams(&config, steering)?;
-    let admin = Admin::bind(config.admin, gro)?;
+    let admin = Admin::bind(config.admin, config.admin_users, gro)?;
     let own_sockets: Vec<_> = listeners
         .iter()
         .map(|group| group[0].local_addr())

@@ -3,6 +3,8 @@
 mod streams;
 mod values;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,16 +12,20 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use dataplane::engine::{EngineArgs, Switch};
 use dataplane::log::LogFormat;
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use toml::Spanned;
 use zeroize::Zeroizing;
 
 pub use self::streams::StreamConfig;
-pub use self::values::{ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity};
+pub use self::values::{
+    AdminUsers, ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity,
+};
 use crate::admin::{AdminChoice, StatusArgs};
 use crate::import::ImportArgs;
 use crate::limits::{LimitArgs, PeerPorts, RateLimit};
@@ -40,7 +46,9 @@ const LISTEN_DEFAULT: [SocketAddr; 2] = [
 const RELAY_PORTS_DEFAULT: PortRange = PortRange { low: 49_152, high: 65_535 };
 /// Short on purpose: every unauthenticated request is answered with it.
 const REALM_DEFAULT: &str = "towpath";
-/// Time to drain in seconds: below the 30 that container platforms wait after SIGTERM before they kill.
+/// What adds up where flags and file have it both.
+const ADDED_UP: [&str; 2] = ["user", "user-file"];
+/// Time to drain in seconds: below the 30 that Kubernetes waits after SIGTERM before it kills.
 const DRAIN_TIMEOUT_S: u32 = 25;
 
 /// Parses an address to listen on.
@@ -79,6 +87,9 @@ pub struct Args {
     /// Most KiB that wait for one of them; beyond it the oldest data is dropped [default: 256]
     #[arg(long, value_name = "N")]
     pub tcp_queue_kib: Option<u32>,
+    /// Most MiB that wait for all of them together, an equal part of it for each where there are many [default: 768]
+    #[arg(long, value_name = "N")]
+    pub tcp_queues_mib: Option<u32>,
     /// Realm of the credentials [default: towpath]
     #[arg(long)]
     pub realm: Option<Realm>,
@@ -136,6 +147,9 @@ pub struct Args {
     /// Where metrics, probes and the status page are, or off [default: 127.0.0.1:9641]
     #[arg(long, value_name = "ADDR:PORT")]
     pub admin: Option<AdminChoice>,
+    /// Whether user names are among what is shown there [default: on]
+    #[arg(long, value_enum)]
+    pub admin_users: Option<AdminUsers>,
     /// A TOML file with the same names as these flags; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -151,6 +165,27 @@ pub struct Args {
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
+    /// Names of the flags that were given, where [`Args::from_words`] has read them.
+    #[arg(skip)]
+    pub given: BTreeSet<String>,
+}
+
+impl Args {
+    /// Reads a command line, the program's name first, and remembers which flags were in it.
+    ///
+    /// # Errors
+    /// As `try_parse_from`; help and version count as errors.
+    pub fn from_words(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(words)?;
+        let mut args = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        let own = Self::command();
+        let given = own.get_arguments().filter(|argument| {
+            matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine)
+        });
+        args.given = given.filter_map(|argument| argument.get_long()).map(str::to_owned).collect();
+        Ok(args)
+    }
 }
 
 /// What the program does besides serving.
@@ -174,6 +209,7 @@ struct File {
     tcp_connections_max: Option<u32>,
     tcp_connections_per_address_max: Option<u32>,
     tcp_queue_kib: Option<u32>,
+    tcp_queues_mib: Option<u32>,
     realm: Option<Realm>,
     user: Vec<Login>,
     user_file: Option<PathBuf>,
@@ -202,6 +238,10 @@ struct File {
     alternate_server: Option<Spanned<Vec<SocketAddr>>>,
     workers: Option<Spanned<u16>>,
     admin: Option<AdminChoice>,
+    admin_users: Option<AdminUsers>,
+    /// Names of everything that the file sets.
+    #[serde(skip)]
+    names: BTreeSet<String>,
 }
 
 /// What was asked for, from flags and files.
@@ -255,6 +295,10 @@ pub struct Config {
     pub workers: Option<u16>,
     /// Where metrics, probes and the status page are; the default when nothing was said.
     pub admin: Option<AdminChoice>,
+    /// Whether user names are among what is shown there.
+    pub admin_users: bool,
+    /// Settings of the file that have no effect, because flags say otherwise.
+    pub overridden: Vec<String>,
 }
 
 /// Why there is no usable configuration.
@@ -367,7 +411,10 @@ impl Config {
             unpaid_replies: file.unpaid_replies,
             strict_reflection: file.strict_reflection,
         });
+        let overridden =
+            file.names.intersection(&args.given).filter(|name| !ADDED_UP.contains(&name.as_str()));
         Ok(Self {
+            overridden: overridden.cloned().collect(),
             listen_is_default: listen.is_none(),
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
             streams,
@@ -400,6 +447,7 @@ impl Config {
             files,
             workers: args.workers.or(file.workers.map(Spanned::into_inner)),
             admin: args.admin.or(file.admin),
+            admin_users: args.admin_users.or(file.admin_users) != Some(AdminUsers::Off),
         })
     }
 }
@@ -425,8 +473,11 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
         let line = text.as_bytes()[..start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1;
         ConfigError::Line { path: path.to_owned(), line, text: problem }
     };
-    let file: File = toml::from_str(&text)
-        .map_err(|error| at(error.span().map_or(0, |span| span.start), error.message().to_owned()))?;
+    let wrong =
+        |error: toml::de::Error| at(error.span().map_or(0, |span| span.start), error.message().to_owned());
+    let mut file: File = toml::from_str(&text).map_err(wrong)?;
+    let names: BTreeMap<String, IgnoredAny> = toml::from_str(&text).map_err(wrong)?;
+    file.names = names.into_keys().collect();
     if let Some(list) = &file.relay_address {
         check_relay_addresses(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
     }
@@ -554,6 +605,29 @@ mod tests {
         assert_eq!(users, [("alice", "a"), ("bob", "b:b"), ("carol", "c")]);
         assert_eq!(merged.allow_peers, ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
         assert_eq!(merged.allocations_max, 5);
+    }
+
+    #[test]
+    fn what_flags_take_the_effect_of_is_known_by_name() {
+        let users = file("bob:b\n", 0o600);
+        let text = format!(
+            "drain-timeout = 600\nallow-peer = [\"10.0.0.0/8\"]\nuser-file = {:?}\npermissions-max = 9\nworkers = 2\n",
+            users.path()
+        );
+        let config = file(&text, 0o600);
+        let path = config.path().to_str().unwrap();
+        let overridden = |flags: &[&str]| {
+            let words = [&["towpath-relay", "--config", path], flags].concat();
+            let args = Args::from_words(words.into_iter().map(OsString::from)).unwrap();
+            Config::load(&args).unwrap().overridden
+        };
+        assert_eq!(overridden(&["--realm", "flag"]), [""; 0]);
+        let flags = "--drain-timeout 600 --allow-peer ::1 --permissions-max 8 --user carol:c --admin off";
+        let flags: Vec<&str> = [flags, "--user-file", users.path().to_str().unwrap()]
+            .into_iter()
+            .flat_map(|words| words.split(' '))
+            .collect();
+        assert_eq!(overridden(&flags), ["allow-peer", "drain-timeout", "permissions-max"]);
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub struct Fixed {
     shares_ports: bool,
     workers: Option<u16>,
     admin: Option<AdminChoice>,
+    admin_users: bool,
 }
 
 impl Fixed {
@@ -73,6 +74,7 @@ impl Fixed {
             shares_ports: config.shares_ports(),
             workers: config.workers,
             admin: config.admin,
+            admin_users: config.admin_users,
         }
     }
 
@@ -88,6 +90,7 @@ impl Fixed {
             ("port-sharing", self.shares_ports != other.shares_ports),
             ("workers", self.workers != other.workers),
             ("admin", self.admin != other.admin),
+            ("admin-users", self.admin_users != other.admin_users),
         ];
         different.into_iter().filter(|&(_, is_different)| is_different).map(|(name, _)| name)
     }
@@ -163,6 +166,9 @@ impl Source {
         let tls = config.streams.load_tls(&mut self.secrets)?;
         if let Some(warning) = tls.as_ref().and_then(|tls| tls.warning(wall_clock())) {
             tracing::warn!("{warning}");
+        }
+        for setting in &config.overridden {
+            tracing::warn!(setting, "what the file says has no effect: the flag of that name wins");
         }
         let fixed = Fixed::of(&config);
         for setting in self.fixed.different(&fixed) {

@@ -4,8 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
 mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +17,6 @@ use std::process::Command;
 use dataplane::stun::{Method, Writer};
 use harness::http::get;
 use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket};
-use left_out::left_out;
 use rustix::net::{AddressFamily, Protocol, SocketType, netlink};
 use rustix::process::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
@@ -295,114 +292,4 @@ fn confinement_can_be_switched_off() {
     let log = confined.before_ready();
     assert_eq!(log.matches("INFO  confined ").count(), 1, "{log}");
     assert!(log.contains("capabilities=none readable=\"\" system_calls=\""), "{log}");
-}
-
-/// The unit file, judged by the tool that an operator would use.
-#[test]
-#[expect(clippy::disallowed_methods, reason = "a test starts programs")]
-fn the_unit_file_is_sandboxed() {
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service");
-    let run = Command::new("systemd-analyze")
-        .args(["security", "--offline=true", "--no-pager"])
-        .arg(&unit)
-        .output();
-    let output = match run {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return left_out("the sandbox of the unit file: apt-get install systemd");
-        }
-        output => output.unwrap(),
-    };
-    let text = String::from_utf8(output.stdout).unwrap();
-    let line =
-        text.lines().find(|line| line.contains("Overall exposure level")).unwrap_or_else(|| panic!("{text}"));
-    let level = line.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
-    assert!(level <= 2.0, "{text}");
-}
-
-/// The groups of system calls that unit files name, as this systemd has them.
-#[expect(clippy::disallowed_methods, reason = "a test starts programs")]
-fn call_groups() -> Option<BTreeMap<String, Vec<String>>> {
-    let run = Command::new("systemd-analyze").args(["syscall-filter", "--no-pager"]).output();
-    let output = match run {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            left_out("the system calls of the unit file: apt-get install systemd");
-            return None;
-        }
-        output => output.unwrap(),
-    };
-    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut name = String::new();
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
-        let word = line.trim();
-        if line.starts_with('@') {
-            name = word.to_owned();
-        } else if !word.is_empty() && !word.starts_with('#') {
-            groups.entry(name.clone()).or_default().push(word.to_owned());
-        }
-    }
-    Some(groups)
-}
-
-/// The system calls behind a name.
-fn calls_of(name: &str, groups: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
-    if !name.starts_with('@') {
-        return [name.to_owned()].into();
-    }
-    let members = groups.get(name).unwrap_or_else(|| panic!("no group {name} in {groups:#?}"));
-    members.iter().flat_map(|member| calls_of(member, groups)).collect()
-}
-
-/// The unit's sandbox leaves room for what listens on the admin address, and for the addresses of this machine.
-#[test]
-fn the_unit_file_permits_the_admin_port_and_netlink() {
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service");
-    let unit = fs::read_to_string(unit).unwrap();
-    let values = |name: &str| {
-        let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        lines.map(str::to_owned).collect::<Vec<_>>()
-    };
-    for closed in ["PrivateNetwork", "SocketBindDeny", "SocketBindAllow", "IPAddressDeny"] {
-        assert_eq!(values(closed), [""; 0], "{closed}");
-    }
-    let families = values("RestrictAddressFamilies").concat();
-    for family in ["AF_INET", "AF_INET6", "AF_NETLINK"] {
-        assert!(families.split(' ').any(|other| other == family), "{family} is not in {families}");
-    }
-    let Some(groups) = call_groups() else { return };
-    let mut allowed = BTreeSet::new();
-    for value in values("SystemCallFilter") {
-        let names = value.trim_start_matches('~').split(' ');
-        for call in names.flat_map(|name| calls_of(name, &groups)) {
-            if value.starts_with('~') {
-                allowed.remove(&call)
-            } else {
-                allowed.insert(call)
-            };
-        }
-    }
-    let needed = "socket bind listen accept4 setsockopt getsockopt getsockname ppoll shutdown eventfd2 read write \
-                  recvfrom sendto recvmsg sendmsg ioctl futex clone prlimit64 close";
-    for call in needed.split_whitespace() {
-        assert!(allowed.contains(call), "{call} is not in {allowed:?}");
-    }
-    assert!(!allowed.contains("mount") && !allowed.contains("setpriority"), "{allowed:?}");
-}
-
-/// The flags that the unit file starts the relay with are accepted.
-#[test]
-fn the_unit_file_starts_the_relay_with_flags_that_it_has() {
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service");
-    let unit = fs::read_to_string(unit).unwrap();
-    let mut seen = 0;
-    for line in unit.lines() {
-        let Some((_, flags)) = line.split_once("=/usr/bin/towpath-relay ") else { continue };
-        let run = program(env!("CARGO_BIN_EXE_towpath-relay"))
-            .args(flags.split(' '))
-            .arg("--help")
-            .output()
-            .unwrap();
-        assert!(run.status.success(), "{line}: {}", String::from_utf8_lossy(&run.stderr));
-        seen += 1;
-    }
-    assert_eq!(seen, 2, "the check before the start, and the start");
 }

@@ -142,6 +142,30 @@ fn root(folder: &Path) -> Option<()> {
     Some(())
 }
 
+/// Where the image listens, and how long it wants to have for its end.
+#[test]
+fn the_image_listens_on_both_families_and_says_how_long_it_drains() {
+    let check = program(env!("CARGO_BIN_EXE_towpath-relay"))
+        .args(["--check-config", "--config"])
+        .arg(workspace().join("relay/packaging/container.toml"))
+        .output()
+        .unwrap();
+    let effective: toml::Table = String::from_utf8(check.stdout).unwrap().parse().unwrap();
+    for setting in ["listen", "listen-tcp"] {
+        let addresses: Vec<_> =
+            effective[setting].as_array().unwrap().iter().map(|at| at.as_str().unwrap()).collect();
+        assert_eq!(addresses, ["0.0.0.0:3478", "[::]:3478"], "{setting}");
+    }
+    assert_eq!(of(&stages()[1], "EXPOSE"), ["3478/udp 3478/tcp"]);
+    let drain = effective["drain-timeout"].as_integer().unwrap();
+    for name in ["relay/packaging/Containerfile", "README.md"] {
+        let text = read(name);
+        let (_, rest) = text.split_once("--stop-timeout ").unwrap();
+        let given: i64 = rest.split(' ').next().unwrap().parse().unwrap();
+        assert!(given > drain, "{name}: {given} s for a drain of {drain} s");
+    }
+}
+
 #[test]
 fn the_last_stage_serves_as_nobody_with_nothing_else_around_it() {
     if !rustix::process::geteuid().is_root() {

@@ -18,6 +18,7 @@ use std::process::{Child, Command, Output, Stdio};
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
 use harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket};
 use left_out::left_out;
+use rustix::process::Signal;
 
 const CONFIG: &str = "etc/towpath-relay/towpath-relay.toml";
 const UNIT: &str = "usr/lib/systemd/system/towpath-relay.service";
@@ -77,6 +78,7 @@ fn the_package_has_what_belongs_in_it() {
         ("usr/bin/towpath-relay", executable),
         (CONFIG, file),
         (UNIT, file),
+        ("usr/lib/sysusers.d/towpath-relay.conf", file),
         ("usr/share/man/man1/towpath-relay.1.gz", file),
         ("usr/share/man/man1/towpath-relay-import.1.gz", file),
         ("usr/share/man/man1/towpath-relay-status.1.gz", file),
@@ -86,6 +88,7 @@ fn the_package_has_what_belongs_in_it() {
         ("usr/share/doc/towpath-relay/copyright", file),
         (&format!("{examples}/towpath-relay.toml"), file),
         (&format!("{examples}/grafana-dashboard.json"), file),
+        (&format!("{examples}/nftables.conf"), file),
         (&format!("{examples}/prometheus-rules.yml"), file),
     ]
     .map(|(name, mode)| (name.to_owned(), mode.to_owned()))
@@ -152,6 +155,30 @@ impl Overlay {
         command
     }
 
+    /// A command of the unit as systemd runs it: as its user, with its limits, and without a way to more privileges.
+    fn as_the_service(&self, unit: &str, key: &str) -> Command {
+        let one = |key| of_unit(unit, key).join(" ");
+        let mut command = self.beside("prlimit");
+        // The unit's units are those of systemd, powers of 1024.
+        let locked = one("LimitMEMLOCK").replace('M', "000000");
+        // The machine's own limits, where those are lower: only another privilege could raise them.
+        let own = rustix::process::getrlimit(rustix::process::Resource::Memlock).maximum.unwrap_or(u64::MAX);
+        let locked = locked.parse::<u64>().unwrap().min(own);
+        command.args([format!("--memlock={locked}"), format!("--core={}", one("LimitCORE"))]);
+        assert_eq!(one("NoNewPrivileges"), "yes");
+        command.arg("chroot").arg(self.folder.path().join("root"));
+        command.args([
+            "setpriv",
+            "--clear-groups",
+            "--no-new-privs",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+        ]);
+        command.args([format!("--reuid={}", one("User")), format!("--regid={}", one("Group"))]);
+        command.args(of_unit(unit, key));
+        command
+    }
+
     /// Runs a script in the system and returns what it prints.
     fn run(&self, script: &str) -> String {
         let output = self.command("sh").args(["-ec", script]).output().unwrap();
@@ -205,39 +232,43 @@ fn the_package_installs_starts_and_leaves_nothing_when_it_is_purged() {
     assert!(status.success());
     overlay.run("export DEBIAN_FRONTEND=noninteractive; dpkg --purge towpath-relay 2>/dev/null; dpkg --force-unsafe-io --install /tmp/towpath-relay.deb");
     assert!(overlay.run("dpkg --verify towpath-relay").is_empty(), "files are as they were packaged");
-    assert_eq!(overlay.run("stat -c '%a %U' /etc/towpath-relay/users"), "600 root\n");
+    assert_eq!(
+        overlay.run("stat -c '%a %U %G' /etc/towpath-relay/users"),
+        "600 towpath-relay towpath-relay\n"
+    );
     assert!(overlay.run("ls /etc/systemd/system/multi-user.target.wants").contains("towpath-relay.service"));
 
     assert!(overlay.added().len() > 10, "{:?}", overlay.added());
 
-    // As systemd starts it, but for where it listens: the credential is the file that the unit names.
     let unit = overlay.run(&format!("cat /{UNIT}"));
-    assert_eq!(of_unit(&unit, "LoadCredential"), ["users:/etc/towpath-relay/users"]);
-    let words = |key| {
-        let words = of_unit(&unit, key);
-        let mut command = overlay.command(&words[0]);
-        command.args(&words[1..]).env("CREDENTIALS_DIRECTORY", "/etc/towpath-relay");
-        command
-    };
-    let check = words("ExecStartPre").output().unwrap();
+    let check = overlay.as_the_service(&unit, "ExecStartPre").output().unwrap();
     assert!(check.status.success() && errors(&check).contains("# 0 users"), "{}", errors(&check));
-    let start = || {
-        let mut command = words("ExecStart");
-        command.args(["--listen", "127.0.0.1:0", "--admin", "off", "--realm", REALM]);
-        RelayProcess::spawn(command)
-    };
-    let relay = start();
+    assert!(!errors(&check).contains("warning"), "nothing in the file is without effect: {}", errors(&check));
+    let mut command = overlay.as_the_service(&unit, "ExecStart");
+    command.args(["--listen", "127.0.0.1:0", "--admin", "off", "--realm", REALM]);
+    let relay = RelayProcess::spawn(command);
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();
+    assert!(status.contains("Uid:\t") && !status.contains("Uid:\t0\t"), "{status}");
     binding(relay.listen[0]);
     assert!(relay.before_ready().contains("there are no users"), "{}", relay.before_ready());
-    assert!(relay.stop().0.success());
+    assert!(!relay.before_ready().contains("not confined"), "{}", relay.before_ready());
+
+    // A user is added by root, and the unit's own command makes the relay read the file again.
     overlay.run(&format!("echo {USER}:{PASSWORD} >> /etc/towpath-relay/users"));
-    let relay = start();
+    let reload = of_unit(&unit, "ExecReload").join(" ");
+    let told = overlay.command("sh").args(["-c", &reload]).env("MAINPID", relay.id().to_string()).status();
+    assert!(told.unwrap().success(), "{reload}");
+    assert!(relay.wait_for("the configuration ").contains("in force"), "{}", relay.seen());
     let mut client = Client::new(relay.listen[0]);
     client.allocate();
+    // It drains as long as the file says: for ten minutes, unless everybody has gone.
+    relay.signal(Signal::TERM);
+    let draining = relay.wait_for("draining");
+    assert!(draining.contains("600"), "{draining}");
     client.ask(Method::Refresh, |writer| {
         writer.lifetime(0);
     });
-    assert!(relay.stop().0.success());
+    assert!(relay.wait().0.success());
 
     // A second installation keeps what an administrator changed.
     overlay.run(&format!("echo '# mine' >> /{CONFIG}; dpkg --force-unsafe-io --install {copy}"));

@@ -117,6 +117,8 @@ fn a_relay_that_was_imported_serves_the_users_it_had() {
         assert_eq!(fs::metadata(at(name)).unwrap().mode() & 0o777, 0o600, "{name}");
     }
     assert_eq!(fs::read_to_string(at("users")).unwrap(), "alice:secret\n");
+    let both = format!("chown towpath-relay: {} {}", at("users").display(), at("secrets").display());
+    assert!(said.contains(&both), "{said}");
 
     let check = program(RELAY).args(["--config", output, "--check-config"]).output().unwrap();
     let effective = String::from_utf8(check.stdout.clone()).unwrap();

@@ -177,6 +177,19 @@ fn ports_probes_and_times_agree_with_the_configuration() {
     let (ready, alive) = (probe(container.readiness_probe), probe(container.liveness_probe));
     assert_eq!((ready.as_str(), alive.as_str()), ("/readyz", "/healthz"));
 
+    let admin = setting(&effective, "admin");
+    let annotations =
+        read::<Deployment>("deployment.yaml").spec.unwrap().template.metadata.unwrap().annotations;
+    let annotations = annotations.unwrap();
+    assert_eq!(annotations["prometheus.io/scrape"], "true");
+    assert_eq!(annotations["prometheus.io/port"], port_of(&admin).to_string());
+    assert_eq!(annotations["prometheus.io/path"], "/metrics");
+    assert_eq!(
+        setting(&effective, "admin-users").as_str(),
+        Some("off"),
+        "it is reached from outside of the node"
+    );
+
     let drain = setting(&effective, "drain-timeout").as_integer().unwrap();
     let grace = pod().termination_grace_period_seconds.unwrap();
     assert!((drain + 10..=drain + 60).contains(&grace), "{drain} s to drain, {grace} s to end");
@@ -253,8 +266,12 @@ fn the_pod_runs_here_and_its_probes_and_the_metric_of_the_scaler_are_there() {
         let path = probe.unwrap().http_get.unwrap().path.unwrap();
         assert_eq!(get(relay.admin(), &path).status, 200, "{path}");
     }
+    assert!(get(relay.admin(), "/status.json").body.contains("\"users_in_all\":1,\"users\":[]"));
     let scaler = text_of_scaler_metric();
     let metrics = get(relay.admin(), "/metrics").body;
+    for resource in ["/", "/metrics", "/status.json"] {
+        assert!(!get(relay.admin(), resource).body.contains(USER), "{resource} shows a user name");
+    }
     assert!(metrics.contains(&format!("# TYPE {} counter\n", scaler.series)), "{}: {metrics}", scaler.series);
     let spec = read::<HorizontalPodAutoscaler>("horizontalpodautoscaler.yaml").spec.unwrap();
     let asked = spec.metrics.unwrap().remove(0).pods.unwrap().metric.name;
@@ -272,6 +289,11 @@ fn text_of_scaler_metric() -> Rule {
     let rule: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
     let rules: Value = serde_norway::from_str(&rule.join("\n")).unwrap();
     let rule = &rules[0];
-    let series = rule["seriesQuery"].as_str().unwrap().split('{').next().unwrap().to_owned();
+    let (series, labels) = rule["seriesQuery"].as_str().unwrap().split_once('{').unwrap();
+    for label in ["namespace", "pod"] {
+        assert!(labels.contains(&format!("{label}!=\"\"")), "{labels}");
+        assert_eq!(rule["resources"]["overrides"][label]["resource"], label);
+    }
+    let series = series.to_owned();
     Rule { series, name: rule["name"]["as"].as_str().unwrap().to_owned() }
 }

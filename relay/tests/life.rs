@@ -58,6 +58,16 @@ fn a_reload_changes_users_policy_and_limits_and_says_what_it_cannot_change() {
 }
 
 #[test]
+fn a_reload_says_which_settings_a_flag_keeps_from_having_an_effect() {
+    let configured = Configured::start(LOOPBACK, &["--drain-timeout", "0"]);
+    configured.rewrite(&format!("{LOOPBACK}\ndrain-timeout = 600"));
+    configured.relay.signal(Signal::HUP);
+    let warning = configured.relay.wait_for("the flag of that name wins");
+    assert!(warning.contains("WARN") && warning.contains("setting=drain-timeout"), "{warning}");
+    configured.relay.wait_for("in force");
+}
+
+#[test]
 fn a_bad_file_changes_nothing_and_is_named_with_line_and_remedy() {
     let configured = Configured::start(LOOPBACK, &["--drain-timeout", "0"]);
     let mut client = configured.client();
@@ -159,6 +169,12 @@ fn a_configuration_can_be_checked_without_binding_anything() {
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
     let users = users.to_str().unwrap();
+    let file = directory.path().join("relay.toml");
+    write_private(&file, "drain-timeout = 600\nrealm = \"file\"\n");
+    let file = file.to_str().unwrap();
+    let (status, printed, errors) = check(&["--config", file, "--drain-timeout", "25"]);
+    assert!(status == Some(0) && printed.contains("drain-timeout = 25\n"), "{printed}");
+    assert_eq!(errors, "towpath-relay: warning: --drain-timeout wins over drain-timeout in the file\n");
     let (status, printed, errors) = check(&["--user-file", users, "--realm", "checked"]);
     assert_eq!((status, errors.as_str()), (Some(0), ""));
     assert!(

@@ -19,6 +19,7 @@ use std::time::Duration;
 use dataplane::netlink::Handle;
 use dataplane::stun::{AddressFamily, Class, Method, TransactionId, Writer};
 use harness::{Client, RelayProcess, code, program};
+use relay::server::policy::PeerPolicy;
 use user_namespace::left_out::left_out;
 
 /// The relay's own addresses, as public as any.
@@ -28,13 +29,14 @@ const OWN_V6: &str = "2600::4";
 const OPEN_V4: &str = "8.8.8.8:5000";
 const OPEN_V6: &str = "[2606:4700::1]:5000";
 
-/// Counts what leaves relayed ports, which no client has by chance: to the two open peers, and to anybody else.
+/// Counts what leaves relayed ports, which no client has by chance: to the two open peers, and to anybody else. After every
+/// other table has had its say.
 const WITNESS: &str = "
 table inet witness {
     counter open { }
     counter refused { }
     chain output {
-        type filter hook output priority 0; policy accept;
+        type filter hook output priority 10; policy accept;
         meta l4proto udp udp sport 20000-20999 ip daddr 8.8.8.8 counter name open accept
         meta l4proto udp udp sport 20000-20999 ip6 daddr 2606:4700::1 counter name open accept
         meta l4proto udp udp sport 20000-20999 counter name refused
@@ -119,7 +121,12 @@ fn nft(script: &str) -> Option<String> {
 
 /// What the witness has counted under a name.
 fn counted(name: &str) -> u64 {
-    let text = nft(&format!("list counter inet witness {name}\n")).unwrap();
+    counted_by("witness", name)
+}
+
+/// What a table has counted under a name.
+fn counted_by(table: &str, name: &str) -> u64 {
+    let text = nft(&format!("list counter inet {table} {name}\n")).unwrap();
     let rest = text.split_once("packets ").unwrap().1;
     rest.split(' ').next().unwrap().parse().unwrap()
 }
@@ -281,4 +288,105 @@ fn an_address_that_becomes_our_own_is_cut_off() {
     let (status, log) = relay.stop();
     assert!(status.success() && log.contains("rule=own_address"), "{log}");
     assert!(log.contains("\"no_channel\":10") && log.contains("\"no_permission\":10"), "{log}");
+}
+
+/// One peer of each kind, all of which have a way out.
+const SPECIAL: &[&str] = &[
+    "10.0.0.1",
+    "100.64.0.1",
+    "127.0.0.1",
+    "169.254.169.254",
+    "172.31.255.255",
+    "192.0.0.1",
+    "192.168.0.1",
+    "198.19.255.255",
+    "203.0.113.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "fc00::1",
+    "2001:db8::1",
+    "2001::1",
+    "2002:7f00:1::1",
+    "64:ff9b::10.0.0.1",
+    "64:ff9b::169.254.169.254",
+    "64:ff9b:1::8.8.8.8",
+    "3fff::1",
+    "ff0e::1",
+];
+
+/// The firewall rules in the package, with the relay's own policy opened as far as it goes.
+fn the_packaged_rules_stop(io: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/nftables.conf");
+    let rules = std::fs::read_to_string(path).unwrap();
+    // The user and the ports of this test.
+    let ours = rules
+        .replace("define relay_user = towpath-relay\n", "define relay_user = 0\n")
+        .replace("define relay_ports = 49152-65535\n", "define relay_ports = 20000-20999\n");
+    nft(&ours).unwrap();
+    nft("reset counters table inet witness\n").unwrap();
+    let flags = ["--listen", "127.0.0.1:0", "--relay-ports", "20000-20999", "--io", io];
+    let opened =
+        ["--relay-address", OWN_V4, OWN_V6, "--allow-peer", "0.0.0.0/0", "::/0", "--new-peers-per-user", "0"];
+    let relay = RelayProcess::start(&[&flags[..], &opened].concat());
+    let mut clients = [AddressFamily::V4, AddressFamily::V6].map(|family| allocated(&relay, family));
+    let peers: Vec<IpAddr> = SPECIAL.iter().map(|text| text.parse().unwrap()).collect();
+    let open = [OPEN_V4, OPEN_V6].map(|text| text.parse::<SocketAddr>().unwrap());
+    let all = peers.iter().map(|&address| SocketAddr::new(address, 5000)).chain(open);
+    let all: Vec<SocketAddr> = all.collect();
+    // Before the first packet: an ICMP error for one would come among the answers.
+    for &peer in &all {
+        assert_eq!(permit(&mut clients[usize::from(peer.is_ipv6())], peer), None, "{peer} is allowed");
+    }
+    let send_all = || all.iter().for_each(|&peer| send(&clients[usize::from(peer.is_ipv6())], peer));
+    send_all();
+    assert!(soon(|| counted("open") == 2), "what is public goes out");
+    let v6 = peers.iter().filter(|address| address.is_ipv6()).count() as u64;
+    let v4 = peers.len() as u64 - v6;
+    let stopped = || ["special_v4", "special_v6"].map(|name| counted_by("towpath_relay", name));
+    assert!(soon(|| stopped() == [v4, v6]), "{:?} of {v4} and {v6}", stopped());
+    assert_eq!(counted("refused"), 0, "something left for an address that is not public");
+    // Without the rules everything leaves: it is they who stopped it.
+    nft("delete table inet towpath_relay\n").unwrap();
+    send_all();
+    assert!(soon(|| counted("refused") == v4 + v6), "{} of {}", counted("refused"), v4 + v6);
+    let (status, log) = relay.stop();
+    assert!(status.success(), "{log}");
+    assert!(log.contains(&format!("\"egress_denied\":{}", v4 + v6)), "{log}");
+}
+
+#[test]
+fn what_an_opened_policy_lets_out_the_packaged_firewall_rules_stop_and_count() {
+    if !user_namespace::inside("what_an_opened_policy_lets_out_the_packaged_firewall_rules_stop_and_count") {
+        return;
+    }
+    let Some(_network) = network() else { return };
+    for io in ["suspend", "uring"] {
+        the_packaged_rules_stop(io);
+    }
+}
+
+/// The rules know every range that the relay's policy refuses by itself.
+#[test]
+fn the_packaged_firewall_rules_are_as_complete_as_the_policy() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/nftables.conf");
+    let rules = std::fs::read_to_string(path).unwrap();
+    let nets: Vec<ipnet::IpNet> = rules
+        .split(|letter: char| letter.is_whitespace() || letter == ',')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert!(nets.len() > 30, "{nets:?}");
+    let policy = PeerPolicy::default();
+    let mut seen = 0;
+    for text in REFUSED {
+        let address: IpAddr = text.parse().unwrap();
+        let is_special = policy.judge_address(address).is_err();
+        // The last two kinds of ISATAP are known by the end of an address that can begin with anything; mapped and translated
+        // addresses are IPv4 to the kernel, or are routed nowhere.
+        let is_elsewhere = text.contains("5efe") || text.starts_with("::ffff:0:");
+        if is_special && !is_elsewhere {
+            assert!(nets.iter().any(|net| net.contains(&address)), "{address}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 40, "{seen}");
 }

@@ -36,7 +36,12 @@ use relay::stream::{End, HANDSHAKE_TIME, IDLE_TIME, Kind, Limits, StreamListener
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;
 const QUEUE_BYTES: usize = 256 * 1024;
-const LIMITS: Limits = Limits { connections_max: 100, per_address_max: 50, queue_bytes: QUEUE_BYTES };
+const LIMITS: Limits = Limits {
+    connections_max: 100,
+    per_address_max: 50,
+    queue_bytes: QUEUE_BYTES,
+    queues_bytes: 100 * QUEUE_BYTES,
+};
 
 /// A test on any ingress.
 trait Scenario {
@@ -75,6 +80,7 @@ suite! {
     a_handshake_takes_its_time_and_no_more: SlowHandshake,
     strangers_cannot_fill_memory: LongBeginning,
     connections_are_bounded_in_all_and_by_address: Bounds,
+    many_connections_share_what_may_wait_for_all: SharedQueues,
     a_new_certificate_leaves_connections_alone: NewCertificate,
 }
 
@@ -398,8 +404,8 @@ fn slow_reader<I: Ingress, S: std::io::Read + std::io::Write + Send>(world: &mut
     let lost = world.relay.drops().get(Cause::EgressQueueFull);
     assert!(lost > u64::from(COUNT) / 2, "the client was to be slow: {lost} of {COUNT} lost");
     assert_eq!(world.relay.drops().total(), lost);
-    // A ring grows by doubling, and there are two of them and the message that has begun.
-    assert!(memory_max <= 2 * QUEUE_BYTES + 80_000, "{memory_max} bytes");
+    // Besides the data there are few answers, and the message that has begun.
+    assert!(memory_max <= QUEUE_BYTES + 80_000, "{memory_max} bytes");
     world.check_ledger();
 
     // An answer comes although the queue was full, and what comes then is whole, in order, and as new as can be.
@@ -654,6 +660,48 @@ impl Scenario for Bounds {
         late.write_all(&bare(Method::Binding)).unwrap();
         world.during(|| late.read_exact(&mut [0; 32]).unwrap());
         assert_eq!(world.relay.streams().connections(), 2);
+    }
+}
+
+/// What one client may have alone is too much once there are others: the oldest goes, also when nothing new comes.
+struct SharedQueues;
+
+impl Scenario for SharedQueues {
+    fn run<I: Ingress>(&self, ingress: I) {
+        let all = 300 * 1024;
+        let mut world = World::with(ingress, Limits { queues_bytes: all, ..LIMITS });
+        let (peer, mut slow) = (peer(), StreamClient::new(with_small_buffers(world.tcp)));
+        let to = peer.local_addr().unwrap();
+        let relayed = world.during(|| {
+            let relayed = slow.allocate();
+            assert_eq!(code(&slow.ask(Method::ChannelBind, bind_to(to))), None);
+            relayed
+        });
+        let send = |world: &mut World<I>| {
+            (0..16).for_each(|_| _ = peer.send_to(&[0xda; 1000], relayed).unwrap());
+            world.settle();
+        };
+        for _ in 0..1_000 {
+            send(&mut world);
+            if world.relay.drops().get(Cause::EgressQueueFull) > 0 {
+                break;
+            }
+        }
+        let alone = world.relay.streams().memory();
+        assert!(alone > QUEUE_BYTES / 2 && alone <= QUEUE_BYTES + 80_000, "{alone}");
+        let others: Vec<TcpStream> = (0..3).map(|_| connect(world.tcp)).collect();
+        world.settle();
+        assert_eq!(world.relay.streams().connections(), 4);
+        world.wait(IDLE_TIME);
+        let part = world.relay.streams().memory();
+        assert!(part > all / 8 && part <= all / 4, "{part}");
+        world.check_ledger();
+        // Who is idle has gone, and there is room again.
+        assert_eq!(world.relay.streams().connections(), 1);
+        (0..20).for_each(|_| send(&mut world));
+        assert!(world.relay.streams().memory() > QUEUE_BYTES / 2);
+        world.check_ledger();
+        drop(others);
     }
 }
 

@@ -77,16 +77,17 @@ impl TryFrom<String> for AdminChoice {
 pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
+    users: bool,
     gso: bool,
 }
 
 impl Admin {
     /// Binds what was asked for, or the default. `None`: there is to be none, or the default could not be had, which is
-    /// warned about. `gso` is told to those who ask.
+    /// warned about. `users`: user names are among the figures. `gso` is told to those who ask.
     ///
     /// # Errors
     /// An address that was asked for cannot be had; the text names the remedy.
-    pub fn bind(choice: Option<AdminChoice>, gso: bool) -> io::Result<Option<Self>> {
+    pub fn bind(choice: Option<AdminChoice>, users: bool, gso: bool) -> io::Result<Option<Self>> {
         let address = match choice {
             Some(AdminChoice::Off) => return Ok(None),
             Some(AdminChoice::At(address)) => address,
@@ -94,14 +95,14 @@ impl Admin {
         };
         let bound = TcpListener::bind(address)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .and_then(|listener| listener.local_addr().map(|address| Self { listener, address, gso }));
+            .and_then(|listener| listener.local_addr().map(|address| Self { listener, address, users, gso }));
         match bound {
             Ok(admin) => {
                 if !address.ip().is_loopback() {
                     tracing::warn!(
                         %address,
-                        "everyone who reaches the admin address can read user names and figures: \
-                         keep it behind a firewall, or on 127.0.0.1"
+                        "everyone who reaches the admin address can read {}: keep it behind a firewall, or on 127.0.0.1",
+                        if users { "user names and figures" } else { "figures" }
                     );
                 }
                 Ok(Some(admin))
@@ -155,8 +156,8 @@ mod tests {
     fn an_address_that_was_asked_for_and_is_taken_is_an_error() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let choice = AdminChoice::At(taken.local_addr().unwrap());
-        let error = Admin::bind(Some(choice), true).unwrap_err().to_string();
+        let error = Admin::bind(Some(choice), true, true).unwrap_err().to_string();
         assert!(error.contains("another program has it") && error.contains("--admin 127.0.0.1:"), "{error}");
-        assert!(Admin::bind(Some(AdminChoice::Off), true).unwrap().is_none());
+        assert!(Admin::bind(Some(AdminChoice::Off), true, true).unwrap().is_none());
     }
 }

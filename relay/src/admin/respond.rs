@@ -19,6 +19,8 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 pub(super) struct Responder {
     about: About,
     page: Page,
+    /// User names are among the figures.
+    users: bool,
 }
 
 /// An answer before it is bytes.
@@ -35,7 +37,7 @@ impl Responder {
         clippy::disallowed_methods,
         reason = "the admin thread is a driver of its own: here its time enters"
     )]
-    pub fn new(gso: bool) -> Self {
+    pub fn new(gso: bool, users: bool) -> Self {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let about = About {
             started: Instant::now(),
@@ -43,7 +45,7 @@ impl Responder {
             gso,
             open_files_limit: getrlimit(Limit::Nofile).current,
         };
-        Self { about, page: Page::new() }
+        Self { about, page: Page::new(), users }
     }
 
     /// Whether the loop has to be asked first.
@@ -76,7 +78,10 @@ impl Responder {
             Resource::Metrics | Resource::Status => match desk.latest() {
                 None => plain("503 Service Unavailable", "there are no figures yet\n"),
                 Some(snapshot) => {
-                    let status = Status::new(snapshot, &self.about, desk.phase(), now);
+                    let mut status = Status::new(snapshot, &self.about, desk.phase(), now);
+                    if !self.users {
+                        status.users.clear();
+                    }
                     let content_type;
                     (content_type, body) = if request.resource == Resource::Metrics {
                         (metrics::CONTENT_TYPE, metrics::text(&status))

@@ -50,7 +50,7 @@ impl Server {
             listener: admin.listener,
             desk: Desk::new(shared.clone()),
             shared,
-            responder: Responder::new(admin.gso),
+            responder: Responder::new(admin.gso, admin.users),
             connections: Vec::with_capacity(CONNECTIONS_MAX),
             accept_from: None,
         }
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn probes_fail_when_the_loop_has_stopped_and_the_admin_thread_answers_on() {
         let any = AdminChoice::At("127.0.0.1:0".parse().unwrap());
-        let admin = Admin::bind(Some(any), true).unwrap().unwrap();
+        let admin = Admin::bind(Some(any), true, true).unwrap().unwrap();
         let address = admin.address();
         // There is no loop behind it.
         let server = Server::new(admin, Shared::new(1).unwrap());

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::{Args, ConfigError, File, first_of};
 use crate::secrets::Secrets;
-use crate::stream::Limits;
 use crate::stream::tls::{self, Tls, TlsFiles};
+use crate::stream::{Limits, QUEUE_BYTES_MIN};
 
 /// Most connections when nothing is said.
 const CONNECTIONS_MAX: u32 = 10_000;
@@ -17,6 +17,10 @@ const QUEUE_KIB: u32 = 256;
 /// The longest message is 64 KiB, so less would not hold two of them.
 const QUEUE_KIB_MIN: u32 = 128;
 const QUEUE_KIB_MAX: u32 = 16 * 1024;
+/// MiB that wait for all clients when nothing is said: with the default of connections, more than the least for each.
+const QUEUES_MIB: u32 = 768;
+
+const MIB: usize = 1024 * 1024;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -69,14 +73,27 @@ impl StreamConfig {
                 "--tcp-queue-kib takes {QUEUE_KIB_MIN} to {QUEUE_KIB_MAX} KiB, for example {QUEUE_KIB}"
             ));
         }
+        let connections_max = connections_max.unwrap_or(CONNECTIONS_MAX);
+        let least_mib = (connections_max as usize * QUEUE_BYTES_MIN).div_ceil(MIB);
+        let queues_mib = match args.tcp_queues_mib.or(file.tcp_queues_mib) {
+            None => least_mib.max(QUEUES_MIB as usize),
+            Some(mib) if mib as usize >= least_mib => mib as usize,
+            Some(_) => {
+                return usage(format!(
+                    "--tcp-queues-mib has to be at least {least_mib} for {connections_max} connections: raise it, or lower \
+                     --tcp-connections-max"
+                ));
+            }
+        };
         Ok(Self {
             tcp,
             tls,
             tls_files,
             limits: Limits {
-                connections_max: connections_max.unwrap_or(CONNECTIONS_MAX),
+                connections_max,
                 per_address_max: per_address_max.unwrap_or(PER_ADDRESS_MAX),
                 queue_bytes: queue_kib as usize * 1024,
+                queues_bytes: queues_mib * MIB,
             },
         })
     }
@@ -99,7 +116,12 @@ mod tests {
     fn without_flags_there_are_no_streams() {
         let streams = load(&[]).unwrap();
         assert!(streams.tcp.is_empty() && streams.tls.is_empty() && streams.tls_files.is_none());
-        let limits = Limits { connections_max: 10_000, per_address_max: 256, queue_bytes: 262_144 };
+        let limits = Limits {
+            connections_max: 10_000,
+            per_address_max: 256,
+            queue_bytes: 262_144,
+            queues_bytes: 768 * MIB,
+        };
         assert_eq!(streams.limits, limits);
     }
 
@@ -116,8 +138,20 @@ mod tests {
         assert_eq!(streams.tcp, ["127.0.0.1:3".parse().unwrap(), "[::1]:4".parse().unwrap()]);
         assert_eq!(streams.tls, ["127.0.0.1:2".parse().unwrap()]);
         assert_eq!(streams.tls_files, Some(TlsFiles { certificate: "a".into(), key: "c".into() }));
-        let limits = Limits { connections_max: 8, per_address_max: 256, queue_bytes: 131_072 };
+        let limits = Limits {
+            connections_max: 8,
+            per_address_max: 256,
+            queue_bytes: 131_072,
+            queues_bytes: 768 * MIB,
+        };
         assert_eq!(streams.limits, limits);
+    }
+
+    #[test]
+    fn there_is_room_for_a_message_of_each_connection() {
+        let bytes = |flags: &[&str]| load(flags).unwrap().limits.queues_bytes;
+        assert_eq!(bytes(&["--tcp-connections-max", "100000"]), 6_446 * MIB);
+        assert_eq!(bytes(&["--tcp-connections-max", "100", "--tcp-queues-mib", "7"]), 7 * MIB);
     }
 
     #[test]
@@ -127,6 +161,7 @@ mod tests {
             (&["--listen-tls", "127.0.0.1:1", "--tls-certificate", "a"], "--tls-key FILE"),
             (&["--tls-key", "a"], "--tls-certificate FILE"),
             (&["--tcp-queue-kib", "127"], "128 to 16384"),
+            (&["--tcp-queues-mib", "644"], "at least 645 for 10000 connections"),
             (&["--listen-tcp", "3478"], "ADDRESS:PORT"),
         ] {
             let error = load(flags).unwrap_err();

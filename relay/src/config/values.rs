@@ -50,6 +50,16 @@ pub enum Hairpin {
     Off,
 }
 
+/// Whether the figures have user names (`--admin-users`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdminUsers {
+    /// Those who relay most, by name
+    On,
+    /// How many there are
+    Off,
+}
+
 /// Whether several allocations may have one relayed port (`--port-sharing`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -154,12 +154,14 @@ fn name_files(translation: &mut Translation, folder: &Path) -> (Option<PathBuf>,
     };
     let users = name("user-file", USERS, !translation.users.is_empty());
     let secrets = name("secret-file", SECRETS, !translation.secrets.is_empty());
-    if users.is_some() || secrets.is_some() {
+    let files: Vec<String> = users.iter().chain(&secrets).map(|path| path.display().to_string()).collect();
+    if !files.is_empty() {
         translation.differences.push(Note {
             line: None,
-            text: "the packaged systemd unit gives the user file by LoadCredential=: take `user-file` out there, and name \
-                   secrets the same way, as \"credential:secrets\" with LoadCredential=secrets:FILE"
-                .to_owned(),
+            text: format!(
+                "the packaged systemd unit runs the relay as a user of its own, which has to be able to read them: chown towpath-relay: {}",
+                files.join(" ")
+            ),
         });
     }
     (users, secrets)

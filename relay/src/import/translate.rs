@@ -328,7 +328,7 @@ fn listeners(said: &Said, out: &mut Translation) {
             out.settings.insert("listen-tls", list(&at(tls_port).collect::<Vec<_>>()));
             out.settings.insert("tls-certificate", quoted(&certificate.to_string_lossy()));
             out.settings.insert("tls-key", quoted(&key.to_string_lossy()));
-            out.differ("the TLS key is refused when everyone can read it: chmod 640 it, for a group that the relay is in, or chmod 600");
+            out.differ("the TLS key is refused when everyone can read it: chmod 640 it, for a group that the relay is in (SupplementaryGroups= of the systemd unit), or chmod 600");
         }
         (None, None) => out.differ("without cert and pkey there is no TLS; coturn looks for turn_server_cert.pem and turn_server_pkey.pem in several places"),
         (Some(_), None) => out.differ("cert without pkey: there is no TLS until `tls-key` is set, and `listen-tls`"),

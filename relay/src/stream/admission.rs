@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 
 use super::ends::End;
 
+/// Least bytes that may wait for one client, however many there are: the longest message (65,540 bytes) has to fit.
+pub const QUEUE_BYTES_MIN: usize = 66 * 1024;
+
 /// Bounds on what clients on streams may take up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Most connections in all.
     pub connections_max: u32,
@@ -17,11 +21,30 @@ pub struct Limits {
     pub per_address_max: u32,
     /// Most bytes that wait for one client.
     pub queue_bytes: usize,
+    /// Most bytes that wait for all of them together; enough for [`QUEUE_BYTES_MIN`] of each.
+    pub queues_bytes: usize,
+}
+
+impl Limits {
+    /// Most bytes that wait for each of so many clients: an equal part of what there is for all, where that is less than one
+    /// may have at most.
+    #[must_use]
+    pub fn queue_bytes_of_each(&self, connections: u32) -> usize {
+        let part = self.queues_bytes / connections.max(1) as usize;
+        self.queue_bytes.min(part.max(QUEUE_BYTES_MIN))
+    }
 }
 
 /// The connections there are, those of other workers included: asked when one comes and when one goes.
 #[derive(Clone, Debug)]
-pub(super) struct Admission(Arc<Mutex<Book>>);
+pub(super) struct Admission(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    book: Mutex<Book>,
+    /// The total of the book, to be read without it.
+    total: AtomicU32,
+}
 
 /// It has an entry for each address with a connection, and no others.
 #[derive(Debug)]
@@ -33,11 +56,17 @@ struct Book {
 
 impl Admission {
     pub fn new(limits: Limits) -> Self {
-        Self(Arc::new(Mutex::new(Book { limits, total: 0, by_address: HashMap::default() })))
+        let book = Mutex::new(Book { limits, total: 0, by_address: HashMap::default() });
+        Self(Arc::new(Shared { book, total: AtomicU32::new(0) }))
+    }
+
+    /// Connections of all workers.
+    pub fn total(&self) -> u32 {
+        self.0.total.load(Ordering::Relaxed)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Most connections in all.
@@ -66,6 +95,7 @@ impl Admission {
         }
         book.by_address.insert(subscriber, count + 1);
         book.total += 1;
+        self.0.total.store(book.total, Ordering::Relaxed);
         Ok(())
     }
 
@@ -74,6 +104,7 @@ impl Admission {
         let subscriber = subscriber(from);
         let mut book = self.book();
         book.total -= 1;
+        self.0.total.store(book.total, Ordering::Relaxed);
         let Some(count) = book.by_address.get_mut(&subscriber) else {
             debug_assert!(false, "released more often than admitted");
             return;
@@ -103,7 +134,7 @@ mod tests {
 
     #[test]
     fn each_address_and_all_together_have_their_bound() {
-        let limits = Limits { connections_max: 5, per_address_max: 2, queue_bytes: 0 };
+        let limits = Limits { connections_max: 5, per_address_max: 2, queue_bytes: 0, queues_bytes: 0 };
         let admission = Admission::new(limits);
         for from in ["192.0.2.1", "192.0.2.1", "2001:db8::1"] {
             assert_eq!(admission.admit(ip(from)), Ok(()));
@@ -112,7 +143,7 @@ mod tests {
         assert_eq!(admission.admit(ip("2001:db8::2")), Ok(()));
         assert_eq!(admission.admit(ip("2001:db8::3:0:0:1")), Err(End::RefusedAddress));
         assert_eq!(admission.admit(ip("2001:db8:0:1::1")), Ok(()));
-        assert_eq!(admission.admit(ip("192.0.2.9")), Err(End::RefusedTotal));
+        assert_eq!((admission.admit(ip("192.0.2.9")), admission.total()), (Err(End::RefusedTotal), 5));
         admission.release(ip("2001:db8::1"));
         assert_eq!(admission.admit(ip("192.0.2.1")), Err(End::RefusedAddress));
         admission.release(ip("192.0.2.1"));
@@ -121,7 +152,7 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_of_addresses_without_connections() {
-        let limits = Limits { connections_max: 10, per_address_max: 2, queue_bytes: 0 };
+        let limits = Limits { connections_max: 10, per_address_max: 2, queue_bytes: 0, queues_bytes: 0 };
         let admission = Admission::new(limits);
         for host in 0..=255 {
             let from = IpAddr::from([192, 0, 2, host]);
@@ -129,5 +160,23 @@ mod tests {
             admission.release(from);
         }
         assert!(admission.book().by_address.is_empty());
+        assert_eq!(admission.total(), 0);
+    }
+
+    #[test]
+    fn the_parts_of_all_are_never_more_than_there_is() {
+        let limits = Limits {
+            connections_max: 10_000,
+            per_address_max: 1,
+            queue_bytes: 256 * 1024,
+            queues_bytes: 768 * 1024 * 1024,
+        };
+        assert_eq!(limits.queue_bytes_of_each(0), limits.queue_bytes);
+        for connections in [1, 100, 3_072, 3_073, 9_999, 10_000] {
+            let each = limits.queue_bytes_of_each(connections);
+            assert!(each * connections as usize <= limits.queues_bytes, "{each} of {connections}");
+            assert_eq!(each == limits.queue_bytes, connections <= 3_072, "{connections}");
+            assert!(each >= QUEUE_BYTES_MIN);
+        }
     }
 }

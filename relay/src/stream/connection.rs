@@ -63,12 +63,12 @@ impl std::ops::Add for Traffic {
 }
 
 impl Connection {
-    pub fn new(client: ClientSocket, transport: Transport, queue_bytes: usize, now: Instant) -> Self {
+    pub fn new(client: ClientSocket, transport: Transport, now: Instant) -> Self {
         Self {
             client,
             transport,
             framer: Framer::default(),
-            queue: OutputQueue::new(queue_bytes),
+            queue: OutputQueue::new(0),
             is_blocked: false,
             is_waking: false,
             is_listed: false,
@@ -78,6 +78,11 @@ impl Connection {
             end: None,
             traffic: Traffic::default(),
         }
+    }
+
+    /// Has room for so many bytes in its queue from now on.
+    pub fn set_queue_bytes(&mut self, bytes_max: usize) {
+        self.queue.set_bytes_max(bytes_max);
     }
 
     /// Queues an answer.
@@ -143,10 +148,10 @@ impl Connection {
         self.queue.messages()
     }
 
-    /// Gives memory back that is not in use.
-    pub fn shrink(&mut self) {
+    /// Gives memory back that is not in use, or too much by now.
+    pub fn shrink(&mut self, drops: &mut Drops) {
         self.framer.shrink();
-        self.queue.shrink();
+        drops.add(Cause::EgressQueueFull, self.queue.shrink());
     }
 
     /// Memory that the queue and a begun message hold, in bytes.

@@ -1,6 +1,6 @@
 //! What the connections count about themselves, at one moment.
 
-use super::{End, Streams};
+use super::{End, Streams, Traffic};
 
 /// Connections over TCP and TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,29 @@ impl StreamFigures {
 }
 
 impl Streams {
+    /// Messages for clients so far, of all connections.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.connections.iter().fold(self.traffic, |sum, (_, connection)| sum + connection.traffic)
+    }
+
+    /// Messages that wait to be written.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.connections.iter().map(|(_, connection)| connection.queued()).sum()
+    }
+
+    /// Memory that queues and begun messages hold, in bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.connections.iter().map(|(_, connection)| connection.memory()).sum()
+    }
+
+    /// Most bytes that may wait for one client, with as many as there are; O(1).
+    pub(super) fn queue_bytes(&self) -> usize {
+        self.limits.queue_bytes_of_each(self.admission.total())
+    }
+
     /// The figures of this moment; O(1).
     #[must_use]
     pub fn figures(&self) -> StreamFigures {

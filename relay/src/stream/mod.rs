@@ -42,7 +42,7 @@ use self::listener::Accepted;
 use self::transport::{PLAIN_BYTES, TURN_BYTES, Transport};
 use crate::server::{ClientSocket, Listener};
 
-pub use self::admission::Limits;
+pub use self::admission::{Limits, QUEUE_BYTES_MIN};
 pub use self::connection::Traffic;
 pub use self::deadlines::{HANDSHAKE_TIME, IDLE_TIME};
 pub use self::ends::{End, Ends};
@@ -137,6 +137,7 @@ impl Streams {
 
     /// Takes other limits and another certificate, for connections that come from now on; the bytes that may wait for a client stay.
     pub fn reconfigure(&mut self, limits: Limits, tls: Option<Arc<ServerConfig>>) {
+        self.limits.queues_bytes = limits.queues_bytes;
         self.admission.reconfigure(limits);
         self.tls = tls.or(self.tls.take());
     }
@@ -144,7 +145,7 @@ impl Streams {
     /// For a relay without listeners of this kind.
     #[must_use]
     pub fn none() -> Self {
-        Self::new(Vec::new(), None, Limits { connections_max: 0, per_address_max: 0, queue_bytes: 0 })
+        Self::new(Vec::new(), None, Limits::default())
     }
 
     /// Registers the listeners, which the server calls `first` and so on.
@@ -180,24 +181,6 @@ impl Streams {
     #[must_use]
     pub fn ends(&self) -> &Ends {
         &self.ends
-    }
-
-    /// Messages for clients so far, of all connections.
-    #[must_use]
-    pub fn traffic(&self) -> Traffic {
-        self.connections.iter().fold(self.traffic, |sum, (_, connection)| sum + connection.traffic)
-    }
-
-    /// Messages that wait to be written.
-    #[must_use]
-    pub fn queued(&self) -> u64 {
-        self.connections.iter().map(|(_, connection)| connection.queued()).sum()
-    }
-
-    /// Memory that queues and begun messages hold, in bytes.
-    #[must_use]
-    pub fn memory(&self) -> usize {
-        self.connections.iter().map(|(_, connection)| connection.memory()).sum()
     }
 
     /// Whether a client came over a stream.
@@ -287,14 +270,18 @@ impl Streams {
 
     /// Queues an answer.
     pub fn send_answer(&mut self, index: u32, message: &[u8], drops: &mut Drops, now: Instant) {
+        let queue_bytes = self.queue_bytes();
         let Some(connection) = self.connections.get_mut(index as usize) else { return };
+        connection.set_queue_bytes(queue_bytes);
         let result = connection.push_control(message, drops);
         self.settle(index, result, now);
     }
 
     /// Queues a data message: header and payload one after the other, and the padding of a stream.
     pub fn send_data(&mut self, index: u32, header: &[u8], payload: &[u8], drops: &mut Drops, now: Instant) {
+        let queue_bytes = self.queue_bytes();
         let Some(connection) = self.connections.get_mut(index as usize) else { return };
+        connection.set_queue_bytes(queue_bytes);
         let result = connection.push_data(header, payload, drops);
         self.settle(index, result, now);
     }
@@ -389,7 +376,7 @@ impl Streams {
                 continue;
             };
             let time = if kind == Kind::Tls { HANDSHAKE_TIME } else { IDLE_TIME };
-            let mut connection = Connection::new(client, transport, self.limits.queue_bytes, now);
+            let mut connection = Connection::new(client, transport, now);
             connection.deadline = now + time;
             self.deadlines.insert(connection.deadline, index);
             entry.insert(Box::new(connection));
@@ -422,6 +409,7 @@ impl Streams {
 
     /// Writes what the batch has come to, and sees to it that the rest is written when it can be.
     pub fn write<I: Ingress>(&mut self, ingress: &mut I, now: Instant) {
+        let queue_bytes = self.queue_bytes();
         while let Some(index) = self.listed.pop() {
             // It may have been closed, but nobody else has its number before `register`.
             let Some(connection) = self.connections.get_mut(index as usize) else { continue };
@@ -434,7 +422,7 @@ impl Streams {
             if connection.is_blocked && !std::mem::replace(&mut connection.is_waking, true) {
                 ingress.wake_when_writable(token);
             }
-            let is_crowded = connection.is_crowded(self.limits.queue_bytes);
+            let is_crowded = connection.is_crowded(queue_bytes);
             if is_crowded != connection.is_paused {
                 connection.is_paused = is_crowded;
                 ingress.set_reading(token, !is_crowded);
@@ -446,14 +434,21 @@ impl Streams {
     }
 
     /// Ends what has taken too long. `is_known` says whether a client has an allocation.
-    pub fn handle_timeout(&mut self, is_known: impl Fn(&ClientSocket) -> bool, now: Instant) {
+    pub fn handle_timeout(
+        &mut self,
+        is_known: impl Fn(&ClientSocket) -> bool,
+        drops: &mut Drops,
+        now: Instant,
+    ) {
+        let queue_bytes = self.queue_bytes();
         while let Some(index) = self.deadlines.pop_due(now) {
             let Some(connection) = self.connections.get_mut(index as usize) else { continue };
             let idle_until = connection.active + IDLE_TIME;
             if connection.transport.is_handshaking() {
                 self.end(index, End::HandshakeTimeout, now);
             } else if is_known(&connection.client) || idle_until > now {
-                connection.shrink();
+                connection.set_queue_bytes(queue_bytes);
+                connection.shrink(drops);
                 connection.deadline = if idle_until > now { idle_until } else { now + IDLE_TIME };
                 self.deadlines.insert(connection.deadline, index);
             } else {

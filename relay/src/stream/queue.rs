@@ -1,4 +1,4 @@
-//! What a client has not taken yet: whole messages, bounded in bytes.
+//! What a client has not taken yet: whole messages, bounded in bytes. The bound may change with each message.
 //!
 //! ```text
 //!  begun on the wire │ control answers … │ data … ◄── oldest data is dropped first when all of it is too much
@@ -34,6 +34,11 @@ impl OutputQueue {
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         Self { begun: VecDeque::new(), control: VecDeque::new(), data: VecDeque::new(), bytes_max }
+    }
+
+    /// Has room for another number of bytes from the next message on.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
     }
 
     /// Bytes in it.
@@ -79,6 +84,7 @@ impl OutputQueue {
             return Err(Overflow);
         }
         let dropped = self.make_room(message.len());
+        reserve(&mut self.control, message.len(), self.bytes_max);
         self.control.extend(message);
         Ok(dropped)
     }
@@ -94,6 +100,7 @@ impl OutputQueue {
         if self.len() + len > self.bytes_max {
             return dropped + 1;
         }
+        reserve(&mut self.data, len, self.bytes_max);
         self.data.extend(header);
         self.data.extend(payload);
         self.data.extend(&[0; 3][..padding]);
@@ -169,6 +176,7 @@ impl OutputQueue {
                 let first = first_len(ring, 0);
                 // The one message that cannot be dropped any more leaves its ring, so that those behind it can.
                 self.begun.clear();
+                reserve(&mut self.begun, first - written, 0);
                 self.begun.extend(ring.range(written..first));
                 ring.drain(..first);
                 return finished;
@@ -177,19 +185,29 @@ impl OutputQueue {
         finished
     }
 
-    /// Gives memory back that nothing is in.
-    pub fn shrink(&mut self) {
+    /// Gives memory back that nothing is in, and that of the oldest data where all of it is too much by now. The answer is how
+    /// many data messages that took.
+    pub fn shrink(&mut self) -> u64 {
+        let dropped = self.make_room(0);
         for ring in [&mut self.begun, &mut self.control, &mut self.data] {
-            if ring.is_empty() {
-                *ring = VecDeque::new();
-            }
+            ring.shrink_to_fit();
         }
+        dropped
     }
 
     /// Bytes of memory held.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.begun.capacity() + self.control.capacity() + self.data.capacity()
+    }
+}
+
+/// Lets a ring grow by the usual factor of two, and not beyond `bytes_max` for the sake of the next time.
+fn reserve(ring: &mut VecDeque<u8>, more: usize, bytes_max: usize) {
+    let needed = ring.len() + more;
+    if needed > ring.capacity() {
+        let capacity = (2 * ring.capacity()).min(bytes_max).max(needed);
+        ring.reserve_exact(capacity - ring.len());
     }
 }
 
@@ -320,11 +338,23 @@ mod tests {
     fn memory_is_given_back_once_it_is_empty() {
         let mut queue = OutputQueue::new(BYTES_MAX);
         data(&mut queue, 0, 600);
-        queue.shrink();
-        assert_eq!(queue.messages(), 1);
+        assert_eq!((queue.shrink(), queue.messages()), (0, 1));
         queue.advance(604);
-        queue.shrink();
-        assert_eq!(queue.capacity(), 0);
+        assert_eq!((queue.shrink(), queue.capacity()), (0, 0));
+    }
+
+    #[test]
+    fn with_less_room_the_oldest_data_goes_and_its_memory_with_it() {
+        let mut queue = OutputQueue::new(10 * BYTES_MAX);
+        (0..100).for_each(|number| assert_eq!(data(&mut queue, number, 96), 0));
+        queue.set_bytes_max(BYTES_MAX);
+        assert_eq!((queue.shrink(), queue.len()), (90, BYTES_MAX));
+        assert!(queue.capacity() <= BYTES_MAX + 100, "{}", queue.capacity());
+        queue.set_bytes_max(BYTES_MAX / 2);
+        assert_eq!(data(&mut queue, 100, 96), 6, "five remain, the new one among them");
+        let mut wire = Vec::new();
+        write(&mut queue, usize::MAX, &mut wire);
+        assert_eq!(numbers(&wire).0, [96, 97, 98, 99, 100]);
     }
 
     #[derive(Clone, Debug)]
@@ -356,6 +386,8 @@ mod tests {
                     Step::Write(len) => finished += write(&mut queue, len, &mut wire),
                 }
                 prop_assert!(queue.len() <= BYTES_MAX);
+                // Data and answers each at most so much, and a begun message.
+                prop_assert!(queue.capacity() <= 2 * BYTES_MAX + 404, "{}", queue.capacity());
                 prop_assert_eq!(pushed, dropped + finished + queue.messages());
             }
             finished += write(&mut queue, usize::MAX, &mut wire);
