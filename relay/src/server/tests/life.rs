@@ -4,6 +4,7 @@ use dataplane::stun::{AttributeType, Method, TransactionId};
 
 use super::super::figures::{Carrier, Census, Direction, Volume};
 use super::super::*;
+use super::auth::{TODAY, timed, with_secrets};
 use super::fixture::*;
 
 fn credentials(users: &[(&str, &str)]) -> Credentials {
@@ -57,6 +58,61 @@ fn a_removed_user_keeps_relaying_until_the_lifetime_ends_and_gets_nothing_new() 
     assert_eq!(fixture.server.poll_command(), Some(Command::Close(id)));
     fixture.server.handle_relay_closed(id);
     assert_eq!(fixture.server.allocations(), 0);
+}
+
+#[test]
+fn a_secret_that_is_taken_out_takes_its_users_along_and_no_others() {
+    let mut fixture = with_secrets();
+    let user = |secret: &[u8], id: &str, from: &str| timed(&format!("{}:{id}", TODAY + 600), secret, from);
+    let (leaked, good) = (user(b"north", "x", "192.0.2.8:1"), user(b"south", "y", "192.0.2.8:2"));
+    for user in [&leaked, &good] {
+        fixture.allocate(user);
+        assert_eq!(fixture.bind(user, 0x4000, "192.0.2.9:9"), None);
+    }
+    let with = |secrets: &[&str]| {
+        let mut settings = settings();
+        secrets.iter().for_each(|secret| settings.credentials.add_secret(secret.as_bytes()));
+        settings
+    };
+    // Nothing happens to anybody whose secret stays, in whatever place.
+    fixture.server.reconfigure(with(&["south", "north"]));
+    assert_eq!(fixture.refresh(&leaked, None).code(), None);
+    fixture.server.reconfigure(with(&["east", "south"]));
+    for method in [Method::Refresh, Method::CreatePermission, Method::ChannelBind, Method::Allocate] {
+        assert_eq!(refused(&mut fixture, &leaked, method), 401, "{method:?}");
+    }
+    assert_eq!(fixture.refresh(&good, None).code(), None);
+    // The same user, with a name by another secret, goes on with the allocation, and keeps it past that name.
+    let renewed = User { client: leaked.client, ..user(b"east", "x", "192.0.2.8:1") };
+    assert_eq!(fixture.refresh(&renewed, Some(3600)).code(), None);
+    assert_eq!(refused(&mut fixture, &leaked, Method::Refresh), 401);
+    fixture.wait(601);
+    assert_eq!(fixture.refresh(&renewed, None).code(), None, "the name has expired, its secret is there");
+    fixture.server.reconfigure(with(&["south"]));
+    assert_eq!(refused(&mut fixture, &renewed, Method::Refresh), 401);
+    fixture.server.reconfigure(settings());
+    assert_eq!(refused(&mut fixture, &renewed, Method::Refresh), 401, "there is no secret at all");
+}
+
+#[test]
+fn data_of_a_leaked_secret_ends_with_its_permissions() {
+    let mut fixture = with_secrets();
+    let leaked = timed(&format!("{}:x", TODAY + 600), b"north", "192.0.2.8:1");
+    fixture.allocate(&leaked);
+    assert_eq!(fixture.bind(&leaked, 0x4000, "192.0.2.9:9"), None);
+    let mut without = settings();
+    without.credentials.add_secret(b"south");
+    fixture.server.reconfigure(without);
+    fixture.wait(299);
+    assert!(matches!(fixture.handle(&leaked.client, &channel_data(0x4000, b"x")), FromClient::Forward { .. }));
+    fixture.wait(1);
+    assert_eq!(
+        fixture.handle(&leaked.client, &channel_data(0x4000, b"x")),
+        FromClient::Drop(Cause::NoPermission)
+    );
+    fixture.wait(300);
+    fixture.server.handle_timeout(fixture.now);
+    assert!(matches!(fixture.server.poll_command(), Some(Command::Close(_))));
 }
 
 #[test]
