@@ -12,7 +12,8 @@ use dataplane::stun::password::userhash;
 use dataplane::stun::{
     Class, Integrity, LongTermKey, Message, Method, PasswordAlgorithm, TransactionId, Writer,
 };
-use harness::{PASSWORD, REALM, RelayProcess, USER, private_file, receive, socket};
+use harness::configured::{Configured, LOOPBACK};
+use harness::{PASSWORD, REALM, RelayProcess, USER, private_file, receive, socket, write_private};
 
 /// A request of its own 5-tuple, answered.
 struct Asking<'a> {
@@ -161,4 +162,29 @@ fn names_from_a_shared_secret_are_good_for_their_time() {
     }
     let (status, log) = relay.stop();
     assert!(status.success() && !log.contains("north"), "{log}");
+}
+
+/// What a secret that leaked is taken out for.
+#[test]
+fn a_secret_that_a_reload_takes_out_evicts_who_came_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = directory.path().join("secrets");
+    write_private(&secrets, "leaked\nsafe\n");
+    let configured =
+        Configured::start_in(directory, &format!("{LOOPBACK}\nsecret-file = {secrets:?}"), &[], |_| {});
+    #[expect(clippy::disallowed_methods, reason = "the relay compares with the time of day")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let [mut thief, mut user] = ["leaked", "safe"].map(|secret| {
+        let name = format!("{}:{secret}", now + 600);
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
+        let tag = ring::hmac::sign(&key, name.as_bytes());
+        let password = base64::engine::general_purpose::STANDARD.encode(tag);
+        configured.client().with_user(&name, &password)
+    });
+    thief.allocate();
+    user.allocate();
+    write_private(&secrets, "safe\n");
+    assert!(configured.reload().contains("in force"));
+    assert_eq!(thief.try_ask(Method::Refresh, |_| {}), Err(401));
+    assert_eq!(harness::code(&user.ask(Method::Refresh, |_| {})), None);
 }

@@ -4,8 +4,9 @@ use super::{Server, Settings};
 
 impl Server {
     /// Applies `settings` as a whole, between two datagrams. Allocations go on, and with them the permissions and channels of
-    /// peers that the new policy allows; those of others end at once. A user who is gone is answered 401 from now on, so
-    /// that what they have ends by its own time at the latest; one with a new password needs that.
+    /// peers that the new policy allows; those of others end at once. A user who is gone, or whose name was made with a
+    /// secret that is gone, is answered 401 from now on, so that what they have ends by its own time at the latest; one with
+    /// a new password needs that.
     ///
     /// Relay ports, whether they are shared, and the realm stay: they belong to sockets and keys that are in use.
     ///

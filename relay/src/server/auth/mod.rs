@@ -17,6 +17,7 @@ pub use self::shared_secret::{SECRETS_MAX, Secrets, TimedName, VALIDITY_MAX_DEFA
 pub use self::users::{Identity, RESTING_MAX, User, UserId, Users};
 
 use self::credentials::Username;
+use self::shared_secret::SecretMark;
 
 /// Why a request is not authentic (RFC 8489 section 9.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub enum Unauthentic {
 pub struct AnswerKey {
     key: LongTermKey,
     integrity: Integrity,
+    /// Which secret made it; none made a static user's.
+    secret: Option<SecretMark>,
 }
 
 impl AnswerKey {
@@ -59,8 +62,8 @@ pub struct Authentic<'a> {
 
 /// The live allocation on the 5-tuple of a request, when a user from a shared secret made it.
 ///
-/// Its user goes on after the name has expired or the secret is gone: a name limits when an allocation may be made, and a
-/// call must not end because it is long.
+/// Its user goes on after the name has expired: a name limits when an allocation may be made, and a call must not end because
+/// it is long. Without the secret that made its key it does not: one that has leaked is taken out to be rid of who has it.
 #[derive(Clone, Copy, Debug)]
 pub struct Held<'a> {
     /// Whose it is.
@@ -104,7 +107,7 @@ pub fn authenticate<'a>(
         integrity: judged_by(message, negotiated.is_some())?,
         message,
     };
-    let (identity, key) = request
+    let Proof { identity, key, secret } = request
         .identify(credentials, held, wall)
         .filter(|_| realm == credentials.realm().as_bytes())
         .ok_or(Unauthentic::Unauthorized)?;
@@ -112,7 +115,7 @@ pub fn authenticate<'a>(
     // has shown that it knows the newer attribute only.
     let integrity =
         if negotiated.is_none() && message.has_integrity() { Integrity::Sha1 } else { request.integrity };
-    Ok(Authentic { identity, answer: AnswerKey { key, integrity } })
+    Ok(Authentic { identity, answer: AnswerKey { key, integrity, secret } })
 }
 
 /// The password algorithm that a client chose from the offer that came with its nonce; `None` when it chose none, as one
@@ -147,19 +150,25 @@ struct Request<'a, 'm> {
     message: &'m Message<'a>,
 }
 
+/// Who sent a request, and the key that it is right with.
+struct Proof<'a> {
+    identity: Identity<'a>,
+    key: LongTermKey,
+    secret: Option<SecretMark>,
+}
+
 impl<'a> Request<'a, '_> {
     fn is_right_with(&self, key: &LongTermKey) -> bool {
         self.message.verify_integrity(&key.for_integrity(self.integrity))
     }
 
-    /// Who sent it, and the key that it is right with. How long this takes tells the form of a name, and how many secrets
-    /// there are, but not which names exist.
+    /// Who sent it. How long this takes tells the form of a name, and how many secrets there are, but not which names exist.
     fn identify(
         &self,
         credentials: &'a Credentials,
         held: Option<Held<'_>>,
         wall: Option<Duration>,
-    ) -> Option<(Identity<'a>, LongTermKey)> {
+    ) -> Option<Proof<'a>> {
         let found = credentials.find(self.username, self.algorithm);
         if found.is_none()
             && !credentials.secrets().is_empty()
@@ -170,7 +179,8 @@ impl<'a> Request<'a, '_> {
         }
         let key = found.map_or_else(|| credentials.nobody(self.algorithm), |(_, key)| key);
         let is_right = self.is_right_with(key);
-        found.filter(|_| is_right).map(|(name, key)| (Identity::Static(name), key.clone()))
+        let (name, key) = found.filter(|_| is_right)?;
+        Some(Proof { identity: Identity::Static(name), key: key.clone(), secret: None })
     }
 
     fn identify_timed(
@@ -180,17 +190,18 @@ impl<'a> Request<'a, '_> {
         name: &[u8],
         timed: TimedName<'a>,
         wall: Option<Duration>,
-    ) -> Option<(Identity<'a>, LongTermKey)> {
+    ) -> Option<Proof<'a>> {
         let secrets = credentials.secrets();
         let held = held
             .filter(|held| held.id == timed.id && held.answer.key.algorithm() == self.algorithm)
-            .map(|held| held.answer.key.clone());
+            .and_then(|held| Some((held.answer.key.clone(), held.answer.secret?)))
+            .filter(|&(_, secret)| secrets.has(secret));
         let is_in_time = wall.is_some_and(|wall| secrets.is_in_time(timed, wall));
         let fresh = is_in_time
-            .then(|| secrets.long_term_keys(self.algorithm, name, credentials.realm().as_bytes()))
+            .then(|| secrets.marked_keys(self.algorithm, name, credentials.realm().as_bytes()))
             .into_iter()
             .flatten();
-        let key = held.into_iter().chain(fresh).find(|key| self.is_right_with(key))?;
-        Some((Identity::Shared(timed.id), key))
+        let (key, secret) = held.into_iter().chain(fresh).find(|(key, _)| self.is_right_with(key))?;
+        Some(Proof { identity: Identity::Shared(timed.id), key, secret: Some(secret) })
     }
 }

@@ -19,16 +19,38 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 /// Twenty bytes in base64.
 const PASSWORD_LEN: usize = 28;
 
+/// What a [`SecretMark`] is computed over: no name has this form, so that it is nobody's password.
+const MARK_LABEL: &[u8] = b"which secret";
+
+/// Which secret a key comes from, whatever the order of the secrets is after a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SecretMark([u8; 8]);
+
+#[derive(Clone, Debug)]
+struct Secret {
+    key: hmac::Key,
+    mark: SecretMark,
+}
+
+impl Secret {
+    fn new(secret: &[u8]) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret);
+        let tag = hmac::sign(&key, MARK_LABEL);
+        let mark = tag.as_ref().first_chunk().copied().expect("a tag has twenty bytes");
+        Self { key, mark: SecretMark(mark) }
+    }
+}
+
 /// The secrets, all of which are accepted.
 #[derive(Clone, Debug)]
 pub struct Secrets {
-    keys: Vec<hmac::Key>,
+    secrets: Vec<Secret>,
     validity_max: Duration,
 }
 
 impl Default for Secrets {
     fn default() -> Self {
-        Self { keys: Vec::new(), validity_max: VALIDITY_MAX_DEFAULT }
+        Self { secrets: Vec::new(), validity_max: VALIDITY_MAX_DEFAULT }
     }
 }
 
@@ -38,8 +60,8 @@ impl Secrets {
     /// # Panics
     /// When there are [`SECRETS_MAX`] already: check configuration before.
     pub fn add(&mut self, secret: &[u8]) {
-        assert!(self.keys.len() < SECRETS_MAX, "too many secrets");
-        self.keys.push(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret));
+        assert!(self.secrets.len() < SECRETS_MAX, "too many secrets");
+        self.secrets.push(Secret::new(secret));
     }
 
     /// Sets how far in the future a name may expire.
@@ -50,7 +72,13 @@ impl Secrets {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.secrets.is_empty()
+    }
+
+    /// Whether a key of this mark still counts.
+    #[must_use]
+    pub(super) fn has(&self, mark: SecretMark) -> bool {
+        self.secrets.iter().any(|secret| secret.mark == mark)
     }
 
     /// Whether a name may be used at this time since 1970: before its expiry, and no longer before than allowed.
@@ -67,12 +95,22 @@ impl Secrets {
         username: &[u8],
         realm: &[u8],
     ) -> impl Iterator<Item = LongTermKey> {
-        self.keys.iter().map(move |secret| {
-            let tag = hmac::sign(secret, username);
+        self.marked_keys(algorithm, username, realm).map(|(key, _)| key)
+    }
+
+    /// The same, with what secret each is from.
+    pub(super) fn marked_keys(
+        &self,
+        algorithm: PasswordAlgorithm,
+        username: &[u8],
+        realm: &[u8],
+    ) -> impl Iterator<Item = (LongTermKey, SecretMark)> {
+        self.secrets.iter().map(move |secret| {
+            let tag = hmac::sign(&secret.key, username);
             let mut password = Zeroizing::new([0; PASSWORD_LEN]);
             let written = BASE64.encode_slice(tag.as_ref(), &mut password[..]);
             debug_assert_eq!(written, Ok(PASSWORD_LEN));
-            LongTermKey::new(algorithm, username, realm, &password[..])
+            (LongTermKey::new(algorithm, username, realm, &password[..]), secret.mark)
         })
     }
 }
@@ -131,6 +169,24 @@ mod tests {
             .map(|key| message.verify_integrity(&key.for_integrity(Integrity::Sha1)))
             .collect();
         assert_eq!(right, [false, true]);
+    }
+
+    #[test]
+    fn a_mark_stays_with_its_secret_in_any_order() {
+        let secrets = |texts: &[&str]| {
+            let mut secrets = Secrets::default();
+            texts.iter().for_each(|text| secrets.add(text.as_bytes()));
+            secrets
+        };
+        let marks = |secrets: &Secrets| -> Vec<SecretMark> {
+            let keys = secrets.marked_keys(PasswordAlgorithm::Md5, b"1:x", b"example.org");
+            keys.map(|(_, mark)| mark).collect()
+        };
+        let [north, south] = marks(&secrets(&["north", "south"]))[..] else { panic!("two secrets") };
+        assert_ne!(north, south);
+        let later = secrets(&["east", "south"]);
+        assert_eq!(marks(&later)[1], south);
+        assert!(later.has(south) && !later.has(north) && !Secrets::default().has(south));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Reconfiguring under live allocations, and draining.
 
-use dataplane::stun::{AttributeType, Method, TransactionId};
+use dataplane::stun::{AttributeType, Method, TransactionId, Writer};
 
 use super::super::figures::{Carrier, Census, Direction, Volume};
 use super::super::*;
+use super::auth::{TODAY, timed, with_secrets};
 use super::fixture::*;
 
 fn credentials(users: &[(&str, &str)]) -> Credentials {
@@ -57,6 +58,64 @@ fn a_removed_user_keeps_relaying_until_the_lifetime_ends_and_gets_nothing_new() 
     assert_eq!(fixture.server.poll_command(), Some(Command::Close(id)));
     fixture.server.handle_relay_closed(id);
     assert_eq!(fixture.server.allocations(), 0);
+}
+
+#[test]
+fn a_secret_that_is_taken_out_takes_its_users_along_and_no_others() {
+    let mut fixture = with_secrets();
+    let user = |secret: &[u8], id: &str, from: &str| timed(&format!("{}:{id}", TODAY + 600), secret, from);
+    let (leaked, good) = (user(b"north", "x", "192.0.2.8:1"), user(b"south", "y", "192.0.2.8:2"));
+    for user in [&leaked, &good] {
+        fixture.allocate(user);
+        assert_eq!(fixture.bind(user, 0x4000, "192.0.2.9:9"), None);
+    }
+    let with = |secrets: &[&str]| {
+        let mut settings = settings();
+        secrets.iter().for_each(|secret| settings.credentials.add_secret(secret.as_bytes()));
+        settings
+    };
+    // Nothing happens to anybody whose secret stays, in whatever place.
+    fixture.server.reconfigure(with(&["south", "north"]));
+    assert_eq!(fixture.refresh(&leaked, None).code(), None);
+    fixture.server.reconfigure(with(&["east", "south"]));
+    for method in [Method::Refresh, Method::CreatePermission, Method::ChannelBind, Method::Allocate] {
+        assert_eq!(refused(&mut fixture, &leaked, method), 401, "{method:?}");
+    }
+    assert_eq!(fixture.refresh(&good, None).code(), None);
+    // The same user, with a name by another secret, goes on with the allocation, and keeps it past that name.
+    let renewed = User { client: leaked.client, ..user(b"east", "x", "192.0.2.8:1") };
+    assert_eq!(fixture.refresh(&renewed, Some(3600)).code(), None);
+    assert_eq!(refused(&mut fixture, &leaked, Method::Refresh), 401);
+    fixture.wait(601);
+    assert_eq!(fixture.refresh(&renewed, None).code(), None, "the name has expired, its secret is there");
+    fixture.server.reconfigure(with(&["south"]));
+    assert_eq!(refused(&mut fixture, &renewed, Method::Refresh), 401);
+    fixture.server.reconfigure(settings());
+    assert_eq!(refused(&mut fixture, &renewed, Method::Refresh), 401, "there is no secret at all");
+}
+
+#[test]
+fn data_of_a_leaked_secret_ends_with_its_permissions() {
+    let mut fixture = with_secrets();
+    let leaked = timed(&format!("{}:x", TODAY + 600), b"north", "192.0.2.8:1");
+    fixture.allocate(&leaked);
+    assert_eq!(fixture.bind(&leaked, 0x4000, "192.0.2.9:9"), None);
+    let mut without = settings();
+    without.credentials.add_secret(b"south");
+    fixture.server.reconfigure(without);
+    fixture.wait(299);
+    assert!(matches!(
+        fixture.handle(&leaked.client, &channel_data(0x4000, b"x")),
+        FromClient::Forward { .. }
+    ));
+    fixture.wait(1);
+    assert_eq!(
+        fixture.handle(&leaked.client, &channel_data(0x4000, b"x")),
+        FromClient::Drop(Cause::NoPermission)
+    );
+    fixture.wait(300);
+    fixture.server.handle_timeout(fixture.now);
+    assert!(matches!(fixture.server.poll_command(), Some(Command::Close(_))));
 }
 
 #[test]
@@ -242,4 +301,65 @@ fn clients_are_sent_to_an_alternate_of_their_own_family_first() {
         }
         assert_eq!(fixture.server.refusals().filter(|&(code, _)| code == 300).count(), 1);
     }
+}
+
+#[test]
+fn clients_over_tls_are_sent_to_a_place_of_their_own_with_its_name_or_nowhere() {
+    let at = |listener| {
+        let alice = User::alice();
+        User { client: ClientSocket { listener: Listener(listener), ..alice.client }, ..alice }
+    };
+    let (over_udp, over_tcp, over_tls) = (at(0), at(1), at(2));
+    let plain = [address("192.0.2.77:3478")];
+    let tls = [address("192.0.2.78:5349"), address("[2001:db8::78]:5349")];
+    let name = "relay2.example.org";
+    for (alternates, expected) in [
+        (Alternates::new(&plain), [Some("192.0.2.77:3478"), None]),
+        (Alternates::default().with_tls(&tls, None), [None, Some("192.0.2.78:5349")]),
+        (
+            Alternates::new(&plain).with_tls(&tls, Some(name.into())),
+            [Some("192.0.2.77:3478"), Some("192.0.2.78:5349")],
+        ),
+        (Alternates::new(&plain).with_tls(&tls[1..], Some(name.into())), [Some("192.0.2.77:3478"), None]),
+    ] {
+        let has_name = alternates.tls_name().is_some();
+        let mut fixture = Fixture::new();
+        fixture.server.set_connections_from(Listener(1), Listener(2));
+        fixture.server.drain(alternates);
+        for (user, expected) in [(&over_udp, expected[0]), (&over_tcp, expected[0]), (&over_tls, expected[1])]
+        {
+            let reply = allocate(&mut fixture, user);
+            assert_eq!(reply.code(), Some(if expected.is_some() { 300 } else { 508 }), "{:?}", user.client);
+            let message = reply.message();
+            let sent_to = message.address(AttributeType::ALTERNATE_SERVER).unwrap();
+            assert_eq!(sent_to, expected.map(address));
+            // RFC 8489 section 14.16: the name alone, for who verifies a certificate.
+            let named = message.attributes().find(|found| found.kind == AttributeType::ALTERNATE_DOMAIN);
+            let is_named = has_name && user.client.listener == Listener(2) && expected.is_some();
+            assert_eq!(named.map(|found| found.value), is_named.then_some(name.as_bytes()));
+        }
+    }
+}
+
+#[test]
+fn the_longest_name_of_an_alternate_fits_into_an_answer() {
+    let mut fixture = Fixture::new();
+    let name = "n".repeat(253);
+    let both = [address("192.0.2.78:5349"), address("[2001:db8::78]:5349")];
+    fixture.server.set_connections_from(Listener(0), Listener(0));
+    fixture.server.drain(Alternates::default().with_tls(&both, Some(name.as_str().into())));
+    let alice = User::alice();
+    let nonce = fixture.nonce(&alice);
+    let mut buffer = [0; 1000];
+    let transaction = TransactionId([1; 12]);
+    let mut writer = Writer::new(&mut buffer, Class::Request, Method::Allocate, transaction).unwrap();
+    writer.requested_transport(17);
+    writer.username(b"alice").realm(REALM.as_bytes()).nonce(&nonce);
+    let len = writer.finish(Some(&alice.key()), true).unwrap();
+    assert_eq!(fixture.handle(&alice.client, &buffer[..len]), FromClient::Reply);
+    let reply = Reply(fixture.server.reply().to_vec());
+    assert_eq!(reply.code(), Some(300));
+    assert_eq!(reply.message().verify_fingerprint(), Some(true));
+    let attributes = reply.message().attributes().filter(|found| found.value == name.as_bytes()).count();
+    assert_eq!(attributes, 1);
 }
