@@ -62,7 +62,7 @@ impl Server {
     pub(super) fn count_refusal(&mut self, why: Why, user: UserId, client: SocketAddr, now: Instant) {
         let identity = self.users.get(user).identity();
         if self.rules.count(&why, Some(identity), client.ip(), now) {
-            self.rules.tell(Refused { why, user: identity.name().into(), client });
+            self.rules.tell(Refused::new(why, identity.name(), client));
         }
     }
 
@@ -70,7 +70,7 @@ impl Server {
     pub(super) fn count_unproven(&mut self, why: Why, name: Option<&[u8]>, client: SocketAddr, now: Instant) {
         // Not told apart by names: anyone can make them up.
         if self.rules.count(&why, None, client.ip(), now) {
-            self.rules.tell(Refused { why, user: name.unwrap_or_default().into(), client });
+            self.rules.tell(Refused::new(why, name.unwrap_or_default(), client));
         }
     }
 
@@ -79,7 +79,8 @@ impl Server {
         self.rules.iter()
     }
 
-    /// The next refusal to log. Each is told once a minute at most, and no more than ten a second of one rule.
+    /// The next refusal to log. Each is told once a minute at most, and no more than ten a second of one rule, or one where
+    /// no user is proven.
     pub fn poll_refused(&mut self) -> Option<Refused> {
         self.rules.poll()
     }
