@@ -133,6 +133,13 @@ impl Commons {
         count_down(&mut held.by_source, &source.into());
     }
 
+    /// Allocations that a user holds, and those from a source.
+    pub(super) fn held_by(&self, user: &UserName, source: Source) -> (u32, u32) {
+        let held = self.held();
+        let count = |count: Option<&u32>| count.copied().unwrap_or_default();
+        (count(held.by_user.get(user)), count(held.by_source.get(&source)))
+    }
+
     /// Counts one less in all: its socket is closed.
     pub(super) fn vacate(&self) {
         let mut held = self.held();

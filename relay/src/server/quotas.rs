@@ -3,11 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::Server;
+use super::{ClientSocket, Server};
 use super::answers::Refusal;
 use super::auth::UserId;
 use super::commons::Most;
+use super::ports::{Keeper, Ports, RESERVATIONS_SHARE_MAX};
 use super::rules::{Refused, Rule, Why};
+use super::shared_account::UserName;
 
 /// How many seconds' worth of new peers may come at once: a client with many candidates asks for all of them together.
 const NEW_PEERS_BURST: Duration = Duration::from_secs(5);
@@ -46,6 +48,31 @@ impl Server {
     pub(super) fn let_go(&mut self, user: UserId, source: IpAddr) {
         self.commons.let_go(self.users.get(user).identity(), source);
         self.users.remove_allocation(user);
+    }
+
+    /// For whom another port can be kept by EVEN-PORT, by a user who holds the allocation that it comes with. Until its token
+    /// is shown or it expires, the port counts beside the allocations of user and source: or whoever allocates and leaves again
+    /// would keep any number.
+    pub(super) fn may_reserve(
+        &self,
+        ports: &Ports,
+        client: &ClientSocket,
+        user: UserId,
+    ) -> Result<Keeper, Rule> {
+        let user = UserName::from(self.users.get(user).identity());
+        let keeper = Keeper { user, source: client.address.ip().into() };
+        let (of_user, of_source) = ports.kept_for(&keeper);
+        let (held_of_user, held_of_source) = self.commons.held_by(&keeper.user, keeper.source);
+        if held_of_user as usize + of_user >= self.allocations_per_user_max as usize {
+            return Err(Rule::UserAllocations);
+        }
+        if held_of_source as usize + of_source >= self.limits.allocations_per_source_max as usize {
+            return Err(Rule::SourceAllocations);
+        }
+        if of_user.max(of_source) >= RESERVATIONS_SHARE_MAX || !ports.has_room_for_reservations() {
+            return Err(Rule::Reservations);
+        }
+        Ok(keeper)
     }
 
     /// Lets a user meet so many new peers, all or none.

@@ -88,6 +88,8 @@ rules! {
     TotalAllocations => 508, "total_allocations", "--allocations-max is reached";
     /// No relayed port is free that would do.
     RelayPorts => 508, "relay_ports", "no port is free, or not the one that was asked for; --relay-ports widens the range";
+    /// Too many ports are kept back for holders of a reservation token.
+    Reservations => 508, "reservations", "EVEN-PORT keeps 1,024 second ports at most, for 30 seconds each, and 128 for one user or source address";
     /// The socket could not be opened.
     Sockets => 508, "sockets", "the socket could not be opened; is the limit of open files (ulimit -n) high enough?";
     /// The allocation has too many permissions.
@@ -269,5 +271,8 @@ mod tests {
             assert_eq!(rule as usize, index);
             assert!(!rule.remedy().is_empty() && [400, 403, 486, 508].contains(&rule.code().0));
         }
+        let reservations = Rule::Reservations.remedy();
+        assert!(reservations.contains("1,024") && crate::server::ports::RESERVATIONS_MAX == 1024);
+        assert!(reservations.contains("128") && crate::server::ports::RESERVATIONS_SHARE_MAX == 128);
     }
 }

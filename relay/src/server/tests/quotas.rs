@@ -57,6 +57,87 @@ fn allocations_are_limited_by_user_by_source_and_in_all() {
     assert_eq!(try_allocate(&mut fixture, &bob.at("[2001:db8::2]:1")), None);
 }
 
+fn keep_port(fixture: &mut Fixture, user: &User) -> Result<[u8; 8], u16> {
+    fixture.transactions = 0;
+    let reply = fixture.ask(user, Method::Allocate, |writer| {
+        writer.requested_transport(17).even_port(true);
+    });
+    match reply.code() {
+        None => Ok(reply.message().reservation_token().unwrap().unwrap()),
+        Some(code) => Err(code),
+    }
+}
+
+fn leave(fixture: &mut Fixture, user: &User) {
+    assert_eq!(fixture.refresh(user, Some(0)).code(), None);
+    while let Some(Command::Close(id)) = fixture.server.poll_command() {
+        fixture.server.handle_relay_closed(id);
+    }
+}
+
+/// T26: a port that EVEN-PORT keeps counts as an allocation, so that allocating and leaving does not get around the quotas.
+#[test]
+fn ports_kept_by_even_port_count_beside_the_allocations_of_user_and_source() {
+    let mut settings = settings();
+    settings.allocations_per_user_max = 3;
+    settings.limits.allocations_per_source_max = 4;
+    let mut fixture = Fixture::with(settings);
+    let (alice, bob) = (User::alice(), User::bob());
+    let mut tokens = Vec::new();
+    for round in 0..50 {
+        match keep_port(&mut fixture, &alice) {
+            Ok(token) => {
+                tokens.push(token);
+                leave(&mut fixture, &alice);
+            }
+            Err(code) => assert_eq!((code, round >= 2), (486, true), "round {round}"),
+        }
+    }
+    assert_eq!(tokens.len(), 2, "with the allocation that asks it is three");
+    assert_eq!((count(&fixture, Rule::UserAllocations), fixture.server.allocations()), (48, 0));
+    // The same source has one more, whoever it calls itself.
+    let beside = bob.at("192.0.2.1:7");
+    keep_port(&mut fixture, &beside).unwrap();
+    leave(&mut fixture, &beside);
+    assert_eq!(keep_port(&mut fixture, &beside), Err(486));
+    assert_eq!(count(&fixture, Rule::SourceAllocations), 1);
+    keep_port(&mut fixture, &bob.at("192.0.2.9:7")).unwrap();
+    // Shown tokens make room, and so does time.
+    let second = alice.at("192.0.2.1:1001");
+    let redeemed = fixture.ask(&second, Method::Allocate, |writer| {
+        writer.requested_transport(17).reservation_token(tokens[0]);
+    });
+    assert_eq!(redeemed.code(), None);
+    leave(&mut fixture, &second);
+    keep_port(&mut fixture, &alice).unwrap();
+    leave(&mut fixture, &alice);
+    assert_eq!(keep_port(&mut fixture, &alice), Err(486));
+    fixture.wait(30);
+    keep_port(&mut fixture, &alice).unwrap();
+}
+
+/// However many allocations a user may have, there are reservations left for others.
+#[test]
+fn nobody_keeps_all_the_ports_that_even_port_can_keep() {
+    let mut settings = settings();
+    settings.allocations_per_user_max = 1000;
+    settings.allocations_max = 10_000;
+    let mut fixture = Fixture::with(settings);
+    let kept = |fixture: &mut Fixture, user: &User| {
+        (0..300)
+            .map(|_| keep_port(fixture, user).inspect(|_| leave(fixture, user)))
+            .take_while(|kept| kept != &Err(508))
+            .filter(Result::is_ok)
+            .count()
+    };
+    let alice = User::alice();
+    assert_eq!(kept(&mut fixture, &alice), 128);
+    assert_eq!(kept(&mut fixture, &alice.at("192.0.2.77:1")), 0, "the same user");
+    assert_eq!(kept(&mut fixture, &User::bob().at("192.0.2.1:9")), 0, "the same source");
+    assert_eq!(count(&fixture, Rule::Reservations), 3);
+    assert_eq!(kept(&mut fixture, &User::bob()), 128, "somebody else");
+}
+
 #[test]
 fn a_socket_that_cannot_be_opened_is_nobodys_allocation() {
     let mut fixture = Fixture::new();
