@@ -347,13 +347,14 @@ impl Server {
             return FromClient::Drop(Cause::MalformedOuter);
         }
         match (message.class(), message.method()) {
+            (Class::Request, _) if self.is_proven(client) => self.handle_request(client, &message, now),
+            // Forged: the answer would come back here, or go to another socket of this relay.
+            (Class::Request, _) if self.policy.is_own_socket(client.address) => {
+                FromClient::Drop(Cause::MalformedOuter)
+            }
             (Class::Request, _) => {
                 let answer = self.handle_request(client, &message, now);
-                if self.is_proven(client) {
-                    answer
-                } else {
-                    self.within_budget(client, datagram.len(), answer, now)
-                }
+                self.within_budget(client, datagram.len(), answer, now)
             }
             (Class::Indication, Method::Send) => {
                 self.handle_send(client, &message, now).unwrap_or_else(FromClient::Drop)
