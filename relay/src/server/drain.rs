@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane::stun::{Class, Key};
 
-use super::answers::{INSUFFICIENT_CAPACITY, TRY_ALTERNATE};
+use super::answers::{Refusal, TRY_ALTERNATE};
 use super::reply::Envelope;
+use super::rules::{Rule, Why};
 use super::{ClientSocket, FromClient, Server};
 
 /// Where clients are sent while the relay drains: one address of each family at most.
@@ -50,11 +51,13 @@ impl Server {
     }
 
     /// What a request for a new allocation is refused with while the relay drains.
-    pub(super) fn refuse_new(&self, client: &ClientSocket) -> Result<(), dataplane::stun::ErrorCode> {
+    pub(super) fn refuse_new(&self, client: &ClientSocket) -> Result<(), Refusal> {
         match &self.draining {
             None => Ok(()),
-            Some(alternates) if alternates.for_client(client.address.ip()).is_some() => Err(TRY_ALTERNATE),
-            Some(_) => Err(INSUFFICIENT_CAPACITY),
+            Some(alternates) if alternates.for_client(client.address.ip()).is_some() => {
+                Err(Why::quota(Rule::Redirected).into())
+            }
+            Some(_) => Err(Why::quota(Rule::Draining).into()),
         }
     }
 

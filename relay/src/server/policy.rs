@@ -94,7 +94,7 @@ impl PeerPolicy {
     /// The rule against it.
     pub fn judge_permission(&self, peer: SocketAddr) -> Result<(), Why> {
         if self.is_own_socket(peer) {
-            return Err(Why { rule: Rule::OwnSocket, peer: Some(peer), range: None });
+            return Err(Why::about(Rule::OwnSocket, peer));
         }
         self.judge_address(peer.ip()).map_err(|why| Why { peer: Some(peer), ..why })
     }
@@ -112,7 +112,7 @@ impl PeerPolicy {
         } else {
             return Ok(());
         };
-        Err(Why { rule, peer: Some(peer), range: None })
+        Err(Why::about(rule, peer))
     }
 
     /// Whether a peer address is public or excepted, and not denied. Ports do not matter here.

@@ -7,8 +7,8 @@ use dataplane::stun::{AttributeType, BadAttribute, ErrorCode, Message, Method};
 
 use super::allocation::{BindError, Reach};
 use super::answers::{
-    ALLOCATION_MISMATCH, BAD_REQUEST, INSUFFICIENT_CAPACITY, PEER_FAMILY_MISMATCH, Refusal, STALE_NONCE,
-    TRY_ALTERNATE, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+    ALLOCATION_MISMATCH, BAD_REQUEST, PEER_FAMILY_MISMATCH, Refusal, STALE_NONCE, TRY_ALTERNATE,
+    UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
 use super::auth::{AnswerKey, Held, Identity, Unauthentic, UserId, authenticate};
 use super::pair::Pair;
@@ -205,8 +205,9 @@ impl Server {
         if wanted.is_empty() {
             return Err(BAD_REQUEST.into());
         }
-        if wanted.iter().any(|&(id, peer, reach)| self.is_in_conflict(id, peer, reach, now)) {
-            return Err(INSUFFICIENT_CAPACITY.into());
+        let taken = wanted.iter().find(|&&(id, peer, reach)| self.is_in_conflict(id, peer, reach, now));
+        if let Some(&(_, peer, _)) = taken {
+            return Err(Why::about(Rule::PeerTaken, peer).into());
         }
         let mut new_in_all = 0;
         for allocation in pair.iter().filter_map(|id| Some((id, self.table.get(id)?))) {
@@ -250,7 +251,7 @@ impl Server {
         }
         let reach = self.reach_of_channel(id, peer, now);
         if self.is_in_conflict(id, peer, reach, now) {
-            return Err(INSUFFICIENT_CAPACITY.into());
+            return Err(Why::about(Rule::PeerTaken, peer).into());
         }
         let peer = PeerSocket(peer);
         let is_known = self.table.get(id).is_some_and(|allocation| allocation.has_channel(peer, now));

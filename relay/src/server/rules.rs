@@ -68,6 +68,8 @@ macro_rules! rules {
 }
 
 rules! {
+    /// The relay drains, and there is an alternate that the client can reach.
+    Redirected => 300, "redirected", "the relay drains: new clients are sent to its --alternate-server";
     /// A client answers to other password algorithms than this relay offers (RFC 8489 section 9.2.4).
     WeakerOffer => 400, "weaker_offer", "the client says it was offered other password algorithms than it was: a fault of its own, or someone on the way weakens them; the name is not proven";
     /// The peer lies in a range that is not public.
@@ -90,6 +92,10 @@ rules! {
     RelayPorts => 508, "relay_ports", "no port is free, or not the one that was asked for; --relay-ports widens the range";
     /// Too many ports are kept back for holders of a reservation token.
     Reservations => 508, "reservations", "EVEN-PORT keeps 1,024 second ports at most, for 30 seconds each, and 128 for one user or source address";
+    /// Another allocation on the same relayed port has the peer.
+    PeerTaken => 508, "peer_taken", "another client on the same relayed port has the peer; a wider --relay-ports helps";
+    /// The relay drains, and there is no alternate that the client can reach.
+    Draining => 508, "draining", "the relay drains: --alternate-server sends new clients elsewhere";
     /// The socket could not be opened.
     Sockets => 508, "sockets", "the socket could not be opened; is the limit of open files (ulimit -n) high enough?";
     /// The allocation has too many permissions.
@@ -124,6 +130,12 @@ impl Why {
     #[must_use]
     pub const fn quota(rule: Rule) -> Self {
         Self { rule, peer: None, range: None }
+    }
+
+    /// A refusal of a peer for something else than the range it lies in.
+    #[must_use]
+    pub const fn about(rule: Rule, peer: SocketAddr) -> Self {
+        Self { rule, peer: Some(peer), range: None }
     }
 
     /// What tells two refusals of a rule apart: a scan of a range is one refusal.
@@ -269,7 +281,7 @@ mod tests {
         assert_eq!(names.len(), Rule::ALL.len());
         for (index, &rule) in Rule::ALL.iter().enumerate() {
             assert_eq!(rule as usize, index);
-            assert!(!rule.remedy().is_empty() && [400, 403, 486, 508].contains(&rule.code().0));
+            assert!(!rule.remedy().is_empty() && [300, 400, 403, 486, 508].contains(&rule.code().0));
         }
         let reservations = Rule::Reservations.remedy();
         assert!(reservations.contains("1,024") && crate::server::ports::RESERVATIONS_MAX == 1024);
