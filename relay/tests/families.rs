@@ -403,7 +403,8 @@ fn dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it() {
             peer.send_to(&vec![4; len], relayed).unwrap();
             assert_eq!(receive(&client.socket).0.len(), 4 + len);
             let port = client.socket.local_addr().unwrap().port();
-            let (seen, df) = std::iter::repeat_with(|| witness.next(port)).find(|&(seen, _)| seen == 4 + len).unwrap();
+            let (seen, df) =
+                std::iter::repeat_with(|| witness.next(port)).find(|&(seen, _)| seen == 4 + len).unwrap();
             assert_eq!((seen, df), (4 + len, false), "{way:?}");
         }
         let log = stop(relay, &[]);

@@ -125,7 +125,8 @@ fn places(files: &[PathBuf]) -> BTreeSet<PathBuf> {
 
 /// Whether others keep their files in a directory; so do those of each person in theirs.
 fn is_common(directory: &Path) -> bool {
-    COMMON.iter().any(|common| directory == Path::new(common)) || directory.parent() == Some(Path::new("/home"))
+    COMMON.iter().any(|common| directory == Path::new(common))
+        || directory.parent() == Some(Path::new("/home"))
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::{ClientSocket, Server};
 use super::answers::Refusal;
 use super::auth::UserId;
 use super::commons::Most;
 use super::ports::{Keeper, Ports, RESERVATIONS_SHARE_MAX};
 use super::rules::{Refused, Rule, Why};
 use super::shared_account::UserName;
+use super::{ClientSocket, Server};
 
 /// How many seconds' worth of new peers may come at once: a client with many candidates asks for all of them together.
 const NEW_PEERS_BURST: Duration = Duration::from_secs(5);

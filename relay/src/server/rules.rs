@@ -258,7 +258,8 @@ mod tests {
             let mut told = 0;
             for second in 0..59_u64 {
                 for case in 1..=PLACES as u32 {
-                    let (client, now) = (IpAddr::from(case.to_be_bytes()), start + Duration::from_secs(second));
+                    let (client, now) =
+                        (IpAddr::from(case.to_be_bytes()), start + Duration::from_secs(second));
                     told += usize::from(memory.is_news(&why, Some(Identity::Static(b"alice")), client, now));
                 }
             }
@@ -272,7 +273,10 @@ mod tests {
         let user = |name: &[u8]| Refused::new(Why::quota(Rule::WeakerOffer), name, client).user;
         assert_eq!(*user(&[b'x'; NAME_SHOWN_MAX]), [b'x'; NAME_SHOWN_MAX]);
         let cut = user(&[b'x'; 65_000]);
-        assert_eq!((&cut[..NAME_SHOWN_MAX], &cut[NAME_SHOWN_MAX..]), (&[b'x'; NAME_SHOWN_MAX][..], "…".as_bytes()));
+        assert_eq!(
+            (&cut[..NAME_SHOWN_MAX], &cut[NAME_SHOWN_MAX..]),
+            (&[b'x'; NAME_SHOWN_MAX][..], "…".as_bytes())
+        );
     }
 
     #[test]

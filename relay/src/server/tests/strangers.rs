@@ -75,8 +75,7 @@ fn requests_in_the_name_of_the_relays_own_sockets_are_dropped() {
     ] {
         for asked in &asked {
             let answer = fixture.handle(&client(&from), asked);
-            let expected =
-                if is_own { FromClient::Drop(Cause::MalformedOuter) } else { FromClient::Reply };
+            let expected = if is_own { FromClient::Drop(Cause::MalformedOuter) } else { FromClient::Reply };
             assert_eq!(answer, expected, "{from}");
         }
     }
