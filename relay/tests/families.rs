@@ -366,7 +366,7 @@ fn dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it() {
         assert_eq!(bind(&mut client, number(0), address), None);
         let relayed = Message::parse(&asked).unwrap().xor_relayed_address().unwrap().unwrap();
         let witness = Witness::new();
-        let mut sends = |message: &[u8], expected: Option<(usize, bool)>| {
+        let sends = |message: &[u8], expected: Option<(usize, bool)>| {
             client.socket.send(message).unwrap();
             if let Some((len, df)) = expected {
                 // What is fragmented has been put together again.
