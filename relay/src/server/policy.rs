@@ -9,9 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Server;
 use super::port_set::PortSet;
 use super::rules::{Rule, Why};
+use super::{AllocationId, Server};
 
 /// The IPv4 ranges of the IANA IPv4 Special-Purpose Address Registry, those for AS112 and AMT included that are reached
 /// globally: no client has a peer there. Also multicast and the reserved class E, which includes the broadcast address.
@@ -197,6 +197,7 @@ impl Server {
         for (id, relayed, reach) in gone {
             self.unclaim(id, relayed, reach);
         }
+        (0..self.table.index_end() as u32).map(AllocationId).for_each(|id| self.count_listed(id));
         self.show_all();
     }
 }

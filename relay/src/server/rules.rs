@@ -104,6 +104,18 @@ rules! {
     Channels => 508, "channels", "--channels-max is reached";
     /// The user meets too many new peers a second.
     NewPeers => 508, "new_peers", "--new-peers-per-user a second are reached";
+    /// The source address meets too many new peers a second.
+    SourceNewPeers => 508, "source_new_peers", "--new-peers-per-source a second are reached";
+    /// All together meet too many new peers a second.
+    TotalNewPeers => 508, "total_new_peers", "--new-peers-total a second are reached";
+    /// The user has too many permissions.
+    UserPermissions => 508, "user_permissions", "--permissions-per-user-max is reached";
+    /// There are too many permissions in all.
+    TotalPermissions => 508, "total_permissions", "--permissions-total-max is reached";
+    /// The user has too many channels.
+    UserChannels => 508, "user_channels", "--channels-per-user-max is reached";
+    /// There are too many channels in all.
+    TotalChannels => 508, "total_channels", "--channels-total-max is reached";
 }
 
 impl Rule {
