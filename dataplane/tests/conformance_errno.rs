@@ -192,7 +192,7 @@ struct DontFragment(&'static str);
 impl Scenario for DontFragment {
     fn run<E: Subject>(&self, mut egress: E, design: Design) {
         let sink = Sink::new(self.0);
-        let options = UdpOptions { path_mtu: true, errors: true, ..UdpOptions::default() };
+        let options = UdpOptions { without_df: true, errors: true, ..UdpOptions::default() };
         let socket = UdpSocket::bind(self.0.parse().expect("address"), &options).expect("socket");
         let port = egress.add_socket(socket.fd().clone()).expect("port");
         let (mut lost, mut arriving) = (0, 0);

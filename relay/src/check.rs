@@ -54,8 +54,31 @@ impl Display for Effective<'_> {
         writeln!(f, "allocations-per-source-max = {}", limits.allocations_per_source_max)?;
         writeln!(f, "permissions-max = {}", limits.permissions_max)?;
         writeln!(f, "channels-max = {}", limits.channels_max)?;
-        writeln!(f, "new-peers-per-user = {}", limits.new_peers_per_s.map_or(0, NonZeroU32::get))?;
-        for (name, rate) in [("allocation-rate", &limits.allocation_rate), ("user-rate", &limits.user_rate)] {
+        let (of_user, in_all) = (&limits.peers_per_user_max, &limits.peers_total_max);
+        for (name, most) in [
+            ("permissions-per-user-max", of_user.permissions),
+            ("permissions-total-max", in_all.permissions),
+            ("channels-per-user-max", of_user.channels),
+            ("channels-total-max", in_all.channels),
+        ] {
+            match most {
+                Some(most) => writeln!(f, "{name} = {most}")?,
+                None => writeln!(f, "# {name}: no limit")?,
+            }
+        }
+        for (name, per_second) in [
+            ("new-peers-per-user", limits.new_peers_per_s),
+            ("new-peers-per-source", limits.new_peers_per_source_per_s),
+            ("new-peers-total", limits.new_peers_total_per_s),
+        ] {
+            writeln!(f, "{name} = {}", per_second.map_or(0, NonZeroU32::get))?;
+        }
+        for (name, rate) in [
+            ("allocation-rate", &limits.allocation_rate),
+            ("user-rate", &limits.user_rate),
+            ("source-rate", &limits.source_rate),
+            ("total-rate", &limits.total_rate),
+        ] {
             match rate.is_set() {
                 true => writeln!(f, "{name} = \"{rate}\"")?,
                 false => writeln!(f, "# {name}: no limit")?,
@@ -109,6 +132,8 @@ mod tests {
                      --tcp-connections-max 9 --tcp-connections-per-address-max 3 --tcp-queue-kib 200 --tcp-queues-mib 100 \
                      --secret-validity-max 90min --deny-peer 203.0.114.0/24 --deny-peer-ports 1-5,7 --permissions-max 5 \
                      --allocations-per-source-max 6 --channels-max 4 --new-peers-per-user 3 --user-rate 10mbit,5kpps \
+                     --new-peers-per-source 4 --new-peers-total 5 --source-rate 1gbit --total-rate 9gbit,1kpps \
+                     --permissions-per-user-max 6 --permissions-total-max 7 --channels-per-user-max 8 --channels-total-max 9 \
                      --allocation-rate 2.5gbit --unpaid-replies 2 --strict-reflection --workers 3 --admin-users off \
                      --alternate-server 192.0.2.9:1 [2001:db8::9]:2 \
                      --alternate-server-tls 192.0.2.9:3/r.example [2001:db8::9]:4/r.example --user alice:hunter2";

@@ -251,7 +251,10 @@ fn bind(config: &Config, gro: bool, steering: Steering) -> io::Result<Vec<Vec<Ud
 fn bind_group(address: SocketAddr, gro: bool, steering: Steering) -> io::Result<Vec<UdpSocket>> {
     // Only a wildcard socket has to be told where a datagram went.
     let packet_info = address.ip().is_unspecified();
-    let options = UdpOptions { gro, packet_info, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
+    // RFC 8656 section 14, on the way to clients.
+    let without_df = true;
+    let options =
+        UdpOptions { gro, packet_info, without_df, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
     UdpSocket::bind_group(address, &options, steering.members, steering.seed).map_err(|error| {
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => "another program has it: stop that one or choose another --listen",

@@ -1,6 +1,7 @@
 //! Flags and the TOML file, merged and checked: every error names its place and its remedy.
 
 mod alternates;
+mod file_limits;
 mod streams;
 mod values;
 
@@ -235,8 +236,16 @@ struct File {
     permissions_max: Option<u32>,
     channels_max: Option<u32>,
     new_peers_per_user: Option<u32>,
+    new_peers_per_source: Option<u32>,
+    new_peers_total: Option<u32>,
+    permissions_per_user_max: Option<u32>,
+    permissions_total_max: Option<u32>,
+    channels_per_user_max: Option<u32>,
+    channels_total_max: Option<u32>,
     allocation_rate: Option<RateLimit>,
     user_rate: Option<RateLimit>,
+    source_rate: Option<RateLimit>,
+    total_rate: Option<RateLimit>,
     unpaid_replies: Option<u32>,
     strict_reflection: bool,
     hairpin: Option<Hairpin>,
@@ -378,7 +387,8 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn load_again(args: &Args, secrets: &mut Secrets) -> Result<Self, ConfigError> {
-        let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let mut file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let limits = args.limits.clone().or(file.limits());
         args.engine.check().map_err(ConfigError::Usage)?;
         let streams = StreamConfig::merge(args, &file)?;
         let alternates = alternates::merge(args, &file)?;
@@ -404,18 +414,6 @@ impl Config {
         let allow_peers = first_of(args.allow_peers.clone(), file.allow_peer).unwrap_or_default();
         let allocations_per_user_max =
             args.allocations_per_user_max.or(file.allocations_per_user_max).unwrap_or(1_000);
-        let limits = args.limits.clone().or(LimitArgs {
-            deny_peers: file.deny_peer,
-            deny_peer_ports: file.deny_peer_ports,
-            allocations_per_source_max: file.allocations_per_source_max,
-            permissions_max: file.permissions_max,
-            channels_max: file.channels_max,
-            new_peers_per_user: file.new_peers_per_user,
-            allocation_rate: file.allocation_rate,
-            user_rate: file.user_rate,
-            unpaid_replies: file.unpaid_replies,
-            strict_reflection: file.strict_reflection,
-        });
         let overridden =
             file.names.intersection(&args.given).filter(|name| !ADDED_UP.contains(&name.as_str()));
         Ok(Self {

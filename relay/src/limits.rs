@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::config::PeerRange;
-use crate::server::limits::{Limits, Rate};
+use crate::server::limits::{Limits, PeersMax, Rate};
 use crate::server::port_set::PortSet;
 use crate::server::{CHANNELS_MAX, PERMISSIONS_MAX};
 
@@ -38,12 +38,36 @@ pub struct LimitArgs {
     /// New permissions and channels a second of one user, five seconds' worth at once; 0 for any number [default: 20]
     #[arg(long, value_name = "N")]
     pub new_peers_per_user: Option<u32>,
+    /// The same of one source address or IPv6 /64 [default: any number]
+    #[arg(long, value_name = "N")]
+    pub new_peers_per_source: Option<u32>,
+    /// The same of all clients together [default: any number]
+    #[arg(long, value_name = "N")]
+    pub new_peers_total: Option<u32>,
+    /// Most permissions of one user [default: any number]
+    #[arg(long, value_name = "N")]
+    pub permissions_per_user_max: Option<u32>,
+    /// Most permissions in all [default: any number]
+    #[arg(long, value_name = "N")]
+    pub permissions_total_max: Option<u32>,
+    /// Most channels of one user [default: any number]
+    #[arg(long, value_name = "N")]
+    pub channels_per_user_max: Option<u32>,
+    /// Most channels in all [default: any number]
+    #[arg(long, value_name = "N")]
+    pub channels_total_max: Option<u32>,
     /// Most that one allocation relays each way, for example 10mbit or 10mbit,5kpps [default: no limit]
     #[arg(long, value_name = "RATE")]
     pub allocation_rate: Option<RateLimit>,
     /// Most that all allocations of one user relay each way, for example 100mbit [default: no limit]
     #[arg(long, value_name = "RATE")]
     pub user_rate: Option<RateLimit>,
+    /// Most that all allocations of one source address or IPv6 /64 relay each way [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub source_rate: Option<RateLimit>,
+    /// Most that all allocations together relay each way; those give way who take most [default: no limit]
+    #[arg(long, value_name = "RATE")]
+    pub total_rate: Option<RateLimit>,
     /// Answers a second to requests without credentials, to each /24 or IPv6 /56, beyond the bytes that came from there
     /// [default: 10]
     #[arg(long, value_name = "N")]
@@ -64,8 +88,16 @@ impl LimitArgs {
             permissions_max: self.permissions_max.or(file.permissions_max),
             channels_max: self.channels_max.or(file.channels_max),
             new_peers_per_user: self.new_peers_per_user.or(file.new_peers_per_user),
+            new_peers_per_source: self.new_peers_per_source.or(file.new_peers_per_source),
+            new_peers_total: self.new_peers_total.or(file.new_peers_total),
+            permissions_per_user_max: self.permissions_per_user_max.or(file.permissions_per_user_max),
+            permissions_total_max: self.permissions_total_max.or(file.permissions_total_max),
+            channels_per_user_max: self.channels_per_user_max.or(file.channels_per_user_max),
+            channels_total_max: self.channels_total_max.or(file.channels_total_max),
             allocation_rate: self.allocation_rate.or(file.allocation_rate),
             user_rate: self.user_rate.or(file.user_rate),
+            source_rate: self.source_rate.or(file.source_rate),
+            total_rate: self.total_rate.or(file.total_rate),
             unpaid_replies: self.unpaid_replies.or(file.unpaid_replies),
             strict_reflection: self.strict_reflection || file.strict_reflection,
         }
@@ -96,8 +128,20 @@ impl LimitArgs {
             permissions_max: within("permissions-max", self.permissions_max, PERMISSIONS_MAX)?,
             channels_max: within("channels-max", self.channels_max, CHANNELS_MAX)?,
             new_peers_per_s: self.new_peers_per_user.map_or(default.new_peers_per_s, NonZeroU32::new),
+            new_peers_per_source_per_s: self.new_peers_per_source.and_then(NonZeroU32::new),
+            new_peers_total_per_s: self.new_peers_total.and_then(NonZeroU32::new),
+            peers_per_user_max: PeersMax {
+                permissions: self.permissions_per_user_max,
+                channels: self.channels_per_user_max,
+            },
+            peers_total_max: PeersMax {
+                permissions: self.permissions_total_max,
+                channels: self.channels_total_max,
+            },
             allocation_rate: rate(self.allocation_rate),
             user_rate: rate(self.user_rate),
+            source_rate: rate(self.source_rate),
+            total_rate: rate(self.total_rate),
             unpaid_replies_per_s: self.unpaid_replies.unwrap_or(default.unpaid_replies_per_s),
             strict_reflection: self.strict_reflection,
         })

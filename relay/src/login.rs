@@ -9,10 +9,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::config::{Config, ConfigError};
-use crate::server::auth::{Credentials, SECRETS_MAX, StaticKeys};
-
-/// Longest USERNAME in bytes (RFC 8489 section 14.3).
-const NAME_LEN_MAX: usize = 508;
+use crate::server::auth::{Credentials, NAME_LEN_MAX, SECRETS_MAX, StaticKeys};
 
 /// A static user.
 #[derive(Clone, Deserialize)]

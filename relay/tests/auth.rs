@@ -24,7 +24,7 @@ struct Asking<'a> {
 
 impl Asking<'_> {
     fn ask(&self, fill: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
-        let mut buffer = [0; 1000];
+        let mut buffer = vec![0; 66_000];
         let transaction = TransactionId([self.transaction; 12]);
         let mut writer = Writer::new(&mut buffer, Class::Request, self.method, transaction).unwrap();
         if self.method == Method::Allocate {
@@ -78,6 +78,32 @@ fn a_client_of_rfc_8489_is_served_and_answered_with_sha_256() {
     assert!(status.success());
     assert_eq!(refused(&log, "code=400 rule=weaker_offer", r"user=alice\n\u{1b}[31mready"), 1, "{log}");
     assert!(!log.contains(PASSWORD), "{log}");
+}
+
+/// T22 with T57: whatever a stranger calls itself, a line of the log stays a line.
+#[test]
+fn the_longest_names_of_strangers_make_short_lines() {
+    let relay = RelayProcess::on_loopback(&["--io", "suspend"]);
+    let client = socket();
+    client.connect(relay.listen[0]).unwrap();
+    let challenge = Asking { socket: &client, method: Method::Allocate, transaction: 1 }.ask(|_| {});
+    let nonce = Message::parse(&challenge).unwrap().nonce().unwrap().to_vec();
+    let weaker = PasswordAlgorithm::Md5;
+    // The algorithm without the offer it is from; the key does not matter.
+    let key = dataplane::stun::Key::long_term(b"", b"", b"");
+    for (transaction, (len, expected)) in (2..).zip([(65_000, 401), (509, 401), (508, 400)]) {
+        let reply = Asking { socket: &client, method: Method::Refresh, transaction }.ask(|writer| {
+            writer.username(&vec![1; len]).realm(REALM.as_bytes()).nonce(&nonce);
+            writer.password_algorithm(weaker).integrity(&key);
+        });
+        assert_eq!(harness::code(&reply), Some(expected), "{len}");
+    }
+    let (status, log) = relay.stop();
+    assert!(status.success());
+    let shown = r"\u{1}".repeat(64);
+    assert_eq!(refused(&log, "code=400 rule=weaker_offer", &format!("user={shown}… ")), 1, "{log}");
+    let longest = log.lines().filter(|line| line.contains("refused ")).map(str::len).max();
+    assert!(longest.is_some_and(|bytes| bytes < 1000), "{longest:?}");
 }
 
 /// How many lines of the log tell of a refusal by this rule for this user.

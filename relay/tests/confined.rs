@@ -311,3 +311,22 @@ fn confinement_can_be_switched_off() {
     assert_eq!(log.matches("INFO  confined ").count(), 1, "{log}");
     assert!(log.contains("capabilities=none readable=\"\" system_calls=\""), "{log}");
 }
+
+#[test]
+fn a_directory_in_which_others_keep_files_is_warned_about() {
+    let warning = "not confined: files, because all in this directory stay readable";
+    let users = "carol:hidden\n";
+    let mut shared = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+    shared.write_all(users.as_bytes()).unwrap();
+    let relay = RelayProcess::on_loopback(&["--user-file", shared.path().to_str().unwrap()]);
+    let log = relay.before_ready();
+    if log.contains("this kernel has no Landlock") {
+        return left_out("which directories stay readable: a kernel with Landlock, lsm=landlock");
+    }
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+    assert!(log.contains("directory=/tmp") && log.contains("readable=/tmp "), "{log}");
+    let own = tempfile::tempdir_in("/tmp").unwrap();
+    harness::write_private(&own.path().join("users"), users);
+    let relay = RelayProcess::on_loopback(&["--user-file", own.path().join("users").to_str().unwrap()]);
+    assert!(!relay.before_ready().contains(warning), "{}", relay.before_ready());
+}

@@ -349,13 +349,11 @@ impl Witness {
 }
 
 #[test]
-fn dont_fragment_sets_df_and_drops_what_does_not_fit() {
-    if !user_namespace::inside("dont_fragment_sets_df_and_drops_what_does_not_fit") {
+fn dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it() {
+    if !user_namespace::inside("dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it") {
         return;
     }
     narrow_loopback();
-    // A system that never looks for path MTUs sets no DF by itself.
-    std::fs::write("/proc/sys/net/ipv4/ip_no_pmtu_disc", "1").unwrap();
     for way in WAYS {
         let relay = RelayProcess::on_loopback(way);
         let mut client = Client::new(relay.listen[0]);
@@ -365,8 +363,17 @@ fn dont_fragment_sets_df_and_drops_what_does_not_fit() {
         assert_eq!(code(&asked), None);
         let peer = socket();
         let address = peer.local_addr().unwrap();
-        assert_eq!(permit(&mut client, &[address]), None);
+        assert_eq!(bind(&mut client, number(0), address), None);
+        let relayed = Message::parse(&asked).unwrap().xor_relayed_address().unwrap().unwrap();
         let witness = Witness::new();
+        let sends = |message: &[u8], expected: Option<(usize, bool)>| {
+            client.socket.send(message).unwrap();
+            if let Some((len, df)) = expected {
+                // What is fragmented has been put together again.
+                assert_eq!(receive(&peer).0.len(), len, "{way:?}");
+                assert_eq!(witness.next(address.port()), (len, df), "{way:?}");
+            }
+        };
         for (len, dont_fragment) in [
             (100, false),
             (101, true),
@@ -375,17 +382,33 @@ fn dont_fragment_sets_df_and_drops_what_does_not_fit() {
             (1472, true),
             (1473, true),
             (0, true),
-            (102, true),
+            (102, false),
         ] {
-            client.socket.send(&indication(address, &vec![1; len], dont_fragment)).unwrap();
+            // An empty one always fits.
+            let arrives = !dont_fragment || len <= 1472;
+            let message = indication(address, &vec![1; len], dont_fragment);
+            sends(&message, arrives.then_some((len, dont_fragment)));
         }
-        for len in [100, 101, 2001, 1472, 0, 102] {
-            assert_eq!(receive(&peer).0.len(), len, "{way:?}");
-            let (seen, df) = witness.next(address.port());
-            // What is fragmented has no DF, and has been put together again; an empty one always fits.
-            assert_eq!((seen, df), (len, len != 2001), "{way:?}");
+        sends(&channel_message(number(0), &[2; 1472]), Some((1472, false)));
+        // Superpackets of what is above the MTU are fragmented one by one.
+        for _ in 0..20 {
+            client.socket.send(&channel_message(number(0), &[3; 2000])).unwrap();
         }
-        stop(relay, &["\"egress_too_big\":2"]);
+        for _ in 0..20 {
+            assert_eq!(receive(&peer).0.len(), 2000);
+            assert_eq!(witness.next(address.port()), (2000, false), "{way:?}");
+        }
+        // And on the way to the client.
+        for len in [1, 1468, 2000] {
+            peer.send_to(&vec![4; len], relayed).unwrap();
+            assert_eq!(receive(&client.socket).0.len(), 4 + len);
+            let port = client.socket.local_addr().unwrap().port();
+            let (seen, df) =
+                std::iter::repeat_with(|| witness.next(port)).find(|&(seen, _)| seen == 4 + len).unwrap();
+            assert_eq!((seen, df), (4 + len, false), "{way:?}");
+        }
+        let log = stop(relay, &[]);
+        assert!(log.contains("\"egress_too_big\":2"), "{log}");
     }
 }
 

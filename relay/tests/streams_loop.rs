@@ -32,10 +32,12 @@ use relay::server::auth::Credentials;
 use relay::server::policy::PeerPolicy;
 use relay::server::{ChannelNumbers, Server, Settings};
 use relay::stream::tls::{self, TlsFiles};
-use relay::stream::{End, HANDSHAKE_TIME, IDLE_TIME, Kind, Limits, StreamListener, Streams};
+use relay::stream::{End, HANDSHAKE_TIME, IDLE_TIME, Kind, Limits, STRANGER_TIME, StreamListener, Streams};
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;
 const QUEUE_BYTES: usize = 256 * 1024;
+/// README: most memory that a connection without an allocation takes for answers and a message that has begun.
+const STRANGER_BYTES: usize = 24 * 1024;
 const LIMITS: Limits = Limits {
     connections_max: 100,
     per_address_max: 50,
@@ -76,6 +78,8 @@ suite! {
     a_client_that_does_not_read_gets_the_newest_and_holds_nobody_up: SlowReader,
     a_tls_client_that_does_not_read_gets_the_newest_and_holds_nobody_up: SlowTlsReader,
     answers_that_nobody_reads_stop_the_questions: UnreadAnswers,
+    answers_that_nobody_reads_stop_the_questions_over_tls: UnreadTlsAnswers,
+    who_never_allocates_is_closed_in_the_end: Lingerer,
     who_says_nothing_of_use_is_closed: Slowloris,
     a_handshake_takes_its_time_and_no_more: SlowHandshake,
     strangers_cannot_fill_memory: LongBeginning,
@@ -502,7 +506,7 @@ impl Scenario for UnreadAnswers {
             world.turn();
         }
         assert!(sent < 100 << 20, "it is held back");
-        assert!(world.relay.streams().memory() <= 2 * QUEUE_BYTES + 80_000);
+        assert!(world.relay.streams().memory() <= STRANGER_BYTES);
         assert_eq!(world.relay.drops().total(), 0);
         // Whole questions first, then their answers.
         stream.set_nonblocking(false).unwrap();
@@ -520,6 +524,70 @@ impl Scenario for UnreadAnswers {
         world.settle();
         world.check_ledger();
         assert_eq!((world.relay.drops().total(), world.relay.streams().queued()), (0, 0));
+    }
+}
+
+/// As many questions as fit into a record: those to whom that comes to too many answers at once are closed.
+struct UnreadTlsAnswers;
+
+impl Scenario for UnreadTlsAnswers {
+    fn run<I: Ingress>(&self, ingress: I) {
+        let mut world = World::new(ingress);
+        let stream = with_small_buffers(world.tls);
+        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut tls = rustls::StreamOwned::new(harness::stream::trusting(&world.certificate), stream);
+        let questions = bare(Method::Allocate).repeat(800);
+        let sent = world.during(|| {
+            let mut sent = 0;
+            // The handshake comes first, and nothing is read after that.
+            while tls.write_all(&questions).is_ok() && sent < 100 << 20 {
+                sent += questions.len();
+            }
+            sent
+        });
+        world.settle();
+        assert!(sent < 100 << 20, "it is held back");
+        assert!(world.relay.streams().memory() <= STRANGER_BYTES);
+        assert!(world.ends(End::Unread) == 1 || world.relay.streams().connections() == 1);
+    }
+}
+
+/// Questions that are answered, and never an allocation.
+struct Lingerer;
+
+impl Scenario for Lingerer {
+    fn run<I: Ingress>(&self, ingress: I) {
+        let mut world = World::new(ingress);
+        let mut lingering = StreamClient::new(connect(world.tcp));
+        let mut allocated = StreamClient::new(connect(world.tcp));
+        world.during(|| allocated.allocate());
+        let step = IDLE_TIME / 2;
+        let mut asked = Duration::ZERO;
+        while asked + step < STRANGER_TIME {
+            lingering.send(&bare(Method::Binding));
+            world.wait(step);
+            assert_eq!(lingering.receive().unwrap().len(), 32);
+            asked += step;
+        }
+        lingering.send(&bare(Method::Binding));
+        world.wait(step);
+        asked += step;
+        assert_eq!((world.ends(End::Idle), world.relay.streams().connections()), (1, 1));
+        // Without its allocation the other one has as long from now on.
+        let refreshed = world.during(|| {
+            allocated.ask(Method::Refresh, |writer| {
+                writer.lifetime(0);
+            })
+        });
+        assert_eq!(code(&refreshed), None);
+        while asked + step < 2 * STRANGER_TIME {
+            allocated.send(&bare(Method::Binding));
+            world.wait(step);
+            assert_eq!(allocated.receive().unwrap().len(), 32);
+            asked += step;
+        }
+        world.wait(2 * step);
+        assert_eq!((world.ends(End::Idle), world.relay.streams().connections()), (2, 0));
     }
 }
 

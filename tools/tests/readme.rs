@@ -236,8 +236,8 @@ fn the_examples_of_relay_configurations_are_good() {
     let (users, secrets) = (directory.path().join("users"), directory.path().join("secrets"));
     let load = |text: &str| {
         let file = directory.path().join("relay.toml");
-        let text = text.replace("/etc/towpath-relay.users", users.to_str().unwrap());
-        write(&file, &text.replace("/etc/towpath-relay.secrets", secrets.to_str().unwrap()));
+        let text = text.replace("/etc/towpath-relay/users", users.to_str().unwrap());
+        write(&file, &text.replace("/etc/towpath-relay/secrets", secrets.to_str().unwrap()));
         let args = ["towpath-relay", "--config", file.to_str().unwrap()];
         let args = relay::config::Args::try_parse_from(args).unwrap();
         relay::config::Config::load(&args).unwrap()

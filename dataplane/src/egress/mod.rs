@@ -1,7 +1,7 @@
 //! Egress: how packets leave. One interface, statically dispatched, and one module for each I/O design.
 
 mod direct;
-mod errno;
+pub(crate) mod errno;
 mod ports;
 pub mod probe;
 mod runtime;
@@ -42,8 +42,8 @@ pub struct Target {
     /// The two ECN bits of the outer header (RFC 3168).
     pub ecn: u8,
     /// Never fragmented: above the path MTU that the kernel knows it is dropped instead, as
-    /// [`crate::drops::Cause::EgressTooBig`]. Such datagrams leave one by one; over IPv4 they carry DF where the socket
-    /// has [`crate::sys::udp::UdpOptions::path_mtu`].
+    /// [`crate::drops::Cause::EgressTooBig`]. Such datagrams leave one by one; whether they carry DF over IPv4 is the
+    /// socket's matter: [`crate::sys::udp::UdpSocket::send_whole`].
     pub dont_fragment: bool,
 }
 

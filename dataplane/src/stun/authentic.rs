@@ -40,7 +40,7 @@ impl<'a> Message<'a> {
         self.protection(key.integrity()).is_some_and(|(before, value)| key.verify(before, value, len_min))
     }
 
-    /// USERNAME, at most 509 bytes long by RFC 8489 section 14.3; not checked here.
+    /// USERNAME, fewer than 509 bytes long by RFC 8489 section 14.3; not checked here.
     #[must_use]
     pub fn username(&self) -> Option<&'a [u8]> {
         self.first(AttributeType::USERNAME)

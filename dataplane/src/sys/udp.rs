@@ -12,6 +12,8 @@ use super::address::RawAddress;
 use super::message::{self, RECEIVE_CONTROL, SendHeader};
 use super::steering::{self, Family};
 use super::{error_queue, socket};
+use crate::drops::Cause;
+use crate::egress::errno::{Verdict, judge_send};
 use crate::egress::{Port, Target};
 use crate::ingress::Meta;
 
@@ -32,9 +34,10 @@ pub struct UdpOptions {
     /// Learn of ICMP errors (IP_RECVERR): read the socket as [`crate::ingress::Source::UdpWithErrors`]. An error fails one
     /// send, of whatever destination, which every egress tries again; so this is for sockets whose peers share a fate.
     pub errors: bool,
-    /// Over IPv4, set DF on every datagram that fits the path MTU the kernel knows, and fragment longer ones
-    /// (IP_PMTUDISC_WANT), even where net.ipv4.ip_no_pmtu_disc says otherwise.
-    pub path_mtu: bool,
+    /// Over IPv4, never set DF, whatever net.ipv4.ip_no_pmtu_disc says, and believe no path MTU (IP_PMTUDISC_OMIT):
+    /// datagrams longer than the interface's MTU are fragmented here, others by whoever has to. ICMP errors are heard of
+    /// all the same. [`UdpSocket::send_whole`] makes exceptions.
+    pub without_df: bool,
     /// How long a taken address is tried again. After a crash the kernel takes some 40 ms to let go of sockets that a
     /// ring had receives armed on, so what listens on a fixed port should ask for [`LISTEN_PATIENCE`].
     pub patience: Duration,
@@ -51,7 +54,7 @@ impl Default for UdpOptions {
             send_buffer: 8 << 20,
             packet_info: true,
             errors: false,
-            path_mtu: false,
+            without_df: false,
             patience: Duration::ZERO,
         }
     }
@@ -126,9 +129,8 @@ impl UdpSocket {
             };
             socket::set_option(socket.as_fd(), level, name, 1)?;
         }
-        if options.path_mtu && address.is_ipv4() {
-            let want = libc::IP_PMTUDISC_WANT;
-            socket::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, want)?;
+        if options.without_df && address.is_ipv4() {
+            set_path_mtu_discovery(socket.as_fd(), libc::IP_PMTUDISC_OMIT)?;
         }
         if options.errors {
             error_queue::set_errors(socket.as_fd(), address.is_ipv4(), true)?;
@@ -182,6 +184,34 @@ impl UdpSocket {
         send_message(&self.fd, &target, bytes, segment_size)
     }
 
+    /// Sends one datagram over IPv4 with DF from a socket with [`UdpOptions::without_df`], now or never. No message can ask
+    /// for DF over IPv4 (ip(7)), so the socket sets it for the moment: what another thread or the kernel itself sends in that
+    /// moment has it too.
+    ///
+    /// # Errors
+    /// What to count: [`Cause::Busy`] when the send buffer is full, [`Cause::EgressTooBig`] above the MTU, or another
+    /// answer of sendmsg(2). Nothing was sent then.
+    pub fn send_whole(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), Cause> {
+        let fd = self.fd.as_fd();
+        let target = Target { port: Port(0), to, from: None, ecn: 0, dont_fragment: true };
+        let send = || {
+            send_message(&self.fd, &target, bytes, bytes.len())
+                .map_err(|error| judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), 1))
+        };
+        set_path_mtu_discovery(fd, libc::IP_PMTUDISC_DO).map_err(|_| Cause::EgressInvalid)?;
+        let sent = match send() {
+            Err(Verdict::Once(_)) => send(),
+            sent => sent,
+        };
+        // The socket took this value when it was made.
+        let _ = set_path_mtu_discovery(fd, libc::IP_PMTUDISC_OMIT);
+        sent.map_err(|verdict| match verdict {
+            Verdict::Busy => Cause::Busy,
+            Verdict::Once(cause) | Verdict::Drop(cause) => cause,
+            Verdict::Again | Verdict::Resegment | Verdict::Fatal => Cause::EgressInvalid,
+        })
+    }
+
     /// Receives what is there, up to the batch's capacity, without waiting. Zero messages when nothing is there.
     ///
     /// # Errors
@@ -198,6 +228,11 @@ impl UdpSocket {
     pub fn receive_from(fd: BorrowedFd<'_>, batch: &mut ReceiveBatch, messages: usize) -> io::Result<usize> {
         batch.receive(fd.as_raw_fd(), messages)
     }
+}
+
+/// Sets IP_MTU_DISCOVER (ip(7)), of a socket of IPv4.
+fn set_path_mtu_discovery(fd: BorrowedFd<'_>, mode: i32) -> io::Result<()> {
+    socket::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)
 }
 
 /// An error with the address that it is about.

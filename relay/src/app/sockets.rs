@@ -54,7 +54,8 @@ impl Relay {
             gro: self.gro,
             packet_info: false,
             errors: true,
-            path_mtu: true,
+            // RFC 8656 section 14: the DF of what came is not known here, and taken to be 0.
+            without_df: true,
             ..UdpOptions::default()
         };
         if !is_shared {

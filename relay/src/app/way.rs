@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use dataplane::drops::Cause;
-use dataplane::egress::{Class, Egress, Target};
+use dataplane::egress::{Class, Egress, Port, Target};
 use dataplane::stun::Icmp;
 use dataplane::stun::channel_data::{self, ChannelNumber};
 use dataplane::stun::writer::padding;
@@ -21,6 +21,13 @@ const PAYLOAD_MAX: usize = 65_507;
 pub(super) enum Way {
     /// Out of a relay socket to a peer.
     Socket(Target),
+    /// The same over IPv4 with DF.
+    Whole {
+        /// The relay socket.
+        port: Port,
+        /// The peer.
+        to: SocketAddr,
+    },
     /// To another client of this relay.
     Hairpin {
         /// Whose datagrams they are there.
@@ -97,6 +104,7 @@ impl Relay {
     ) -> Result<Way, Cause> {
         let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
         match self.server.route(allocation, peer, now)? {
+            Route::Socket if dont_fragment && peer.0.is_ipv4() => Ok(Way::Whole { port, to: peer.0 }),
             Route::Socket => Ok(Way::Socket(Target { port, to: peer.0, from: None, ecn: 0, dont_fragment })),
             // Inside the relay nothing is fragmented, whatever the sender asked for.
             Route::Client { receiver, to, seen_as } => {
@@ -131,6 +139,10 @@ impl Relay {
                     slot.copy_from_slice(payload);
                     true
                 });
+            }
+            // By itself, ahead of what is being collected.
+            &Way::Whole { port, to } => {
+                self.relay_socket(port).ok_or(Cause::NoAllocation)?.send_whole(to, payload)?;
             }
             Way::Hairpin { receiver, delivery } => {
                 let volume = Volume::of(payload.len());

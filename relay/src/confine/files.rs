@@ -16,6 +16,32 @@ const RULES: ABI = ABI::V6;
 /// Its own state, for the figures at the end (threads of the kernel) and for reading descriptors.
 const OWN_STATE: &str = "/proc/self";
 
+/// Directories in which others keep their files, too: a rule for one of these gives away more than the relay's own.
+const COMMON: &[&str] = &[
+    "/",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/etc/ssl",
+    "/etc/ssl/private",
+    "/home",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/srv",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/usr/local",
+    "/usr/local/etc",
+    "/var",
+    "/var/lib",
+    "/var/tmp",
+];
+
 /// Why nothing is restricted.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRestricted {
@@ -32,6 +58,8 @@ pub enum NotRestricted {
 pub struct Readable {
     /// The directories, for people.
     pub names: String,
+    /// Those of them that are not the relay's own.
+    pub common: Vec<PathBuf>,
     /// Held open, because a rule is about what the kernel keeps of a directory, and of this one it keeps nothing else.
     _own_state: Option<File>,
 }
@@ -39,7 +67,7 @@ pub struct Readable {
 impl Readable {
     /// Without restriction.
     pub fn everything() -> Self {
-        Self { names: "all".to_owned(), _own_state: None }
+        Self { names: "all".to_owned(), common: Vec::new(), _own_state: None }
     }
 }
 
@@ -69,7 +97,8 @@ pub fn restrict(files: &[PathBuf]) -> Result<Readable, NotRestricted> {
         return Err(NotRestricted::Absent);
     }
     let names: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
-    Ok(Readable { names: names.join(" "), _own_state: own_state })
+    let common = places.iter().filter(|place| is_common(place)).cloned().collect();
+    Ok(Readable { names: names.join(" "), common, _own_state: own_state })
 }
 
 /// The directories that have to stay readable for `files`: where each is named, and where it really is. A file without a
@@ -94,9 +123,31 @@ fn places(files: &[PathBuf]) -> BTreeSet<PathBuf> {
     places
 }
 
+/// Whether others keep their files in a directory; so do those of each person in theirs.
+fn is_common(directory: &Path) -> bool {
+    COMMON.iter().any(|common| directory == Path::new(common))
+        || directory.parent() == Some(Path::new("/home"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_of_others_are_told_from_those_of_a_relay() {
+        for (directory, expected) in [
+            ("/", true),
+            ("/etc", true),
+            ("/home/alice", true),
+            ("/root", true),
+            ("/etc/towpath-relay", false),
+            ("/home/alice/relay", false),
+            ("/config", false),
+            ("/run/credentials/towpath-relay.service", false),
+        ] {
+            assert_eq!(is_common(Path::new(directory)), expected, "{directory}");
+        }
+    }
 
     #[test]
     fn a_linked_file_needs_both_directories_and_a_relative_one_that_of_the_program() {

@@ -55,6 +55,12 @@ impl Confinement {
             tracing::warn!("not confined: files, because {error}");
             Readable::everything()
         });
+        for directory in &files.common {
+            tracing::warn!(
+                directory = %directory.display(),
+                "not confined: files, because all in this directory stay readable; give the relay's a directory of their own, such as /etc/towpath-relay"
+            );
+        }
         let capabilities = match (dropped, needs.low_ports) {
             (true, false) => "none",
             (true, true) => "net_bind_service",

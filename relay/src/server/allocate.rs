@@ -86,12 +86,15 @@ impl Server {
     ) -> Result<(AllocationId, SocketAddr), Refusal> {
         self.hold(user, client.address.ip())?;
         let taken = self
-            .take_port(address, wanted.port, now)
-            .or_else(|| self.take_part(address, wanted.port, (client, user), None, now));
-        let Some((relayed, reservation)) = taken else {
-            self.let_go(user, client.address.ip());
-            self.commons.vacate();
-            return Err(Why::quota(Rule::RelayPorts).into());
+            .take_port(address, wanted.port, (client, user), now)
+            .or_else(|rule| self.take_part(address, wanted.port, (client, user), None, now).ok_or(rule));
+        let (relayed, reservation) = match taken {
+            Ok(taken) => taken,
+            Err(rule) => {
+                self.let_go(user, client.address.ip());
+                self.commons.vacate();
+                return Err(Why::quota(rule).into());
+            }
         };
         let mut allocation =
             Allocation::new(*client, user, answer.clone(), relayed, wanted.port, message.transaction(), now);
@@ -145,33 +148,36 @@ impl Server {
         configured.chain(spoken_to).find(|&address| AddressFamily::of(address) == family)
     }
 
-    /// Takes a port, and its successor where that is asked for.
+    /// Takes a port for an allocation that is counted already, and its successor where that is asked for.
     fn take_port(
         &mut self,
         address: IpAddr,
         port: PortChoice,
+        (client, user): (&ClientSocket, UserId),
         now: Instant,
-    ) -> Option<(SocketAddr, Option<Token>)> {
+    ) -> Result<(SocketAddr, Option<Token>), Rule> {
         let mut ports = self.commons.ports();
         let want = match port {
             PortChoice::Reserved(token) => {
-                let (address, port) = ports.redeem(&token, now)?;
-                return Some((SocketAddr::new(address, port), None));
+                let (address, port) = ports.redeem(&token, now).ok_or(Rule::RelayPorts)?;
+                return Ok((SocketAddr::new(address, port), None));
             }
             PortChoice::Free(want) => want,
         };
         ports.expire_reservations(now);
-        let port = ports.take(address, want, self.lane, &mut self.random)?;
+        let keeper = match want {
+            Want::Any | Want::Even => None,
+            Want::EvenAndNext => Some(self.may_reserve(&ports, client, user)?),
+        };
+        let port = ports.take(address, want, self.lane, &mut self.random).ok_or(Rule::RelayPorts)?;
         self.commons.places().use_address(address);
         let relayed = SocketAddr::new(address, port);
-        if want != Want::EvenAndNext {
-            return Some((relayed, None));
-        }
-        let Some(token) = ports.reserve(address, port + 1, &mut self.random, now) else {
+        let Some(keeper) = keeper else { return Ok((relayed, None)) };
+        let Some(token) = ports.reserve(address, port + 1, keeper, &mut self.random, now) else {
             ports.release(address, port);
-            return None;
+            return Err(Rule::RelayPorts);
         };
-        Some((relayed, Some(token)))
+        Ok((relayed, Some(token)))
     }
 
     /// Takes a port that others have already, where any would do. EVEN-PORT is about a port of one's own.
@@ -223,9 +229,11 @@ impl Server {
         let (port, client, user) = (allocation.port, allocation.client, allocation.user);
         // The port behind a token cannot be replaced: the client asked for that one.
         let PortChoice::Free(_) = port else { return None };
+        self.give_back(old_token, now);
         // Taken before the old one is given back, so that it cannot be the same.
         let (relayed, reservation) = self
-            .take_port(old.ip(), port, now)
+            .take_port(old.ip(), port, (&client, user), now)
+            .ok()
             .or_else(|| self.take_part(old.ip(), port, (&client, user), Some(old), now))?;
         if self.directory.remove(old, id, std::iter::empty()) {
             if self.shares_ports() {
@@ -235,7 +243,6 @@ impl Server {
                 self.commons.ports().release(old.ip(), old.port());
             }
         }
-        self.give_back(old_token, now);
         self.directory.insert(relayed, id);
         let allocation = self.table.get_mut(id)?;
         allocation.relayed = relayed;

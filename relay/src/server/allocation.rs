@@ -89,6 +89,13 @@ struct Channel {
     permitted_until: Instant,
 }
 
+/// How many permissions and channels are listed, those included that have expired and are not forgotten yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub permissions: u32,
+    pub channels: u32,
+}
+
 /// One allocation. The lists are short and bounded, so that a scan is both constant and fast.
 #[derive(Debug)]
 pub(super) struct Allocation {
@@ -112,6 +119,8 @@ pub(super) struct Allocation {
     pub flow: Flow,
     /// What other workers have sent to the client, once they may.
     pub sent: Option<Arc<Sent>>,
+    /// As many of its permissions and channels are counted for its user and in all.
+    pub counted: Listed,
     peers: Peers,
 }
 
@@ -180,6 +189,7 @@ impl Allocation {
             icmp: IcmpBudget::default(),
             flow: Flow::default(),
             sent: None,
+            counted: Listed::default(),
             peers: Peers::default(),
         }
     }
@@ -245,6 +255,27 @@ impl Allocation {
         let permissions = self.peers.permissions.iter().filter(|permission| now < permission.expires).count();
         let channels = self.peers.channels.iter().filter(|channel| now < channel.expires).count();
         (permissions as u64, channels as u64)
+    }
+
+    /// How many permissions and channels are listed.
+    #[must_use]
+    pub fn listed(&self) -> Listed {
+        let Peers { permissions, channels } = &self.peers;
+        Listed { permissions: permissions.len() as u32, channels: channels.len() as u32 }
+    }
+
+    /// Forgets what has expired. The answer is what the permissions opened.
+    pub fn forget_expired(&mut self, now: Instant) -> Vec<Reach> {
+        let mut gone = Vec::new();
+        self.peers.permissions.retain(|permission| {
+            let stays = now < permission.expires;
+            if !stays {
+                gone.push(permission.reach);
+            }
+            stays
+        });
+        self.peers.channels.retain(|channel| now < channel.expires + CHANNEL_QUIET_TIME);
+        gone
     }
 
     /// Whether there is a permission for just this.

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use foldhash::fast::RandomState;
@@ -24,7 +25,7 @@ use super::ports::Ports;
 use super::quotas::Source;
 use super::reflection::Reflection;
 use super::rules::{Memory, Rule};
-use super::shared_account::{SharedAccount, SharedAccounts, UserName};
+use super::shared_account::{SharedAccount, SharedAccounts, SourceAccounts, UserName};
 
 /// The number of a worker, from zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +41,9 @@ pub struct Commons {
     ports: Mutex<Ports>,
     held: Mutex<Held>,
     accounts: SharedAccounts,
+    sources: SourceAccounts,
+    /// Of all users together.
+    all: SharedAccount,
     /// Made by the first server, by its settings.
     reflection: OnceLock<Arc<Reflection>>,
     /// Which refusals the operator was told of.
@@ -81,6 +85,8 @@ impl Commons {
             ports: Mutex::new(Ports::new(relay_ports)),
             held: Mutex::default(),
             accounts: SharedAccounts::default(),
+            sources: SourceAccounts::default(),
+            all: SharedAccount::default(),
             reflection: OnceLock::new(),
             told: Arc::default(),
             allocations: AtomicUsize::new(0),
@@ -133,6 +139,13 @@ impl Commons {
         count_down(&mut held.by_source, &source.into());
     }
 
+    /// Allocations that a user holds, and those from a source.
+    pub(super) fn held_by(&self, user: &UserName, source: Source) -> (u32, u32) {
+        let held = self.held();
+        let count = |count: Option<&u32>| count.copied().unwrap_or_default();
+        (count(held.by_user.get(user)), count(held.by_source.get(&source)))
+    }
+
     /// Counts one less in all: its socket is closed.
     pub(super) fn vacate(&self) {
         let mut held = self.held();
@@ -148,6 +161,16 @@ impl Commons {
     /// What a user may do, over all workers.
     pub(super) fn account(&self, user: Identity<'_>) -> Arc<SharedAccount> {
         self.accounts.of(user)
+    }
+
+    /// What a source may do, over all workers.
+    pub(super) fn source_account(&self, source: IpAddr, now: Instant) -> Arc<SharedAccount> {
+        self.sources.of(source.into(), now)
+    }
+
+    /// What all users together may do.
+    pub(super) fn account_of_all(&self) -> &SharedAccount {
+        &self.all
     }
 
     /// Which refusals the operator was told of.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use dataplane::stun::{AttributeType, Class, Key};
 
-use super::answers::{INSUFFICIENT_CAPACITY, TRY_ALTERNATE};
+use super::answers::{Refusal, TRY_ALTERNATE};
 use super::reply::Envelope;
+use super::rules::{Rule, Why};
 use super::{ClientSocket, FromClient, Server};
 
 /// One address of each family at most.
@@ -101,13 +102,15 @@ impl Server {
     }
 
     /// What a request for a new allocation is refused with while the relay drains.
-    pub(super) fn refuse_new(&self, client: &ClientSocket) -> Result<(), dataplane::stun::ErrorCode> {
+    pub(super) fn refuse_new(&self, client: &ClientSocket) -> Result<(), Refusal> {
         match &self.draining {
             None => Ok(()),
-            Some(alternates) => Err(match alternates.for_client(client.address.ip(), self.is_tls(client)) {
-                Some(_) => TRY_ALTERNATE,
-                None => INSUFFICIENT_CAPACITY,
-            }),
+            Some(alternates)
+                if alternates.for_client(client.address.ip(), self.is_tls(client)).is_some() =>
+            {
+                Err(Why::quota(Rule::Redirected).into())
+            }
+            Some(_) => Err(Why::quota(Rule::Draining).into()),
         }
     }
 

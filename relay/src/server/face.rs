@@ -69,11 +69,10 @@ impl Server {
         if !self.commons.places().has_several_workers() || self.shares_ports() {
             return;
         }
-        let has_rates = self.limits.allocation_rate.is_set() || self.limits.user_rate.is_set();
         let Some(allocation) = self.table.get(id) else { return };
         let meets_others = allocation.peers().addresses().any(|address| self.is_relay_address(address));
         let Some(allocation) = self.table.get_mut(id) else { return };
-        if !meets_others || has_rates {
+        if !meets_others || self.has_rates {
             if allocation.sent.is_some() {
                 // What it did permit is gone, or a rate has come.
                 self.commons.places().show(allocation.relayed, None);

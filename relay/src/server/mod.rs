@@ -250,7 +250,11 @@ pub struct Server {
     limits: Limits,
     rules: Rules,
     reflection: Arc<Reflection>,
+    /// Copy of [`Limits::has_rates`], asked for with every packet.
+    has_rates: bool,
     fair_share: FairShare,
+    /// All data together was near its rate since the last interval.
+    is_near_total: bool,
     hairpin: bool,
     nonces: Nonces,
     worker: WorkerId,
@@ -312,8 +316,10 @@ impl Server {
             channel_numbers: settings.channel_numbers,
             allocations_max: settings.allocations_max,
             allocations_per_user_max: settings.allocations_per_user_max,
+            has_rates: settings.limits.has_rates(),
             limits: settings.limits,
             fair_share: FairShare::new(),
+            is_near_total: false,
             hairpin: settings.hairpin,
             random,
             table: Table::default(),
@@ -355,13 +361,14 @@ impl Server {
             return FromClient::Drop(Cause::MalformedOuter);
         }
         match (message.class(), message.method()) {
+            (Class::Request, _) if self.is_proven(client) => self.handle_request(client, &message, now),
+            // Forged: the answer would come back here, or go to another socket of this relay.
+            (Class::Request, _) if self.policy.is_own_socket(client.address) => {
+                FromClient::Drop(Cause::MalformedOuter)
+            }
             (Class::Request, _) => {
                 let answer = self.handle_request(client, &message, now);
-                if self.is_proven(client) {
-                    answer
-                } else {
-                    self.within_budget(client, datagram.len(), answer, now)
-                }
+                self.within_budget(client, datagram.len(), answer, now)
             }
             (Class::Indication, Method::Send) => {
                 self.handle_send(client, &message, now).unwrap_or_else(FromClient::Drop)
@@ -451,6 +458,7 @@ impl Server {
         if let Some(allocation) = self.table.get_mut(id) {
             allocation.state = State::Closing;
             let (user, client) = (allocation.user, allocation.client);
+            self.count_listed(id);
             self.let_go(user, client.address.ip());
             self.commands.push_back(Command::Close(id));
         }

@@ -9,13 +9,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::Server;
 use super::port_set::PortSet;
 use super::rules::{Rule, Why};
+use super::{AllocationId, Server};
 
-/// IPv4 ranges that are not public (IANA IPv4 Special-Purpose Address Registry), multicast and the reserved class E,
-/// which includes the broadcast address.
-const DENIED_V4: [(Ipv4Addr, u8); 15] = [
+/// The IPv4 ranges of the IANA IPv4 Special-Purpose Address Registry, those for AS112 and AMT included that are reached
+/// globally: no client has a peer there. Also multicast and the reserved class E, which includes the broadcast address.
+const DENIED_V4: [(Ipv4Addr, u8); 18] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
@@ -24,8 +24,11 @@ const DENIED_V4: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::new(172, 16, 0, 0), 12),
     (Ipv4Addr::new(192, 0, 0, 0), 24),
     (Ipv4Addr::new(192, 0, 2, 0), 24),
+    (Ipv4Addr::new(192, 31, 196, 0), 24),
+    (Ipv4Addr::new(192, 52, 193, 0), 24),
     (Ipv4Addr::new(192, 88, 99, 0), 24),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(192, 175, 48, 0), 24),
     (Ipv4Addr::new(198, 18, 0, 0), 15),
     (Ipv4Addr::new(198, 51, 100, 0), 24),
     (Ipv4Addr::new(203, 0, 113, 0), 24),
@@ -33,15 +36,17 @@ const DENIED_V4: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// IPv6 ranges that are not public (IANA IPv6 Special-Purpose Address Registry), multicast, and the local-use NAT64
-/// prefix of RFC 8215, whose embedding is up to the site. 2001::/23 includes Teredo, 100::/63 the dummy prefix of RFC 9780.
-const DENIED_V6: [(Ipv6Addr, u8); 11] = [
+/// The IPv6 ranges of the IANA IPv6 Special-Purpose Address Registry, and multicast. The local-use NAT64 prefix of RFC 8215
+/// embeds as the site likes. 2001::/23 includes Teredo, 100::/63 the dummy prefix of RFC 9780. Prefixes that carry an IPv4
+/// address are judged by that: [`canonical`].
+const DENIED_V6: [(Ipv6Addr, u8); 12] = [
     (Ipv6Addr::UNSPECIFIED, 128),
     (Ipv6Addr::LOCALHOST, 128),
     (Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48),
     (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 63),
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
     (Ipv6Addr::new(0x5f00, 0, 0, 0, 0, 0, 0, 0), 16),
     (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
@@ -89,7 +94,7 @@ impl PeerPolicy {
     /// The rule against it.
     pub fn judge_permission(&self, peer: SocketAddr) -> Result<(), Why> {
         if self.is_own_socket(peer) {
-            return Err(Why { rule: Rule::OwnSocket, peer: Some(peer), range: None });
+            return Err(Why::about(Rule::OwnSocket, peer));
         }
         self.judge_address(peer.ip()).map_err(|why| Why { peer: Some(peer), ..why })
     }
@@ -107,7 +112,7 @@ impl PeerPolicy {
         } else {
             return Ok(());
         };
-        Err(Why { rule, peer: Some(peer), range: None })
+        Err(Why::about(rule, peer))
     }
 
     /// Whether a peer address is public or excepted, and not denied. Ports do not matter here.
@@ -192,6 +197,7 @@ impl Server {
         for (id, relayed, reach) in gone {
             self.unclaim(id, relayed, reach);
         }
+        (0..self.table.index_end() as u32).map(AllocationId).for_each(|id| self.count_listed(id));
         self.show_all();
     }
 }
@@ -270,8 +276,11 @@ mod tests {
             ("172.16.0.0", "172.31.255.255"),
             ("192.0.0.0", "192.0.0.255"),
             ("192.0.2.0", "192.0.2.255"),
+            ("192.31.196.0", "192.31.196.255"),
+            ("192.52.193.0", "192.52.193.255"),
             ("192.88.99.0", "192.88.99.255"),
             ("192.168.0.0", "192.168.255.255"),
+            ("192.175.48.0", "192.175.48.255"),
             ("198.18.0.0", "198.19.255.255"),
             ("198.51.100.0", "198.51.100.255"),
             ("203.0.113.0", "203.0.113.255"),
@@ -295,6 +304,8 @@ mod tests {
             "2001::1",
             "2001:1ff::1",
             "2001:db8::1",
+            "2620:4f:8000::1",
+            "2620:4f:8000:ffff:ffff:ffff:ffff:ffff",
             "fc00::1",
             "fdff::1",
             "fe80::1",
@@ -311,7 +322,14 @@ mod tests {
         ] {
             assert!(!permits(&policy, refused), "{refused}");
         }
-        for allowed in ["8.8.8.8", "2001:200::1", "2606:4700::1", "64:ff9b::8.8.8.8"] {
+        for allowed in [
+            "8.8.8.8",
+            "2001:200::1",
+            "2606:4700::1",
+            "64:ff9b::8.8.8.8",
+            "2620:4f:7fff:ffff:ffff:ffff:ffff:ffff",
+            "2620:4f:8001::",
+        ] {
             assert!(permits(&policy, allowed), "{allowed}");
         }
     }

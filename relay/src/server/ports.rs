@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use subtle::ConstantTimeEq;
 
+use super::quotas::Source;
 use super::random::Random;
+use super::shared_account::UserName;
 
 /// How long the second port of an EVEN-PORT request is kept (RFC 8656 section 7.2 asks for 30 s at least).
 pub const RESERVATION_TIME: Duration = Duration::from_secs(30);
 /// Most reservations kept at a time; beyond it EVEN-PORT with reservation is answered 508.
 pub const RESERVATIONS_MAX: usize = 1024;
+/// Most of them that one user has, or one source: nobody keeps all others from EVEN-PORT.
+pub const RESERVATIONS_SHARE_MAX: usize = RESERVATIONS_MAX / 8;
 
 /// A RESERVATION-TOKEN.
 pub type Token = [u8; 8];
@@ -47,9 +51,18 @@ impl Lane {
     }
 }
 
+/// For whom a port is kept: it counts as theirs, whoever shows the token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Keeper {
+    pub user: UserName,
+    pub source: Source,
+}
+
 #[derive(Debug)]
 struct Reservation {
     token: Token,
+    /// Nobody for a port that was only set aside.
+    keeper: Option<Keeper>,
     address: IpAddr,
     port: u16,
     expires: Instant,
@@ -105,16 +118,30 @@ impl Ports {
         }
     }
 
+    /// Ports kept for a user, and for a source.
+    pub(super) fn kept_for(&self, keeper: &Keeper) -> (usize, usize) {
+        let kept = || self.reservations.iter().filter_map(|reservation| reservation.keeper.as_ref());
+        let of_user = kept().filter(|kept| kept.user == keeper.user).count();
+        (of_user, kept().filter(|kept| kept.source == keeper.source).count())
+    }
+
+    /// Whether more ports can be kept.
+    #[must_use]
+    pub fn has_room_for_reservations(&self) -> bool {
+        self.reservations.len() < RESERVATIONS_MAX
+    }
+
     /// Keeps a port for whoever shows the token that is returned. `None` when it is taken or there are too many.
-    pub fn reserve(
+    pub(super) fn reserve(
         &mut self,
         address: IpAddr,
         port: u16,
+        keeper: Keeper,
         random: &mut Random,
         now: Instant,
     ) -> Option<Token> {
         self.expire_reservations(now);
-        if self.reservations.len() >= RESERVATIONS_MAX {
+        if !self.has_room_for_reservations() {
             return None;
         }
         let bits = self.taken.get_mut(&address)?;
@@ -122,20 +149,20 @@ impl Ports {
             return None;
         }
         set(bits, port, true);
-        let token = random.bytes();
-        self.reservations.push_back(Reservation { token, address, port, expires: now + RESERVATION_TIME });
+        let (token, expires) = (random.bytes(), now + RESERVATION_TIME);
+        self.reservations.push_back(Reservation { token, keeper: Some(keeper), address, port, expires });
         Some(token)
     }
 
     /// Keeps a port that was taken, and that somebody outside this program has, from being tried again soon.
     pub fn set_aside(&mut self, address: IpAddr, port: u16, random: &mut Random, now: Instant) {
         self.expire_reservations(now);
-        if self.reservations.len() >= RESERVATIONS_MAX {
+        if !self.has_room_for_reservations() {
             return self.release(address, port);
         }
         // A reservation whose token nobody is told.
-        let token = random.bytes();
-        self.reservations.push_back(Reservation { token, address, port, expires: now + RESERVATION_TIME });
+        let (token, expires) = (random.bytes(), now + RESERVATION_TIME);
+        self.reservations.push_back(Reservation { token, keeper: None, address, port, expires });
     }
 
     /// Turns a token into the port it stands for, once; the port stays taken.
@@ -168,6 +195,7 @@ fn set(bits: &mut Bits, port: u16, value: bool) {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::auth::Identity;
     use super::*;
 
     const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -175,6 +203,10 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
     fn origin() -> Instant {
         Instant::now()
+    }
+
+    fn keeper() -> Keeper {
+        Keeper { user: Identity::Static(b"alice").into(), source: ADDRESS.into() }
     }
 
     #[test]
@@ -231,15 +263,17 @@ mod tests {
         let mut random = Random::from_seed(&[3; 32]);
         let mut ports = Ports::new(1002..=1003);
         assert_eq!(ports.take(ADDRESS, Want::EvenAndNext, Lane::ALL, &mut random), Some(1002));
-        let token = ports.reserve(ADDRESS, 1003, &mut random, now).unwrap();
+        let token = ports.reserve(ADDRESS, 1003, keeper(), &mut random, now).unwrap();
+        assert_eq!(ports.kept_for(&keeper()), (1, 1));
         assert_eq!(ports.take(ADDRESS, Want::Any, Lane::ALL, &mut random), None);
         let almost = now + RESERVATION_TIME - Duration::from_millis(1);
         assert_eq!(ports.redeem(&[0; 8], almost), None);
         assert_eq!(ports.redeem(&token, almost), Some((ADDRESS, 1003)));
         assert_eq!(ports.redeem(&token, almost), None);
+        assert_eq!(ports.kept_for(&keeper()), (0, 0));
         ports.release(ADDRESS, 1003);
 
-        let token = ports.reserve(ADDRESS, 1003, &mut random, now).unwrap();
+        let token = ports.reserve(ADDRESS, 1003, keeper(), &mut random, now).unwrap();
         assert_eq!(ports.redeem(&token, now + RESERVATION_TIME), None);
         assert_eq!(ports.take(ADDRESS, Want::Any, Lane::ALL, &mut random), Some(1003));
     }

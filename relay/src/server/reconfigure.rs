@@ -32,6 +32,7 @@ impl Server {
         self.allocations_max = allocations_max;
         self.allocations_per_user_max = allocations_per_user_max;
         self.reflection.reconfigure(&limits);
+        self.has_rates = limits.has_rates();
         self.limits = limits;
         self.hairpin = hairpin;
         self.credentials = credentials;

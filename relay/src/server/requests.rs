@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use dataplane::stun::{AttributeType, BadAttribute, ErrorCode, Message, Method};
 
-use super::allocation::{BindError, Reach};
+use super::allocation::{BindError, Listed, Reach};
 use super::answers::{
-    ALLOCATION_MISMATCH, BAD_REQUEST, INSUFFICIENT_CAPACITY, PEER_FAMILY_MISMATCH, Refusal, STALE_NONCE,
-    TRY_ALTERNATE, UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
+    ALLOCATION_MISMATCH, BAD_REQUEST, PEER_FAMILY_MISMATCH, Refusal, STALE_NONCE, TRY_ALTERNATE,
+    UNAUTHORIZED, UNKNOWN_ATTRIBUTE, WRONG_CREDENTIALS,
 };
 use super::auth::{AnswerKey, Held, Identity, Unauthentic, UserId, authenticate};
 use super::pair::Pair;
@@ -175,6 +175,7 @@ impl Server {
             if seconds == 0 {
                 self.close(id);
             } else {
+                self.forget_expired(id, now);
                 self.table.set_deadline(id, now + Duration::from_secs(seconds.into()));
                 self.show(id);
             }
@@ -205,9 +206,11 @@ impl Server {
         if wanted.is_empty() {
             return Err(BAD_REQUEST.into());
         }
-        if wanted.iter().any(|&(id, peer, reach)| self.is_in_conflict(id, peer, reach, now)) {
-            return Err(INSUFFICIENT_CAPACITY.into());
+        let taken = wanted.iter().find(|&&(id, peer, reach)| self.is_in_conflict(id, peer, reach, now));
+        if let Some(&(_, peer, _)) = taken {
+            return Err(Why::about(Rule::PeerTaken, peer).into());
         }
+        pair.iter().for_each(|id| self.forget_expired(id, now));
         let mut new_in_all = 0;
         for allocation in pair.iter().filter_map(|id| Some((id, self.table.get(id)?))) {
             // Each allocation has the peers of its own family.
@@ -218,13 +221,17 @@ impl Server {
             }
             new_in_all += new;
         }
-        self.take_new_peers(user, new_in_all, now)?;
+        self.may_list(user, Listed { permissions: new_in_all as u32, channels: 0 })?;
+        self.take_new_peers(user, client.address.ip(), new_in_all, now)?;
         for &(id, _, reach) in wanted {
             let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
             let forgotten = allocation.permit(reach, now);
             self.claim(id, reach, forgotten);
         }
-        pair.iter().for_each(|id| self.show(id));
+        for id in pair.iter() {
+            self.count_listed(id);
+            self.show(id);
+        }
         Ok(Success::Empty)
     }
 
@@ -250,15 +257,20 @@ impl Server {
         }
         let reach = self.reach_of_channel(id, peer, now);
         if self.is_in_conflict(id, peer, reach, now) {
-            return Err(INSUFFICIENT_CAPACITY.into());
+            return Err(Why::about(Rule::PeerTaken, peer).into());
         }
         let peer = PeerSocket(peer);
-        let is_known = self.table.get(id).is_some_and(|allocation| allocation.has_channel(peer, now));
-        self.take_new_peers(user, usize::from(!is_known), now)?;
+        self.forget_expired(id, now);
+        let allocation = self.table.get(id).ok_or(ALLOCATION_MISMATCH)?;
+        let is_known = allocation.has_channel(peer, now);
+        let permissions = allocation.new_permissions(std::iter::once(reach), now) as u32;
+        self.may_list(user, Listed { permissions, channels: u32::from(!is_known) })?;
+        self.take_new_peers(user, client.address.ip(), usize::from(!is_known), now)?;
         let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
         match allocation.bind_channel(number, peer, reach, &self.limits, now) {
             Ok(forgotten) => {
                 self.claim(id, reach, forgotten);
+                self.count_listed(id);
                 self.show(id);
                 Ok(Success::Empty)
             }

@@ -1,7 +1,8 @@
 //! Why a request was refused, for the operator: one closed list, a counter for each rule, and what is told of it.
 //!
 //! A refusal is told once: with its rule, its user and its peer, not again within a minute, and never more than
-//! [`LINES_PER_S`] a second of one rule, for all workers together. Everything here is of fixed size.
+//! [`LINES_PER_S`] a second of one rule, for all workers together, or one a second where nobody has proven who it is.
+//! Everything here is of fixed size.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hash};
@@ -16,13 +17,20 @@ use ipnet::IpNet;
 
 use super::auth::Identity;
 use super::pace::Pace;
+use super::quotas::Source;
 
 /// Refusals told a second, of one rule; a second's worth may come at once.
 const LINES_PER_S: NonZeroU64 = NonZeroU64::new(10).expect("not zero");
 /// How long the same refusal is not told again.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Refusals that are remembered as told. Two that share a place are told more often, within the rate.
-const REMEMBERED: usize = 256;
+/// How many lines one costs whose user is not proven: anybody can cause those, with any name.
+const UNPROVEN_COST: u64 = 10;
+/// Refusals that are remembered as told: so many sets of places. More of one set than it has places are told more often,
+/// within the rate.
+const SETS: usize = 64;
+const PLACES: usize = 4;
+/// Bytes of a name that are kept for the log. Most names are shorter; nothing that a client sends makes a long line.
+pub const NAME_SHOWN_MAX: usize = 64;
 /// Refusals that wait to be told: more are only counted. The driver asks after every batch.
 const WAITING_MAX: usize = 32;
 
@@ -60,6 +68,8 @@ macro_rules! rules {
 }
 
 rules! {
+    /// The relay drains, and there is an alternate that the client can reach.
+    Redirected => 300, "redirected", "the relay drains: new clients are sent to its --alternate-server";
     /// A client answers to other password algorithms than this relay offers (RFC 8489 section 9.2.4).
     WeakerOffer => 400, "weaker_offer", "the client says it was offered other password algorithms than it was: a fault of its own, or someone on the way weakens them; the name is not proven";
     /// The peer lies in a range that is not public.
@@ -80,6 +90,12 @@ rules! {
     TotalAllocations => 508, "total_allocations", "--allocations-max is reached";
     /// No relayed port is free that would do.
     RelayPorts => 508, "relay_ports", "no port is free, or not the one that was asked for; --relay-ports widens the range";
+    /// Too many ports are kept back for holders of a reservation token.
+    Reservations => 508, "reservations", "EVEN-PORT keeps 1,024 second ports at most, for 30 seconds each, and 128 for one user or source address";
+    /// Another allocation on the same relayed port has the peer.
+    PeerTaken => 508, "peer_taken", "another client on the same relayed port has the peer; a wider --relay-ports helps";
+    /// The relay drains, and there is no alternate that the client can reach.
+    Draining => 508, "draining", "the relay drains: --alternate-server sends new clients elsewhere";
     /// The socket could not be opened.
     Sockets => 508, "sockets", "the socket could not be opened; is the limit of open files (ulimit -n) high enough?";
     /// The allocation has too many permissions.
@@ -88,6 +104,18 @@ rules! {
     Channels => 508, "channels", "--channels-max is reached";
     /// The user meets too many new peers a second.
     NewPeers => 508, "new_peers", "--new-peers-per-user a second are reached";
+    /// The source address meets too many new peers a second.
+    SourceNewPeers => 508, "source_new_peers", "--new-peers-per-source a second are reached";
+    /// All together meet too many new peers a second.
+    TotalNewPeers => 508, "total_new_peers", "--new-peers-total a second are reached";
+    /// The user has too many permissions.
+    UserPermissions => 508, "user_permissions", "--permissions-per-user-max is reached";
+    /// There are too many permissions in all.
+    TotalPermissions => 508, "total_permissions", "--permissions-total-max is reached";
+    /// The user has too many channels.
+    UserChannels => 508, "user_channels", "--channels-per-user-max is reached";
+    /// There are too many channels in all.
+    TotalChannels => 508, "total_channels", "--channels-total-max is reached";
 }
 
 impl Rule {
@@ -116,6 +144,12 @@ impl Why {
         Self { rule, peer: None, range: None }
     }
 
+    /// A refusal of a peer for something else than the range it lies in.
+    #[must_use]
+    pub const fn about(rule: Rule, peer: SocketAddr) -> Self {
+        Self { rule, peer: Some(peer), range: None }
+    }
+
     /// What tells two refusals of a rule apart: a scan of a range is one refusal.
     fn subject(&self) -> (Option<IpNet>, Option<IpAddr>, Option<u16>) {
         let peer = self.peer.filter(|_| self.range.is_none());
@@ -133,17 +167,29 @@ impl Why {
 pub struct Refused {
     /// Why.
     pub why: Why,
-    /// The user's name, or the id in it, as the client wrote it: escape it.
+    /// The user's name, or the id in it, as the client wrote it: escape it. Of a longer one [`NAME_SHOWN_MAX`] bytes and an
+    /// ellipsis.
     pub user: Box<[u8]>,
     /// The client.
     pub client: SocketAddr,
+}
+
+impl Refused {
+    /// What is told of a refusal.
+    pub(super) fn new(why: Why, name: &[u8], client: SocketAddr) -> Self {
+        let user = match name.get(..NAME_SHOWN_MAX) {
+            Some(shown) if shown.len() < name.len() => [shown, "…".as_bytes()].concat().into(),
+            Some(_) | None => name.into(),
+        };
+        Self { why, user, client }
+    }
 }
 
 /// What was told, and how much.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     lines: [Pace; Rule::ALL.len()],
-    told: Vec<Option<(u64, Instant)>>,
+    told: Vec<[Option<(u64, Instant)>; PLACES]>,
     hasher: RandomState,
 }
 
@@ -152,14 +198,15 @@ impl Memory {
     /// another's within a minute.
     fn is_news(&mut self, why: &Why, user: Option<Identity<'_>>, client: IpAddr, now: Instant) -> bool {
         // Grows once, on the first refusal.
-        self.told.resize(REMEMBERED, None);
-        let hash = self.hasher.hash_one((why.rule, user, client, why.subject()));
-        let place = &mut self.told[hash as usize % REMEMBERED];
-        let known = place.is_some_and(|(told, at)| told == hash && now < at + SILENCE);
+        self.told.resize(SETS, [None; PLACES]);
+        let hash = self.hasher.hash_one((why.rule, user, Source::from(client), why.subject()));
+        let set = &mut self.told[hash as usize % SETS];
+        let known = set.iter().flatten().any(|&(told, at)| told == hash && now < at + SILENCE);
         let line = &mut self.lines[why.rule as usize];
-        let is_news = !known && line.take(1, LINES_PER_S, Duration::from_secs(1), now);
-        if is_news {
-            *place = Some((hash, now));
+        let cost = if user.is_some() { 1 } else { UNPROVEN_COST };
+        let is_news = !known && line.take(cost, LINES_PER_S, Duration::from_secs(1), now);
+        if is_news && let Some(oldest) = set.iter_mut().min_by_key(|place| place.map(|(_, at)| at)) {
+            *oldest = Some((hash, now));
         }
         is_news
     }
@@ -213,13 +260,47 @@ impl Rules {
 mod tests {
     use super::*;
 
+    /// However the hash falls, a few cases at a time never push one another out.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
+    fn as_many_cases_as_a_set_has_places_are_told_once_a_minute_each() {
+        let (start, why) = (Instant::now(), Why::quota(Rule::Permissions));
+        for _ in 0..300 {
+            let mut memory = Memory::default();
+            let mut told = 0;
+            for second in 0..59_u64 {
+                for case in 1..=PLACES as u32 {
+                    let (client, now) =
+                        (IpAddr::from(case.to_be_bytes()), start + Duration::from_secs(second));
+                    told += usize::from(memory.is_news(&why, Some(Identity::Static(b"alice")), client, now));
+                }
+            }
+            assert_eq!(told, PLACES);
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let client = SocketAddr::from(([192, 0, 2, 1], 7));
+        let user = |name: &[u8]| Refused::new(Why::quota(Rule::WeakerOffer), name, client).user;
+        assert_eq!(*user(&[b'x'; NAME_SHOWN_MAX]), [b'x'; NAME_SHOWN_MAX]);
+        let cut = user(&[b'x'; 65_000]);
+        assert_eq!(
+            (&cut[..NAME_SHOWN_MAX], &cut[NAME_SHOWN_MAX..]),
+            (&[b'x'; NAME_SHOWN_MAX][..], "…".as_bytes())
+        );
+    }
+
     #[test]
     fn every_rule_has_its_own_name_counter_and_remedy() {
         let names: std::collections::BTreeSet<_> = Rule::ALL.iter().map(|rule| rule.name()).collect();
         assert_eq!(names.len(), Rule::ALL.len());
         for (index, &rule) in Rule::ALL.iter().enumerate() {
             assert_eq!(rule as usize, index);
-            assert!(!rule.remedy().is_empty() && [400, 403, 486, 508].contains(&rule.code().0));
+            assert!(!rule.remedy().is_empty() && [300, 400, 403, 486, 508].contains(&rule.code().0));
         }
+        let reservations = Rule::Reservations.remedy();
+        assert!(reservations.contains("1,024") && crate::server::ports::RESERVATIONS_MAX == 1024);
+        assert!(reservations.contains("128") && crate::server::ports::RESERVATIONS_SHARE_MAX == 128);
     }
 }

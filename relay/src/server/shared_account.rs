@@ -1,17 +1,20 @@
-//! What is kept of a user over all workers: how far ahead of its rates it is. Everything else of a user is one worker's.
+//! What is kept of a user over all workers: how far ahead of its rates it is, and how many permissions and channels it has.
+//! Everything else of a user is one worker's. Sources, and all together, have the same where they have quotas.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
+use super::allocation::Listed;
 use super::auth::Identity;
 use super::figures::{Direction, Volume};
 use super::limits::Rate;
 use super::pace::time_of;
+use super::quotas::Source;
 
 /// A user's name, and whether it is a static one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +69,9 @@ pub(super) struct SharedAccount {
     new_peers: SharedPace,
     /// By [`Direction`]: bytes and packets.
     data: [[SharedPace; 2]; Direction::ALL.len()],
+    /// Bounds that nothing else follows from, so that no order is needed.
+    permissions: AtomicU32,
+    channels: AtomicU32,
 }
 
 impl SharedAccount {
@@ -98,6 +104,26 @@ impl SharedAccount {
         self.new_peers.take(time_of(count, per_second), Some(burst), self.now_ns(now))
     }
 
+    /// Whether no more new peers may be met.
+    pub fn is_ahead_of_new_peers(&self, burst: Duration, now: Instant) -> bool {
+        self.new_peers.is_ahead(burst, self.now_ns(now))
+    }
+
+    /// Permissions and channels that are counted here.
+    pub fn listed(&self) -> Listed {
+        Listed {
+            permissions: self.permissions.load(Ordering::Relaxed),
+            channels: self.channels.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts what an allocation lists now instead of what it listed before.
+    pub fn count_listed(&self, before: Listed, now: Listed) {
+        // Wraps back to what is meant.
+        self.permissions.fetch_add(now.permissions.wrapping_sub(before.permissions), Ordering::Relaxed);
+        self.channels.fetch_add(now.channels.wrapping_sub(before.channels), Ordering::Relaxed);
+    }
+
     /// When everything the user was let do is within its rates; `None` when that was always so.
     pub fn settled_at(&self) -> Option<Instant> {
         let paces = self.data.as_flattened().iter().chain([&self.new_peers]);
@@ -125,6 +151,25 @@ impl SharedAccounts {
             *place = Arc::downgrade(&account);
             account
         })
+    }
+}
+
+/// The accounts of sources. They stay for as long as an allocation has them, or they are ahead of their rates: nobody gets
+/// around those by allocating anew. Only who has proven who it is has one.
+#[derive(Debug, Default)]
+pub(super) struct SourceAccounts(Mutex<HashMap<Source, Arc<SharedAccount>, RandomState>>);
+
+impl SourceAccounts {
+    /// The account of a source.
+    pub fn of(&self, source: Source, now: Instant) -> Arc<SharedAccount> {
+        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if accounts.len() == accounts.capacity() {
+            // As seldom as the table would grow.
+            accounts.retain(|_, account| {
+                Arc::strong_count(account) > 1 || account.settled_at().is_some_and(|at| at > now)
+            });
+        }
+        accounts.entry(source).or_default().clone()
     }
 }
 

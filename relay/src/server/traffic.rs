@@ -11,7 +11,7 @@ use dataplane::drops::Cause;
 use super::auth::Identity;
 use super::fair_share::Share;
 use super::figures::{Direction, Volume};
-use super::limits::Rate;
+use super::limits::{Limits, Rate};
 use super::pace::Pace;
 use super::shared_account::SharedAccount;
 use super::{AllocationId, Server};
@@ -64,12 +64,34 @@ impl Paces {
     }
 }
 
+/// The rates that data in one direction is under.
+struct Rates<'a> {
+    of: &'a Limits,
+    direction: Direction,
+    now: Instant,
+}
+
+impl Rates<'_> {
+    fn are_exceeded(&self, flow: &Flow, user: &SharedAccount, all: &SharedAccount) -> bool {
+        let Self { of, direction, now } = *self;
+        let exceeds = |rate: &Rate, account: Option<&SharedAccount>| {
+            rate.is_set() && account.is_some_and(|account| account.is_ahead(direction, RATE_BURST, now))
+        };
+        of.allocation_rate.is_set() && flow.paces.as_ref().is_some_and(|paces| paces.is_ahead(direction, now))
+            || exceeds(&of.user_rate, Some(user))
+            || exceeds(&of.source_rate, flow.source.as_deref())
+            || exceeds(&of.total_rate, Some(all))
+    }
+}
+
 /// What is kept of an allocation's data.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
     share: Share,
     /// Only where allocations have a rate.
     paces: Option<Box<Paces>>,
+    /// Only where sources have a rate.
+    source: Option<Arc<SharedAccount>>,
 }
 
 /// What is kept of a user besides the password.
@@ -125,12 +147,13 @@ impl Server {
         let live = self.table.get_mut(id).filter(|allocation| allocation.is_live(now));
         let allocation = live.ok_or(Cause::NoAllocation)?;
         let flow = &mut allocation.flow;
-        let (allocation_rate, user_rate) = (&self.limits.allocation_rate, &self.limits.user_rate);
-        let is_ahead =
-            |paces: &Option<Box<Paces>>| paces.as_ref().is_some_and(|paces| paces.is_ahead(direction, now));
-        let capped = allocation_rate.is_set() && is_ahead(&flow.paces)
-            || user_rate.is_set()
-                && self.users.get(allocation.user).account().shared.is_ahead(direction, RATE_BURST, now);
+        let rates = Rates { of: &self.limits, direction, now };
+        let capped = self.has_rates
+            && rates.are_exceeded(
+                flow,
+                &self.users.get(allocation.user).account().shared,
+                self.commons.account_of_all(),
+            );
         let refused = if capped {
             Some(Cause::PolicyRate)
         } else {
@@ -140,13 +163,28 @@ impl Server {
             self.users.account_mut(allocation.user).relayed.shaped_packets += load.packets;
             return Err(cause);
         }
-        // Made with the first packet, so that an allocation without a rate is no larger for it.
-        if allocation_rate.is_set() {
-            flow.paces.get_or_insert_default().charge(allocation_rate, direction, load, now);
+        if !self.has_rates {
+            return Ok(());
         }
-        if user_rate.is_set() {
+        // Made with the first packet, so that an allocation without a rate is no larger for it.
+        let limits = &self.limits;
+        if limits.allocation_rate.is_set() {
+            flow.paces.get_or_insert_default().charge(&limits.allocation_rate, direction, load, now);
+        }
+        if limits.user_rate.is_set() {
             let account = self.users.get(allocation.user).account();
-            account.shared.charge(user_rate, direction, load, now);
+            account.shared.charge(&limits.user_rate, direction, load, now);
+        }
+        if limits.source_rate.is_set() {
+            let source = allocation.client.address.ip();
+            let account = flow.source.get_or_insert_with(|| self.commons.source_account(source, now));
+            account.charge(&limits.source_rate, direction, load, now);
+        }
+        if limits.total_rate.is_set() {
+            let all = self.commons.account_of_all();
+            all.charge(&limits.total_rate, direction, load, now);
+            // Those who take most give way before anybody is dropped for what all have taken.
+            self.is_near_total |= all.is_ahead(direction, RATE_BURST / 2, now);
         }
         Ok(())
     }
@@ -154,7 +192,8 @@ impl Server {
     /// To be called every 10 ms under load: `overloaded` says whether anything was lost since the last call because
     /// there was no time for it, or because the clients' socket was busy.
     pub fn handle_interval(&mut self, overloaded: bool, now: Instant) {
-        self.fair_share.handle_interval(overloaded, now);
+        let is_near_total = std::mem::take(&mut self.is_near_total);
+        self.fair_share.handle_interval(overloaded || is_near_total, now);
     }
 
     /// Everyone who has an entry ([`super::auth::Users`]), with what was relayed for them.

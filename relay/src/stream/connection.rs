@@ -7,13 +7,28 @@ use dataplane::drops::{Cause, Drops};
 
 use super::ends::End;
 use super::framing::Framer;
-use super::queue::OutputQueue;
-use super::transport::Transport;
-use crate::server::ClientSocket;
+use super::queue::{OutputQueue, Overflow};
+use super::transport::{TURN_BYTES, Transport};
+use crate::server::{ClientSocket, REALM_LEN_MAX};
 
 /// Bytes queued in one batch after which they are written before its end: superpackets become few large writes, and the
 /// queue stays for what the socket does not take.
 const WRITE_BYTES: usize = 64 * 1024;
+
+/// The same for a client without an allocation, who gets nothing but answers.
+const STRANGER_WRITE_BYTES: usize = 4 * 1024;
+/// Bytes read in one turn from a client without an allocation: its socket has to take the answers to them before it is read
+/// on.
+const STRANGER_TURN_BYTES: usize = 512;
+/// Most bytes of answers that wait for a client without an allocation. Over TCP there is room for those that come of one
+/// turn; one that puts more questions into a record of TLS than that, and does not read, is closed.
+const STRANGER_QUEUE_BYTES: usize = 16 * 1024;
+
+/// The longest answer to the shortest question is a challenge: README, security.
+const CHALLENGE_BYTES_MAX: usize = 72 + REALM_LEN_MAX.next_multiple_of(4);
+const _: () = assert!(
+    STRANGER_WRITE_BYTES + (STRANGER_TURN_BYTES / 20 + 1) * CHALLENGE_BYTES_MAX <= STRANGER_QUEUE_BYTES
+);
 
 /// One connection.
 #[derive(Debug)]
@@ -30,6 +45,10 @@ pub(super) struct Connection {
     pub is_listed: bool,
     /// It is not read, because it does not read either.
     pub is_paused: bool,
+    /// The client had an allocation when it was last looked.
+    pub is_known: bool,
+    /// When that was, or the connection came.
+    pub known_at: Instant,
     /// When it last said something of use.
     pub active: Instant,
     /// When it is looked at next.
@@ -73,6 +92,8 @@ impl Connection {
             is_waking: false,
             is_listed: false,
             is_paused: false,
+            is_known: false,
+            known_at: now,
             active: now,
             deadline: now,
             end: None,
@@ -85,6 +106,14 @@ impl Connection {
         self.queue.set_bytes_max(bytes_max);
     }
 
+    /// Notes whether the client has an allocation.
+    pub fn note_known(&mut self, is_known: bool, now: Instant) {
+        self.is_known = is_known;
+        if is_known {
+            self.known_at = now;
+        }
+    }
+
     /// Queues an answer.
     ///
     /// # Errors
@@ -92,7 +121,8 @@ impl Connection {
     pub fn push_control(&mut self, message: &[u8], drops: &mut Drops) -> Result<(), End> {
         self.traffic.offered += 1;
         let written = self.write_early(message.len());
-        let pushed = self.queue.push_control(message);
+        let is_too_much = !self.is_known && self.queue.control_len() + message.len() > STRANGER_QUEUE_BYTES;
+        let pushed = if is_too_much { Err(Overflow) } else { self.queue.push_control(message) };
         // An answer that does not fit is lost with the connection.
         let (dropped, result) = pushed.map_or((1, Err(End::Unread)), |dropped| (dropped, Ok(())));
         drops.add(Cause::EgressQueueFull, dropped);
@@ -111,7 +141,8 @@ impl Connection {
     }
 
     fn write_early(&mut self, len: usize) -> Result<(), End> {
-        if self.queue.len() + len > WRITE_BYTES { self.write() } else { Ok(()) }
+        let most = if self.is_known { WRITE_BYTES } else { STRANGER_WRITE_BYTES };
+        if self.queue.len() + len > most { self.write() } else { Ok(()) }
     }
 
     /// Writes what goes without waiting.
@@ -138,9 +169,14 @@ impl Connection {
     }
 
     /// Whether so many answers wait that no more questions should be read: there has to be room for those that come of one
-    /// turn.
+    /// turn. Of a client without an allocation none may wait.
     pub fn is_crowded(&self, queue_bytes: usize) -> bool {
-        self.queue.control_len() > queue_bytes / 4
+        if self.is_known { self.queue.control_len() > queue_bytes / 4 } else { self.is_blocked }
+    }
+
+    /// Bytes to read in one turn. Of a handshake nothing is answered, and its messages are long.
+    pub fn turn_bytes(&self) -> usize {
+        if self.is_known || self.transport.is_handshaking() { TURN_BYTES } else { STRANGER_TURN_BYTES }
     }
 
     /// Messages that wait to be written.

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How long a connection without an allocation may have nothing of use to say, and how often those with one are looked at.
 pub const IDLE_TIME: Duration = Duration::from_secs(30);
+/// How long a connection may be without an allocation, whatever it says.
+pub const STRANGER_TIME: Duration = Duration::from_secs(300);
 
 /// The deadlines of all connections.
 #[derive(Debug, Default)]

@@ -43,7 +43,7 @@ ends! {
     Tls => "tls", true;
     /// The TLS handshake took too long.
     HandshakeTimeout => "handshake_timeout", true;
-    /// It had no allocation and nothing to say for too long.
+    /// It had no allocation for too long, or nothing to say meanwhile.
     Idle => "idle", false;
     /// It asked and did not listen: answers alone filled its queue.
     Unread => "unread", true;

@@ -44,7 +44,7 @@ use crate::server::{ClientSocket, Listener};
 
 pub use self::admission::{Limits, QUEUE_BYTES_MIN};
 pub use self::connection::Traffic;
-pub use self::deadlines::{HANDSHAKE_TIME, IDLE_TIME};
+pub use self::deadlines::{HANDSHAKE_TIME, IDLE_TIME, STRANGER_TIME};
 pub use self::ends::{End, Ends};
 pub use self::figures::StreamFigures;
 pub use self::listener::{Kind, StreamListener};
@@ -62,7 +62,7 @@ const HANDSHAKES_PER_TURN: u32 = 4;
 const REST_TIME: Duration = Duration::from_millis(200);
 /// The longest message, in bytes, that a client without an allocation may send in pieces: longer ones would be data, which
 /// it has no use for, and memory that anyone could fill.
-const STRANGER_BYTES: usize = 2048;
+const STRANGER_BYTES: usize = 4096;
 
 /// All connections of one worker.
 #[derive(Debug)]
@@ -222,7 +222,8 @@ impl Streams {
             }
             self.handshakes += 1;
         }
-        let read = connection.transport.read(&mut self.plain, &mut self.wire);
+        let bytes_max = connection.turn_bytes();
+        let read = connection.transport.read(&mut self.plain, &mut self.wire, bytes_max);
         let (client, is_over) = (connection.client, connection.transport.is_over());
         let has_output = connection.wants_write();
         match read {
@@ -247,6 +248,7 @@ impl Streams {
         if outcome.is_useful {
             connection.active = now;
         }
+        connection.note_known(is_known, now);
         let end = if outcome.is_malformed || framer.kept() > STRANGER_BYTES && !is_known {
             Some(End::Malformed)
         } else {
@@ -444,13 +446,14 @@ impl Streams {
         let queue_bytes = self.queue_bytes();
         while let Some(index) = self.deadlines.pop_due(now) {
             let Some(connection) = self.connections.get_mut(index as usize) else { continue };
-            let idle_until = connection.active + IDLE_TIME;
+            connection.note_known(is_known(&connection.client), now);
+            let until = (connection.active + IDLE_TIME).min(connection.known_at + STRANGER_TIME);
             if connection.transport.is_handshaking() {
                 self.end(index, End::HandshakeTimeout, now);
-            } else if is_known(&connection.client) || idle_until > now {
+            } else if connection.is_known || until > now {
                 connection.set_queue_bytes(queue_bytes);
                 connection.shrink(drops);
-                connection.deadline = if idle_until > now { idle_until } else { now + IDLE_TIME };
+                connection.deadline = if until > now { until } else { now + IDLE_TIME };
                 self.deadlines.insert(connection.deadline, index);
             } else {
                 self.end(index, End::Idle, now);

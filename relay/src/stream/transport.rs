@@ -85,13 +85,13 @@ impl Transport {
         self.is_over
     }
 
-    /// Reads what is there, at most [`TURN_BYTES`], into `plain`, which has room for [`PLAIN_BYTES`]; with TLS by way of
-    /// `wire`, which has room for [`TURN_BYTES`]. Zero: nothing is there, or nothing that messages are made of.
+    /// Reads what is there, at most `bytes_max` of [`TURN_BYTES`], into `plain`, which has room for [`PLAIN_BYTES`]; with TLS
+    /// by way of `wire`, which has room for [`TURN_BYTES`]. Zero: nothing is there, or nothing that messages are made of.
     ///
     /// # Errors
     /// Why the connection is over.
-    pub fn read(&mut self, plain: &mut [u8], wire: &mut [u8]) -> Result<usize, End> {
-        let target = if self.tls.is_some() { &mut *wire } else { &mut plain[..TURN_BYTES] };
+    pub fn read(&mut self, plain: &mut [u8], wire: &mut [u8], bytes_max: usize) -> Result<usize, End> {
+        let target = if self.tls.is_some() { &mut wire[..bytes_max] } else { &mut plain[..bytes_max] };
         let read = rustix::io::retry_on_intr(|| recv(&self.fd, &mut *target, RecvFlags::DONTWAIT));
         let len = match read.map_err(io::Error::from) {
             Ok((0, _)) => return Err(End::ByClient),

@@ -25,7 +25,8 @@ pub const ROWS: &[Row] = &[
     (42, "443", t42),
 ];
 
-/// IPv4 ranges that are not public (IANA special-purpose registry), but for the loopback one that has exceptions here.
+/// The ranges of the IANA IPv4 special-purpose registry, as it has them, and multicast; but for the loopback one, which has
+/// exceptions here.
 const V4: &[(&str, u8)] = &[
     ("0.0.0.0", 8),
     ("10.0.0.0", 8),
@@ -36,8 +37,11 @@ const V4: &[(&str, u8)] = &[
     ("172.16.0.0", 12),
     ("192.0.0.0", 24),
     ("192.0.2.0", 24),
+    ("192.31.196.0", 24),
+    ("192.52.193.0", 24),
     ("192.88.99.0", 24),
     ("192.168.0.0", 16),
+    ("192.175.48.0", 24),
     ("198.18.0.0", 15),
     ("198.51.100.0", 24),
     ("203.0.113.0", 24),
@@ -56,7 +60,11 @@ const V6: &[(&str, u8)] = &[
     ("ff00::", 8),
     ("2001:db8::", 32),
     ("100::", 64),
+    ("100:0:0:1::", 64),
     ("2001::", 23),
+    ("2620:4f:8000::", 48),
+    ("3fff::", 20),
+    ("5f00::", 16),
     ("64:ff9b:1::", 48),
 ];
 

@@ -19,6 +19,9 @@ pub use self::users::{Identity, RESTING_MAX, User, UserId, Users};
 use self::credentials::Username;
 use self::shared_secret::SecretMark;
 
+/// Longest USERNAME in bytes (RFC 8489 section 14.3: fewer than 509).
+pub const NAME_LEN_MAX: usize = 508;
+
 /// Why a request is not authentic (RFC 8489 section 9.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unauthentic {
@@ -27,8 +30,8 @@ pub enum Unauthentic {
     /// 400: PASSWORD-ALGORITHM and PASSWORD-ALGORITHMS do not go with what the challenge offered: someone on the way may
     /// have made the offer weaker.
     WeakerOffer,
-    /// 401: no integrity attribute that counts, an unknown user, a wrong password, a name whose time is over; a client
-    /// cannot tell which of these.
+    /// 401: no integrity attribute that counts, an unknown user, a name too long to be one, a wrong password, a name whose
+    /// time is over; a client cannot tell which of these.
     Unauthorized,
     /// 438: the nonce was never issued, not to this client, or too long ago.
     StaleNonce,
@@ -99,6 +102,10 @@ pub fn authenticate<'a>(
     let offer = credentials.offer();
     if !nonces.is_valid(client, offer, nonce) {
         return Err(Unauthentic::StaleNonce);
+    }
+    // RFC 8489 section 14.3: nobody is called that, and nothing below has to deal with it.
+    if matches!(username, Username::Plain(name) if name.len() > NAME_LEN_MAX) {
+        return Err(Unauthentic::Unauthorized);
     }
     let negotiated = negotiated(offer, message)?;
     let request = Request {

@@ -3,6 +3,7 @@
 use dataplane::stun::{AttributeType, Method, TransactionId, Writer};
 
 use super::super::figures::{Carrier, Census, Direction, Volume};
+use super::super::rules::Rule;
 use super::super::*;
 use super::auth::{TODAY, timed, with_secrets};
 use super::fixture::*;
@@ -265,6 +266,8 @@ fn a_draining_relay_serves_what_it_has_and_refuses_what_is_new() {
     assert_eq!(fixture.bind(&alice, 0x4000, "192.0.2.9:9"), None);
     assert!(matches!(fixture.handle(&alice.client, &channel_data(0x4000, b"x")), FromClient::Forward { .. }));
     assert_eq!(allocate(&mut fixture, &bob).code(), Some(508));
+    let told = fixture.server.poll_refused().expect("it explains itself");
+    assert_eq!((told.why.rule, &*told.user, told.client), (Rule::Draining, &b"bob"[..], bob.client.address));
     assert_eq!(refused(&mut fixture, &User { password: "wrong", ..bob.clone() }, Method::Allocate), 401);
     assert_eq!(fixture.server.allocations(), 1);
     let asked = bare(Method::Binding, TransactionId([1; 12]));
@@ -298,6 +301,8 @@ fn clients_are_sent_to_an_alternate_of_their_own_family_first() {
             let reply = allocate(&mut fixture, user);
             assert_eq!(reply.code(), Some(if expected.is_empty() { 508 } else { 300 }));
             assert_eq!(alternates_of(&reply).iter().collect::<Vec<_>>(), expected);
+            let rule = if expected.is_empty() { Rule::Draining } else { Rule::Redirected };
+            assert_eq!(fixture.server.poll_refused().expect("it explains itself").why.rule, rule);
         }
         assert_eq!(fixture.server.refusals().filter(|&(code, _)| code == 300).count(), 1);
     }

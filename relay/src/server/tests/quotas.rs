@@ -1,15 +1,16 @@
 //! How much users and sources may take, and what the operator is told when it is too much.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use dataplane::stun::{Method, TransactionId};
 
+use super::super::allocation::Listed;
 use super::super::*;
 use super::fixture::*;
 use crate::server::auth::Identity;
 use crate::server::figures::{Carrier, Direction, Volume};
-use crate::server::limits::Rate;
+use crate::server::limits::{PeersMax, Rate};
 use crate::server::port_set::PortSet;
 use crate::server::rules::Rule;
 
@@ -55,6 +56,87 @@ fn allocations_are_limited_by_user_by_source_and_in_all() {
     }
     assert_eq!((fixture.server.allocations(), fixture.server.sources()), (0, 0));
     assert_eq!(try_allocate(&mut fixture, &bob.at("[2001:db8::2]:1")), None);
+}
+
+fn keep_port(fixture: &mut Fixture, user: &User) -> Result<[u8; 8], u16> {
+    fixture.transactions = 0;
+    let reply = fixture.ask(user, Method::Allocate, |writer| {
+        writer.requested_transport(17).even_port(true);
+    });
+    match reply.code() {
+        None => Ok(reply.message().reservation_token().unwrap().unwrap()),
+        Some(code) => Err(code),
+    }
+}
+
+fn leave(fixture: &mut Fixture, user: &User) {
+    assert_eq!(fixture.refresh(user, Some(0)).code(), None);
+    while let Some(Command::Close(id)) = fixture.server.poll_command() {
+        fixture.server.handle_relay_closed(id);
+    }
+}
+
+/// T26: a port that EVEN-PORT keeps counts as an allocation, so that allocating and leaving does not get around the quotas.
+#[test]
+fn ports_kept_by_even_port_count_beside_the_allocations_of_user_and_source() {
+    let mut settings = settings();
+    settings.allocations_per_user_max = 3;
+    settings.limits.allocations_per_source_max = 4;
+    let mut fixture = Fixture::with(settings);
+    let (alice, bob) = (User::alice(), User::bob());
+    let mut tokens = Vec::new();
+    for round in 0..50 {
+        match keep_port(&mut fixture, &alice) {
+            Ok(token) => {
+                tokens.push(token);
+                leave(&mut fixture, &alice);
+            }
+            Err(code) => assert_eq!((code, round >= 2), (486, true), "round {round}"),
+        }
+    }
+    assert_eq!(tokens.len(), 2, "with the allocation that asks it is three");
+    assert_eq!((count(&fixture, Rule::UserAllocations), fixture.server.allocations()), (48, 0));
+    // The same source has one more, whoever it calls itself.
+    let beside = bob.at("192.0.2.1:7");
+    keep_port(&mut fixture, &beside).unwrap();
+    leave(&mut fixture, &beside);
+    assert_eq!(keep_port(&mut fixture, &beside), Err(486));
+    assert_eq!(count(&fixture, Rule::SourceAllocations), 1);
+    keep_port(&mut fixture, &bob.at("192.0.2.9:7")).unwrap();
+    // Shown tokens make room, and so does time.
+    let second = alice.at("192.0.2.1:1001");
+    let redeemed = fixture.ask(&second, Method::Allocate, |writer| {
+        writer.requested_transport(17).reservation_token(tokens[0]);
+    });
+    assert_eq!(redeemed.code(), None);
+    leave(&mut fixture, &second);
+    keep_port(&mut fixture, &alice).unwrap();
+    leave(&mut fixture, &alice);
+    assert_eq!(keep_port(&mut fixture, &alice), Err(486));
+    fixture.wait(30);
+    keep_port(&mut fixture, &alice).unwrap();
+}
+
+/// However many allocations a user may have, there are reservations left for others.
+#[test]
+fn nobody_keeps_all_the_ports_that_even_port_can_keep() {
+    let mut settings = settings();
+    settings.allocations_per_user_max = 1000;
+    settings.allocations_max = 10_000;
+    let mut fixture = Fixture::with(settings);
+    let kept = |fixture: &mut Fixture, user: &User| {
+        (0..300)
+            .map(|_| keep_port(fixture, user).inspect(|_| leave(fixture, user)))
+            .take_while(|kept| kept != &Err(508))
+            .filter(Result::is_ok)
+            .count()
+    };
+    let alice = User::alice();
+    assert_eq!(kept(&mut fixture, &alice), 128);
+    assert_eq!(kept(&mut fixture, &alice.at("192.0.2.77:1")), 0, "the same user");
+    assert_eq!(kept(&mut fixture, &User::bob().at("192.0.2.1:9")), 0, "the same source");
+    assert_eq!(count(&fixture, Rule::Reservations), 3);
+    assert_eq!(kept(&mut fixture, &User::bob()), 128, "somebody else");
 }
 
 #[test]
@@ -150,6 +232,119 @@ fn permissions_and_channels_can_be_limited_further() {
     assert_eq!(fixture.bind(&alice, 0x4000, "192.0.2.1:1"), None);
     assert_eq!(fixture.bind(&alice, 0x4001, "192.0.2.1:2"), Some(508));
     assert_eq!([Rule::Permissions, Rule::Channels].map(|rule| count(&fixture, rule)), [1, 1]);
+}
+
+#[test]
+fn permissions_and_channels_are_limited_by_user_and_in_all_and_come_back() {
+    let mut settings = settings();
+    settings.limits.peers_per_user_max = PeersMax { permissions: Some(3), channels: Some(2) };
+    settings.limits.peers_total_max = PeersMax { permissions: Some(4), channels: Some(2) };
+    let mut fixture = Fixture::with(settings);
+    let (one, two, bob) = (User::alice(), User::alice().at("192.0.2.1:1001"), User::bob());
+    [&one, &two, &bob].map(|user| fixture.allocate(user));
+    assert_eq!(fixture.permit(&one, &["192.0.2.1:1", "192.0.2.2:1"]), None);
+    assert_eq!(fixture.permit(&two, &["192.0.2.1:1", "192.0.2.2:1"]), Some(508), "all or none");
+    assert_eq!(fixture.permit(&two, &["192.0.2.1:1"]), None);
+    assert_eq!(fixture.bind(&one, 0x4000, "192.0.2.1:1"), None);
+    assert_eq!(fixture.bind(&one, 0x4001, "192.0.2.2:1"), None);
+    assert_eq!(fixture.bind(&two, 0x4000, "192.0.2.1:1"), Some(508), "two channels of one user");
+    assert_eq!(fixture.permit(&bob, &["192.0.2.9:1"]), None);
+    assert_eq!(fixture.permit(&bob, &["192.0.2.8:1"]), Some(508), "four in all");
+    assert_eq!(fixture.bind(&bob, 0x4000, "192.0.2.9:1"), Some(508), "two channels in all");
+    // What is there already is not new.
+    assert_eq!(fixture.permit(&one, &["192.0.2.1:1", "192.0.2.2:1"]), None);
+    assert_eq!(fixture.bind(&one, 0x4000, "192.0.2.1:1"), None);
+    let rules = [Rule::UserPermissions, Rule::UserChannels, Rule::TotalPermissions, Rule::TotalChannels];
+    assert_eq!(rules.map(|rule| count(&fixture, rule)), [1; 4]);
+    // What ends makes room: an allocation, a permission, what a new policy forbids.
+    leave(&mut fixture, &one);
+    assert_eq!(fixture.permit(&two, &["192.0.2.2:1", "192.0.2.3:1"]), None);
+    assert_eq!(fixture.bind(&two, 0x4000, "192.0.2.1:1"), None);
+    assert_eq!(fixture.permit(&two, &["192.0.2.4:1"]), Some(508));
+    fixture.wait(301);
+    assert_eq!(fixture.permit(&two, &["192.0.2.4:1"]), None);
+    assert_eq!(fixture.permit(&bob, &["192.0.2.6:1", "192.0.2.7:1", "192.0.2.8:1"]), None);
+    assert_eq!(fixture.permit(&two, &["192.0.2.5:1"]), Some(508), "four in all");
+    let mut policy = super::fixture::settings().policy;
+    policy.deny = vec!["192.0.2.8/32".parse().unwrap()];
+    fixture.server.set_policy(policy);
+    assert_eq!(fixture.permit(&two, &["192.0.2.5:1"]), None);
+    leave(&mut fixture, &two);
+    leave(&mut fixture, &bob);
+    assert_eq!(fixture.server.commons.account_of_all().listed(), Listed::default());
+}
+
+#[test]
+fn new_peers_are_limited_by_source_and_in_all() {
+    let mut settings = settings();
+    settings.limits.new_peers_per_s = None;
+    settings.limits.new_peers_per_source_per_s = NonZeroU32::new(2);
+    settings.limits.new_peers_total_per_s = NonZeroU32::new(3);
+    let mut fixture = Fixture::with(settings);
+    let (alice, beside, elsewhere) = (User::alice(), User::bob().at("192.0.2.1:9"), User::bob());
+    [&alice, &beside, &elsewhere].map(|user| fixture.allocate(user));
+    let mut last = 0;
+    let mut met = |fixture: &mut Fixture, user: &User| {
+        (0..20)
+            .filter(|_| {
+                fixture.transactions = 9;
+                last += 1;
+                fixture.permit(user, &[&format!("192.0.2.{last}:1")]).is_none()
+            })
+            .count()
+    };
+    // Five seconds' worth at once.
+    assert_eq!(met(&mut fixture, &alice), 10);
+    assert_eq!(met(&mut fixture, &beside), 0, "the same source");
+    leave(&mut fixture, &alice);
+    leave(&mut fixture, &beside);
+    fixture.allocate(&alice);
+    assert_eq!(met(&mut fixture, &alice), 0, "allocating anew gets around nothing");
+    assert_eq!(met(&mut fixture, &elsewhere), 5, "fifteen in all");
+    assert_eq!([Rule::SourceNewPeers, Rule::TotalNewPeers].map(|rule| count(&fixture, rule)), [50, 15]);
+    fixture.wait(1);
+    assert_eq!((met(&mut fixture, &alice), met(&mut fixture, &elsewhere)), (2, 1));
+}
+
+/// Two users at one source have one rate; near the rate of all, those give way who take most.
+#[test]
+fn sources_have_a_rate_and_all_together_and_nobody_starves() {
+    let packets = |packets| Rate { packets_per_s: NonZeroU64::new(packets), ..Rate::default() };
+    let single = Volume { packets: 1, bytes: 1000 };
+    let passed = |limits: Limits, loads: [u32; 3]| {
+        let mut fixture = Fixture::with(Settings { limits, ..settings() });
+        let users = [User::alice(), User::bob().at("192.0.2.1:9"), User::bob()];
+        let ids = [0, 1, 2].map(|index| {
+            fixture.allocate(&users[index]);
+            fixture.id(&users[index])
+        });
+        let mut passed = [0_u32; 3];
+        for step in 0..20_000_u32 {
+            fixture.now += Duration::from_millis(1);
+            if step % 10 == 9 {
+                fixture.server.handle_interval(false, fixture.now);
+            }
+            for (index, load) in loads.into_iter().enumerate() {
+                // So many a second, evenly.
+                let packets = (step + 1) * load / 1000 - step * load / 1000;
+                for _ in 0..packets {
+                    let now = fixture.now;
+                    let admitted = fixture.server.admit(ids[index], Direction::ToPeer, single, now).is_ok();
+                    passed[index] += u32::from(admitted);
+                }
+            }
+        }
+        passed
+    };
+    let limits = Limits { source_rate: packets(100), ..Limits::default() };
+    let [alice, beside, elsewhere] = passed(limits, [1000, 1000, 1000]);
+    assert!((2000..=2040).contains(&(alice + beside)), "{alice} {beside}");
+    assert!((2000..=2040).contains(&elsewhere), "a source of its own: {elsewhere}");
+    let limits = Limits { total_rate: packets(1000), ..Limits::default() };
+    let [heavy, light, lighter] = passed(limits, [5000, 200, 50]);
+    assert!(heavy + light + lighter <= 20_000 + 260, "{heavy} {light} {lighter}");
+    assert!(heavy >= 12_000, "the rest is not wasted: {heavy}");
+    assert!(light >= 4000 * 95 / 100 && lighter >= 1000 * 95 / 100, "{light} {lighter}");
 }
 
 /// T52: an allocation and a user have a rate in each direction, in bytes and in packets.

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use dataplane::stun::Method;
 use proptest::prelude::*;
 
+use super::super::rules::{Rule, Why};
 use super::super::*;
 use super::fixture::*;
 
@@ -127,6 +128,12 @@ fn what_another_has_is_refused_with_508_and_counted() {
     assert_eq!(arrives(&fixture, relayed, "192.0.2.7:1"), Err(Cause::NoPermission), "all or nothing");
     let (count, last) = fixture.server.port_conflicts();
     assert_eq!((count, last), (4, Some((relayed, PeerSocket(address("192.0.2.9:8"))))));
+    let told: Vec<_> = std::iter::from_fn(|| fixture.server.poll_refused()).map(|told| told.why).collect();
+    // Each address once.
+    let expected = ["192.0.2.8:2", "192.0.2.9:7"].map(|peer| Why::about(Rule::PeerTaken, address(peer)));
+    assert_eq!(told, expected);
+    let refused = fixture.server.refusals_by_rule().find(|&(rule, _)| rule == Rule::PeerTaken);
+    assert_eq!(refused, Some((Rule::PeerTaken, 4)));
     assert_eq!(arrives(&fixture, relayed, "192.0.2.8:2"), Ok((left.client, None)));
     // Once more by the one who has it.
     assert_eq!(fixture.permit(&left, &["192.0.2.8:1", "192.0.2.9:1"]), None);

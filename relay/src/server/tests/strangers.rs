@@ -61,6 +61,30 @@ fn refusals_of_unknown_methods_count_too() {
     assert!((710..=730).contains(&answers), "{answers}");
 }
 
+/// T13: an answer to one of the relay's own sockets would come back to the relay.
+#[test]
+fn requests_in_the_name_of_the_relays_own_sockets_are_dropped() {
+    let mut fixture = Fixture::new();
+    let asked = [Method::Binding, Method::Allocate].map(|method| bare(method, TransactionId([1; 12])));
+    for (from, is_own) in [
+        (format!("{LOCAL}:3478"), true),
+        ("127.0.0.1:3478".to_owned(), true),
+        (format!("[::ffff:{LOCAL}]:3478"), true),
+        (format!("{LOCAL}:3479"), false),
+        ("192.0.2.1:3478".to_owned(), false),
+    ] {
+        for asked in &asked {
+            let answer = fixture.handle(&client(&from), asked);
+            let expected = if is_own { FromClient::Drop(Cause::MalformedOuter) } else { FromClient::Reply };
+            assert_eq!(answer, expected, "{from}");
+        }
+    }
+    // Whoever has a connection from there is there.
+    fixture.server.set_connections_from(Listener(1));
+    let connected = ClientSocket { listener: Listener(1), ..client(&format!("{LOCAL}:3478")) };
+    assert_eq!(fixture.handle(&connected, &asked[0]), FromClient::Reply);
+}
+
 /// T11, T13: nothing but requests is answered, and only to one host.
 #[test]
 fn what_is_never_answered_earns_no_answers_either() {
