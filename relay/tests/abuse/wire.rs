@@ -4,13 +4,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use dataplane::stun::{AttributeType, Class, Message, Method, TransactionId};
+use dataplane::stun::{AttributeType, Class, Message, Method, TransactionId, Writer};
 
 use super::Row;
 use super::attacker::{Attacker, HOME, bare, channel_data, message, send, transport};
 use super::bench::Bench;
 use super::harness::stream::{StreamClient, connect};
-use super::harness::{RelayProcess, code, socket_on};
+use super::harness::{REALM, RelayProcess, code, socket_on};
 use super::left_out::left_out;
 use super::peers::granted;
 
@@ -18,6 +18,7 @@ pub const ROWS: &[Row] = &[
     (13, 82, "dropped, and no loop", t13),
     (14, 2450, "no more bytes than came, but for ten answers a second; none longer in strict mode", t14),
     (17, 1, "438 for the nonce of a relay with other keys", t17),
+    (22, 7, "one line of the log, with everything escaped", t22),
     (36, 11, "403 for its own sockets, whatever is allowed", t36),
     (40, 198, "20 new peers a second after 100; then 508", t40),
     (58, 152, "answered at every offset of a stream", t58),
@@ -129,6 +130,61 @@ fn t17(bench: &mut Bench) {
     attacker.nonce = bench.attacker_of(&restarted).nonce;
     let asked = attacker.signed(Method::Allocate, transport);
     assert_eq!(attacker.code(&asked), Some(438));
+}
+
+/// A name that nobody has proven, in a request that says that algorithms were offered but not which.
+fn weakened(attacker: &mut Attacker, name: &[u8]) -> Vec<u8> {
+    let transaction = attacker.transaction();
+    let mut buffer = vec![0; 2000];
+    let mut writer = Writer::new(&mut buffer, Class::Request, Method::Allocate, transaction).unwrap();
+    transport(&mut writer);
+    writer.username(name).realm(REALM.as_bytes()).nonce(&attacker.nonce);
+    writer.attribute(AttributeType::PASSWORD_ALGORITHM, &[0, 2, 0, 0]);
+    let len = writer.finish(Some(&attacker.key()), false).unwrap();
+    buffer.truncate(len);
+    buffer
+}
+
+/// The only unproven names that are logged are those in requests with a weakened offer. Each has a relay of its own: how many
+/// lines there are is another row.
+fn t22(bench: &mut Bench) {
+    /// Most characters of a line whose name is as long as one can be.
+    const LINE_MAX: usize = 4_000;
+    // Each as the line has it: escaped, and quoted as JSON has it where it could end a field.
+    let names: [(&[u8], &str); 6] = [
+        (b"", r#""""#),
+        (b"%s%n{}\0\ninjected\r\ninjected", r"%s%n{}\0\ninjected\r\ninjected"),
+        ("\u{1b}[2J\u{9b}31m\u{202e}ecila".as_bytes(), r"\u{1b}[2J\u{9b}31m\u{202e}ecila"),
+        (b"\n2026 ERROR ' OR 1=1 --", r#""\\n2026 ERROR \\' OR 1=1 --""#),
+        (b"x\" client=127.0.0.1:1", r#""x\\\" client=127.0.0.1:1""#),
+        (b"\xff\xc3\x28", "\u{fffd}\u{fffd}("),
+    ];
+    let tell = |name: &[u8]| {
+        let relay = RelayProcess::on_loopback(&[]);
+        let mut attacker = bench.attacker_of(&relay);
+        let asked = weakened(&mut attacker, name);
+        assert_eq!(attacker.code(&asked), Some(400), "{name:?}");
+        let line = relay.wait_for("rule=weaker_offer");
+        let seen = relay.seen();
+        let (status, rest) = relay.stop();
+        assert!(status.success(), "{rest}");
+        for line in seen.lines().chain(rest.lines()) {
+            assert!(line.starts_with("20") && !line.contains(char::is_control), "{name:?}: {line:?}");
+        }
+        (line, attacker.socket.local_addr().unwrap())
+    };
+    for (name, shown) in names {
+        let (line, client) = tell(name);
+        let expected = format!(" refused code=400 rule=weaker_offer user={shown} client={client} reason=");
+        assert!(line.contains(&expected), "{name:?}: {line}");
+    }
+    // As long as a name may be; of longer ones, and of how much the line has: `auth.rs`.
+    let (line, client) = tell(&[1; 508]);
+    assert!(
+        line.contains(r" user=\u{1}\u{1}\u{1}") && line.contains(&format!(" client={client} ")),
+        "{line}"
+    );
+    assert!(line.len() <= LINE_MAX, "{} bytes", line.len());
 }
 
 /// With loopback excepted as a whole.
