@@ -12,6 +12,7 @@ mod icmp;
 mod life;
 mod peers;
 mod quotas;
+mod replay;
 mod requests;
 mod sharing;
 mod strangers;

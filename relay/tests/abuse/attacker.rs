@@ -1,15 +1,83 @@
 //! A client that sends any bytes, knows what must come back, and counts what it sent.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use dataplane::stun::{
     AddressFamily, AttributeType, Class, Key, Message, Method, PasswordAlgorithm, TransactionId, Writer,
 };
 
-use super::harness::{PASSWORD, REALM, USER, code, receive, socket_on};
+use super::bench::Bench;
+use super::harness::{PASSWORD, REALM, USER, UdpSocket, code, peer, receive, socket_on};
+
+/// What was sent, by all attackers together.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    total: Cell<u64>,
+    /// Hashes of datagrams, each with what is new in every one left out.
+    distinct: RefCell<HashSet<u64>>,
+}
+
+impl Inputs {
+    /// Counts inputs that are no datagrams of attackers: connections, files, datagrams of peers.
+    pub fn count(&self, inputs: u64) {
+        self.total.set(self.total.get() + inputs);
+    }
+
+    fn count_datagram(&self, essence: &[u8]) {
+        self.count(1);
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(essence);
+        self.distinct.borrow_mut().insert(hash);
+    }
+
+    pub fn total(&self) -> u64 {
+        self.total.get()
+    }
+
+    /// How many different datagrams there were.
+    pub fn distinct(&self) -> u64 {
+        self.distinct.borrow().len() as u64
+    }
+}
+
+/// Clients at the bench.
+impl Bench {
+    pub fn attacker(&self) -> Attacker {
+        self.attacker_at(HOME)
+    }
+
+    pub fn attacker_at(&self, from: IpAddr) -> Attacker {
+        Attacker::new(self.address(), from, self.inputs.clone())
+    }
+
+    pub fn stranger_at(&self, from: IpAddr) -> Attacker {
+        Attacker::stranger(self.address(), from, self.inputs.clone())
+    }
+
+    /// One with an allocation.
+    pub fn allocated(&self) -> Attacker {
+        let mut attacker = self.attacker();
+        attacker.allocate();
+        attacker
+    }
+
+    /// One with an allocation, a peer, and channel 0x4001 to it; and the relayed address.
+    pub fn bound(&self) -> (Attacker, UdpSocket, SocketAddr) {
+        let (mut attacker, peer) = (self.attacker(), peer());
+        let relayed = attacker.allocate();
+        assert_eq!(attacker.bind(0x4001, peer.local_addr().unwrap()), None);
+        (attacker, peer, relayed)
+    }
+
+    /// Inputs that no attacker sends.
+    pub fn count(&self, inputs: u64) {
+        self.inputs.count(inputs);
+    }
+}
 
 /// A message without credentials.
 pub fn message(
@@ -66,23 +134,25 @@ pub struct Attacker {
     pub password: String,
     pub nonce: Vec<u8>,
     transactions: u64,
-    inputs: Rc<Cell<u64>>,
+    /// The integrity value of the last request that was signed.
+    integrity: [u8; 20],
+    inputs: Rc<Inputs>,
 }
 
 impl Attacker {
     /// Of the usual user, with a nonce.
-    pub fn new(relay: SocketAddr, from: IpAddr, inputs: Rc<Cell<u64>>) -> Self {
+    pub fn new(relay: SocketAddr, from: IpAddr, inputs: Rc<Inputs>) -> Self {
         let mut attacker = Self::stranger(relay, from, inputs);
         attacker.nonce = attacker.challenged();
         attacker
     }
 
     /// Without a nonce: the relay has not heard of it.
-    pub fn stranger(relay: SocketAddr, from: IpAddr, inputs: Rc<Cell<u64>>) -> Self {
+    pub fn stranger(relay: SocketAddr, from: IpAddr, inputs: Rc<Inputs>) -> Self {
         let socket = socket_on(from);
         socket.connect(relay).unwrap();
         let (name, password) = (USER.to_owned(), PASSWORD.to_owned());
-        Self { socket, name, password, nonce: Vec::new(), transactions: 0, inputs }
+        Self { socket, name, password, nonce: Vec::new(), transactions: 0, integrity: [0; 20], inputs }
     }
 
     pub fn with_user(self, name: &str, password: &str) -> Self {
@@ -96,14 +166,35 @@ impl Attacker {
         TransactionId(id)
     }
 
-    fn count(&self) {
-        self.inputs.set(self.inputs.get() + 1);
-    }
-
     /// Counts one input and sends it.
     pub fn send(&self, bytes: &[u8]) {
-        self.count();
+        self.inputs.count_datagram(&self.essence(bytes));
         self.socket.send(bytes).unwrap();
+    }
+
+    /// A datagram without what is another each time though the same is said: the transaction and what is masked with it, the
+    /// nonce that this client was given, and the integrity value over them.
+    fn essence(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut essence = bytes.to_vec();
+        if bytes.len() < 20 || bytes[0] >= 0x40 {
+            return essence;
+        }
+        // XOR-PEER-ADDRESS of an IPv6 address.
+        for at in (20..bytes.len().saturating_sub(23)).step_by(4) {
+            if bytes[at..at + 6] == [0, 0x12, 0, 20, 0, 2] {
+                for (byte, mask) in essence[at + 12..at + 24].iter_mut().zip(&bytes[8..20]) {
+                    *byte ^= mask;
+                }
+            }
+        }
+        essence[8..20].fill(0);
+        for known in [&self.nonce[..], &self.integrity] {
+            let place = bytes.windows(known.len().max(1)).position(|window| window == known);
+            if let Some(at) = place {
+                essence[at..at + known.len()].fill(0);
+            }
+        }
+        essence
     }
 
     /// What is next: the answer to this request.
@@ -170,6 +261,7 @@ impl Attacker {
         writer.username(self.name.as_bytes()).realm(REALM.as_bytes()).nonce(&self.nonce);
         let len = writer.finish(Some(&self.key()), false).unwrap();
         buffer.truncate(len);
+        self.integrity.copy_from_slice(&buffer[len - 20..]);
         buffer
     }
 

@@ -1,24 +1,24 @@
 //! T43 to T51: channels, ChannelData, and what peers send.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use dataplane::stun::{AttributeType, Class, Message, Method, TransactionId};
 
 use super::Row;
 use super::attacker::{Attacker, bare, channel_data, claimed, message, send};
 use super::bench::Bench;
-use super::harness::{code, receive, socket_on};
+use super::harness::{UdpSocket, code, receive, socket_on};
 
 pub const ROWS: &[Row] = &[
-    (43, "400", t43),
-    (44, "400", t44),
-    (45, "forwarded by its length, or dropped", t45),
-    (46, "silence, and nothing leaves", t46),
-    (47, "dropped when the allocation has gone", t47),
-    (48, "dropped without a permission; an indication for another port", t48),
-    (49, "whole or not at all", t49),
-    (50, "forwarded as it is", t50),
-    (51, "dropped; DONT-FRAGMENT is honoured", t51),
+    (43, 257, "400", t43),
+    (44, 153, "400", t44),
+    (45, 465, "forwarded by its length, or dropped", t45),
+    (46, 732, "silence, and nothing leaves", t46),
+    (47, 300, "dropped when the allocation has gone", t47),
+    (48, 303, "dropped without a permission; an indication for another port", t48),
+    (49, 83, "whole or not at all", t49),
+    (50, 243, "forwarded as it is", t50),
+    (51, 193, "dropped; DONT-FRAGMENT is honoured", t51),
 ];
 
 /// What a peer gets next is this.

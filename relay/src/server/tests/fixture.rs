@@ -44,6 +44,20 @@ pub fn settings() -> Settings {
     }
 }
 
+/// Everything the server holds for its clients, and of strangers nothing: what a datagram that is not granted leaves as it was.
+/// Figures, budgets of answers and what the operator was told may change with every datagram.
+pub fn state(server: &Server) -> String {
+    format!(
+        "{:?} {:?} {} {:?} {:?} {:?}",
+        server.table,
+        server.directory,
+        server.commons.holdings(),
+        server.credentials,
+        server.commands,
+        server.draining
+    )
+}
+
 /// A server and its clock.
 pub struct Fixture {
     pub server: Server,
