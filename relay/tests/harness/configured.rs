@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -16,6 +17,7 @@ pub const LOOPBACK: &str = "allow-peer = [\"127.0.0.0/8\"]";
 /// A relay with a configuration file and a user file that can be changed.
 pub struct Configured {
     directory: tempfile::TempDir,
+    flags: Vec<String>,
     pub relay: RelayProcess,
 }
 
@@ -38,14 +40,30 @@ impl Configured {
         write_private(&directory.path().join("users"), &format!("{USER}:{PASSWORD}\n"));
         let path = directory.path().join("relay.toml");
         write_private(&path, &Self::text(directory.path(), config));
-        let mut command = program(env!("CARGO_BIN_EXE_towpath-relay"));
-        command.arg("--config").arg(&path).args(flags);
+        let mut flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
         // As in `RelayProcess::start`.
-        if !flags.contains(&"--admin") && !config.contains("admin =") {
-            command.args(["--admin", "off"]);
+        if !flags.iter().any(|flag| flag == "--admin") && !config.contains("admin =") {
+            flags.extend(["--admin".to_owned(), "off".to_owned()]);
         }
+        let mut command = Self::command(directory.path(), &flags);
         prepare(&mut command);
-        Self { relay: RelayProcess::spawn(command), directory }
+        Self { relay: RelayProcess::spawn(command), flags, directory }
+    }
+
+    fn command(directory: &Path, flags: &[String]) -> Command {
+        let mut command = program(env!("CARGO_BIN_EXE_towpath-relay"));
+        command.arg("--config").arg(directory.join("relay.toml")).args(flags);
+        command
+    }
+
+    /// Waits for the end of the relay and starts the next, as the service manager does by the unit file: after a `pause`, and
+    /// after a check of the configuration.
+    pub fn restart_after_end(&mut self, pause: Duration) {
+        self.relay.wait_for_end();
+        std::thread::sleep(pause);
+        let check = Self::command(self.directory.path(), &self.flags).arg("--check-config").output().unwrap();
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+        self.relay = RelayProcess::spawn(Self::command(self.directory.path(), &self.flags));
     }
 
     /// The file: what every test needs, and what this one adds.

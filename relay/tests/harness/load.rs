@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::{Method, Writer};
 
-use super::{Client, code, socket};
+use super::{Client, code, peer};
 
 /// Numbered datagrams through one channel to a peer that sends each back, until told to stop.
 pub struct Load {
@@ -27,7 +27,7 @@ impl Load {
     /// On a new allocation of this client.
     pub fn start(mut client: Client) -> Self {
         client.allocate();
-        let peer = socket();
+        let peer = peer();
         let number = ChannelNumber::MIN;
         let bind = |writer: &mut Writer<'_>| {
             writer.channel_number(number).xor_peer_address(peer.local_addr().unwrap());

@@ -7,6 +7,7 @@ pub mod browser;
 pub mod configured;
 pub mod http;
 pub mod load;
+pub mod steady;
 pub mod stream;
 
 use std::cell::RefCell;
@@ -152,6 +153,11 @@ impl RelayProcess {
         }
     }
 
+    /// Waits until its process is gone.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
     /// Tells it to stop, waits, and returns the rest of its log.
     pub fn stop(self) -> (ExitStatus, String) {
         self.signal(Signal::TERM);
@@ -267,11 +273,6 @@ impl Client {
         Self { user: (name.to_owned(), password.to_owned()), ..self }
     }
 
-    /// Takes the error that a socket keeps after nobody listened (ECONNREFUSED).
-    pub fn forget_errors(&self) {
-        self.socket.take_error().unwrap();
-    }
-
     fn key(&self) -> Key {
         Key::long_term(self.user.0.as_bytes(), REALM.as_bytes(), self.user.1.as_bytes())
     }
@@ -319,7 +320,7 @@ impl Client {
 
     /// Sends a request with credentials and does not wait for the answer.
     pub fn tell(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> TransactionId {
-        self.transactions += 1;
+        self.transactions = self.transactions.wrapping_add(1);
         let transaction = TransactionId([self.transactions; 12]);
         let mut buffer = [0; 1000];
         let mut writer = Writer::new(&mut buffer, Class::Request, method, transaction).unwrap();

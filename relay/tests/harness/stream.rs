@@ -58,11 +58,16 @@ pub fn trusting(certificate: &TestCertificate) -> ClientConnection {
 
 /// A connection that gives up after [`PATIENCE`].
 pub fn connect(relay: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(relay).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
+    try_connect(relay).unwrap()
+}
+
+/// The same where nobody may be listening.
+pub fn try_connect(relay: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(relay)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// The same under TLS.
@@ -70,7 +75,15 @@ pub fn connect_tls(
     relay: SocketAddr,
     certificate: &TestCertificate,
 ) -> StreamOwned<ClientConnection, TcpStream> {
-    StreamOwned::new(trusting(certificate), connect(relay))
+    try_connect_tls(relay, certificate).unwrap()
+}
+
+/// The same where nobody may be listening.
+pub fn try_connect_tls(
+    relay: SocketAddr,
+    certificate: &TestCertificate,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    Ok(StreamOwned::new(trusting(certificate), try_connect(relay)?))
 }
 
 /// A client that sends one request at a time.
@@ -138,12 +151,18 @@ impl<S: Read + Write> StreamClient<S> {
 
     /// Sends a request with credentials; the first one is challenged and sent again.
     pub fn ask(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> Vec<u8> {
+        self.try_ask(method, fill).expect("an answer")
+    }
+
+    /// As [`StreamClient::ask`], on a connection that may end.
+    pub fn try_ask(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> io::Result<Vec<u8>> {
         for _ in 0..2 {
             let request = self.request(method, &fill);
-            self.send(&request);
-            let reply = self.receive().expect("an answer");
+            self.stream.write_all(&request)?;
+            self.stream.flush()?;
+            let reply = self.receive()?;
             if self.is_final(&reply) {
-                return reply;
+                return Ok(reply);
             }
         }
         panic!("the relay does not accept these credentials")
