@@ -105,9 +105,7 @@ impl Server {
     pub(super) fn refuse_new(&self, client: &ClientSocket) -> Result<(), Refusal> {
         match &self.draining {
             None => Ok(()),
-            Some(alternates)
-                if alternates.for_client(client.address.ip(), self.is_tls(client)).is_some() =>
-            {
+            Some(alternates) if alternates.for_client(client.address.ip(), self.is_tls(client)).is_some() => {
                 Err(Why::quota(Rule::Redirected).into())
             }
             Some(_) => Err(Why::quota(Rule::Draining).into()),
