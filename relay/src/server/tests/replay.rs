@@ -65,3 +65,12 @@ fn every_datagram_of_the_catalogue_leaves_the_server_as_it_was() {
     assert!(distinct >= DISTINCT_MIN, "{distinct} different datagrams");
     assert!(bench.changes() >= CHANGES_MIN, "{} changes: the comparison compares nothing", bench.changes());
 }
+
+#[test]
+#[should_panic(expected = "were not granted changed what is held")]
+fn the_comparison_sees_a_single_figure_that_a_refused_request_changes() {
+    let bench = Bench::start();
+    let mut attacker = bench.allocated();
+    bench.tamper();
+    attacker.permit("10.0.0.1:5000".parse().unwrap());
+}

@@ -264,6 +264,13 @@ impl Bench {
         with_relay(|relay| relay.hairpinned)
     }
 
+    /// Changes one figure of every allocation, as the next datagram might.
+    pub fn tamper(&self) {
+        with_relay(|relay| {
+            relay.server.table.iter_mut().for_each(|(_, allocation)| allocation.lifetime_s += 1);
+        });
+    }
+
     pub fn changes(&self) -> u64 {
         with_relay(|relay| relay.changes)
     }
