@@ -13,7 +13,7 @@ use super::message::{self, RECEIVE_CONTROL, SendHeader};
 use super::steering::{self, Family};
 use super::{error_queue, socket};
 use crate::drops::Cause;
-use crate::egress::errno::{Verdict, judge_send};
+use crate::egress::errno::{FORGIVEN_MAX, Verdict, judge_send};
 use crate::egress::{Port, Target};
 use crate::ingress::Meta;
 
@@ -199,15 +199,18 @@ impl UdpSocket {
                 .map_err(|error| judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), 1))
         };
         set_path_mtu_discovery(fd, libc::IP_PMTUDISC_DO).map_err(|_| Cause::EgressInvalid)?;
-        let sent = match send() {
-            Err(Verdict::Once(_)) => send(),
-            sent => sent,
-        };
+        let mut sent = send();
+        for _ in 0..FORGIVEN_MAX {
+            if !matches!(sent, Err(Verdict::Forgive(_))) {
+                break;
+            }
+            sent = send();
+        }
         // The socket took this value when it was made.
         let _ = set_path_mtu_discovery(fd, libc::IP_PMTUDISC_OMIT);
         sent.map_err(|verdict| match verdict {
             Verdict::Busy => Cause::Busy,
-            Verdict::Once(cause) | Verdict::Drop(cause) => cause,
+            Verdict::Forgive(cause) | Verdict::Drop(cause) => cause,
             Verdict::Again | Verdict::Resegment | Verdict::Fatal => Cause::EgressInvalid,
         })
     }

@@ -72,15 +72,19 @@ struct Rates<'a> {
 }
 
 impl Rates<'_> {
-    fn are_exceeded(&self, flow: &Flow, user: &SharedAccount, all: &SharedAccount) -> bool {
-        let Self { of, direction, now } = *self;
-        let exceeds = |rate: &Rate, account: Option<&SharedAccount>| {
-            rate.is_set() && account.is_some_and(|account| account.is_ahead(direction, RATE_BURST, now))
-        };
-        of.allocation_rate.is_set() && flow.paces.as_ref().is_some_and(|paces| paces.is_ahead(direction, now))
-            || exceeds(&of.user_rate, Some(user))
-            || exceeds(&of.source_rate, flow.source.as_deref())
-            || exceeds(&of.total_rate, Some(all))
+    fn are_exceeded(&self, flow: &Flow, user: &SharedAccount) -> bool {
+        self.of.allocation_rate.is_set()
+            && flow.paces.as_ref().is_some_and(|paces| paces.is_ahead(self.direction, self.now))
+            || self.exceeds(&self.of.user_rate, Some(user))
+            || self.exceeds(&self.of.source_rate, flow.source.as_deref())
+    }
+
+    fn is_total_exceeded(&self, all: &SharedAccount) -> bool {
+        self.exceeds(&self.of.total_rate, Some(all))
+    }
+
+    fn exceeds(&self, rate: &Rate, account: Option<&SharedAccount>) -> bool {
+        rate.is_set() && account.is_some_and(|account| account.is_ahead(self.direction, RATE_BURST, self.now))
     }
 }
 
@@ -148,16 +152,18 @@ impl Server {
         let allocation = live.ok_or(Cause::NoAllocation)?;
         let flow = &mut allocation.flow;
         let rates = Rates { of: &self.limits, direction, now };
-        let capped = self.has_rates
-            && rates.are_exceeded(
-                flow,
-                &self.users.get(allocation.user).account().shared,
-                self.commons.account_of_all(),
-            );
+        let capped =
+            self.has_rates && rates.are_exceeded(flow, &self.users.get(allocation.user).account().shared);
         let refused = if capped {
             Some(Cause::PolicyRate)
+        } else if !self.fair_share.admits(&mut flow.share, load) {
+            Some(Cause::FairShare)
+        } else if self.has_rates && rates.is_total_exceeded(self.commons.account_of_all()) {
+            // After the share, which has to know who else wants something.
+            self.is_near_total = true;
+            Some(Cause::PolicyRate)
         } else {
-            (!self.fair_share.admits(&mut flow.share, load)).then_some(Cause::FairShare)
+            None
         };
         if let Some(cause) = refused {
             self.users.account_mut(allocation.user).relayed.shaped_packets += load.packets;

@@ -278,14 +278,14 @@ fn permissions_and_channels_are_limited_by_user_and_in_all_and_come_back() {
 fn new_peers_are_limited_by_source_and_in_all() {
     let mut settings = settings();
     settings.limits.new_peers_per_s = None;
-    settings.limits.new_peers_per_source_per_s = NonZeroU32::new(2);
-    settings.limits.new_peers_total_per_s = NonZeroU32::new(3);
+    settings.limits.new_peers_per_source_per_s = NonZeroU32::new(4);
+    settings.limits.new_peers_total_per_s = NonZeroU32::new(5);
     let mut fixture = Fixture::with(settings);
     let (alice, beside, elsewhere) = (User::alice(), User::bob().at("192.0.2.1:9"), User::bob());
     [&alice, &beside, &elsewhere].map(|user| fixture.allocate(user));
     let mut last = 0;
     let mut met = |fixture: &mut Fixture, user: &User| {
-        (0..20)
+        (0..25)
             .filter(|_| {
                 fixture.transactions = 9;
                 last += 1;
@@ -294,16 +294,16 @@ fn new_peers_are_limited_by_source_and_in_all() {
             .count()
     };
     // Five seconds' worth at once.
-    assert_eq!(met(&mut fixture, &alice), 10);
+    assert_eq!(met(&mut fixture, &alice), 20);
     assert_eq!(met(&mut fixture, &beside), 0, "the same source");
     leave(&mut fixture, &alice);
     leave(&mut fixture, &beside);
     fixture.allocate(&alice);
     assert_eq!(met(&mut fixture, &alice), 0, "allocating anew gets around nothing");
-    assert_eq!(met(&mut fixture, &elsewhere), 5, "fifteen in all");
-    assert_eq!([Rule::SourceNewPeers, Rule::TotalNewPeers].map(|rule| count(&fixture, rule)), [50, 15]);
+    assert_eq!(met(&mut fixture, &elsewhere), 5, "25 in all");
+    assert_eq!([Rule::SourceNewPeers, Rule::TotalNewPeers].map(|rule| count(&fixture, rule)), [55, 20]);
     fixture.wait(1);
-    assert_eq!((met(&mut fixture, &alice), met(&mut fixture, &elsewhere)), (2, 1));
+    assert_eq!((met(&mut fixture, &alice), met(&mut fixture, &elsewhere)), (4, 1));
 }
 
 /// Two users at one source have one rate; near the rate of all, those give way who take most.
