@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 use std::num::NonZeroU32;
 
 use crate::admin::ADDRESS_DEFAULT;
-use crate::config::Config;
+use crate::config::{Config, TlsAlternate};
 use crate::server::ChannelNumbers;
 
 /// A configuration as people read it: TOML, but for users, of whom only the names are shown.
@@ -65,6 +65,9 @@ impl Display for Effective<'_> {
         writeln!(f, "hairpin = {:?}", if config.hairpin { "on" } else { "off" })?;
         writeln!(f, "drain-timeout = {}", config.drain_timeout.as_secs())?;
         writeln!(f, "alternate-server = {:?}", texts(config.alternates.iter()))?;
+        let name = config.alternates.tls_name().map(str::to_owned);
+        let tls = config.alternates.tls().map(|address| TlsAlternate { address, name: name.clone() });
+        writeln!(f, "alternate-server-tls = {:?}", texts(tls))?;
         match config.workers {
             Some(workers) => writeln!(f, "workers = {workers}")?,
             None => writeln!(f, "# workers: one for each core")?,
@@ -105,7 +108,8 @@ mod tests {
                      --secret-validity-max 90min --deny-peer 203.0.114.0/24 --deny-peer-ports 1-5,7 --permissions-max 5 \
                      --allocations-per-source-max 6 --channels-max 4 --new-peers-per-user 3 --user-rate 10mbit,5kpps \
                      --allocation-rate 2.5gbit --unpaid-replies 2 --strict-reflection --workers 3 \
-                     --alternate-server 192.0.2.9:1 [2001:db8::9]:2 --user alice:hunter2";
+                     --alternate-server 192.0.2.9:1 [2001:db8::9]:2 \
+                     --alternate-server-tls 192.0.2.9:3/r.example [2001:db8::9]:4/r.example --user alice:hunter2";
         let flags: Vec<&str> = flags.split_whitespace().collect();
         let shown = [&flags[..], &["--admin", "[::1]:5"]].concat();
         let hidden = [&flags[..], &["--admin", "off"]].concat();

@@ -1,5 +1,6 @@
 //! Flags and the TOML file, merged and checked: every error names its place and its remedy.
 
+mod alternates;
 mod streams;
 mod values;
 
@@ -18,6 +19,8 @@ use serde::Deserialize;
 use toml::Spanned;
 use zeroize::Zeroizing;
 
+pub use self::alternates::TlsAlternate;
+pub(crate) use self::alternates::is_usable;
 pub use self::streams::StreamConfig;
 pub use self::values::{ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity};
 use crate::admin::{AdminChoice, StatusArgs};
@@ -127,9 +130,12 @@ pub struct Args {
     /// How long allocations may go on after SIGTERM; 0 ends at once [default: 25]
     #[arg(long, value_name = "SECONDS")]
     pub drain_timeout: Option<u32>,
-    /// Where new clients are sent while the relay drains, one of each family [default: they get 508]
+    /// Where new clients over UDP and TCP are sent while the relay drains, one of each family [default: they get 508]
     #[arg(long = "alternate-server", value_name = "ADDR:PORT", num_args = 1.., value_parser = listen_address)]
     pub alternate_servers: Vec<SocketAddr>,
+    /// Where new clients over TLS are sent, and the name in the certificate there where it is another [default: they get 508]
+    #[arg(long = "alternate-server-tls", value_name = "ADDR:PORT[/NAME]", num_args = 1..)]
+    pub alternate_servers_tls: Vec<TlsAlternate>,
     /// Loops that serve clients, each on a thread of its own [default: one for each core that the relay may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(WORKERS_MAX)))]
     pub workers: Option<u16>,
@@ -200,6 +206,7 @@ struct File {
     hairpin: Option<Hairpin>,
     drain_timeout: Option<u32>,
     alternate_server: Option<Spanned<Vec<SocketAddr>>>,
+    alternate_server_tls: Option<Spanned<Vec<TlsAlternate>>>,
     workers: Option<Spanned<u16>>,
     admin: Option<AdminChoice>,
 }
@@ -330,6 +337,7 @@ impl Config {
         let file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         args.engine.check().map_err(ConfigError::Usage)?;
         let streams = StreamConfig::merge(args, &file)?;
+        let alternates = alternates::merge(args, &file)?;
         let mut users = file.user;
         for path in file.user_file.iter().chain(&args.user_file) {
             users.extend(read_user_file(path, secrets)?);
@@ -345,11 +353,8 @@ impl Config {
         let of_flags =
             |result: Result<(), String>| result.map_err(|text| ConfigError::Usage(format!("--{text}")));
         of_flags(check_relay_addresses(&args.relay_addresses))?;
-        of_flags(check_alternates(&args.alternate_servers))?;
         let file_addresses = file.relay_address.map(Spanned::into_inner).unwrap_or_default();
         let relay_addresses = first_of(args.relay_addresses.clone(), file_addresses).unwrap_or_default();
-        let file_alternates = file.alternate_server.map(Spanned::into_inner).unwrap_or_default();
-        let alternates = first_of(args.alternate_servers.clone(), file_alternates).unwrap_or_default();
         let ports = args.relay_ports.or(file.relay_ports).unwrap_or(RELAY_PORTS_DEFAULT);
         let external = first_of(args.external_ips.clone(), file.external_ip).unwrap_or_default();
         let allow_peers = first_of(args.allow_peers.clone(), file.allow_peer).unwrap_or_default();
@@ -396,7 +401,7 @@ impl Config {
             drain_timeout: Duration::from_secs(
                 args.drain_timeout.or(file.drain_timeout).unwrap_or(DRAIN_TIMEOUT_S).into(),
             ),
-            alternates: Alternates::new(&alternates),
+            alternates,
             files,
             workers: args.workers.or(file.workers.map(Spanned::into_inner)),
             admin: args.admin.or(file.admin),
@@ -439,7 +444,10 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
         ));
     }
     if let Some(list) = &file.alternate_server {
-        check_alternates(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
+        alternates::check(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
+    }
+    if let Some(list) = &file.alternate_server_tls {
+        alternates::check_tls(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
     }
     if !file.user.is_empty() {
         check_private(&opened, path)?;
@@ -453,19 +461,6 @@ fn check_relay_addresses(addresses: &[IpAddr]) -> Result<(), String> {
         return Err("relay-address has to be an address of this machine, not a wildcard or a group".into());
     }
     one_of_each_family("relay-address", addresses.iter().map(IpAddr::is_ipv4))
-}
-
-/// Clients are sent there.
-fn check_alternates(alternates: &[SocketAddr]) -> Result<(), String> {
-    let is_bad = |address: &SocketAddr| {
-        address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast()
-    };
-    if alternates.iter().any(is_bad) {
-        return Err(
-            "alternate-server has to be another relay's address and port, for example 192.0.2.7:3478".into(),
-        );
-    }
-    one_of_each_family("alternate-server", alternates.iter().map(SocketAddr::is_ipv4))
 }
 
 fn one_of_each_family(name: &str, are_ipv4: impl Iterator<Item = bool>) -> Result<(), String> {
@@ -568,6 +563,8 @@ mod tests {
             ("user = [\"alice\"]\n", 1, "NAME:PASSWORD"),
             ("\nrelay-address = [\"::\"]\n", 2, "wildcard"),
             ("\n\nalternate-server = [\"192.0.2.7:1\", \"192.0.2.8:1\"]\n", 3, "one address of each family"),
+            ("\nalternate-server-tls = [\"192.0.2.7:0\"]\n", 2, "address and port"),
+            ("alternate-server-tls = [\"relay2.example:5349\"]\n", 1, "ADDR:PORT/NAME"),
             ("\nworkers = 0\n", 2, "at least 1"),
             ("workers = 70000\n", 1, ""),
             ("realm = \n", 1, ""),
@@ -638,6 +635,8 @@ mod tests {
             (&["--secret-validity-max", "day"], "24h"),
             (&["--alternate-server", "0.0.0.0:3478"], "another relay's address"),
             (&["--alternate-server", "192.0.2.7:1", "192.0.2.8:1"], "one address of each family"),
+            (&["--alternate-server-tls", "192.0.2.7:5349", "192.0.2.8:5349"], "one address of each family"),
+            (&["--alternate-server-tls", "192.0.2.7:5349/*"], "ADDR:PORT/NAME"),
             (&["--user-file", "fd:x"], "fd:3"),
             (&["--workers", "0"], "1..=256"),
         ] {

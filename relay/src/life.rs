@@ -23,7 +23,7 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 const PULSE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What SIGTERM does.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct DrainPlan {
     /// How long allocations may go on; zero ends at once.
     pub timeout: Duration,
@@ -35,7 +35,7 @@ impl DrainPlan {
     /// As configured.
     #[must_use]
     pub fn of(config: &Config) -> Self {
-        Self { timeout: config.drain_timeout, alternates: config.alternates }
+        Self { timeout: config.drain_timeout, alternates: config.alternates.clone() }
     }
 }
 
@@ -165,7 +165,7 @@ impl Life {
                 if time.is_zero() {
                     return Next::Stop;
                 }
-                server.drain(self.plan.alternates);
+                server.drain(self.plan.alternates.clone());
                 self.drained_by = Some(now + time);
                 self.drain_order = self.order_drain();
                 self.look_whether_all_drain(server);
@@ -247,7 +247,7 @@ impl Life {
 
     /// The number of the order, where there are workers to obey it.
     fn order_drain(&self) -> Option<u64> {
-        let alternates = self.plan.alternates;
+        let alternates = self.plan.alternates.clone();
         self.crew.as_ref().map(|crew| crew.order(|orders| orders.drain = Some(alternates)))
     }
 

@@ -10,11 +10,12 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
 use dataplane::stun::channel_data::ChannelNumber;
-use dataplane::stun::{Method, Writer};
+use dataplane::stun::{AttributeType, Message, Method, Writer};
 use harness::configured::{Configured, LOOPBACK};
 use harness::http::settled;
 use harness::stream::{StreamClient, TestCertificate, channel_message, connect, connect_tls};
 use harness::{code, peer, receive, write_private};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;
@@ -106,4 +107,28 @@ fn a_new_certificate_is_shown_to_new_clients_and_drops_nobody() {
     ping_pong(&mut over_tcp, &peer, relayed_tcp);
     let (status, log) = configured.relay.stop();
     assert!(status.success() && log.contains("\"unexplained\":0"), "{log}");
+}
+
+#[test]
+fn where_clients_over_tls_are_sent_is_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificate = TestCertificate::new();
+    certificate.write(directory.path());
+    let before = config(directory.path(), "");
+    let configured = Configured::start_in(directory, &before, &["--drain-timeout", "60"], |_| {});
+    let tls = configured.relay.tls[0];
+    let mut stays = StreamClient::new(connect_tls(tls, &certificate));
+    stays.allocate();
+    let folder = configured.path("relay.toml").parent().unwrap().to_owned();
+    configured.rewrite(&config(&folder, "alternate-server-tls = [\"192.0.2.7:5349/relay2.example.org\"]"));
+    assert!(configured.reload().contains("in force"));
+    configured.relay.signal(Signal::TERM);
+    configured.relay.wait_for("draining");
+    let reply = StreamClient::new(connect_tls(tls, &certificate)).ask(Method::Allocate, |writer| {
+        writer.requested_transport(17);
+    });
+    let message = Message::parse(&reply).unwrap();
+    let address = message.address(AttributeType::ALTERNATE_SERVER).unwrap();
+    let name = message.first(AttributeType::ALTERNATE_DOMAIN);
+    assert_eq!((address, name), ("192.0.2.7:5349".parse().ok(), Some(&b"relay2.example.org"[..])));
 }

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use dataplane::stun::channel_data::ChannelNumber;
-use dataplane::stun::{Method, Writer};
+use dataplane::stun::{AttributeType, Message, Method, Writer};
 use harness::stream::{StreamClient, TestCertificate, bare, channel_message, connect, connect_tls};
 use harness::{RelayProcess, code, peer, program, write_private};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
@@ -255,4 +255,55 @@ fn a_relay_without_free_descriptors_rests_and_goes_on() {
     let calls = log.split_once("\"system_calls\":").unwrap().1.split_once(',').unwrap().0;
     assert!(calls.parse::<u32>().unwrap() < 5_000, "{log}");
     assert!(log.contains("reason=refused_system "), "{log}");
+}
+
+/// What a client that asks for an allocation is answered: the code, where it is sent, and the name there.
+fn sent_to<S: Read + Write>(stream: S) -> (Option<u16>, Option<SocketAddr>, Option<String>) {
+    let reply = StreamClient::new(stream).ask(Method::Allocate, |writer| {
+        writer.requested_transport(17);
+    });
+    let message = Message::parse(&reply).unwrap();
+    let name = message.first(AttributeType::ALTERNATE_DOMAIN);
+    (
+        code(&reply),
+        message.address(AttributeType::ALTERNATE_SERVER).unwrap(),
+        name.map(|name| String::from_utf8(name.to_vec()).unwrap()),
+    )
+}
+
+#[test]
+fn a_draining_relay_sends_clients_on_over_the_transport_they_came_by() {
+    let certificate = TestCertificate::new();
+    let (plain, tls) = ("192.0.2.7:3478", "192.0.2.7:5349/relay2.example.org");
+    let name = Some("relay2.example.org".to_owned());
+    let address = |text: &str| Some(text.parse().unwrap());
+    for (flags, over_tcp, over_tls) in [
+        (
+            &["--alternate-server", plain, "--alternate-server-tls", tls][..],
+            (Some(300), address(plain), None),
+            (Some(300), address("192.0.2.7:5349"), name),
+        ),
+        (&["--alternate-server", plain], (Some(300), address(plain), None), (Some(508), None, None)),
+        (
+            &["--alternate-server-tls", "192.0.2.7:5349"],
+            (Some(508), None, None),
+            (Some(300), address("192.0.2.7:5349"), None),
+        ),
+    ] {
+        let relay = relay(&certificate, &[&["--drain-timeout", "60"], flags].concat());
+        let mut stays = StreamClient::new(connect_tls(relay.tls[0], &certificate));
+        stays.allocate();
+        relay.signal(Signal::TERM);
+        relay.wait_for("draining");
+        assert_eq!(sent_to(connect(relay.tcp[0])), over_tcp, "{flags:?}");
+        assert_eq!(sent_to(connect_tls(relay.tls[0], &certificate)), over_tls, "{flags:?}");
+        // What is allocated goes on, and its end is that of the drain.
+        assert_eq!(code(&stays.ask(Method::Refresh, |_| {})), None);
+        let end = stays.ask(Method::Refresh, |writer| {
+            writer.lifetime(0);
+        });
+        assert_eq!(code(&end), None);
+        let (status, log) = relay.wait();
+        assert!(status.success() && log.contains("drained"), "{log}");
+    }
 }

@@ -69,6 +69,7 @@ fn filled(word: &str) -> String {
         "CIDR" => "10.0.0.0/8",
         "LOW-HIGH" => "1-2",
         "ADDR" => "127.0.0.1",
+        "ADDR:PORT[/NAME]" => "127.0.0.1:9/relay.example",
         "PUBLIC[/LOCAL]" => "203.0.113.1/10.0.0.1",
         "REALM" => "example.org",
         "PORTS" => "1-442,444-1023",
@@ -273,6 +274,7 @@ fn the_examples_of_relay_configurations_are_good() {
     };
     assert_eq!(limits(&whole), limits(&config));
     assert_eq!((whole.hairpin, whole.port_sharing), (config.hairpin, config.port_sharing));
+    assert_eq!((whole.alternates.iter().count(), whole.alternates.tls_name()), (1, Some("relay2.example")));
     assert_eq!(
         (config.admin, whole.admin),
         (None, Some(relay::admin::AdminChoice::At(relay::admin::ADDRESS_DEFAULT)))

@@ -59,6 +59,8 @@ impl AttributeType {
     pub const ADDRESS_ERROR_CODE: Self = Self(0x8001);
     /// RFC 8489 section 14.11.
     pub const PASSWORD_ALGORITHMS: Self = Self(0x8002);
+    /// RFC 8489 section 14.16.
+    pub const ALTERNATE_DOMAIN: Self = Self(0x8003);
     /// RFC 8656 section 18.13.
     pub const ICMP: Self = Self(0x8004);
     /// RFC 8489 section 14.14.

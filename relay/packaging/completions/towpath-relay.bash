@@ -41,7 +41,7 @@ _towpath__relay() {
 
     case "${cmd}" in
         towpath__relay)
-            opts="-h -V --listen --listen-tcp --listen-tls --tls-certificate --tls-key --tcp-connections-max --tcp-connections-per-address-max --tcp-queue-kib --realm --user --user-file --secret-file --secret-validity-max --allow-peer --relay-ports --port-sharing --relay-address --external-ip --channel-numbers --allocations-max --allocations-per-user-max --deny-peer --deny-peer-ports --allocations-per-source-max --permissions-max --channels-max --new-peers-per-user --allocation-rate --user-rate --unpaid-replies --strict-reflection --hairpin --drain-timeout --alternate-server --workers --admin --config --check-config --confine --io --ingress --gso --completions --busy-poll --log-format --help --version status import help"
+            opts="-h -V --listen --listen-tcp --listen-tls --tls-certificate --tls-key --tcp-connections-max --tcp-connections-per-address-max --tcp-queue-kib --realm --user --user-file --secret-file --secret-validity-max --allow-peer --relay-ports --port-sharing --relay-address --external-ip --channel-numbers --allocations-max --allocations-per-user-max --deny-peer --deny-peer-ports --allocations-per-source-max --permissions-max --channels-max --new-peers-per-user --allocation-rate --user-rate --unpaid-replies --strict-reflection --hairpin --drain-timeout --alternate-server --alternate-server-tls --workers --admin --config --check-config --confine --io --ingress --gso --completions --busy-poll --log-format --help --version status import help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -176,6 +176,10 @@ _towpath__relay() {
                     return 0
                     ;;
                 --alternate-server)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --alternate-server-tls)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

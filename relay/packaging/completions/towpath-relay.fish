@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_towpath_relay_global_optspecs
-    string join \n listen= listen-tcp= listen-tls= tls-certificate= tls-key= tcp-connections-max= tcp-connections-per-address-max= tcp-queue-kib= realm= user= user-file= secret-file= secret-validity-max= allow-peer= relay-ports= port-sharing= relay-address= external-ip= channel-numbers= allocations-max= allocations-per-user-max= deny-peer= deny-peer-ports= allocations-per-source-max= permissions-max= channels-max= new-peers-per-user= allocation-rate= user-rate= unpaid-replies= strict-reflection hairpin= drain-timeout= alternate-server= workers= admin= config= check-config confine= io= ingress= gso= completions= busy-poll= log-format= h/help V/version
+    string join \n listen= listen-tcp= listen-tls= tls-certificate= tls-key= tcp-connections-max= tcp-connections-per-address-max= tcp-queue-kib= realm= user= user-file= secret-file= secret-validity-max= allow-peer= relay-ports= port-sharing= relay-address= external-ip= channel-numbers= allocations-max= allocations-per-user-max= deny-peer= deny-peer-ports= allocations-per-source-max= permissions-max= channels-max= new-peers-per-user= allocation-rate= user-rate= unpaid-replies= strict-reflection hairpin= drain-timeout= alternate-server= alternate-server-tls= workers= admin= config= check-config confine= io= ingress= gso= completions= busy-poll= log-format= h/help V/version
 end
 
 function __fish_towpath_relay_needs_command
@@ -59,7 +59,8 @@ complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l unpaid-repl
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l hairpin -d 'Whether clients may reach each other\'s relayed addresses, and do so inside the relay [default: on]' -r -f -a "on\t'From client to client inside the relay'
 off\t'Over both relay sockets, and only where --allow-peer says so'"
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l drain-timeout -d 'How long allocations may go on after SIGTERM; 0 ends at once [default: 25]' -r
-complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l alternate-server -d 'Where new clients are sent while the relay drains, one of each family [default: they get 508]' -r
+complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l alternate-server -d 'Where new clients over UDP and TCP are sent while the relay drains, one of each family [default: they get 508]' -r
+complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l alternate-server-tls -d 'Where new clients over TLS are sent, and the name in the certificate there where it is another [default: they get 508]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l workers -d 'Loops that serve clients, each on a thread of its own [default: one for each core that the relay may use]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l admin -d 'Where metrics, probes and the status page are, or off [default: 127.0.0.1:9641]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l config -d 'A TOML file with the same names as these flags; flags win' -r -F

@@ -126,8 +126,8 @@ impl Relay {
             self.server.reconfigure(new.settings.clone());
             self.streams.reconfigure(new.limits, new.tls.clone());
         }
-        if let Some(alternates) = orders.drain {
-            self.server.drain(alternates);
+        if let Some(alternates) = &orders.drain {
+            self.server.drain(alternates.clone());
         }
         member.obey(number, orders);
     }

@@ -35,7 +35,8 @@ impl Relay {
         // The server tells transports apart by the number of the listener, so these come behind those for UDP.
         let first = u16::try_from(self.listeners.len()).map_err(io::Error::other)?;
         self.streams.start(first, ingress)?;
-        self.server.set_connections_from(Listener(first));
+        let tcp = self.streams.listen(Kind::Tcp).count() as u16;
+        self.server.set_connections_from(Listener(first), Listener(first + tcp));
         for kind in [Kind::Tcp, Kind::Tls] {
             let listen: Vec<String> = self.streams.listen(kind).map(|address| address.to_string()).collect();
             if !listen.is_empty() && self.is_first() {

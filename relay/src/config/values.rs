@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::TlsAlternate;
 use crate::login::Login;
 use crate::server::{ExternalAddress, REALM_LEN_MAX};
 
@@ -153,4 +154,4 @@ macro_rules! from_toml_string {
     )*};
 }
 
-from_toml_string!(Realm, Login, Validity, PortRange, PeerRange, External);
+from_toml_string!(Realm, Login, Validity, PortRange, PeerRange, External, TlsAlternate);

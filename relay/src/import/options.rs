@@ -176,8 +176,8 @@ const OPTIONS: &[(&str, Takes, Fate)] = &[
     ("no-tlsv1_3", Takes::Flag, Fate::Missing(TLS_FIXED)),
     ("raw-public-keys", Takes::Flag, Fate::Missing("clients are shown a certificate")),
     // Other servers.
-    ("alternate-server", Takes::Value, Fate::Missing(ALTERNATE)),
-    ("tls-alternate-server", Takes::Value, Fate::Missing(ALTERNATE)),
+    ("alternate-server", Takes::Value, Fate::Translated(Setting::AlternateServer)),
+    ("tls-alternate-server", Takes::Value, Fate::Translated(Setting::TlsAlternateServer)),
     ("acme-redirect", Takes::Value, Fate::Missing(NO_HTTP)),
     ("respond-http-unsupported", Takes::Flag, Fate::Missing(NO_HTTP)),
     ("no-http", Takes::Flag, Fate::Already(NO_HTTP)),
@@ -255,7 +255,6 @@ const OPTIONS: &[(&str, Takes, Fate)] = &[
 const NO_5780: &str = "NAT behaviour discovery (RFC 5780) is not offered";
 const NO_DATABASE: &str = "there is no database: write its users into `user-file`, its secrets into `secret-file`, and send SIGHUP after a change";
 const TLS_FIXED: &str = "TLS is 1.2 or 1.3 with the ciphers and curves of rustls";
-const ALTERNATE: &str = "clients are sent elsewhere only while the relay drains (`alternate-server` here): balance by DNS SRV records";
 const NO_HTTP: &str = "HTTP is not answered where TURN clients are served";
 const LOG_LEVEL: &str = "set RUST_LOG=debug in the environment";
 const LOG_PLACE: &str = "log lines go to standard error, which systemd takes to its journal";

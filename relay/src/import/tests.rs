@@ -95,6 +95,32 @@ fn listeners_that_are_switched_off_stay_off() {
 }
 
 #[test]
+fn alternate_servers_become_those_of_a_drain_and_that_is_said() {
+    let (config, translation) = loaded(
+        "alternate-server=192.0.2.7\nalternate-server=192.0.2.8:3480\nalternate-server=[2001:db8::7]:3479\n\
+         tls-alternate-server=192.0.2.7:443\ntls-alternate-server=[2001:db8::7]\n\
+         tls-alternate-server=relay.example:443\ntls-alternate-server=0.0.0.0\n",
+    );
+    let plain: Vec<_> = config.alternates.iter().collect();
+    let tls: Vec<_> = config.alternates.tls().collect();
+    assert_eq!(texts(&plain), ["192.0.2.7:3478", "[2001:db8::7]:3479"]);
+    assert_eq!((texts(&tls), config.alternates.tls_name()), (texts(&["192.0.2.7:443", "[2001:db8::7]:5349"]), None));
+    let said: Vec<_> = translation.missing.iter().map(|note| (note.line.unwrap(), note.text.as_str())).collect();
+    for (line, name, hint) in [
+        (1, "alternate-server: ", "only while the relay drains"),
+        (2, "alternate-server: ", "the first was taken"),
+        (3, "alternate-server: ", "only while the relay drains"),
+        (4, "tls-alternate-server: ", "only while the relay drains"),
+        (5, "tls-alternate-server: ", "only while the relay drains"),
+        (6, "tls-alternate-server: ", "names are not looked up"),
+        (7, "tls-alternate-server: ", "has to be an address"),
+    ] {
+        let (at, text) = said[line - 1];
+        assert!(at == line && text.starts_with(name) && text.contains(hint), "{at}: {text}");
+    }
+}
+
+#[test]
 fn loopback_is_allowed_where_coturn_allows_it() {
     let (config, _) = loaded("allow-loopback-peers\n");
     assert_eq!(texts(&config.allow_peers), ["127.0.0.0/8", "::1/128"]);

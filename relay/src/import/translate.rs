@@ -12,7 +12,7 @@ use super::conf::{Entry, entries};
 use super::options::{Fate, Takes, look_up};
 use super::ranges::{Range, denied_networks, networks};
 use crate::admin::ADDRESS_DEFAULT;
-use crate::config::{External, PortRange, Realm};
+use crate::config::{External, PortRange, Realm, is_usable};
 use crate::login::Login;
 use crate::server::WORKERS_MAX;
 use crate::server::auth::SECRETS_MAX;
@@ -57,6 +57,8 @@ pub enum Setting {
     PrometheusPort,
     PrometheusAddress,
     RelayThreads,
+    AlternateServer,
+    TlsAlternateServer,
 }
 
 /// Something that does not come over, or not as it was.
@@ -121,6 +123,8 @@ struct Said {
     prometheus: bool,
     prometheus_port: Option<u16>,
     prometheus_address: Option<IpAddr>,
+    alternates: Vec<SocketAddr>,
+    tls_alternates: Vec<SocketAddr>,
 }
 
 /// Translates the text of a turnserver.conf. Relative paths in it are those of `folder`.
@@ -254,8 +258,31 @@ fn take(
         Setting::Prometheus => said.prometheus = true,
         Setting::PrometheusPort => said.prometheus_port = Some(port()?),
         Setting::PrometheusAddress => said.prometheus_address = Some(address()?),
+        Setting::AlternateServer => missing(take_alternate(entry.value, PORT_DEFAULT, &mut said.alternates)),
+        Setting::TlsAlternateServer => {
+            missing(take_alternate(entry.value, TLS_PORT_DEFAULT, &mut said.tls_alternates));
+        }
     }
     Ok(())
+}
+
+/// Takes where clients are sent, and says how much less that is than it is to coturn.
+fn take_alternate(value: &str, port_default: u16, alternates: &mut Vec<SocketAddr>) -> &'static str {
+    let without_port = || {
+        let address = value.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(value);
+        Some(SocketAddr::new(address.parse().ok()?, port_default))
+    };
+    let address: Option<SocketAddr> = value.parse().ok().or_else(without_port);
+    match address.filter(|&address| is_usable(address)) {
+        None => "not taken: names are not looked up, so it has to be an address, for example 192.0.2.7:3478",
+        Some(address) if alternates.iter().any(|other| other.is_ipv4() == address.is_ipv4()) => {
+            "not taken: there is one alternate of each family, and the first was taken; balance by DNS SRV records"
+        }
+        Some(address) => {
+            alternates.push(address);
+            "taken, and clients are sent there only while the relay drains, not always: balance by DNS SRV records"
+        }
+    }
 }
 
 fn take_user(entry: Entry<'_>, said: &mut Said, out: &mut Translation) -> Result<(), BadValue> {
@@ -287,6 +314,13 @@ fn put_together(said: &Said, out: &mut Translation) -> Result<(), BadValue> {
         let range = format!("{low}-{high}");
         let _: PortRange = range.parse().map_err(|text| BadValue { line, text })?;
         out.settings.insert("relay-ports", quoted(&range));
+    }
+    for (name, alternates) in
+        [("alternate-server", &said.alternates), ("alternate-server-tls", &said.tls_alternates)]
+    {
+        if !alternates.is_empty() {
+            out.settings.insert(name, list(alternates));
+        }
     }
     peers(said, out);
     users(said, out);

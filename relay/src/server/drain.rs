@@ -1,44 +1,95 @@
 //! The end of a relay's life: what is allocated goes on, and what is new is sent elsewhere.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use dataplane::stun::{Class, Key};
+use dataplane::stun::{AttributeType, Class, Key};
 
 use super::answers::{INSUFFICIENT_CAPACITY, TRY_ALTERNATE};
 use super::reply::Envelope;
 use super::{ClientSocket, FromClient, Server};
 
-/// Where clients are sent while the relay drains: one address of each family at most.
+/// One address of each family at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Alternates {
+struct Families {
     v4: Option<SocketAddr>,
     v6: Option<SocketAddr>,
 }
 
-impl Alternates {
-    /// The first address of each family.
-    #[must_use]
-    pub fn new(addresses: &[SocketAddr]) -> Self {
+impl Families {
+    /// The first address of each.
+    fn new(addresses: &[SocketAddr]) -> Self {
         let first = |is_ipv4| addresses.iter().copied().find(|address| address.is_ipv4() == is_ipv4);
         Self { v4: first(true), v6: first(false) }
     }
 
-    /// Those there are, IPv4 first.
-    pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
+    fn iter(self) -> impl Iterator<Item = SocketAddr> {
         self.v4.into_iter().chain(self.v6)
+    }
+}
+
+/// Where clients are sent while the relay drains. Who came over TLS goes on over TLS (RFC 8489 section 10), so that these are
+/// sent elsewhere than all others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Alternates {
+    plain: Families,
+    tls: Families,
+    tls_name: Option<Arc<str>>,
+}
+
+/// Where one client is sent.
+struct Redirection<'a> {
+    /// What it can reach as it reaches this relay.
+    own: SocketAddr,
+    /// Of the other family.
+    other: Option<SocketAddr>,
+    /// The name in the certificate.
+    name: Option<&'a str>,
+}
+
+impl Alternates {
+    /// The first address of each family, for clients over UDP and TCP.
+    #[must_use]
+    pub fn new(addresses: &[SocketAddr]) -> Self {
+        Self { plain: Families::new(addresses), ..Self::default() }
+    }
+
+    /// The same, and the first address of each family for clients over TLS, with the name that the certificate there has, where
+    /// it is not this relay's.
+    #[must_use]
+    pub fn with_tls(self, addresses: &[SocketAddr], name: Option<Arc<str>>) -> Self {
+        Self { tls: Families::new(addresses), tls_name: name, ..self }
+    }
+
+    /// Those for clients over UDP and TCP, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
+        self.plain.iter()
+    }
+
+    /// Those for clients over TLS, IPv4 first.
+    pub fn tls(&self) -> impl Iterator<Item = SocketAddr> {
+        self.tls.iter()
+    }
+
+    /// The name in the certificate there.
+    #[must_use]
+    pub fn tls_name(&self) -> Option<&str> {
+        self.tls_name.as_deref()
     }
 
     /// The alternate a client can reach as it reaches this relay, and then that of the other family (RFC 8489
     /// section 10): without the first, there is no redirection.
-    fn for_client(&self, client: IpAddr) -> Option<(SocketAddr, Option<SocketAddr>)> {
-        let (own, other) = if client.is_ipv4() { (self.v4, self.v6) } else { (self.v6, self.v4) };
-        own.map(|own| (own, other))
+    fn for_client(&self, client: IpAddr, is_tls: bool) -> Option<Redirection<'_>> {
+        let (Families { v4, v6 }, name) =
+            if is_tls { (self.tls, self.tls_name()) } else { (self.plain, None) };
+        let (own, other) = if client.is_ipv4() { (v4, v6) } else { (v6, v4) };
+        Some(Redirection { own: own?, other, name })
     }
 }
 
 impl Server {
-    /// From now on nobody can allocate: 300 with ALTERNATE-SERVER where there is an alternate of the client's family, else
-    /// 508. Allocations go on as before.
+    /// From now on nobody can allocate: 300 with ALTERNATE-SERVER where there is an alternate for the client's transport and
+    /// family, else 508. Allocations go on as before.
     pub fn drain(&mut self, alternates: Alternates) {
         self.draining = Some(alternates);
     }
@@ -53,8 +104,10 @@ impl Server {
     pub(super) fn refuse_new(&self, client: &ClientSocket) -> Result<(), dataplane::stun::ErrorCode> {
         match &self.draining {
             None => Ok(()),
-            Some(alternates) if alternates.for_client(client.address.ip()).is_some() => Err(TRY_ALTERNATE),
-            Some(_) => Err(INSUFFICIENT_CAPACITY),
+            Some(alternates) => Err(match alternates.for_client(client.address.ip(), self.is_tls(client)) {
+                Some(_) => TRY_ALTERNATE,
+                None => INSUFFICIENT_CAPACITY,
+            }),
         }
     }
 
@@ -67,14 +120,18 @@ impl Server {
         key: &Key,
     ) -> FromClient {
         self.refusals.count(TRY_ALTERNATE);
-        let alternates = self.draining.unwrap_or_default().for_client(client.address.ip());
+        let is_tls = self.is_tls(client);
+        let redirection =
+            self.draining.as_ref().and_then(|alternates| alternates.for_client(client.address.ip(), is_tls));
         self.replies.answer(envelope, Class::Error, Some(key), |writer| {
             writer.error_code(TRY_ALTERNATE, "");
-            if let Some((own, other)) = alternates {
-                writer.alternate_server(own);
-                if let Some(other) = other {
-                    writer.alternate_server(other);
-                }
+            let Some(Redirection { own, other, name }) = redirection else { return };
+            writer.alternate_server(own);
+            if let Some(other) = other {
+                writer.alternate_server(other);
+            }
+            if let Some(name) = name {
+                writer.attribute(AttributeType::ALTERNATE_DOMAIN, name.as_bytes());
             }
         });
         FromClient::Reply

@@ -267,6 +267,8 @@ pub struct Server {
     commands: VecDeque<Command>,
     /// Listeners from here on are connections: their clients have proven where they are.
     connections_from: Option<Listener>,
+    /// From here on they are under TLS.
+    tls_from: Option<Listener>,
     /// Set when nobody may allocate any more.
     draining: Option<Alternates>,
 }
@@ -322,13 +324,19 @@ impl Server {
             figures: Figures::default(),
             commands: VecDeque::new(),
             connections_from: None,
+            tls_from: None,
             draining: None,
         }
     }
 
-    /// Listeners from this one on are for TCP and TLS: whoever sends on a connection has proven its address.
-    pub fn set_connections_from(&mut self, listener: Listener) {
-        self.connections_from = Some(listener);
+    /// Listeners from `tcp` on are for TCP, those from `tls` on for TLS: whoever sends on a connection has proven its address.
+    pub fn set_connections_from(&mut self, tcp: Listener, tls: Listener) {
+        self.connections_from = Some(tcp);
+        self.tls_from = Some(tls);
+    }
+
+    fn is_tls(&self, client: &ClientSocket) -> bool {
+        self.tls_from.is_some_and(|first| client.listener.0 >= first.0)
     }
 
     fn is_proven(&self, client: &ClientSocket) -> bool {

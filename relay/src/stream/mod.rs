@@ -97,9 +97,10 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Connections for these listeners. TLS ones refuse everybody for as long as there is no configuration.
+    /// Connections for these listeners, TCP ones first. TLS ones refuse everybody for as long as there is no configuration.
     #[must_use]
-    pub fn new(listeners: Vec<StreamListener>, tls: Option<Arc<ServerConfig>>, limits: Limits) -> Self {
+    pub fn new(mut listeners: Vec<StreamListener>, tls: Option<Arc<ServerConfig>>, limits: Limits) -> Self {
+        listeners.sort_by_key(|listener| listener.kind() == Kind::Tls);
         let has = |kind: Option<Kind>| {
             listeners.iter().any(|listener| kind.is_none_or(|kind| listener.kind() == kind))
         };

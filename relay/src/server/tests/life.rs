@@ -1,6 +1,6 @@
 //! Reconfiguring under live allocations, and draining.
 
-use dataplane::stun::{AttributeType, Method, TransactionId};
+use dataplane::stun::{AttributeType, Method, TransactionId, Writer};
 
 use super::super::figures::{Carrier, Census, Direction, Volume};
 use super::super::*;
@@ -104,7 +104,10 @@ fn data_of_a_leaked_secret_ends_with_its_permissions() {
     without.credentials.add_secret(b"south");
     fixture.server.reconfigure(without);
     fixture.wait(299);
-    assert!(matches!(fixture.handle(&leaked.client, &channel_data(0x4000, b"x")), FromClient::Forward { .. }));
+    assert!(matches!(
+        fixture.handle(&leaked.client, &channel_data(0x4000, b"x")),
+        FromClient::Forward { .. }
+    ));
     fixture.wait(1);
     assert_eq!(
         fixture.handle(&leaked.client, &channel_data(0x4000, b"x")),
@@ -298,4 +301,65 @@ fn clients_are_sent_to_an_alternate_of_their_own_family_first() {
         }
         assert_eq!(fixture.server.refusals().filter(|&(code, _)| code == 300).count(), 1);
     }
+}
+
+#[test]
+fn clients_over_tls_are_sent_to_a_place_of_their_own_with_its_name_or_nowhere() {
+    let at = |listener| {
+        let alice = User::alice();
+        User { client: ClientSocket { listener: Listener(listener), ..alice.client }, ..alice }
+    };
+    let (over_udp, over_tcp, over_tls) = (at(0), at(1), at(2));
+    let plain = [address("192.0.2.77:3478")];
+    let tls = [address("192.0.2.78:5349"), address("[2001:db8::78]:5349")];
+    let name = "relay2.example.org";
+    for (alternates, expected) in [
+        (Alternates::new(&plain), [Some("192.0.2.77:3478"), None]),
+        (Alternates::default().with_tls(&tls, None), [None, Some("192.0.2.78:5349")]),
+        (
+            Alternates::new(&plain).with_tls(&tls, Some(name.into())),
+            [Some("192.0.2.77:3478"), Some("192.0.2.78:5349")],
+        ),
+        (Alternates::new(&plain).with_tls(&tls[1..], Some(name.into())), [Some("192.0.2.77:3478"), None]),
+    ] {
+        let has_name = alternates.tls_name().is_some();
+        let mut fixture = Fixture::new();
+        fixture.server.set_connections_from(Listener(1), Listener(2));
+        fixture.server.drain(alternates);
+        for (user, expected) in [(&over_udp, expected[0]), (&over_tcp, expected[0]), (&over_tls, expected[1])]
+        {
+            let reply = allocate(&mut fixture, user);
+            assert_eq!(reply.code(), Some(if expected.is_some() { 300 } else { 508 }), "{:?}", user.client);
+            let message = reply.message();
+            let sent_to = message.address(AttributeType::ALTERNATE_SERVER).unwrap();
+            assert_eq!(sent_to, expected.map(address));
+            // RFC 8489 section 14.16: the name alone, for who verifies a certificate.
+            let named = message.attributes().find(|found| found.kind == AttributeType::ALTERNATE_DOMAIN);
+            let is_named = has_name && user.client.listener == Listener(2) && expected.is_some();
+            assert_eq!(named.map(|found| found.value), is_named.then_some(name.as_bytes()));
+        }
+    }
+}
+
+#[test]
+fn the_longest_name_of_an_alternate_fits_into_an_answer() {
+    let mut fixture = Fixture::new();
+    let name = "n".repeat(253);
+    let both = [address("192.0.2.78:5349"), address("[2001:db8::78]:5349")];
+    fixture.server.set_connections_from(Listener(0), Listener(0));
+    fixture.server.drain(Alternates::default().with_tls(&both, Some(name.as_str().into())));
+    let alice = User::alice();
+    let nonce = fixture.nonce(&alice);
+    let mut buffer = [0; 1000];
+    let transaction = TransactionId([1; 12]);
+    let mut writer = Writer::new(&mut buffer, Class::Request, Method::Allocate, transaction).unwrap();
+    writer.requested_transport(17);
+    writer.username(b"alice").realm(REALM.as_bytes()).nonce(&nonce);
+    let len = writer.finish(Some(&alice.key()), true).unwrap();
+    assert_eq!(fixture.handle(&alice.client, &buffer[..len]), FromClient::Reply);
+    let reply = Reply(fixture.server.reply().to_vec());
+    assert_eq!(reply.code(), Some(300));
+    assert_eq!(reply.message().verify_fingerprint(), Some(true));
+    let attributes = reply.message().attributes().filter(|found| found.value == name.as_bytes()).count();
+    assert_eq!(attributes, 1);
 }
