@@ -4,7 +4,7 @@
 
 mod harness;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::Stdio;
 use std::time::Duration;
@@ -316,4 +316,42 @@ fn the_table_shows_the_relay_and_says_when_there_is_none() {
     let text = String::from_utf8(nobody.stderr).unwrap();
     assert_eq!(nobody.status.code(), Some(1));
     assert!(text.contains(&admin) && text.contains("is a relay running there?"), "{text}");
+}
+
+/// The figures of a relay that hangs, which its admin thread serves on: here they are those of a real one, made older.
+#[test]
+fn status_says_that_a_relay_hangs_and_fails() {
+    let relay = shown(&[]);
+    let mut figures = status(relay.admin());
+    figures["age_s"] = json!(4.5);
+    let body = figures.to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // To its end, or closing would reset the connection.
+            let request = BufReader::new(stream.try_clone().unwrap());
+            request.lines().map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            // Whoever watches is ended while it reads.
+            let _ = stream.write_all(format!("{head}{body}").as_bytes());
+        }
+    });
+    let asked = |flags: &[&str]| {
+        let mut command = program(env!("CARGO_BIN_EXE_towpath-relay"));
+        command.args(["status", "--admin", &address]).args(flags);
+        command
+    };
+    for flags in [&[][..], &["--json"]] {
+        let run = asked(flags).output().unwrap();
+        let text = String::from_utf8(run.stderr).unwrap();
+        assert_eq!((run.status.code(), run.stdout.len()), (Some(1), 0), "{text}");
+        assert!(text.contains("the relay hangs: its figures are"), "{text}");
+    }
+    let mut watch = asked(&["--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("the relay hangs: these figures are")));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
 }

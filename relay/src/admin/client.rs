@@ -2,15 +2,18 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use super::ADDRESS_DEFAULT;
+use super::desk::TURN_TIME_MAX;
 use super::status::Status;
 
 /// How long the relay may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Between two questions to a relay whose loop has not answered the first.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Longest answer in bytes: a thousand users with long names.
 const ANSWER_LEN_MAX: u64 = 4 << 20;
 /// Most header fields of an answer.
@@ -42,9 +45,33 @@ pub(super) enum AskError {
     /// Something answers that is not a relay of this version.
     #[error("{address}: {text}; is it the --admin address of a towpath-relay of this version?")]
     Strange { address: SocketAddr, text: String },
+    /// The admin thread answers, and the packet loop does not.
+    #[error("{address}: the relay hangs: its figures are {age_s:.0} s old, and newer ones do not come")]
+    Hangs { address: SocketAddr, age_s: f64 },
 }
 
-/// Asks once.
+/// Whether figures say that the loop of packets does not turn: what it was asked now, it has not answered.
+pub(super) fn are_stale(status: &Status) -> bool {
+    status.age_s > TURN_TIME_MAX.as_secs_f64()
+}
+
+/// Asks until the figures are of now. A loop that is only busy answers within seconds, and `/healthz` gives it as long.
+#[expect(clippy::disallowed_methods, reason = "a program of its own, which waits for another")]
+pub(super) fn ask_fresh(address: SocketAddr) -> Result<Status, AskError> {
+    let start = Instant::now();
+    loop {
+        let status = ask(address)?;
+        if !are_stale(&status) {
+            return Ok(status);
+        }
+        if start.elapsed() >= TURN_TIME_MAX {
+            return Err(AskError::Hangs { address, age_s: status.age_s });
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Asks once. The figures may be old: [`are_stale`] tells.
 pub(super) fn ask(address: SocketAddr) -> Result<Status, AskError> {
     let answer = get(address, "/status.json").map_err(|source| AskError::Unreachable { address, source })?;
     let strange = |text: String| AskError::Strange { address, text };

@@ -183,7 +183,9 @@ mod tests {
     use std::net::{SocketAddr, TcpStream};
 
     use super::super::AdminChoice;
+    use super::super::client::{AskError, ask, ask_fresh};
     use super::super::desk::TURN_TIME_MAX;
+    use super::super::status::tests::snapshot;
     use super::*;
 
     fn get(address: SocketAddr, target: &str) -> String {
@@ -210,5 +212,39 @@ mod tests {
         std::thread::sleep((start + TURN_TIME_MAX).saturating_duration_since(now()));
         let answer = get(address, "/healthz");
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("for 3 s"), "{answer}");
+    }
+
+    /// An admin thread in front of a loop that answered once, `ago`, and is driven by the test.
+    fn with_old_figures(ago: Duration) -> (SocketAddr, Arc<Shared>) {
+        let any = AdminChoice::At("127.0.0.1:0".parse().unwrap());
+        let admin = Admin::bind(Some(any), true).unwrap().unwrap();
+        let address = admin.address();
+        let shared = Shared::new(1).unwrap();
+        shared.publish(0, snapshot(now() - ago));
+        let server = Server::new(admin, shared.clone());
+        std::thread::spawn(|| server.run());
+        (address, shared)
+    }
+
+    #[test]
+    fn status_fails_when_the_loop_hangs_although_old_figures_are_served() {
+        let (address, _shared) = with_old_figures(Duration::from_secs(60));
+        let start = now();
+        assert!(ask(address).unwrap().age_s >= 60.0);
+        let error = ask_fresh(address).unwrap_err();
+        assert!(matches!(error, AskError::Hangs { age_s, .. } if age_s >= 60.0), "{error}");
+        assert!(error.to_string().contains("the relay hangs: its figures are 6"), "{error}");
+        assert!(start.elapsed() >= TURN_TIME_MAX, "a busy loop is given as long as by the probe");
+    }
+
+    #[test]
+    fn status_waits_for_a_loop_that_is_only_busy() {
+        let (address, shared) = with_old_figures(Duration::from_secs(60));
+        let busy = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(1));
+            shared.publish(0, snapshot(now()));
+        });
+        assert!(ask_fresh(address).unwrap().age_s < 3.0);
+        busy.join().unwrap();
     }
 }

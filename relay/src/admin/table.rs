@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::client::{AskError, StatusArgs, ask};
+use super::client::{AskError, StatusArgs, are_stale, ask, ask_fresh};
 use super::status::{Counts, Status};
 use crate::server::figures::Direction;
 
@@ -54,6 +54,8 @@ impl From<io::Error> for Failure {
 fn show(args: &StatusArgs) -> Result<(), Failure> {
     let mut out = io::stdout();
     let clear = if args.watch && out.is_terminal() { CLEAR } else { "" };
+    // Whoever watches wants to see a relay that hangs, all others to be told.
+    let ask = |address| if args.watch { ask(address) } else { ask_fresh(address) };
     let mut before = ask(args.admin)?;
     if args.json {
         print_json(&mut out, &before)?;
@@ -101,6 +103,9 @@ fn text(before: &Status, now: &Status) -> String {
         if now.gso { "on" } else { "off" },
         now.workers
     );
+    if are_stale(now) {
+        let _ = writeln!(text, "the relay hangs: these figures are {:.0} s old", now.age_s);
+    }
     if now.last_reload_refused {
         let _ =
             writeln!(text, "the configuration is older than its files: the log says what is wrong with them");
@@ -271,6 +276,17 @@ mod tests {
         assert_eq!(words("ice"), ["al\u{fffd}[2Jice", "2", "1.5M", "0", "4"]);
         assert!(line("towpath-relay").contains("draining, up 2s; uring out, epoll in, GSO on; workers 1"));
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn figures_of_a_loop_that_hangs_are_said_to_be_old() {
+        let start = origin();
+        let at = |seconds| {
+            let now = start + Duration::from_secs(seconds);
+            Status::new(&snapshot(start), &about(start), Phase::Serving, now)
+        };
+        assert!(!text(&at(0), &at(3)).contains("hangs"));
+        assert!(text(&at(0), &at(9)).contains("the relay hangs: these figures are 9 s old"));
     }
 
     #[test]
