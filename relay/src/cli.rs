@@ -139,11 +139,7 @@ fn run(
         .collect();
     let engine_args = args.engine;
     let (fixed, plan) = (Fixed::of(&config), DrainPlan::of(&config));
-    let needs = Needs {
-        files: config.files.clone(),
-        low_ports: *config.relay_ports.start() < LOW_PORTS_END,
-        secrets: !config.users.is_empty() || !config.secrets.is_empty() || tls.is_some(),
-    };
+    let needs = Needs { files: config.files.clone(), low_ports: *config.relay_ports.start() < LOW_PORTS_END };
     let (tls, limits) = (tls.map(|tls| tls.config), config.streams.limits);
     let settings = settings(config, &own_sockets);
     let (mut own_addresses, machine) = own_addresses().unzip();

@@ -24,7 +24,8 @@ use rustix::net::{AddressFamily, Protocol, SocketType, netlink};
 use rustix::process::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
-/// What this process is to be instead of a test: `canary`, or `lacking`, with Landlock and seccomp missing from the kernel.
+/// What this process is to be instead of a test: `canary`, or with Landlock and seccomp missing from the kernel `lacking`, or
+/// `userless` without users.
 const ROLE: &str = "TOWPATH_TEST_ROLE";
 /// The directory that the canary's relay may read.
 const DIRECTORY: &str = "TOWPATH_TEST_DIRECTORY";
@@ -34,7 +35,7 @@ const DIRECTORY: &str = "TOWPATH_TEST_DIRECTORY";
 fn the_relay_with_a_canary() {
     let Some(role) = std::env::var_os(ROLE) else { return };
     let directory = std::env::var(DIRECTORY).unwrap();
-    if role == "lacking" {
+    if role != "canary" {
         // As on a kernel without them.
         refuse([libc::SYS_landlock_create_ruleset, libc::SYS_seccomp]);
     }
@@ -45,6 +46,10 @@ fn the_relay_with_a_canary() {
     let serve = move || {
         // Where nothing is refused, the first attempt to run another program would be the end of it.
         if !sings {
+            // Only the process itself can ask.
+            let dumps = rustix::process::dumpable_behavior().unwrap();
+            let core = rustix::process::getrlimit(rustix::process::Resource::Core).maximum;
+            writeln!(io::stderr(), "its memory: {dumps:?}, in a file {core:?}").unwrap();
             return;
         }
         // A thread, so that the relay serves while the canary sings; it inherits what the loop's thread is left with.
@@ -182,8 +187,9 @@ fn sing(directory: &Path, parent: Pid) {
 fn start(directory: &Path, role: &str) -> RelayProcess {
     fs::create_dir(directory.join("conf")).unwrap();
     let directory = directory.join("conf");
+    let users = if role == "userless" { String::new() } else { format!("\"{USER}:{PASSWORD}\"") };
     let text = format!(
-        "listen = [\"127.0.0.1:0\"]\nrealm = \"{REALM}\"\nuser = [\"{USER}:{PASSWORD}\"]\nallow-peer = [\"127.0.0.0/8\"]\nadmin = \"127.0.0.1:0\"\n"
+        "listen = [\"127.0.0.1:0\"]\nrealm = \"{REALM}\"\nuser = [{users}]\nallow-peer = [\"127.0.0.0/8\"]\nadmin = \"127.0.0.1:0\"\n"
     );
     harness::write_private(&directory.join("relay.toml"), &text);
     let mut command = program(std::env::current_exe().unwrap().to_str().unwrap());
@@ -282,6 +288,18 @@ fn what_the_kernel_lacks_is_said_once_and_the_relay_serves() {
     assert!(log.contains("readable=all system_calls=all"), "{log}");
     serves(&relay);
     shows(&relay);
+}
+
+/// Users may come by a reload, when it is too late to forbid it.
+#[test]
+fn nobody_sees_the_memory_of_a_relay_even_if_it_has_no_secrets_yet() {
+    for role in ["lacking", "userless"] {
+        let directory = tempfile::tempdir().unwrap();
+        let relay = start(directory.path(), role);
+        let early = relay.before_ready().lines().find(|line| line.contains("its memory: "));
+        let line = early.map_or_else(|| relay.wait_for("its memory: "), str::to_owned);
+        assert!(line.ends_with("NotDumpable, in a file Some(0)"), "{role}: {line}");
+    }
 }
 
 #[test]

@@ -27,8 +27,6 @@ pub struct Needs {
     pub files: Vec<PathBuf>,
     /// Relay sockets will be bound to ports below 1024.
     pub low_ports: bool,
-    /// Passwords and keys are in memory, so that it must not end up in a core dump.
-    pub secrets: bool,
 }
 
 /// A process on its way to being confined.
@@ -49,9 +47,8 @@ impl Confinement {
             }
             result.is_ok()
         };
-        if needs.secrets {
-            said("core dumps", forbid_core_dumps());
-        }
+        // Whoever has no secrets yet may be given some by a reload.
+        said("core dumps", forbid_core_dumps());
         said("new privileges", set_no_new_privs(true).map_err(io::Error::from));
         let dropped = said("capabilities", drop_capabilities(needs.low_ports));
         let files = files::restrict(&needs.files).unwrap_or_else(|error| {
