@@ -10,6 +10,7 @@
 
 mod crew;
 mod icmp;
+mod lag;
 mod policing;
 mod sockets;
 mod streams;
@@ -33,6 +34,7 @@ use dataplane::sys::udp::UdpSocket;
 
 use self::duties::{Duties, Subjects};
 use self::icmp::Silenced;
+use self::lag::TimerLag;
 use self::policing::ClientCache;
 use self::sockets::register;
 use self::way::Way;
@@ -97,6 +99,7 @@ pub struct Relay {
     posted: Volume,
     duties: Duties,
     time_of_day: TimeOfDay,
+    timer_lag: TimerLag,
     trouble_logged: Option<Instant>,
 }
 
@@ -125,6 +128,7 @@ impl Relay {
             posted: Volume::default(),
             duties,
             time_of_day: TimeOfDay::default(),
+            timer_lag: TimerLag::default(),
             trouble_logged: None,
         }
     }
@@ -342,6 +346,10 @@ impl Application for Relay {
     }
 
     fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        // Those that are set ahead: others may be as old as what they remember.
+        let (server, streams) = (self.server.poll_timeout(), self.streams.poll_timeout());
+        let due = [server, streams, self.time_of_day.poll_timeout()].into_iter().flatten().min();
+        self.timer_lag.note(due, now);
         self.notice_busy_sockets(egress);
         self.time_of_day.handle_timeout(&mut self.server, now);
         self.server.handle_timeout(now);
@@ -377,6 +385,7 @@ impl Application for Relay {
             streams: &self.streams,
             drops: &self.drops,
             hairpinned: self.hairpinned,
+            timer_lag: self.timer_lag.worst(),
         };
         let next = self.duties.maintain(subjects, ingress, egress, now);
         self.maintain_crew();

@@ -14,6 +14,7 @@ use dataplane::stun::{ChannelNumber, Class, Key, Method, TransactionId, Writer};
 use harness::http::{exchange, get, settled, status};
 use harness::stream::{StreamClient, channel_message, connect};
 use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, peer, program, receive, socket};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const SHOWN: [&str; 2] = ["--admin", "127.0.0.1:0"];
@@ -354,4 +355,49 @@ fn status_says_that_a_relay_hangs_and_fails() {
     assert!(lines.any(|line| line.contains("the relay hangs: these figures are")));
     watch.kill().unwrap();
     watch.wait().unwrap();
+}
+
+#[test]
+fn nothing_is_unexplained_while_it_relays_and_loses_packets_for_good_reasons() {
+    for io in ["uring", "suspend", "threaded"] {
+        let relay = shown(&["--io", io, "--workers", "2"]);
+        let mut client = Client::new(relay.listen[0]);
+        let relayed = client.allocate();
+        let peer = peer();
+        let permit = |writer: &mut Writer<'_>| {
+            writer.xor_peer_address(peer.local_addr().unwrap());
+        };
+        assert_eq!(code(&client.ask(Method::CreatePermission, permit)), None);
+        for number in 0..200_u16 {
+            peer.send_to(&number.to_be_bytes(), relayed).unwrap();
+            // Nobody permitted it.
+            client.socket.send(&indication("127.0.0.3:9".parse().unwrap(), b"lost")).unwrap();
+            receive(&client.socket);
+            let egress = &status(relay.admin())["egress"];
+            assert_eq!(egress["unexplained"], 0, "{io}: {egress}");
+        }
+        let at_rest = |status: &Value| {
+            let egress = &status["egress"];
+            let slots = egress["slots"].as_u64().unwrap();
+            egress["pending"] == 0 && egress["slots_free_min"].as_u64() == Some(slots / 2)
+        };
+        let status = settled(relay.admin(), at_rest);
+        assert_eq!(status["egress"]["unexplained"], 0, "{io}: {status}");
+        assert_eq!(status["egress"]["slots"].as_u64() > Some(0), io == "uring", "{io}: {status}");
+    }
+}
+
+#[test]
+fn a_relay_that_was_held_up_says_how_late_its_timers_were() {
+    let relay = shown(&[]);
+    let lag_s = |status: &Value| status["timer_lag_s"].as_f64().unwrap();
+    assert!(lag_s(&status(relay.admin())) < 1.0);
+    // It reads the time of day every ten seconds, so that it misses one of these.
+    relay.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_secs(12));
+    relay.signal(Signal::CONT);
+    let status = settled(relay.admin(), |status| lag_s(status) >= 1.0);
+    assert!(lag_s(&status) < 13.0, "{status}");
+    let metrics = get(relay.admin(), "/metrics").body;
+    assert!(metrics.contains("\ntowpath_relay_timer_lag_seconds "), "{metrics}");
 }

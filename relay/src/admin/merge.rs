@@ -22,7 +22,10 @@ impl Snapshot {
             reloads: _,
             egress,
             egress_pending,
+            egress_unexplained,
+            slots_free_min,
             ingress,
+            timer_lag,
             design: _,
         } = other;
         self.taken = self.taken.min(taken);
@@ -48,6 +51,9 @@ impl Snapshot {
         self.drops.merge(&drops);
         self.egress.merge(&egress);
         self.egress_pending += egress_pending;
+        self.egress_unexplained += egress_unexplained;
+        self.slots_free_min = self.slots_free_min.min(slots_free_min);
+        self.timer_lag = self.timer_lag.max(timer_lag);
         self.ingress.merge(&ingress);
     }
 }
@@ -77,13 +83,19 @@ mod tests {
             snapshot
         };
         let mut sum = with(&[("alice", 1), ("bob", 2)]);
-        sum.merge(with(&[("carol", 3), ("alice", 4)]));
+        let mut other = with(&[("carol", 3), ("alice", 4)]);
+        (other.slots_free_min, other.timer_lag) = (2, Duration::from_secs(9));
+        sum.merge(other);
         let status = Status::new(&sum, &about(now), Phase::Serving, now + Duration::from_secs(1));
         assert_eq!((status.workers, status.allocations.live, status.allocations.limit), (2, 24, 100));
         assert_eq!((status.permissions.live, status.permissions.most_of_one_allocation), (4, 4));
         assert_eq!((status.refusals["401"], status.drops["no_permission"]), (14, 6));
         assert_eq!((status.egress.sent, status.drops["kernel_rcvbuf_skbs"]), (80, 4));
         assert_eq!((status.hairpinned.packets, status.port_conflicts), (4, 2));
+        assert_eq!(
+            (status.egress.unexplained, status.egress.slots_free_min, status.timer_lag_s),
+            (2, 2, 9.0)
+        );
         assert_eq!((status.connections.live, status.connections.limit), (6, 9));
         assert_eq!((status.connections.accepted, status.connections.ended["tls"]), (16, 10));
         assert_eq!((status.reloads["applied"], status.io.as_str()), (5, "uring"));

@@ -53,6 +53,11 @@ fn about(status: &Status) -> Vec<MetricFamily> {
             status.started_unix_s as f64,
         ),
         gauge("workers", "Loops that serve clients, each on a thread of its own.", status.workers as f64),
+        gauge(
+            "timer_lag_seconds",
+            "The longest that a timer was overdue in the last minute or two.",
+            status.timer_lag_s,
+        ),
         gauge("figures_age_seconds", "How old the figures of the packet loop are.", status.age_s),
         gauge("ready", "1 while clients are served and the relay is not draining.", is(Phase::Serving)),
         gauge("draining", "1 while the relay serves only the allocations it has.", is(Phase::Draining)),
@@ -186,19 +191,29 @@ fn requests(status: &Status) -> [MetricFamily; 4] {
     ]
 }
 
-fn egress(status: &Status) -> [MetricFamily; 12] {
+fn egress(status: &Status) -> [MetricFamily; 14] {
     let egress = &status.egress;
     [
         counter("egress_offered_packets_total", "Packets handed to the egress.", egress.offered),
         counter("egress_sent_packets_total", "Packets the kernel took.", egress.sent),
         counter("egress_sent_bytes_total", "Bytes the kernel took.", egress.sent_bytes),
         gauge("egress_pending_packets", "Packets whose fate is not known yet.", egress.pending as f64),
+        gauge(
+            "egress_unexplained_packets",
+            "Packets offered that were neither sent nor lost for a cause and are not on their way; always 0.",
+            egress.unexplained as f64,
+        ),
         counter("egress_operations_total", "Operations that carried them.", egress.operations),
         counter("egress_system_calls_total", "System calls that submitted them.", egress.system_calls),
         counter("egress_waited_packets_total", "Packets that had to wait for a busy socket.", egress.waited),
         counter("egress_ring_full_total", "Times the ring was full and waited for.", egress.ring_full),
         gauge("egress_slots", "Slots of the ring; 0 for designs without one.", egress.slots as f64),
         gauge("egress_slots_in_flight", "Slots the kernel has.", egress.slots_in_flight as f64),
+        gauge(
+            "egress_slots_free_min",
+            "Slots the kernel does not have, of the worker with fewest; 0 for designs without a ring.",
+            egress.slots_free_min as f64,
+        ),
         counter(
             "egress_completion_wakeups_total",
             "Times the completion thread was woken.",
@@ -290,6 +305,9 @@ mod tests {
             "towpath_relay_last_reload_refused 1",
             "towpath_relay_design_info{io=\"uring\",ingress=\"epoll\"} 1",
             "towpath_relay_egress_pending_packets 6",
+            "towpath_relay_egress_unexplained_packets 1",
+            "towpath_relay_egress_slots_free_min 7",
+            "towpath_relay_timer_lag_seconds 1.5",
             "towpath_relay_hairpinned_packets_total 2",
             "towpath_relay_port_conflicts_total 1",
             "towpath_relay_connections 3",

@@ -19,6 +19,7 @@ mod respond;
 mod serve;
 mod status;
 mod table;
+mod unexplained;
 
 use std::fmt;
 use std::io;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 use dataplane::drops::Drops;
@@ -13,6 +13,7 @@ use dataplane::egress::{Egress, EgressStats};
 use dataplane::ingress::{Ingress, IngressStats, Source};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::unexplained::Unexplained;
 use super::{Admin, serve};
 use crate::app::duties::Subjects;
 use crate::life::Reloads;
@@ -70,7 +71,13 @@ pub(super) struct Snapshot {
     pub reloads: Reloads,
     pub egress: EgressStats,
     pub egress_pending: u64,
+    /// Packets that are nowhere.
+    pub egress_unexplained: u64,
+    /// Slots that the kernel does not have, of the ring that has fewest.
+    pub slots_free_min: u64,
     pub ingress: IngressStats,
+    /// The longest that a timer was overdue lately.
+    pub timer_lag: Duration,
     /// How packets leave and come in, by the names of the flags.
     pub design: (&'static str, &'static str),
 }
@@ -185,6 +192,7 @@ struct Work {
     /// Serves HTTP, and owns the listener and its connections; ends when the observer is dropped.
     thread: Option<JoinHandle<()>>,
     census: Option<Census>,
+    unexplained: Unexplained,
     /// When the last step of a census was taken that is not through.
     continue_at: Option<Instant>,
 }
@@ -264,7 +272,9 @@ impl Observer {
     ) {
         let Some(work) = &mut self.work else { return };
         let server = subjects.server;
-        let Some(census) = work.census_taken(server, now) else { return };
+        let Some(census) = work.census_taken(server, egress, now) else { return };
+        let stats = egress.stats();
+        let egress_unexplained = work.unexplained.look(egress, &stats);
         work.shared.publish(
             work.worker,
             Snapshot {
@@ -281,9 +291,12 @@ impl Observer {
                 streams: subjects.streams.figures(),
                 drops: subjects.drops.clone(),
                 reloads,
-                egress: egress.stats(),
                 egress_pending: egress.pending(),
+                egress_unexplained,
+                slots_free_min: stats.slots.saturating_sub(stats.slots_in_flight),
+                egress: stats,
                 ingress: ingress.stats(),
+                timer_lag: subjects.timer_lag,
                 design: (egress.design(), ingress.design()),
             },
         );
@@ -299,7 +312,7 @@ impl Observer {
 
 impl Work {
     fn new(shared: Arc<Shared>, worker: usize, thread: Option<JoinHandle<()>>) -> Self {
-        Self { shared, worker, thread, census: None, continue_at: None }
+        Self { shared, worker, thread, census: None, unexplained: Unexplained::default(), continue_at: None }
     }
 
     fn to_loop(&self) -> &ToLoop {
@@ -312,9 +325,11 @@ impl Work {
         }
     }
 
-    /// The census, once its last step is taken.
-    fn census_taken(&mut self, server: &Server, now: Instant) -> Option<Census> {
-        if !server.census(self.census.as_mut()?, now) {
+    /// The census, once its last step is taken: in the turn after the first at the earliest.
+    fn census_taken<E: Egress>(&mut self, server: &Server, egress: &E, now: Instant) -> Option<Census> {
+        let census = self.census.as_mut()?;
+        if !self.unexplained.is_prepared() || !server.census(census, now) {
+            self.unexplained.look_before(egress);
             self.continue_at = Some(now);
             return None;
         }

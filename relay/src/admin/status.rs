@@ -28,6 +28,8 @@ pub(super) struct Status {
     pub workers: u64,
     /// How old these figures are.
     pub age_s: f64,
+    /// The longest that a timer was overdue in the last minute or two.
+    pub timer_lag_s: f64,
     /// How packets leave and come in, by the names of the flags.
     pub io: String,
     pub ingress_design: String,
@@ -111,6 +113,8 @@ pub(super) struct Egress {
     pub sent: u64,
     pub sent_bytes: u64,
     pub pending: u64,
+    /// Offered, and neither sent nor lost for a cause nor on their way: always 0.
+    pub unexplained: u64,
     pub operations: u64,
     pub segments_per_operation: f64,
     pub system_calls: u64,
@@ -118,6 +122,8 @@ pub(super) struct Egress {
     pub ring_full: u64,
     pub slots: u64,
     pub slots_in_flight: u64,
+    /// Of the worker that has fewest.
+    pub slots_free_min: u64,
     pub completion_wakeups: u64,
     pub gso_fallbacks: u64,
 }
@@ -173,6 +179,7 @@ impl Status {
             workers: snapshot.workers as u64,
             uptime_s: now.saturating_duration_since(about.started).as_secs_f64(),
             age_s: now.saturating_duration_since(snapshot.taken).as_secs_f64(),
+            timer_lag_s: snapshot.timer_lag.as_secs_f64(),
             io: snapshot.design.0.to_owned(),
             ingress_design: snapshot.design.1.to_owned(),
             gso: about.gso,
@@ -250,6 +257,7 @@ fn egress(snapshot: &Snapshot) -> Egress {
         sent: egress.sent,
         sent_bytes: egress.sent_bytes,
         pending: snapshot.egress_pending,
+        unexplained: snapshot.egress_unexplained,
         operations: egress.operations,
         segments_per_operation: egress.sent as f64 / egress.operations.max(1) as f64,
         system_calls: egress.enters,
@@ -257,6 +265,7 @@ fn egress(snapshot: &Snapshot) -> Egress {
         ring_full: egress.ring_full,
         slots: egress.slots,
         slots_in_flight: egress.slots_in_flight,
+        slots_free_min: snapshot.slots_free_min,
         completion_wakeups: egress.completion_wakeups,
         gso_fallbacks: egress.gso_fallbacks,
     }
@@ -344,7 +353,10 @@ pub(super) mod tests {
                 ..EgressStats::default()
             },
             egress_pending: 6,
+            egress_unexplained: 1,
+            slots_free_min: 7,
             ingress: IngressStats { kernel_drops_skbs: 2, ..IngressStats::default() },
+            timer_lag: Duration::from_millis(1500),
             design: ("uring", "epoll"),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dataplane::driver::Next;
 use dataplane::drops::Drops;
@@ -37,6 +37,8 @@ pub struct Subjects<'a> {
     pub drops: &'a Drops,
     /// What went from client to client.
     pub hairpinned: Volume,
+    /// The longest that a timer was overdue lately.
+    pub timer_lag: Duration,
 }
 
 impl Duties {
