@@ -25,7 +25,7 @@ const OPTIONS: &[(&str, Takes, Fate)] = &[
     ("no-udp", Takes::Flag, Fate::Translated(Setting::NoUdp)),
     ("no-tcp", Takes::Flag, Fate::Translated(Setting::NoTcp)),
     ("no-tls", Takes::Flag, Fate::Translated(Setting::NoTls)),
-    ("no-dtls", Takes::Flag, Fate::Already("there is no DTLS")),
+    ("no-dtls", Takes::Flag, Fate::Translated(Setting::NoDtls)),
     ("listening-device", Takes::Value, Fate::Missing("name the addresses of the interface in `listen`")),
     ("relay-device", Takes::Value, Fate::Missing("name the addresses of the interface in `relay-address`")),
     ("alt-listening-port", Takes::Value, Fate::Missing(NO_5780)),

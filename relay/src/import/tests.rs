@@ -55,8 +55,11 @@ fn a_whole_configuration_comes_over() {
                 allowed-peer-ip=10.1.0.5\ndenied-peer-ip=10.0.0.0-10.255.255.255\ndenied-peer-ip=203.0.113.7\n\
                 cert=turn/cert.pem\npkey=/keys/key.pem\nprometheus\nprometheus-port=9700\nno-cli\nrelay-threads=0\n";
     let (config, translation) = loaded(text);
-    let udp = ["192.0.2.1:3479", "[2001:db8::1]:3479", "192.0.2.1:5000"];
-    assert_eq!((texts(&config.listen), texts(&config.streams.tcp)), (texts(&udp), texts(&udp)));
+    let plain = ["192.0.2.1:3479", "192.0.2.1:5000", "[2001:db8::1]:3479"];
+    assert_eq!(texts(&config.streams.tcp), plain);
+    let udp =
+        ["192.0.2.1:443", "192.0.2.1:3479", "192.0.2.1:5000", "[2001:db8::1]:443", "[2001:db8::1]:3479"];
+    assert_eq!(texts(&config.listen), udp);
     assert_eq!(texts(&config.streams.tls), ["192.0.2.1:443", "[2001:db8::1]:443"]);
     let files = config.streams.tls_files.unwrap();
     assert_eq!((files.certificate, files.key), ("/etc/turn/cert.pem".into(), "/keys/key.pem".into()));
@@ -94,6 +97,42 @@ fn listeners_that_are_switched_off_stay_off() {
     assert!(config.users.is_empty() && config.secrets.is_empty());
 }
 
+/// Coturn serves clients without TLS on the ports for it, and the other way round.
+#[test]
+fn clients_that_coturn_tells_apart_by_what_they_send_have_a_listener_or_are_named() {
+    let says = |translation: &Translation, about: &str| {
+        translation.differences.iter().any(|note| note.text.contains(about))
+    };
+    let files = "listening-ip=192.0.2.1\ncert=a\npkey=b\n";
+    let (plain, tls) = ("192.0.2.1:3478", "192.0.2.1:5349");
+    let notes = ["DTLS is not served", "TLS is served at `listen-tls` only", "plain TCP is served at"];
+    for (more, udp, tcp, over_tls, said) in [
+        ("", &[plain, tls][..], &[plain][..], &[tls][..], [true, true, true]),
+        // Without DTLS coturn has no UDP socket there.
+        ("no-dtls\n", &[plain], &[plain], &[tls], [false, true, true]),
+        ("no-tls\n", &[plain, tls], &[plain], &[], [true, false, false]),
+        ("no-tls\nno-dtls\n", &[plain], &[plain], &[], [false, false, false]),
+        ("no-tcp\n", &[plain, tls], &[], &[tls], [true, true, false]),
+        ("no-udp\n", &["127.0.0.1:3478"], &[plain], &[tls], [true, true, true]),
+        // One port for all: an address is for one of the two here.
+        ("tls-listening-port=3478\n", &[plain], &[], &[plain], [true, true, true]),
+        // Said twice.
+        ("aux-server=192.0.2.1:5349\nno-tls\n", &[plain, tls], &[plain, tls], &[], [true, false, false]),
+    ] {
+        let (config, translation) = loaded(&format!("{files}{more}"));
+        assert_eq!(texts(&config.listen), udp, "{more}");
+        assert_eq!((texts(&config.streams.tcp), texts(&config.streams.tls)), (texts(tcp), texts(over_tls)));
+        assert_eq!(notes.map(|about| says(&translation, about)), said, "{more}");
+    }
+    let (config, translation) = loaded("cert=a\npkey=b\n");
+    assert_eq!(texts(&config.listen), ["0.0.0.0:3478", "0.0.0.0:5349", "[::]:3478", "[::]:5349"]);
+    assert!(says(&translation, "take [::] out"));
+    let (config, translation) = loaded("listening-ip=192.0.2.1\nno-dtls\n");
+    assert_eq!((texts(&config.listen), config.streams.tls.len()), (texts(&[plain]), 0));
+    assert!(notes.iter().all(|about| !says(&translation, about)), "nobody loses a listener");
+    assert_eq!(translation.already[0].line, Some(2));
+}
+
 #[test]
 fn alternate_servers_become_those_of_a_drain_and_that_is_said() {
     let (config, translation) = loaded(
@@ -104,8 +143,12 @@ fn alternate_servers_become_those_of_a_drain_and_that_is_said() {
     let plain: Vec<_> = config.alternates.iter().collect();
     let tls: Vec<_> = config.alternates.tls().collect();
     assert_eq!(texts(&plain), ["192.0.2.7:3478", "[2001:db8::7]:3479"]);
-    assert_eq!((texts(&tls), config.alternates.tls_name()), (texts(&["192.0.2.7:443", "[2001:db8::7]:5349"]), None));
-    let said: Vec<_> = translation.missing.iter().map(|note| (note.line.unwrap(), note.text.as_str())).collect();
+    assert_eq!(
+        (texts(&tls), config.alternates.tls_name()),
+        (texts(&["192.0.2.7:443", "[2001:db8::7]:5349"]), None)
+    );
+    let said: Vec<_> =
+        translation.missing.iter().map(|note| (note.line.unwrap(), note.text.as_str())).collect();
     for (line, name, hint) in [
         (1, "alternate-server: ", "only while the relay drains"),
         (2, "alternate-server: ", "the first was taken"),

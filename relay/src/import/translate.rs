@@ -1,6 +1,6 @@
 //! What the options of a turnserver.conf come to in settings of ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,7 @@ pub enum Setting {
     NoUdp,
     NoTcp,
     NoTls,
+    NoDtls,
     RelayIp,
     ExternalIp,
     MinPort,
@@ -106,6 +107,7 @@ struct Said {
     no_udp: bool,
     no_tcp: bool,
     no_tls: bool,
+    no_dtls: bool,
     relay: Vec<IpAddr>,
     external: Vec<String>,
     /// With their lines.
@@ -191,6 +193,11 @@ fn take(
         }
         Setting::NoTcp => said.no_tcp = true,
         Setting::NoTls => said.no_tls = true,
+        Setting::NoDtls => {
+            said.no_dtls = true;
+            let text = format!("{}: there is no DTLS", entry.name);
+            out.already.push(Note { line: Some(entry.line), text });
+        }
         Setting::RelayIp => {
             let address: IpAddr = address()?;
             if said.relay.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
@@ -346,20 +353,29 @@ fn listeners(said: &Said, out: &mut Translation) {
     let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let addresses = if said.listening.is_empty() { &everywhere[..] } else { &said.listening };
     let at = |port| addresses.iter().map(move |&address| SocketAddr::new(address, port));
-    let plain: Vec<SocketAddr> = at(port).chain(said.aux.iter().copied()).collect();
+    let has_certificate = said.certificate.is_some() && said.key.is_some();
+    let has_tls = has_certificate && !said.no_tls;
+    let plain: BTreeSet<SocketAddr> = at(port).chain(said.aux.iter().copied()).collect();
+    let tls: BTreeSet<SocketAddr> = at(tls_port).filter(|_| has_tls).collect();
+    // A socket for DTLS takes UDP without it, too.
+    let beside = at(tls_port).filter(|_| has_certificate && !said.no_dtls);
+    let udp: BTreeSet<SocketAddr> = plain.iter().copied().chain(beside).collect();
+    let tcp: BTreeSet<SocketAddr> = plain.difference(&tls).copied().filter(|_| !said.no_tcp).collect();
     if said.no_udp {
         let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         out.settings.insert("listen", list(&[loopback]));
-    } else if !said.listening.is_empty() || port != PORT_DEFAULT || !said.aux.is_empty() {
-        out.settings.insert("listen", list(&plain));
+    } else if !udp.iter().copied().eq(everywhere.map(|address| SocketAddr::new(address, PORT_DEFAULT))) {
+        out.settings.insert("listen", list(&udp));
     }
-    if !said.no_tcp {
-        out.settings.insert("listen-tcp", list(&plain));
+    if !tcp.is_empty() {
+        out.settings.insert("listen-tcp", list(&tcp));
+    }
+    if !tls.is_empty() {
+        out.settings.insert("listen-tls", list(&tls));
     }
     match (&said.certificate, &said.key) {
         _ if said.no_tls => {}
         (Some(certificate), Some(key)) => {
-            out.settings.insert("listen-tls", list(&at(tls_port).collect::<Vec<_>>()));
             out.settings.insert("tls-certificate", quoted(&certificate.to_string_lossy()));
             out.settings.insert("tls-key", quoted(&key.to_string_lossy()));
             out.differ("the TLS key is refused when everyone can read it: chmod 640 it, for a group that the relay is in, or chmod 600");
@@ -368,8 +384,30 @@ fn listeners(said: &Said, out: &mut Translation) {
         (Some(_), None) => out.differ("cert without pkey: there is no TLS until `tls-key` is set, and `listen-tls`"),
         (None, Some(_)) => out.differ("pkey without cert: there is no TLS until `tls-certificate` is set, and `listen-tls`"),
     }
-    if said.listening.is_empty() {
-        out.differ("an address of `listen-tcp` and `listen-tls` that the machine lacks is an error: take [::] out where there is no IPv6");
+    what_is_not_recognized(said, has_tls, has_certificate, out);
+    let named = ["listen", "listen-tcp", "listen-tls"].into_iter();
+    let named: Vec<String> =
+        named.filter(|name| out.settings.contains_key(name)).map(|name| format!("`{name}`")).collect();
+    if said.listening.is_empty() && !named.is_empty() {
+        out.differ(&format!(
+            "an address of {} that the machine lacks is an error: take [::] out where there is no IPv6",
+            named.join(" and ")
+        ));
+    }
+}
+
+/// Coturn tells plain clients from those under TLS by what they send, on each of its ports.
+fn what_is_not_recognized(said: &Said, has_tls: bool, has_certificate: bool, out: &mut Translation) {
+    if has_tls {
+        out.differ("TLS is served at `listen-tls` only, which coturn does on the plain ports, too: clients that come there over TLS need the other port");
+    }
+    if has_tls && !said.no_tcp {
+        out.differ("plain TCP is served at `listen-tcp` only, which coturn does on the TLS port, too: an address is for one of the two, and here for TLS");
+    }
+    if has_certificate && !said.no_dtls {
+        out.differ(
+            "DTLS is not served, which coturn does on its UDP ports: such clients come over TLS, or over UDP",
+        );
     }
 }
 
@@ -424,7 +462,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// A list in TOML.
-fn list<T: Display>(values: &[T]) -> String {
-    let values: Vec<String> = values.iter().map(|value| quoted(&value.to_string())).collect();
+fn list<'a, T: Display + 'a>(values: impl IntoIterator<Item = &'a T>) -> String {
+    let values: Vec<String> = values.into_iter().map(|value| quoted(&value.to_string())).collect();
     format!("[{}]", values.join(", "))
 }
