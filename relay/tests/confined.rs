@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
 mod harness;
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +19,7 @@ use std::process::Command;
 use dataplane::stun::{Method, Writer};
 use harness::http::get;
 use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket};
+use left_out::left_out;
 use rustix::net::{AddressFamily, Protocol, SocketType, netlink};
 use rustix::process::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};

@@ -26,7 +26,7 @@ use dataplane::drops::{Cause, Drops};
 use dataplane::egress::probe::setup_reason;
 use dataplane::egress::{Direct, Egress, Port, Target, Uring, WhenBusy};
 use dataplane::engine::{Completions, IngressKind};
-use dataplane::ingress::{Epoll, Ingress, Received};
+use dataplane::ingress::{Epoll, Ingress, Received, UringIngress};
 use dataplane::stun::{ChannelNumber, Key, Message, Method, TransactionId, Writer};
 use dataplane::sys::signal::StopSignals;
 use dataplane::sys::udp::{UdpOptions, UdpSocket, send_message};
@@ -62,6 +62,7 @@ enum Design {
     PlainCalls,
     /// As `--io uring` has it where nothing else is said.
     Ring,
+    RingBothWays,
 }
 
 /// The relay with a switch to end it.
@@ -123,6 +124,7 @@ fn serve(application: &mut Stoppable, design: Design) -> io::Result<Ledger> {
     match design {
         Design::PlainCalls => serve_on(application, Epoll::new()?, Direct::new(WhenBusy::Suspend, false)?),
         Design::Ring => serve_on(application, Epoll::new()?, ring()?),
+        Design::RingBothWays => serve_on(application, UringIngress::new(false)?, ring()?),
     }
 }
 
@@ -385,10 +387,11 @@ fn one_abuser_takes_nothing_from_99_users_and_strangers_on_plain_calls() {
 
 #[test]
 fn one_abuser_takes_nothing_from_99_users_and_strangers_on_the_ring() {
-    if let Err(error) = Uring::new(false, Completions::Thread, false, now()) {
+    if let Err(error) = UringIngress::new(false) {
         return left_out(&format!("fairness on the ring: {}", setup_reason(&error)));
     }
     one_abuser_takes_nothing(Design::Ring);
+    one_abuser_takes_nothing(Design::RingBothWays);
 }
 
 /// Round trips of STUN Binding requests on a socket of their own, one every [`PROBE_INTERVAL`] whether the one before is

@@ -284,7 +284,8 @@ impl Ingress for UringIngress {
             ring.hand_over_kept(|event| complete(event, true, &mut poll, sources, ended, stats, handler));
         }
         ring.drain(|event| complete(event, false, &mut poll, sources, ended, stats, handler));
-        for index in 0..self.ended.len() {
+        // Last come, first armed: a socket under a flood ends first and, armed first, would take every buffer again.
+        for index in (0..self.ended.len()).rev() {
             self.stats.rearmed += 1;
             self.arm(self.ended[index])?;
         }

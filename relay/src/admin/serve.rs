@@ -217,7 +217,7 @@ mod tests {
     /// An admin thread in front of a loop that answered once, `ago`, and is driven by the test.
     fn with_old_figures(ago: Duration) -> (SocketAddr, Arc<Shared>) {
         let any = AdminChoice::At("127.0.0.1:0".parse().unwrap());
-        let admin = Admin::bind(Some(any), true).unwrap().unwrap();
+        let admin = Admin::bind(Some(any), true, true).unwrap().unwrap();
         let address = admin.address();
         let shared = Shared::new(1).unwrap();
         shared.publish(0, snapshot(now() - ago));

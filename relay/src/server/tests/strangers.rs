@@ -80,7 +80,7 @@ fn requests_in_the_name_of_the_relays_own_sockets_are_dropped() {
         }
     }
     // Whoever has a connection from there is there.
-    fixture.server.set_connections_from(Listener(1));
+    fixture.server.set_connections_from(Listener(1), Listener(2));
     let connected = ClientSocket { listener: Listener(1), ..client(&format!("{LOCAL}:3478")) };
     assert_eq!(fixture.handle(&connected, &asked[0]), FromClient::Reply);
 }
