@@ -93,7 +93,9 @@ fn sources(folder: &Path) -> Vec<Source> {
 
 /// Files that only test builds compile: their parent declares them under `cfg(test)`.
 fn is_test(path: &Path) -> bool {
-    let text = path.to_string_lossy();
+    // The workspace itself may lie in a folder of that name.
+    let root = root();
+    let text = path.strip_prefix(&root).unwrap_or(path).to_string_lossy();
     let name = path.file_stem().expect("a name").to_string_lossy();
     if text.contains("/tests/") || name == "tests" {
         return true;
