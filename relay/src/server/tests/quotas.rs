@@ -241,7 +241,9 @@ fn permissions_and_channels_are_limited_by_user_and_in_all_and_come_back() {
     settings.limits.peers_total_max = PeersMax { permissions: Some(4), channels: Some(2) };
     let mut fixture = Fixture::with(settings);
     let (one, two, bob) = (User::alice(), User::alice().at("192.0.2.1:1001"), User::bob());
-    [&one, &two, &bob].map(|user| fixture.allocate(user));
+    for user in [&one, &two, &bob] {
+        fixture.allocate(user);
+    }
     assert_eq!(fixture.permit(&one, &["192.0.2.1:1", "192.0.2.2:1"]), None);
     assert_eq!(fixture.permit(&two, &["192.0.2.1:1", "192.0.2.2:1"]), Some(508), "all or none");
     assert_eq!(fixture.permit(&two, &["192.0.2.1:1"]), None);
@@ -282,7 +284,9 @@ fn new_peers_are_limited_by_source_and_in_all() {
     settings.limits.new_peers_total_per_s = NonZeroU32::new(5);
     let mut fixture = Fixture::with(settings);
     let (alice, beside, elsewhere) = (User::alice(), User::bob().at("192.0.2.1:9"), User::bob());
-    [&alice, &beside, &elsewhere].map(|user| fixture.allocate(user));
+    for user in [&alice, &beside, &elsewhere] {
+        fixture.allocate(user);
+    }
     let mut last = 0;
     let mut met = |fixture: &mut Fixture, user: &User| {
         (0..25)
