@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_towpath_relay_global_optspecs
-    string join \n listen= listen-tcp= listen-tls= tls-certificate= tls-key= tcp-connections-max= tcp-connections-per-address-max= tcp-queue-kib= realm= user= user-file= secret-file= secret-validity-max= allow-peer= relay-ports= port-sharing= relay-address= external-ip= channel-numbers= allocations-max= allocations-per-user-max= deny-peer= deny-peer-ports= allocations-per-source-max= permissions-max= channels-max= new-peers-per-user= new-peers-per-source= new-peers-total= permissions-per-user-max= permissions-total-max= channels-per-user-max= channels-total-max= allocation-rate= user-rate= source-rate= total-rate= unpaid-replies= strict-reflection hairpin= drain-timeout= alternate-server= workers= admin= config= check-config confine= io= ingress= gso= completions= busy-poll= log-format= h/help V/version
+    string join \n listen= listen-tcp= listen-tls= tls-certificate= tls-key= tcp-connections-max= tcp-connections-per-address-max= tcp-queue-kib= tcp-queues-mib= realm= user= user-file= secret-file= secret-validity-max= allow-peer= relay-ports= port-sharing= relay-address= external-ip= channel-numbers= allocations-max= allocations-per-user-max= deny-peer= deny-peer-ports= allocations-per-source-max= permissions-max= channels-max= new-peers-per-user= new-peers-per-source= new-peers-total= permissions-per-user-max= permissions-total-max= channels-per-user-max= channels-total-max= allocation-rate= user-rate= source-rate= total-rate= unpaid-replies= strict-reflection hairpin= drain-timeout= alternate-server= alternate-server-tls= workers= admin= admin-users= config= check-config confine= io= ingress= gso= completions= busy-poll= log-format= h/help V/version
 end
 
 function __fish_towpath_relay_needs_command
@@ -32,6 +32,7 @@ complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l tls-key -d 
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l tcp-connections-max -d 'Most connections over TCP and TLS in all [default: 10000]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l tcp-connections-per-address-max -d 'Most of them from one IPv4 address or IPv6 /64 [default: 256]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l tcp-queue-kib -d 'Most KiB that wait for one of them; beyond it the oldest data is dropped [default: 256]' -r
+complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l tcp-queues-mib -d 'Most MiB that wait for all of them together, an equal part of it for each where there are many [default: 768]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l realm -d 'Realm of the credentials [default: towpath]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l user -d 'A user; visible in the process list, so better in --user-file' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l user-file -d 'A file with one NAME:PASSWORD or NAME:0xKEY a line; # starts a comment. Also fd:N, or credential:NAME of systemd' -r -F
@@ -67,9 +68,12 @@ complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l unpaid-repl
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l hairpin -d 'Whether clients may reach each other\'s relayed addresses, and do so inside the relay [default: on]' -r -f -a "on\t'From client to client inside the relay'
 off\t'Over both relay sockets, and only where --allow-peer says so'"
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l drain-timeout -d 'How long allocations may go on after SIGTERM; 0 ends at once [default: 25]' -r
-complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l alternate-server -d 'Where new clients are sent while the relay drains, one of each family [default: they get 508]' -r
+complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l alternate-server -d 'Where new clients over UDP and TCP are sent while the relay drains, one of each family [default: they get 508]' -r
+complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l alternate-server-tls -d 'Where new clients over TLS are sent, and the name in the certificate there where it is another [default: they get 508]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l workers -d 'Loops that serve clients, each on a thread of its own [default: one for each core that the relay may use]' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l admin -d 'Where metrics, probes and the status page are, or off [default: 127.0.0.1:9641]' -r
+complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l admin-users -d 'Whether user names are among what is shown there [default: on]' -r -f -a "on\t'Those who relay most, by name'
+off\t'How many there are'"
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l config -d 'A TOML file with the same names as these flags; flags win' -r -F
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l confine -d 'Give up what is not needed to serve: privileges, system calls, files' -r -f -a "on\t'Used where the kernel has it'
 off\t'Never used'"
