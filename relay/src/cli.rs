@@ -134,12 +134,11 @@ fn run(
     let listeners = bind(&config, gro, steering)?;
     let stream_listeners = bind_streams(&config, steering)?;
     let admin = Admin::bind(config.admin, config.admin_users, gro)?;
-    let own_sockets: Vec<_> = listeners
-        .iter()
-        .map(|group| group[0].local_addr())
-        .chain(stream_listeners.iter().map(|group| group[0].local_addr()))
-        .chain(admin.as_ref().map(Admin::address))
-        .collect();
+    let streams = stream_listeners.iter().map(|group| group[0].local_addr());
+    let own_sockets = OwnSockets {
+        datagrams: listeners.iter().map(|group| group[0].local_addr()).collect(),
+        streams: streams.chain(admin.as_ref().map(Admin::address)).collect(),
+    };
     let engine_args = args.engine;
     let (fixed, plan) = (Fixed::of(&config), DrainPlan::of(&config));
     let needs = Needs { files: config.files.clone(), low_ports: *config.relay_ports.start() < LOW_PORTS_END };
@@ -267,17 +266,26 @@ fn bind_group(address: SocketAddr, gro: bool, steering: Steering) -> io::Result<
     })
 }
 
+/// The sockets that clients and administrators talk to.
+#[derive(Debug)]
+pub(crate) struct OwnSockets {
+    /// Over UDP.
+    pub datagrams: Vec<SocketAddr>,
+    /// Over TCP.
+    pub streams: Vec<SocketAddr>,
+}
+
 /// What the server is told.
-pub(crate) fn settings(config: Config, own_sockets: &[SocketAddr]) -> Settings {
+pub(crate) fn settings(config: Config, own_sockets: &OwnSockets) -> Settings {
     let credentials = login::credentials(&config);
-    let listening = own_sockets.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+    let all = || own_sockets.datagrams.iter().chain(&own_sockets.streams);
+    let listening = all().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
     let public = config.external.iter().map(|external| external.public);
     let own_addresses = listening.chain(public).chain(config.relay_addresses.iter().copied()).collect();
     // Through a NAT that leads back in, the relay's sockets are reached under their outer names too.
-    let own_sockets = own_sockets
-        .iter()
-        .flat_map(|&own| [own].into_iter().chain(outer_names(own, &config.external)))
-        .collect();
+    let named = |&own: &SocketAddr| [own].into_iter().chain(outer_names(own, &config.external));
+    let own_datagram_sockets = own_sockets.datagrams.iter().flat_map(named).collect();
+    let own_sockets = all().flat_map(named).collect();
     Settings {
         credentials,
         policy: PeerPolicy {
@@ -285,6 +293,7 @@ pub(crate) fn settings(config: Config, own_sockets: &[SocketAddr]) -> Settings {
             deny: config.deny_peers,
             deny_ports: config.deny_peer_ports,
             own_sockets,
+            own_datagram_sockets,
             own_addresses,
             machine_addresses: BTreeSet::new(),
         },

@@ -10,7 +10,7 @@ use std::thread;
 use rustls::ServerConfig;
 
 use crate::admin::AdminChoice;
-use crate::cli::{settings, wall_clock};
+use crate::cli::{OwnSockets, settings, wall_clock};
 use crate::config::{Args, Config, ConfigError};
 use crate::life::DrainPlan;
 use crate::secrets::Secrets;
@@ -41,7 +41,7 @@ pub struct Source {
     /// The settings in force that cannot be changed.
     pub fixed: Fixed,
     /// Sockets that are never peers.
-    pub own_sockets: Vec<SocketAddr>,
+    pub own_sockets: OwnSockets,
 }
 
 /// Settings that belong to sockets and keys in use.

@@ -156,6 +156,7 @@ impl Running {
             policy: PeerPolicy {
                 allow: vec!["127.0.0.0/8".parse().unwrap()],
                 own_sockets: vec![data, stun],
+                own_datagram_sockets: vec![data, stun],
                 ..PeerPolicy::default()
             },
             relay_ports: 20_000..=29_999,

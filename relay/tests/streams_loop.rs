@@ -135,6 +135,7 @@ impl<I: Ingress> World<I> {
             policy: PeerPolicy {
                 allow: vec!["127.0.0.0/8".parse().unwrap()],
                 own_sockets: vec![udp.local_addr(), tcp, tls],
+                own_datagram_sockets: vec![udp.local_addr()],
                 ..PeerPolicy::default()
             },
             relay_ports: first_port..=first_port + PORTS - 1,

@@ -342,6 +342,6 @@ fn the_unit_file_leaves_everything_to_the_configuration() {
     for snapshot in ["LoadCredential", "DynamicUser"] {
         assert_eq!(of_unit(snapshot), [""; 0], "{snapshot}");
     }
-    let users = fs::read_to_string(unit_path().with_file_name("sysusers.conf")).unwrap();
+    let users = fs::read_to_string(unit_path().with_file_name("sysusers.d/towpath-relay.conf")).unwrap();
     assert!(users.contains(&format!("\nu {} - ", of_unit("User")[0])), "{users}");
 }

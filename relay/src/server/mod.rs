@@ -363,7 +363,7 @@ impl Server {
         match (message.class(), message.method()) {
             (Class::Request, _) if self.is_proven(client) => self.handle_request(client, &message, now),
             // Forged: the answer would come back here, or go to another socket of this relay.
-            (Class::Request, _) if self.policy.is_own_socket(client.address) => {
+            (Class::Request, _) if self.policy.is_own_source(client.address) => {
                 FromClient::Drop(Cause::MalformedOuter)
             }
             (Class::Request, _) => {

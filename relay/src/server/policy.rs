@@ -65,6 +65,8 @@ pub struct PeerPolicy {
     pub deny_ports: PortSet,
     /// The sockets clients and administrators talk to; never a peer. May hold wildcard addresses.
     pub own_sockets: Vec<SocketAddr>,
+    /// Those of them that datagrams come from. (A client beside the relay may well have a UDP port of the number of a TCP listener.)
+    pub own_datagram_sockets: Vec<SocketAddr>,
     /// Addresses that are this relay's whatever the machine says: where it listens and relays, and what it is called outside.
     pub own_addresses: BTreeSet<IpAddr>,
     /// Every address of this machine, as last read ([`Server::set_machine_addresses`]).
@@ -146,9 +148,19 @@ impl PeerPolicy {
     /// in the relay's name.
     #[must_use]
     pub fn is_own_socket(&self, peer: SocketAddr) -> bool {
-        let ip = canonical(peer.ip());
-        self.own_sockets.iter().any(|own| {
-            own.port() == peer.port()
+        self.is_among(&self.own_sockets, peer)
+    }
+
+    /// Whether a datagram says to be from one of the relay's own sockets.
+    #[must_use]
+    pub fn is_own_source(&self, source: SocketAddr) -> bool {
+        self.is_among(&self.own_datagram_sockets, source)
+    }
+
+    fn is_among(&self, sockets: &[SocketAddr], address: SocketAddr) -> bool {
+        let ip = canonical(address.ip());
+        sockets.iter().any(|own| {
+            own.port() == address.port()
                 && (own.ip() == ip
                     || ip.is_unspecified()
                     || own.ip().is_unspecified() && (ip.is_loopback() || self.is_own_address(ip)))

@@ -16,7 +16,7 @@ pub const ROWS: &[Row] = &[
     (32, 2 + 8 * (3 * REFUSED_V4 + 3), "403, and Send is dropped", t32),
     (33, 2 + 8 * 3 * V6.len() as u64, "403, and Send is dropped", t33),
     (34, 2 + 8 * REFUSED_V4 * ENCODINGS as u64, "403, and Send is dropped", t34),
-    (35, 116, "403 inside, permitted outside", t35),
+    (35, 117, "403 inside, permitted outside", t35),
     (36, 220, "403", t36),
     (37, 207, "403; a relayed address only while it is live", t37),
     (38, 306, "as many come out as go in", t38),

@@ -25,7 +25,8 @@ pub fn settings() -> Settings {
     credentials.add("bob", "hidden");
     let policy = PeerPolicy {
         allow: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
-        own_sockets: vec![address("0.0.0.0:3478")],
+        own_sockets: vec![address("0.0.0.0:3478"), address("0.0.0.0:5349")],
+        own_datagram_sockets: vec![address("0.0.0.0:3478")],
         own_addresses: [LOCAL.parse().unwrap()].into(),
         ..PeerPolicy::default()
     };

@@ -71,6 +71,8 @@ fn requests_in_the_name_of_the_relays_own_sockets_are_dropped() {
         ("127.0.0.1:3478".to_owned(), true),
         (format!("[::ffff:{LOCAL}]:3478"), true),
         (format!("{LOCAL}:3479"), false),
+        // The number of a listener for TLS.
+        (format!("{LOCAL}:5349"), false),
         ("192.0.2.1:3478".to_owned(), false),
     ] {
         for asked in &asked {

@@ -14,6 +14,7 @@ use super::super::fixture::{self, channel_data};
 use super::attacker::{Attacker, HOME, Inputs};
 use super::configuration::{ALICE, BOB, CAROL, SECRET, WITNESS, WITNESSES, flags};
 use super::harness::{PASSWORD, REALM, USER, UdpSocket, code, peer, place, with_relay};
+use crate::cli::{OwnSockets, settings};
 use crate::config::{Args, Config};
 
 /// Where clients send, over UDP and TCP, and where the figures would be.
@@ -60,7 +61,8 @@ impl Relay {
         let args = own.map(str::to_owned).into_iter().chain(flags());
         let config = Config::load(&Args::try_parse_from(args).unwrap()).unwrap();
         let now = Instant::now();
-        let mut server = Server::new(crate::cli::settings(config, &OWN_SOCKETS), &[60; 32]);
+        let own = OwnSockets { datagrams: vec![LISTEN], streams: OWN_SOCKETS[1..].to_vec() };
+        let mut server = Server::new(settings(config, &own), &[60; 32]);
         server.set_machine_addresses([Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()].into());
         server.set_wall_clock(SystemTime::now().duration_since(UNIX_EPOCH).unwrap(), now);
         Self {
