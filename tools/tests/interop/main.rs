@@ -4,6 +4,7 @@
 //! `apt-get install wireguard-go wireguard-tools coturn iperf3 iproute2 iputils-ping strace`
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
+mod dropin;
 #[path = "../../../dataplane/tests/support/left_out.rs"]
 mod left_out;
 mod relay;

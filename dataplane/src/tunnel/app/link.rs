@@ -1,0 +1,162 @@
+//! The interface as others set it: up and down, its MTU, its end, and the network namespace it was moved to.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::{App, LINK};
+use crate::driver::Next;
+use crate::egress::Egress;
+use crate::ingress::{Ingress, Source};
+use crate::netlink::{Handle, LinkState, LinkWatch};
+use crate::sys::namespace;
+use crate::sys::tun::Tun;
+use crate::tunnel::setup;
+
+/// How soon sockets are tried again when the port is taken.
+const BIND_AGAIN: Duration = Duration::from_millis(250);
+
+/// A view of the interface, in whichever network namespace it is.
+pub(super) struct Link {
+    watch: LinkWatch,
+    handle: Handle,
+    index: u32,
+    mtu: Option<u32>,
+}
+
+impl Link {
+    /// Finds the interface in the calling thread's network namespace.
+    fn open(tun: &Tun) -> io::Result<Self> {
+        let watch = LinkWatch::open()?;
+        let mut handle = Handle::open()?;
+        let index = handle.link_index(&tun.current_name()?)?;
+        Ok(Self { watch, handle, index, mtu: None })
+    }
+
+    /// Finds it in another one. The sockets made there stay there.
+    fn open_in(tun: &Tun, namespace: &OwnedFd) -> io::Result<Self> {
+        std::thread::scope(|scope| {
+            // Owns nothing; ends with what it returns. It is there because only a whole thread enters a namespace.
+            let thread =
+                std::thread::Builder::new().name("towpath-enter".to_owned()).spawn_scoped(scope, || {
+                    namespace::enter(namespace)?;
+                    Self::open(tun)
+                })?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+impl App {
+    /// Begins to follow the interface, as far as this system lets us.
+    pub(super) fn open_link<I: Ingress>(&mut self, ingress: &mut I) {
+        let opened = Link::open(&self.tun).and_then(|link| {
+            ingress.add(link.watch.as_fd(), LINK, Source::Ready)?;
+            Ok(link)
+        });
+        match opened {
+            Ok(link) => {
+                self.link = Some(link);
+                self.link_news = true;
+            }
+            Err(error) => tracing::warn!("changes of the interface are not followed: {error}"),
+        }
+    }
+
+    /// Looks how the interface stands and acts on it.
+    pub(super) fn follow_link<I: Ingress, E: Egress>(
+        &mut self,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) -> Next {
+        self.link_news = false;
+        let Some(link) = &mut self.link else {
+            return Next::Continue;
+        };
+        link.watch.take();
+        match link.handle.link_state(link.index) {
+            Ok(state) => {
+                self.apply_link(state, ingress, egress, now);
+                Next::Continue
+            }
+            // The device itself tells of its end too, where it is not ours to end in good order.
+            Err(_) if self.tun.is_deleted() => self.device_deleted(),
+            Err(_) => {
+                self.enter_link(ingress);
+                Next::Continue
+            }
+        }
+    }
+
+    /// The interface is elsewhere: goes after it.
+    fn enter_link<I: Ingress>(&mut self, ingress: &mut I) {
+        self.link = None;
+        ingress.remove(LINK);
+        let moved = self.tun.namespace().and_then(|namespace| Link::open_in(&self.tun, &namespace));
+        let opened = moved.and_then(|link| {
+            ingress.add(link.watch.as_fd(), LINK, Source::Ready)?;
+            Ok(link)
+        });
+        match opened {
+            Ok(link) => {
+                tracing::info!("the interface was moved to another network namespace");
+                self.link = Some(link);
+                self.link_news = true;
+            }
+            Err(error) => tracing::warn!("changes of the interface are no longer followed: {error}"),
+        }
+    }
+
+    fn apply_link<I: Ingress, E: Egress>(
+        &mut self,
+        state: LinkState,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        if let Some(link) = &mut self.link
+            && link.mtu != Some(state.mtu)
+        {
+            tracing::debug!(mtu = state.mtu, "MTU of the interface");
+            link.mtu = Some(state.mtu);
+            self.tunnel.set_mtu(state.mtu as usize);
+            setup::fit_superpackets(&mut link.handle, link.index, state.mtu, self.relay.is_some());
+        }
+        if state.up && !self.tunnel.is_running() {
+            tracing::debug!("the interface is up");
+            self.tunnel.set_running(true, now);
+            self.go_up(ingress, egress, now);
+        } else if !state.up && self.tunnel.is_running() {
+            tracing::debug!("the interface is down");
+            self.tunnel.set_running(false, now);
+            self.bind_at = None;
+            if self.relay.is_none() {
+                self.close_sockets(ingress, egress);
+            }
+        }
+    }
+
+    /// Binds the sockets; when that does not succeed, tries again later.
+    pub(super) fn go_up<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) {
+        let retries = self.bind_at.take().is_some();
+        if self.sockets.port() != 0 {
+            return;
+        }
+        if let Err(error) = self.rebind(self.binding.listen_port, ingress, egress) {
+            if !retries {
+                tracing::error!("{error}");
+            }
+            self.bind_at = Some(now + BIND_AGAIN);
+        }
+    }
+
+    /// What to do when the interface is gone.
+    pub(super) fn device_deleted(&self) -> Next {
+        if self.drop_in {
+            tracing::info!("the interface was deleted");
+            return Next::Stop;
+        }
+        Next::Continue
+    }
+}
