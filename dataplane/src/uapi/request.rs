@@ -33,11 +33,12 @@ pub struct Set {
     pub mistake: Option<Refusal>,
 }
 
-/// One change. Those of a peer follow its [`Change::Peer`].
+/// One change. Those of a peer follow its [`Change::Peer`]. Secret keys are boxed: a list that grows moves what is in it, and
+/// would leave copies behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Replaces our private key, or takes it away.
-    PrivateKey(Option<SecretKey>),
+    PrivateKey(Option<Box<SecretKey>>),
     /// The UDP port; 0 lets the kernel choose.
     ListenPort(u16),
     /// The mark of what is sent (SO_MARK); 0 for none.
@@ -54,7 +55,7 @@ pub enum Change {
         remove: bool,
     },
     /// The secret shared beforehand, or none.
-    PresharedKey(Option<SecretKey>),
+    PresharedKey(Option<Box<SecretKey>>),
     /// Where it is reached.
     Endpoint(SocketAddr),
     /// Seconds; 0 for none.
@@ -215,7 +216,7 @@ fn take(line: &[u8], set: &mut Set, peer: &mut Option<usize>) -> Result<(), Refu
 fn of_device(key: &str, value: &str) -> Result<Change, Refusal> {
     match key {
         "private_key" => {
-            let key = secret(value)?.map(SecretKey::clamped);
+            let key = secret(value)?.map(|key| Box::new(key.clamped()));
             Ok(Change::PrivateKey(key))
         }
         "listen_port" => Ok(Change::ListenPort(number(value)?)),
@@ -227,7 +228,7 @@ fn of_device(key: &str, value: &str) -> Result<Change, Refusal> {
 
 fn of_peer(key: &str, value: &str) -> Result<Change, Refusal> {
     match key {
-        "preshared_key" => Ok(Change::PresharedKey(secret(value)?)),
+        "preshared_key" => Ok(Change::PresharedKey(secret(value)?.map(Box::new))),
         "endpoint" => Ok(Change::Endpoint(endpoint(value)?)),
         "persistent_keepalive_interval" => Ok(Change::PersistentKeepalive(number(value)?)),
         "replace_allowed_ips" => is_true(value).map(|_| Change::ReplaceAllowedIps),
@@ -337,12 +338,12 @@ mod tests {
         let address = |text: &str| text.parse().expect("an address");
         let net = |text: &str| text.parse().expect("a prefix");
         let expected = [
-            Change::PrivateKey(Some(secret(KEY).clamped())),
+            Change::PrivateKey(Some(Box::new(secret(KEY).clamped()))),
             Change::FirewallMark(0),
             Change::ListenPort(12_912),
             Change::ReplacePeers,
             peer(PUBLIC, false, false),
-            Change::PresharedKey(Some(secret(KEY))),
+            Change::PresharedKey(Some(Box::new(secret(KEY)))),
             Change::ReplaceAllowedIps,
             Change::AllowedIp(net("192.168.4.4/32")),
             Change::Endpoint(address("[abcd:23::33%2]:51820")),

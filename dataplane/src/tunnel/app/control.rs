@@ -200,7 +200,7 @@ impl App {
 
     fn change_one(&mut self, change: &Change, subject: &mut Subject, now: Instant) -> Result<Step, Refusal> {
         match (change, *subject) {
-            (Change::PrivateKey(key), _) => self.tunnel.set_private_key(key.clone()),
+            (Change::PrivateKey(key), _) => self.tunnel.set_private_key(key.as_deref().cloned()),
             (Change::FirewallMark(mark), _) => {
                 setup::mark_sockets(&self.sockets, *mark).map_err(|error| Refusal::from(&error))?;
                 self.binding.firewall_mark = *mark;
@@ -210,17 +210,17 @@ impl App {
                     let Some(index) = self.tunnel.next_peer(None) else {
                         return Ok(Step::Done { cost: 1 });
                     };
-                    self.forget_peer(index);
+                    if !self.forget_peer(index) {
+                        break;
+                    }
                 }
                 return Ok(Step::Part);
             }
             (&Change::Peer { key, update_only, remove }, _) => {
                 let known = self.tunnel.peer(&key);
                 *subject = match known {
-                    Some(index) if remove => {
-                        self.forget_peer(index);
-                        Subject::Nobody
-                    }
+                    Some(index) if remove && !self.forget_peer(index) => return Ok(Step::Part),
+                    Some(_) if remove => Subject::Nobody,
                     Some(index) => Subject::Peer(index),
                     None if remove || update_only || self.is_ourselves(&key) => Subject::Nobody,
                     None => {
@@ -230,7 +230,7 @@ impl App {
                 };
             }
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
-                self.tunnel.set_preshared_key(peer, key.clone(), now);
+                self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
                 return Ok(Step::Done { cost: EXCHANGE });
             }
             (&Change::Endpoint(address), Subject::Peer(peer)) => self.set_endpoint(peer, address, now),
@@ -291,11 +291,16 @@ impl App {
         self.tunnel.private_key().is_some() && self.tunnel.public_key() == *key
     }
 
-    fn forget_peer(&mut self, index: PeerIndex) {
+    /// Removes a peer; `false` when it has more prefixes than one turn takes away.
+    fn forget_peer(&mut self, index: PeerIndex) -> bool {
+        if !self.tunnel.remove_allowed_ips(index, TURN) {
+            return false;
+        }
         self.tunnel.remove_peer(index);
         if let Some(relay) = &mut self.relay {
             relay.peers.retain(|(peer, _)| *peer != index);
         }
+        true
     }
 
     /// Sets where a peer is reached: over the relay, where there is one.
