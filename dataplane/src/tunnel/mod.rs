@@ -348,6 +348,7 @@ impl Tunnel {
                     self.start_handshake(index, now);
                 }
                 Due::Retransmit => {
+                    self.renew(index);
                     self.peers[index].forget_source();
                     self.initiate(index, now);
                 }
@@ -391,6 +392,7 @@ impl Tunnel {
 
     /// Begins a new series of attempts, unless an initiation left less than 5 s ago.
     fn start_handshake(&mut self, index: PeerIndex, now: Instant) {
+        self.renew(index);
         let timers = &mut self.peers[index].timers;
         timers.restart_attempts();
         if timers.may_initiate(now) {
@@ -404,7 +406,6 @@ impl Tunnel {
         let Some(path) = self.peers[index].path.filter(|_| can_start) else {
             return;
         };
-        self.renew(index);
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
         if let Some(len) = peer.keys.initiate(&mut bytes) {

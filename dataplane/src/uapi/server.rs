@@ -503,6 +503,7 @@ mod tests {
             assert!(!other.path.exists());
             stream
         };
-        assert_eq!(stream.read(&mut [0; 1]).expect("closed"), 0);
+        // Reset, when the thread ended before it was accepted.
+        assert!(stream.read(&mut [0; 1]).map_or(true, |len| len == 0));
     }
 }
