@@ -402,7 +402,7 @@ impl Application for App {
         if let Some(listener) = self.listener.take() {
             self.open_control(listener, ingress)?;
         }
-        self.open_link(ingress);
+        self.open_link(ingress, egress, now);
         if let Some(relay) = &mut self.relay {
             for &(_, address) in &relay.peers {
                 relay.client.bind_channel(address, now);

@@ -265,6 +265,17 @@ fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs() {
     let endpoint = bench.on("b", "wg show gob endpoints");
     assert!(endpoint.contains("10.1.0.2:40123"), "{endpoint}");
 
+    // Another preshared key, on one end after the other: nothing is lost meanwhile.
+    let psk = bench.world.file("psk", &sh("wg genpsk")).display().to_string();
+    let loses_nothing = || {
+        let text = bench.on("a", PING);
+        assert!(text.contains(" 0% packet loss"), "{text}");
+    };
+    bench.on("a", &format!("wg set wga peer {} preshared-key {psk}", b.public));
+    loses_nothing();
+    bench.on("b", &format!("wg set gob peer {} preshared-key {psk}", a.public));
+    loses_nothing();
+
     // Another key, which the other end learns at once.
     let new = End::new(1);
     let key = bench.world.file("key", &new.private).display().to_string();

@@ -244,7 +244,7 @@ impl App {
             }
             (&Change::AllowedIp(prefix), Subject::Peer(peer)) => self.tunnel.add_allowed_ip(peer, prefix),
             (&Change::NotAllowedIp(prefix), Subject::Peer(peer)) => {
-                self.tunnel.remove_allowed_ip(peer, prefix)
+                self.tunnel.remove_allowed_ip(peer, prefix);
             }
             // The rest of a peer that is not there; the request was read so that nothing else can be.
             (_, Subject::Nobody | Subject::Device | Subject::Peer(_)) => {}

@@ -49,17 +49,33 @@ impl Link {
 
 impl App {
     /// Begins to follow the interface, as far as this system lets us.
-    pub(super) fn open_link<I: Ingress>(&mut self, ingress: &mut I) {
-        let opened = Link::open(&self.tun).and_then(|link| {
+    pub(super) fn open_link<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) {
+        let opened = Link::open(&self.tun);
+        self.watch_link(opened, ingress, egress, now);
+    }
+
+    /// Waits for news of the interface. Where there are none to be had, it counts as up.
+    fn watch_link<I: Ingress, E: Egress>(
+        &mut self,
+        opened: io::Result<Link>,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        let watched = opened.and_then(|link| {
             ingress.add(link.watch.as_fd(), LINK, Source::Ready)?;
             Ok(link)
         });
-        match opened {
+        match watched {
             Ok(link) => {
                 self.link = Some(link);
                 self.link_news = true;
             }
-            Err(error) => tracing::warn!("changes of the interface are not followed: {error}"),
+            Err(error) => {
+                tracing::warn!("changes of the interface are not followed: {error}");
+                self.tunnel.set_running(true, now);
+                self.go_up(ingress, egress, now);
+            }
         }
     }
 
@@ -83,28 +99,16 @@ impl App {
             // The device itself tells of its end too, where it is not ours to end in good order.
             Err(_) if self.tun.is_deleted() => self.device_deleted(),
             Err(_) => {
-                self.enter_link(ingress);
+                // It is elsewhere: we go after it.
+                self.link = None;
+                ingress.remove(LINK);
+                let moved = self.tun.namespace().and_then(|namespace| Link::open_in(&self.tun, &namespace));
+                if moved.is_ok() {
+                    tracing::info!("the interface was moved to another network namespace");
+                }
+                self.watch_link(moved, ingress, egress, now);
                 Next::Continue
             }
-        }
-    }
-
-    /// The interface is elsewhere: goes after it.
-    fn enter_link<I: Ingress>(&mut self, ingress: &mut I) {
-        self.link = None;
-        ingress.remove(LINK);
-        let moved = self.tun.namespace().and_then(|namespace| Link::open_in(&self.tun, &namespace));
-        let opened = moved.and_then(|link| {
-            ingress.add(link.watch.as_fd(), LINK, Source::Ready)?;
-            Ok(link)
-        });
-        match opened {
-            Ok(link) => {
-                tracing::info!("the interface was moved to another network namespace");
-                self.link = Some(link);
-                self.link_news = true;
-            }
-            Err(error) => tracing::warn!("changes of the interface are no longer followed: {error}"),
         }
     }
 
