@@ -13,7 +13,7 @@ use crate::netlink;
 use crate::stun::AddressFamily;
 use crate::stun::channel_data;
 use crate::sys::tun::Tun;
-use crate::sys::udp::{UdpOptions, UdpSocket};
+use crate::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use crate::turn::ClientConfig;
 use crate::wire::wireguard::DATA_OVERHEAD;
 
@@ -173,7 +173,7 @@ fn relay_family(peers: &[(PeerIndex, SocketAddr)], warnings: &mut Vec<String>) -
 }
 
 /// Binds one socket for each family, on one port. One that is taken is tried again for as long as `patience` says
-/// ([`crate::sys::udp::LISTEN_PATIENCE`]).
+/// ([`LISTEN_PATIENCE`]).
 ///
 /// # Errors
 /// When the port is taken or may not be used, with the remedy; a machine without IPv6 (or without IPv4) is no error.
@@ -268,7 +268,7 @@ pub fn fit_superpackets(handle: &mut netlink::Handle, index: u32, mtu: u32, rela
 /// # Errors
 /// One sentence that names what the kernel refused, and the remedy.
 pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io::Result<Tun> {
-    let tun = Tun::open(name, gso)?;
+    let tun = open_device(name, gso)?;
     let mut handle = netlink::Handle::open()?;
     let index = set_device(&mut handle, name, mtu)?;
     fit_superpackets(
@@ -293,9 +293,25 @@ pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io:
 /// # Errors
 /// As [`make_interface`].
 pub fn make_bare_interface(name: &str, gso: bool) -> io::Result<Tun> {
-    let tun = Tun::open(name, gso)?;
+    let tun = open_device(name, gso)?;
     set_device(&mut netlink::Handle::open()?, name, BARE_MTU)?;
     Ok(tun)
+}
+
+/// Opens the device. One that is taken is tried again for a moment: of the descriptors of a process that was killed a ring
+/// lets go a little later.
+fn open_device(name: &str, gso: bool) -> io::Result<Tun> {
+    const PAUSE: Duration = Duration::from_millis(25);
+    let mut left = LISTEN_PATIENCE;
+    loop {
+        match Tun::open(name, gso) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !left.is_zero() => {
+                std::thread::sleep(PAUSE);
+                left = left.saturating_sub(PAUSE);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Sets what every interface of ours has; its index.

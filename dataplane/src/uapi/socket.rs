@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, fchmod, inotify};
 use rustix::io::Errno;
@@ -154,8 +155,21 @@ fn new_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
-/// Removes the file of a socket that nobody serves.
+/// Removes the file of a socket that nobody serves. One that is served is looked at again for a moment: a process that was
+/// killed closes one descriptor after the other.
 fn clear(path: &Path) -> io::Result<()> {
+    const LOOKS: u32 = 10;
+    const PAUSE: Duration = Duration::from_millis(25);
+    for _ in 1..LOOKS {
+        match clear_now(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(PAUSE),
+            cleared => return cleared,
+        }
+    }
+    clear_now(path)
+}
+
+fn clear_now(path: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -284,7 +284,7 @@ fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs() {
     bench.on(
         "b",
         &format!(
-            "wg set gob peer {} remove; wg set gob peer {} allowed-ips 10.77.0.1/32,fd77::1/128",
+            "wg set gob peer {} remove; wg set gob peer {} preshared-key {psk} allowed-ips 10.77.0.1/32,fd77::1/128",
             a.public, new.public
         ),
     );
