@@ -59,7 +59,7 @@ impl Tunnel {
         let peer = self.peers.get(index)?;
         Some(PeerView {
             public_key: peer.public_key,
-            preshared_key: peer.preshared_key.as_ref(),
+            preshared_key: peer.keys.preshared(),
             path: peer.path,
             allowed_ips: &peer.allowed_ips,
             persistent_keepalive: peer.timers.persistent_keepalive(),
@@ -73,7 +73,7 @@ impl Tunnel {
             self.remove_peer(index);
         }
         let tag = self.new_tag();
-        let keys = Keys::new(&self.identity, config.public_key, config.preshared_key.as_ref(), tag);
+        let keys = Keys::new(config.public_key, config.preshared_key.clone(), tag);
         let index = self.peers.insert(Peer::new(config, keys, self.epoch, now));
         self.by_tag.insert(tag, index);
         self.by_key.insert(config.public_key, index);
@@ -139,18 +139,18 @@ impl Tunnel {
 
     /// Changes the preshared key, for handshakes from now on; sessions that there are go on.
     pub fn set_preshared_key(&mut self, index: PeerIndex, preshared: Option<SecretKey>, now: Instant) {
-        if self.peers.get(index).is_none_or(|peer| peer.preshared_key == preshared) {
+        if self.peers.get(index).is_none_or(|peer| peer.keys.preshared() == preshared.as_ref()) {
             return;
         }
-        self.renew(index);
         let tag = self.new_tag();
-        self.by_tag.insert(tag, index);
-        let Self { peers, identity, by_tag, .. } = self;
-        let peer = &mut peers[index];
-        peer.keys.set_preshared(identity, peer.public_key, preshared.as_ref(), tag, now, |freed| {
-            by_tag.remove(&freed);
+        let Self { peers, by_tag, .. } = self;
+        peers[index].keys.set_preshared(preshared, tag, now, |tag, in_use| {
+            if in_use {
+                by_tag.insert(tag, index);
+            } else {
+                by_tag.remove(&tag);
+            }
         });
-        peer.preshared_key = preshared;
     }
 
     /// Changes the seconds between persistent keepalives, 0 for none. When there were none, the first leaves at once.
@@ -186,11 +186,15 @@ impl Tunnel {
     /// Does up to `max` peers' share of what [`Tunnel::set_private_key`] and [`Tunnel::set_running`] ask for; `true` when
     /// everything is done.
     pub fn renew_some(&mut self, max: usize) -> bool {
+        /// Places looked at; most may be empty or have nothing to end.
+        const PLACES_MAX: usize = 1_024;
         let mut done = 0;
-        while let Some(place) = self.renewing.filter(|_| done < max) {
+        for _ in 0..PLACES_MAX {
+            let Some(place) = self.renewing.filter(|_| done < max) else {
+                break;
+            };
             if let Some(index) = self.peers.at(place) {
-                self.renew(index);
-                done += 1;
+                done += usize::from(self.renew(index));
             }
             self.renewing = Some(place + 1).filter(|next| *next < self.peers.places());
         }
@@ -203,13 +207,14 @@ impl Tunnel {
         self.renewing.is_some()
     }
 
-    /// Ends the sessions of a peer that are of an earlier epoch, at the latest before a handshake.
-    pub(super) fn renew(&mut self, index: PeerIndex) {
+    /// Ends the sessions of a peer that are of an earlier epoch, at the latest before a handshake; whether that was any work.
+    pub(super) fn renew(&mut self, index: PeerIndex) -> bool {
         let peer = &mut self.peers[index];
-        if peer.epoch != self.epoch {
-            peer.epoch = self.epoch;
-            peer.end_sessions(&self.identity);
+        if peer.epoch == self.epoch {
+            return false;
         }
+        peer.epoch = self.epoch;
+        peer.end_sessions(&self.identity)
     }
 
     fn begin_epoch(&mut self) {

@@ -111,7 +111,7 @@ impl Tunnel {
             return Err(Cause::RateLimited);
         }
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.keys.handle_initiation(datagram, &mut bytes, now)?;
+        let len = peer.keys.handle_initiation(&self.identity, datagram, &mut bytes, now)?;
         peer.last_initiation_received = Some(now);
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);

@@ -359,7 +359,9 @@ impl Tunnel {
                     tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
-                Due::Erase => self.peers[index].keys.forget_sessions(&self.identity),
+                Due::Erase => {
+                    self.peers[index].keys.forget_sessions(&self.identity);
+                }
             }
         }
     }
@@ -408,7 +410,7 @@ impl Tunnel {
         };
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        if let Some(len) = peer.keys.initiate(&mut bytes) {
+        if let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) {
             peer.timers.initiation_sent(jitter, now);
             self.transmit_to(index, path, bytes, len);
         }

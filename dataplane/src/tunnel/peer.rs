@@ -79,7 +79,6 @@ pub struct PeerStats {
 /// One peer.
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
-    pub(super) preshared_key: Option<SecretKey>,
     pub(super) keys: Keys,
     /// When its sessions are from: see [`super::Tunnel`].
     pub(super) epoch: u64,
@@ -116,7 +115,6 @@ impl Peer {
         }
         Self {
             public_key: config.public_key,
-            preshared_key: config.preshared_key.clone(),
             keys,
             epoch,
             allowed_ips: BTreeSet::new(),
@@ -154,11 +152,11 @@ impl Peer {
         }
     }
 
-    /// Wipes all sessions; handshakes from now on are made as `identity`.
-    pub(super) fn end_sessions(&mut self, identity: &Identity) {
-        self.keys.forget_sessions(identity);
+    /// Wipes all sessions; handshakes from now on are made as `identity`. Whether there could be any.
+    pub(super) fn end_sessions(&mut self, identity: &Identity) -> bool {
         self.timers.stop_handshake();
         self.noted = None;
+        self.keys.forget_sessions(identity)
     }
 
     /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.

@@ -18,8 +18,6 @@ use crate::uapi::{Change, Job, Listener, Refusal, Request, Set, Uapi};
 
 /// What one turn may cost, in changes that are table look-ups.
 const TURN: usize = 64;
-/// What a Diffie-Hellman costs on that scale, some 0.1 ms.
-const EXCHANGE: usize = 16;
 /// Peers told of in one turn.
 const PEERS_TOLD: usize = 32;
 /// How long a port may be taken by our own former socket, of which a ring lets go a moment later.
@@ -223,15 +221,11 @@ impl App {
                     Some(_) if remove => Subject::Nobody,
                     Some(index) => Subject::Peer(index),
                     None if remove || update_only || self.is_ourselves(&key) => Subject::Nobody,
-                    None => {
-                        *subject = Subject::Peer(self.tunnel.add_peer(&new_peer(key), now));
-                        return Ok(Step::Done { cost: EXCHANGE });
-                    }
+                    None => Subject::Peer(self.tunnel.add_peer(&new_peer(key), now)),
                 };
             }
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
                 self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
-                return Ok(Step::Done { cost: EXCHANGE });
             }
             (&Change::Endpoint(address), Subject::Peer(peer)) => self.set_endpoint(peer, address, now),
             (&Change::PersistentKeepalive(seconds), Subject::Peer(peer)) => {

@@ -221,12 +221,37 @@ fn the_same_preshared_key_changes_nothing_and_many_different_ones_keep_two_state
     assert_eq!(pair.a.peers[PEER].keys.states(), 1);
     for seed in 0..50 {
         pair.b.set_preshared_key(PEER, psk(seed), pair.now);
-        assert!(pair.b.peers[PEER].keys.states() <= 3);
-        assert_eq!(pair.b.by_tag.len(), pair.b.peers[PEER].keys.states());
+        assert_eq!(pair.b.peers[PEER].keys.states(), 1, "none is made before a handshake");
+        assert_eq!(pair.b.by_tag.len(), 2);
         assert_eq!(pair.exchange().len(), 1);
     }
     pair.b.remove_peer(PEER);
     assert_eq!(pair.b.by_tag.len(), 0);
+}
+
+#[test]
+fn preshared_keys_that_handshakes_never_finish_with_keep_three_states_at_most() {
+    let mut pair = Pair::connected();
+    // No more often than the other end, which cannot know that its answers are of no use, keeps sessions.
+    for seed in 0..6 {
+        pair.a.set_preshared_key(PEER, psk(seed), pair.now);
+        pair.a.start_handshake(PEER, pair.now);
+        pair.settle();
+        pair.now += 6 * SECOND;
+        assert!(pair.a.peers[PEER].keys.states() <= 3 && pair.a.by_tag.len() <= 3);
+        assert_eq!(pair.exchange().len(), 1, "the first session goes on");
+    }
+}
+
+#[test]
+fn a_peer_that_never_shook_hands_costs_no_state() {
+    let mut pair = Pair::new();
+    let other = pair.a.add_peer(&peer(5, &["10.5.0.0/16"], Some(C_OUTSIDE)), pair.now);
+    pair.a.set_preshared_key(other, psk(1), pair.now);
+    pair.a.set_private_key(Some(secret(1)));
+    assert_eq!(pair.exchange().len(), 1);
+    assert_eq!((pair.a.peers[PEER].keys.states(), pair.a.peers[other].keys.states()), (1, 0));
+    assert!(pair.a.remove_peer(other) && pair.a.by_tag.len() == 1);
 }
 
 #[test]
