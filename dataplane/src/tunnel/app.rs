@@ -82,6 +82,8 @@ pub struct App {
     link: Option<Link>,
     /// The interface has changed.
     link_news: bool,
+    /// That it is gone has been said.
+    deleted: bool,
     /// When sockets are to be bound that could not be.
     bind_at: Option<Instant>,
     /// When the last turn ended.
@@ -114,6 +116,7 @@ impl App {
             control: None,
             link: None,
             link_news: false,
+            deleted: false,
             bind_at: None,
             turned: None,
         }

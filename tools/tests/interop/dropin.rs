@@ -496,6 +496,40 @@ fn it_goes_into_the_background_and_ends_with_interface_or_socket() {
 }
 
 #[test]
+fn an_interface_that_is_deleted_under_load_ends_the_program_in_good_order() {
+    let name = "an_interface_that_is_deleted_under_load_ends_the_program_in_good_order";
+    let Some(bench) = bench(name) else { return };
+    let (a, b) = (End::new(1), End::new(2));
+    let theirs = bench.foreground("b", "wgb");
+    let file_b =
+        bench.world.file("wgb.conf", &(b.interface(51820) + &a.peer(None, ""))).display().to_string();
+    bench.on("b", &format!("wg setconf wgb {file_b}; {}", b.up("wgb")));
+    let conf = a.interface(0) + &b.peer(Some("10.2.0.2:51820"), "");
+    let file_a = bench.world.file("wga.conf", &conf).display().to_string();
+    for io in ["uring", "suspend", "threaded"] {
+        let ours = bench.foreground_with("a", "wga", &["--io", io, "--log-format", "json"]);
+        bench.on("a", &format!("wg setconf wga {file_a}; {}; {PING}", a.up("wga")));
+        let server = bench.world.start("b", &["iperf3", "-s", "-1", "--forceflush"], "listening");
+        std::thread::scope(|scope| {
+            // Most packets are written to the device, which is what meets its end.
+            let load = scope.spawn(|| bench.try_on("a", "timeout 2 iperf3 -R -c 10.77.0.2 -t 5"));
+            std::thread::sleep(Duration::from_millis(700));
+            bench.on("a", "ip link del wga");
+            until("the end", || !socket("wga").exists());
+            load.join().unwrap();
+        });
+        drop(server);
+        let log = ours.stop();
+        let ledger =
+            log.iter().find(|line| line.contains("\"ledger\"")).unwrap_or_else(|| panic!("{io}: {log:#?}"));
+        assert!(ledger.contains("\"unexplained\":0"), "{io}: {ledger}");
+        assert!(!log.iter().any(|line| line.contains("\"ERROR\"")), "{io}: {log:#?}");
+        assert_eq!(log.iter().filter(|line| line.contains("the interface was deleted")).count(), 1, "{io}");
+    }
+    drop(theirs);
+}
+
+#[test]
 fn an_interface_may_be_moved_to_another_namespace() {
     let Some(bench) = bench("an_interface_may_be_moved_to_another_namespace") else { return };
     let (a, b) = (End::new(1), End::new(2));

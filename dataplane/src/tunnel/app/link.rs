@@ -156,11 +156,14 @@ impl App {
     }
 
     /// What to do when the interface is gone.
-    pub(super) fn device_deleted(&self) -> Next {
-        if self.drop_in {
-            tracing::info!("the interface was deleted");
-            return Next::Stop;
+    pub(super) fn device_deleted(&mut self) -> Next {
+        if !self.drop_in {
+            return Next::Continue;
         }
-        Next::Continue
+        // Whoever meets it first says so: news of the interface, a read, or a write.
+        if !std::mem::replace(&mut self.deleted, true) {
+            tracing::info!("the interface was deleted");
+        }
+        Next::Stop
     }
 }
