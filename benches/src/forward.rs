@@ -109,7 +109,7 @@ impl Application for Forwarder {
     ) -> io::Result<()> {
         for socket in &self.sockets {
             let port = egress.add_socket(socket.fd().clone())?;
-            ingress.add(socket.fd().as_fd(), Token(port.0), Source::Udp)?;
+            ingress.add(socket.fd().clone(), Token(port.0), Source::Udp)?;
         }
         Ok(())
     }

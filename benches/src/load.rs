@@ -42,7 +42,7 @@ pub struct Flow {
     pub socket: UdpSocket,
     /// To whom.
     pub to: SocketAddr,
-    /// What stands in front of every datagram: a ChannelData header, or nothing.
+    /// What stands in front of every datagram: a ChannelData header, or nothing. Equally long for all flows of a run.
     pub header: Vec<u8>,
 }
 
@@ -93,10 +93,10 @@ pub fn run(load: Load, flows: &[Flow], sink: &UdpSocket) -> io::Result<Counted> 
 }
 
 fn send(load: Load, flows: &[Flow], start: Instant) -> u64 {
-    let bursts: Vec<Vec<u8>> = flows
-        .iter()
-        .map(|flow| [flow.header.as_slice(), &vec![0x5a; load.size]].concat().repeat(load.burst))
-        .collect();
+    // One buffer for all: as many as there are flows would be hundreds of megabytes.
+    let header_len = flows.first().map_or(0, |flow| flow.header.len());
+    let len = header_len + load.size;
+    let mut bytes = vec![0x5a; len * load.burst];
     let interval = Duration::from_secs(1).mul_f64(load.burst as f64 / load.rate as f64);
     let (mut sent, mut due) = (0u64, Duration::ZERO);
     let mut position = 0usize;
@@ -107,8 +107,8 @@ fn send(load: Load, flows: &[Flow], start: Instant) -> u64 {
             continue;
         }
         position = (position + 7919) % flows.len();
-        let (flow, bytes) = (&flows[position], &bursts[position]);
-        let len = bytes.len() / load.burst;
+        let flow = &flows[position];
+        bytes.chunks_mut(len).for_each(|datagram| datagram[..header_len].copy_from_slice(&flow.header));
         for part in bytes.chunks(if load.superpackets { bytes.len() } else { len }) {
             if offer(load, flow, part, len, start) {
                 sent += (part.len() / len) as u64;

@@ -151,10 +151,10 @@ pub fn start<A: Application, I: Ingress, E: Egress>(
     ends: &Ends<'_>,
 ) -> io::Result<()> {
     if let Some(signals) = ends.signals {
-        ingress.add(signals.fd().as_fd(), SIGNALS, Source::Ready)?;
+        ingress.add_borrowed(signals.fd().as_fd(), SIGNALS, Source::Ready)?;
     }
     if let Some(halt) = ends.halt {
-        ingress.add(halt.as_fd(), HALT, Source::Ready)?;
+        ingress.add_borrowed(halt.as_fd(), HALT, Source::Ready)?;
     }
     application.start(ingress, egress, Instant::now())
 }

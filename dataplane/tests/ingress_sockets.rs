@@ -88,7 +88,7 @@ struct Superpackets;
 impl Scenario for Superpackets {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (sender, receiver) = pair();
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         let (mut tally, mut superpackets, mut number) = (Tally::default(), 0, 0);
         for _ in 0..50 {
             let mut bytes = vec![0; 40 * 1_000 + 300];
@@ -120,7 +120,7 @@ struct Paused;
 impl Scenario for Paused {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (sender, receiver) = pair();
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         send(&sender, &receiver, b"before");
         poll_until(&mut ingress, 1, |_| 1);
         for _ in 0..20 {
@@ -157,7 +157,7 @@ struct PausedDevice;
 impl Scenario for PausedDevice {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (reader, _writer) = device();
-        ingress.add(reader.as_fd(), TOKEN, Source::Tun).expect("added");
+        ingress.add_borrowed(reader.as_fd(), TOKEN, Source::Tun).expect("added");
         let mut expected = 0..PACKETS;
         let mut next = |received: Received<'_>| {
             let number = expected.next().expect("no more than were written");
@@ -192,7 +192,7 @@ struct Finished;
 impl Scenario for Finished {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (reader, _writer) = device();
-        ingress.add(reader.as_fd(), TOKEN, Source::Tun).expect("added");
+        ingress.add_borrowed(reader.as_fd(), TOKEN, Source::Tun).expect("added");
         let mut expected = 0..PACKETS;
         let mut next = |received: Received<'_>| {
             let number = expected.next().expect("no more than were written");
@@ -215,7 +215,7 @@ struct Removed;
 impl Scenario for Removed {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (sender, receiver) = pair();
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         poll(&mut ingress, 1, |_| {});
         send(&sender, &receiver, b"unread");
         ingress.remove(TOKEN);
@@ -225,7 +225,7 @@ impl Scenario for Removed {
         }
         // The same token for another socket gets only what is sent to that one.
         let next = socket(&UdpOptions::default());
-        ingress.add(next.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(next.fd().clone(), TOKEN, Source::Udp).expect("added");
         send(&sender, &next, b"next");
         poll_until(&mut ingress, 1, |received| {
             assert_eq!(received.bytes, b"next");
@@ -244,12 +244,12 @@ impl Scenario for RemovedAtOnce {
         let sender = socket(&UdpOptions::default());
         for round in 0..50u32 {
             let first = socket(&UdpOptions::default());
-            ingress.add(first.fd().as_fd(), Token(round * 2), Source::Udp).expect("added");
+            ingress.add(first.fd().clone(), Token(round * 2), Source::Udp).expect("added");
             ingress.wake_when_writable(Token(round * 2));
             ingress.remove(Token(round * 2));
             drop(first);
             let second = socket(&UdpOptions::default());
-            ingress.add(second.fd().as_fd(), Token(round * 2 + 1), Source::Udp).expect("added");
+            ingress.add(second.fd().clone(), Token(round * 2 + 1), Source::Udp).expect("added");
             for _ in 0..3 {
                 send(&sender, &second, b"mine");
             }
@@ -268,7 +268,7 @@ struct Writable;
 impl Scenario for Writable {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (_, receiver) = pair();
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         poll(&mut ingress, 1, |_| {});
         for _ in 0..3 {
             ingress.wake_when_writable(TOKEN);
@@ -292,7 +292,7 @@ impl Scenario for SlowHandler {
         const PACKETS: u64 = 100_000;
         let (sender, receiver) =
             (socket(&UdpOptions::default()), socket(&UdpOptions { gro: false, ..UdpOptions::default() }));
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         let (mut tally, mut bytes) = (Tally::default(), vec![0; 50 * 200]);
         for first in (0..PACKETS).step_by(1_000) {
             // A thousand at once, while nobody polls; without GRO each takes a buffer.
@@ -331,7 +331,7 @@ fn exhausted_buffers_are_armed_again() {
     let mut ingress = UringIngress::new(false).expect("ring");
     let (sender, receiver) =
         (socket(&UdpOptions::default()), socket(&UdpOptions { gro: false, ..UdpOptions::default() }));
-    ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+    ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
     poll(&mut ingress, 1, |_| {});
     for round in 0..10 {
         (0..100u8).for_each(|number| send(&sender, &receiver, &[round, number]));
@@ -349,7 +349,7 @@ struct Extremes;
 impl Scenario for Extremes {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (sender, receiver) = pair();
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         for len in [0, 1, 65_507, 0, 65_507] {
             let bytes = vec![0x5a; len];
             send(&sender, &receiver, &bytes);
@@ -371,7 +371,7 @@ impl Scenario for KernelDrops {
         let sender = socket(&UdpOptions::default());
         let receiver = socket(&UdpOptions { receive_buffer: 8_192, gro: false, ..UdpOptions::default() });
         (0..500).for_each(|_| send(&sender, &receiver, &[1; 500]));
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         let mut arrived = 0;
         (0..20).for_each(|_| poll(&mut ingress, 1, |_| arrived += 1));
         send(&sender, &receiver, &[1; 500]);
@@ -386,7 +386,7 @@ struct Ready;
 impl Scenario for Ready {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (reader, writer) = rustix::pipe::pipe().expect("pipe");
-        ingress.add(reader.as_fd(), TOKEN, Source::Ready).expect("added");
+        ingress.add_borrowed(reader.as_fd(), TOKEN, Source::Ready).expect("added");
         poll(&mut ingress, 1, |received| panic!("{received:?}"));
         for _ in 0..3 {
             rustix::io::write(&writer, b"x").expect("written");
@@ -408,7 +408,7 @@ impl Scenario for Stream {
         let mut far = TcpStream::connect(listener.local_addr().expect("address")).expect("connected");
         let (mut near, _) = listener.accept().expect("accepted");
         near.set_nonblocking(true).expect("non-blocking");
-        ingress.add(near.as_fd(), TOKEN, Source::Ready).expect("added");
+        ingress.add_borrowed(near.as_fd(), TOKEN, Source::Ready).expect("added");
         far.write_all(b"ab").expect("written");
         let readable = |received: Received<'_>| usize::from(received.meta == Meta::Ready);
         (0..3).for_each(|_| poll_until(&mut ingress, 1, readable));
@@ -449,7 +449,7 @@ struct TimesOut;
 impl Scenario for TimesOut {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (_, receiver) = pair();
-        ingress.add(receiver.fd().as_fd(), TOKEN, Source::Udp).expect("added");
+        ingress.add(receiver.fd().clone(), TOKEN, Source::Udp).expect("added");
         for _ in 0..3 {
             let start = now();
             poll(&mut ingress, 20, |received| panic!("{received:?}"));
@@ -470,7 +470,7 @@ impl Scenario for IcmpErrors {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (subject, closed) = hearing();
         let other = socket(&UdpOptions::default());
-        ingress.add(subject.fd().as_fd(), TOKEN, Source::UdpWithErrors).expect("added");
+        ingress.add(subject.fd().clone(), TOKEN, Source::UdpWithErrors).expect("added");
         for round in 0..50 {
             subject.send_segments(closed, None, 0, b"x", 1).expect("sent");
             if round % 2 == 0 {
@@ -514,7 +514,7 @@ impl Scenario for IcmpStorm {
     fn run<I: Ingress>(&self, mut ingress: I) {
         let (subject, closed) = hearing();
         let other = socket(&UdpOptions::default());
-        ingress.add(subject.fd().as_fd(), TOKEN, Source::UdpWithErrors).expect("added");
+        ingress.add(subject.fd().clone(), TOKEN, Source::UdpWithErrors).expect("added");
         let (mut errors, mut data) = (0, 0);
         let mut count = |received: Received<'_>| match received.meta {
             Meta::Icmp(_) => errors += 1,

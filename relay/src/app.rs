@@ -286,7 +286,7 @@ impl Application for Relay {
             self.set_role(port, Role::Listener(Listener(index as u16)));
         }
         if let Some(own_addresses) = &self.own_addresses {
-            ingress.add(own_addresses.as_fd(), ReadySource::OwnAddresses.token(), Source::Ready)?;
+            ingress.add_borrowed(own_addresses.as_fd(), ReadySource::OwnAddresses.token(), Source::Ready)?;
         }
         self.start_streams(ingress)?;
         if let Some(member) = &self.member {

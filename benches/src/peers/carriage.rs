@@ -7,6 +7,7 @@ use dataplane::sys::udp::UdpSocket;
 use tools::netns::Address;
 
 use super::counter::Counter;
+use super::crowd;
 use super::figures::{Figure, Sample, times};
 use super::programs::Programs;
 use super::relay::{self, Relay, TurnClient, sockets};
@@ -41,11 +42,10 @@ impl Carriage {
             (relay, sources.into_iter().map(flow).collect())
         } else {
             let relay = Relay::start(world, contender, programs)?;
-            let connect = |(index, socket)| {
-                let client = TurnClient::connect(socket, sink.local_addr(), index as u64 + 1)?;
-                client.flow(sink.local_addr(), size)
-            };
-            let flows: anyhow::Result<Vec<Flow>> = sources.into_iter().enumerate().map(connect).collect();
+            let peer = sink.local_addr();
+            let clients = crowd::connect(sources, Some(peer))?;
+            let flows: anyhow::Result<Vec<Flow>> =
+                clients.iter().map(|client| client.flow(peer, size)).collect();
             (relay, flows?)
         };
         Self { relay, flows, sink }.tried(size)

@@ -21,6 +21,9 @@ const TUNNELS: &[Contender] = &[WIREGUARD_GO, OURS];
 const SINGLE_THREADED: &[Contender] = &[BORINGTUN, OURS];
 const RELAYS: &[Contender] = &[COTURN, OURS];
 const RELAYS_AND_KERNEL: &[Contender] = &[COTURN, KERNEL, OURS];
+/// The raw forwarder has one thread, coturn and the relay have one for each core.
+const RELAYS_AND_ONE_WORKER: &[Contender] =
+    &[COTURN, KERNEL, OURS, ours("1 worker", "--io uring --workers 1")];
 const DESIGNS: &[Contender] = &[
     ours("uring, thread", "--io uring --completions thread"),
     ours("uring, inline", "--io uring --completions inline"),
@@ -141,15 +144,59 @@ pub const ROWS: &[Row] = &[
         "Relay, 1 flow of ChannelData from a client to a client of the same relay, 20,000/s of 1,252 B one by one",
         Work::RelayHairpin(MEDIUM),
         RELAYS,
-        &[target(Cost, RatioAtMost(0.5), "coturn")],
+        &[target(Cost, RatioAtMost(0.5), "coturn").must()],
+    )
+    .quick(&[target(Cost, RatioAtMost(0.9), "coturn")]),
+    demanded(
+        "relay-bulk-100",
+        "Relay, 100 flows of ChannelData, together 40,000/s of 1,252 B in superpackets of 50",
+        Work::Relay { traffic: BULK, flows: 100 },
+        RELAYS_AND_ONE_WORKER,
+        &[],
+    ),
+    demanded(
+        "relay-bulk-10000",
+        "Relay, 10,000 flows of ChannelData, together 40,000/s of 1,252 B in superpackets of 50",
+        Work::Relay { traffic: BULK, flows: 10_000 },
+        RELAYS_AND_ONE_WORKER,
+        &[],
+    ),
+    demanded(
+        "relay-flows-1",
+        "Relay, 1 flow of ChannelData, 20,000/s of 160 B one by one",
+        Work::Relay { traffic: MANY, flows: 1 },
+        RELAYS_AND_ONE_WORKER,
+        &[],
+    ),
+    demanded(
+        "relay-flows-100",
+        "Relay, 100 flows of ChannelData, together 20,000/s of 160 B one by one",
+        Work::Relay { traffic: MANY, flows: 100 },
+        RELAYS_AND_ONE_WORKER,
+        &[],
     ),
     demanded(
         "relay-flows",
         "Relay, 1,000 flows of ChannelData, together 20,000/s of 160 B one by one",
         Work::Relay { traffic: MANY, flows: 1_000 },
-        RELAYS_AND_KERNEL,
+        RELAYS_AND_ONE_WORKER,
         &[target(Cost, RatioAtMost(0.85), "coturn"), target(Cost, RatioAtMost(1.15), "kernel calls")],
     ),
+    demanded(
+        "relay-flows-10000",
+        "Relay, 10,000 flows of ChannelData, together 20,000/s of 160 B one by one",
+        Work::Relay { traffic: MANY, flows: 10_000 },
+        RELAYS_AND_ONE_WORKER,
+        &[target(Cost, RatioAtMost(1.2), "kernel calls")],
+    ),
+    demanded(
+        "relay-allocations",
+        "Relay, 5,000 allocations as fast as one core grants them, 64 clients at a time",
+        Work::RelayAllocations(5_000),
+        RELAYS,
+        &[target(Rate, RatioAtLeast(5.0), "coturn")],
+    )
+    .quick(&[target(Rate, RatioAtLeast(1.5), "coturn")]),
     demanded(
         "relay-calls",
         "Relay, 40 flows of ChannelData, together 40,000/s of 1,252 B one by one, system calls",

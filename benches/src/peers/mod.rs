@@ -2,6 +2,7 @@
 
 mod carriage;
 mod counter;
+mod crowd;
 mod ends;
 mod figures;
 mod list;
@@ -228,6 +229,7 @@ impl Bench<'_> {
             Work::RelayLatency(size) => {
                 carriage::latency(world, contender, programs, Probe { rate, size, duration })
             }
+            Work::RelayAllocations(count) => crowd::measure(world, contender, programs, count),
             Work::RelayMemory => memory::measure(world, contender, programs, plan.allocations),
             Work::TunnelStream(streams) => tunnel::stream(world, contender, programs, streams, duration),
             Work::CableStream => tunnel::cable(world, programs, duration),

@@ -120,11 +120,8 @@ impl TurnClient {
         Ok(this)
     }
 
-    /// Allocates at the relay.
-    ///
-    /// # Errors
-    /// As [`TurnClient::connect`].
-    pub fn allocate(socket: UdpSocket, seed: u64) -> anyhow::Result<Self> {
+    /// A client that has yet to ask.
+    pub fn new(socket: UdpSocket, seed: u64) -> Self {
         let config = ClientConfig {
             server: server(),
             username: USER.to_owned(),
@@ -132,7 +129,15 @@ impl TurnClient {
             family: None,
             seed,
         };
-        let mut this = Self { client: Client::new(config, now()), socket, relayed: None };
+        Self { client: Client::new(config, now()), socket, relayed: None }
+    }
+
+    /// Allocates at the relay.
+    ///
+    /// # Errors
+    /// As [`TurnClient::connect`].
+    pub fn allocate(socket: UdpSocket, seed: u64) -> anyhow::Result<Self> {
+        let mut this = Self::new(socket, seed);
         this.wait_for(|this| this.relayed.is_some())?;
         Ok(this)
     }
@@ -142,8 +147,8 @@ impl TurnClient {
     /// # Errors
     /// As [`TurnClient::connect`].
     pub fn bind(&mut self, peer: SocketAddr) -> anyhow::Result<()> {
-        self.client.bind_channel(peer, now()).context("no channel left")?;
-        self.wait_for(|this| this.client.channel(peer).is_some())
+        self.want(peer)?;
+        self.wait_for(|this| this.has(Some(peer)))
     }
 
     /// Where peers reach it.
@@ -161,33 +166,66 @@ impl TurnClient {
             if now() > deadline {
                 bail!("the relay does not answer");
             }
-            while let Some(event) = self.client.poll_event() {
-                match event {
-                    Event::Failed { reason } => bail!("the relay: {reason}"),
-                    Event::Allocated { relayed, .. } => self.relayed = Some(relayed),
-                    _ => {}
-                }
-            }
-            self.exchange(&mut batch)?;
+            self.send()?;
+            let mut fds = [PollFd::from_borrowed_fd(self.socket.fd().as_fd(), PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }))?;
+            self.receive(&mut batch)?;
         }
         Ok(())
     }
 
-    /// Sends what is due, waits for an answer and takes it.
-    fn exchange(&mut self, batch: &mut ReceiveBatch) -> anyhow::Result<()> {
+    /// Sends what is due.
+    ///
+    /// # Errors
+    /// What sendmsg(2) answers.
+    pub fn send(&mut self) -> anyhow::Result<()> {
         if self.client.poll_timeout().is_some_and(|due| due <= now()) {
             self.client.handle_timeout(now());
         }
         while let Some(message) = self.client.poll_transmit() {
             self.socket.send_segments(server(), None, 0, &message, message.len())?;
         }
-        let mut fds = [PollFd::from_borrowed_fd(self.socket.fd().as_fd(), PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }))?;
+        Ok(())
+    }
+
+    /// Takes the answers that are here.
+    ///
+    /// # Errors
+    /// When the relay refuses.
+    pub fn receive(&mut self, batch: &mut ReceiveBatch) -> anyhow::Result<()> {
         self.socket.receive_batch(batch)?;
         for arrival in batch.iter_mut() {
             self.client.handle_input(arrival.bytes, now());
         }
+        while let Some(event) = self.client.poll_event() {
+            match event {
+                Event::Failed { reason } => bail!("the relay: {reason}"),
+                Event::Allocated { relayed, .. } => self.relayed = Some(relayed),
+                _ => {}
+            }
+        }
         Ok(())
+    }
+
+    /// Wants a channel to `peer`, once there is an allocation.
+    ///
+    /// # Errors
+    /// When it has no channel left.
+    pub fn want(&mut self, peer: SocketAddr) -> anyhow::Result<()> {
+        self.client.bind_channel(peer, now()).context("no channel left")?;
+        Ok(())
+    }
+
+    /// Whether it has an allocation, and the channel to `peer` if one was asked for.
+    #[must_use]
+    pub fn has(&self, peer: Option<SocketAddr>) -> bool {
+        self.relayed.is_some() && peer.is_none_or(|peer| self.client.channel(peer).is_some())
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
     }
 
     /// The flow of datagrams of `size` bytes to `peer`.

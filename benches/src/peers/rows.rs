@@ -86,6 +86,8 @@ pub enum Work {
     },
     /// Relay one flow of datagrams of this size at half of the rate that coturn relays without loss.
     RelayLatency(usize),
+    /// Grant this many allocations, each to a client of its own.
+    RelayAllocations(usize),
     /// Hold allocations.
     RelayMemory,
     /// Carry this many TCP streams of iperf3 through a tunnel of MTU 1420.
@@ -135,6 +137,8 @@ impl Work {
             &[compared(Figure::SystemCalls, "system calls/datagram"), given(Figure::Rate, "k/s")];
         const MEMORY: &[Column] =
             &[compared(Figure::Cost, "KiB/allocation"), given(Figure::Rate, "allocations")];
+        const ALLOCATIONS: &[Column] =
+            &[compared(Figure::Rate, "k allocations/s"), compared(Figure::Cost, "CPU µs/allocation")];
         const TIMES: &[Column] = &[
             compared(Figure::P50, "p50 µs"),
             compared(Figure::P99, "p99 µs"),
@@ -150,6 +154,7 @@ impl Work {
             Self::TunnelDatagrams(_) => TUNNEL_DATAGRAMS,
             Self::TunnelStream(_) | Self::CableStream => STREAM,
             Self::RelaySystemCalls { .. } => CALLS,
+            Self::RelayAllocations(_) => ALLOCATIONS,
             Self::RelayMemory => MEMORY,
             Self::TunnelLossFree(_) => LOSS_FREE,
             Self::RelayLatency(_) | Self::TunnelEcho(_) => TIMES,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::errno::{Verdict, judge_send, judge_write};
+use super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write};
 use super::ports::{Kind, Ports};
 use super::staging::{Content, Filled, Place, Staging};
 use super::{Class, Egress, EgressStats, Flush, Port, Target};
@@ -101,16 +101,7 @@ impl Direct {
             Verdict::Busy if self.when_busy == WhenBusy::Suspend => return false,
             Verdict::Busy => self.stats.drops.add(Cause::Busy, segments as u64),
             Verdict::Again => return self.write(filled),
-            Verdict::Once(cause) => match self.write_once(filled) {
-                Ok(()) => self.count_sent(filled, segments),
-                Err(error) => {
-                    let second = match judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), segments) {
-                        Verdict::Once(_) | Verdict::Again => Verdict::Drop(cause),
-                        verdict => verdict,
-                    };
-                    return self.act(second, filled, segments, error);
-                }
-            },
+            Verdict::Forgive(cause) => return self.forgive(cause, filled, segments),
             Verdict::Resegment => return self.write_segments(filled),
             Verdict::Drop(cause) => self.stats.drops.add(cause, segments as u64),
             Verdict::Fatal => {
@@ -118,6 +109,23 @@ impl Direct {
                 self.failure = Some(error);
             }
         }
+        true
+    }
+
+    /// Writes again what may have met the error of another, and acts on what comes of it.
+    fn forgive(&mut self, mut cause: Cause, filled: &mut Filled, segments: usize) -> bool {
+        for _ in 0..FORGIVEN_MAX {
+            let Err(error) = self.write_once(filled) else {
+                self.count_sent(filled, segments);
+                return true;
+            };
+            match judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), segments) {
+                Verdict::Forgive(next) => cause = next,
+                Verdict::Again => {}
+                verdict => return self.act(verdict, filled, segments, error),
+            }
+        }
+        self.stats.drops.add(cause, segments as u64);
         true
     }
 
@@ -152,7 +160,7 @@ impl Direct {
         let Some(entry) = self.ports.get(target.port) else { return true };
         let fd = entry.fd.clone();
         let len = filled.len;
-        let (mut start, mut forgiven) = (0, false);
+        let (mut start, mut forgiven) = (0, 0);
         while start < len {
             let end = len.min(start + segment_size);
             self.stats.operations += 1;
@@ -165,9 +173,8 @@ impl Direct {
                 }
                 Err(error) => {
                     let verdict = judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), 1);
-                    if matches!(verdict, Verdict::Once(_)) && !forgiven {
-                        // Perhaps another packet's: once more.
-                        forgiven = true;
+                    if matches!(verdict, Verdict::Forgive(_)) && forgiven < FORGIVEN_MAX {
+                        forgiven += 1;
                         continue;
                     }
                     let cause = match verdict {
@@ -176,7 +183,7 @@ impl Direct {
                             continue;
                         }
                         Verdict::Busy => Cause::Busy,
-                        Verdict::Once(cause) | Verdict::Drop(cause) => cause,
+                        Verdict::Forgive(cause) | Verdict::Drop(cause) => cause,
                         Verdict::Again | Verdict::Resegment => Cause::EgressInvalid,
                         Verdict::Fatal => {
                             self.failure = Some(error);
@@ -187,7 +194,7 @@ impl Direct {
                 }
             }
             start = end;
-            forgiven = false;
+            forgiven = 0;
         }
         true
     }

@@ -9,8 +9,9 @@ pub enum Verdict {
     Busy,
     /// Nothing is wrong with it: an earlier one failed or a signal came. Send it again at once, in order.
     Again,
-    /// Perhaps the error was another packet's (a pending ICMP error): send it again once, then drop it.
-    Once(Cause),
+    /// Perhaps the error was another packet's (a pending ICMP error): send it again, [`FORGIVEN_MAX`] times at most,
+    /// then drop it.
+    Forgive(Cause),
     /// The superpacket was refused as such: send its segments one by one.
     Resegment,
     /// Lost.
@@ -19,23 +20,28 @@ pub enum Verdict {
     Fatal,
 }
 
+/// How often a packet is sent again because the error may have been another's. A socket has one pending error and a queue
+/// of them: each that is read from the queue makes the next one pending (sock_dequeue_err_skb in the kernel), so that
+/// one packet may meet several. One that is refused for its own sake costs as many system calls.
+pub const FORGIVEN_MAX: u8 = 4;
+
 /// The verdict on a UDP send of `segments` datagrams that failed with `errno`. What ICMP may have left pending on a
-/// connected socket, or on one with [`crate::sys::udp::UdpOptions::errors`], gets a second chance.
+/// connected socket, or on one with [`crate::sys::udp::UdpOptions::errors`], gets more chances.
 #[must_use]
 pub fn judge_send(errno: i32, segments: usize) -> Verdict {
     match errno {
         libc::EAGAIN => Verdict::Busy,
         libc::ECANCELED | libc::EINTR => Verdict::Again,
         libc::EMSGSIZE | libc::EINVAL | libc::EIO if segments > 1 => Verdict::Resegment,
-        libc::EMSGSIZE => Verdict::Once(Cause::EgressTooBig),
+        libc::EMSGSIZE => Verdict::Forgive(Cause::EgressTooBig),
         libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => {
-            Verdict::Once(Cause::EgressUnreachable)
+            Verdict::Forgive(Cause::EgressUnreachable)
         }
         // What else ICMP leaves behind for the next send: no send fails with these for its own sake.
         libc::EPROTO | libc::ENOPROTOOPT | libc::EOPNOTSUPP | libc::ENONET => {
-            Verdict::Once(Cause::EgressUnreachable)
+            Verdict::Forgive(Cause::EgressUnreachable)
         }
-        libc::EACCES => Verdict::Once(Cause::EgressDenied),
+        libc::EACCES => Verdict::Forgive(Cause::EgressDenied),
         libc::EPERM => Verdict::Drop(Cause::EgressDenied),
         libc::ENOBUFS | libc::ENOMEM => Verdict::Drop(Cause::EgressNoMemory),
         libc::EBADF | libc::ENOTSOCK | libc::ENXIO => Verdict::Fatal,
@@ -64,13 +70,13 @@ mod tests {
     #[test]
     fn a_superpacket_is_taken_apart_and_a_datagram_is_not() {
         assert_eq!(judge_send(libc::EMSGSIZE, 2), Verdict::Resegment);
-        assert_eq!(judge_send(libc::EMSGSIZE, 1), Verdict::Once(Cause::EgressTooBig));
+        assert_eq!(judge_send(libc::EMSGSIZE, 1), Verdict::Forgive(Cause::EgressTooBig));
         assert_eq!(judge_send(libc::EINVAL, 1), Verdict::Drop(Cause::EgressInvalid));
     }
 
     /// The errnos that the kernel makes of ICMP and ICMPv6 errors (icmp(7): icmp_err_convert, icmpv6_err_convert).
     #[test]
-    fn an_error_that_icmp_left_behind_is_forgiven_once() {
+    fn an_error_that_icmp_left_behind_is_forgiven() {
         let of_icmp = [
             libc::ENETUNREACH,
             libc::EHOSTUNREACH,
@@ -84,7 +90,7 @@ mod tests {
             libc::EACCES,
         ];
         for errno in of_icmp {
-            assert!(matches!(judge_send(errno, 1), Verdict::Once(_)), "errno {errno}");
+            assert!(matches!(judge_send(errno, 1), Verdict::Forgive(_)), "errno {errno}");
             assert!(!matches!(judge_send(errno, 2), Verdict::Drop(_)), "errno {errno}");
         }
     }

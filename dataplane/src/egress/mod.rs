@@ -13,6 +13,7 @@ mod waiting;
 
 pub use self::staging::{BYTES_MAX, SEGMENTS_MAX};
 pub use direct::{Direct, WhenBusy};
+pub use errno::FORGIVEN_MAX;
 pub use runtime::Runtime;
 pub use threaded::Threaded;
 pub use uring::Uring;

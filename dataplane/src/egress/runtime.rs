@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
-use super::errno::{Verdict, judge_send, judge_write};
+use super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write};
 use super::ports::{Kind, Ports};
 use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::{Cause, Drops};
@@ -143,7 +143,7 @@ async fn write_port(mut port: NewPort, shared: Arc<Shared>) {
 }
 
 async fn write_parcel(fd: &OwnedFd, writer: &Writer, parcel: Parcel, shared: &Shared) {
-    let (mut bytes, mut retried) = (parcel.bytes, false);
+    let (mut bytes, mut forgiven) = (parcel.bytes, 0);
     loop {
         let len = bytes.len();
         shared.operations.fetch_add(1, Ordering::Relaxed);
@@ -170,8 +170,8 @@ async fn write_parcel(fd: &OwnedFd, writer: &Writer, parcel: Parcel, shared: &Sh
         match if parcel.target.is_some() { judge_send(errno, 1) } else { judge_write(errno) } {
             Verdict::Busy => tokio::time::sleep(BUSY_PAUSE).await,
             Verdict::Again => {}
-            Verdict::Once(_) if !retried => retried = true,
-            Verdict::Once(cause) | Verdict::Drop(cause) => return shared.count_drop(cause),
+            Verdict::Forgive(_) if forgiven < FORGIVEN_MAX => forgiven += 1,
+            Verdict::Forgive(cause) | Verdict::Drop(cause) => return shared.count_drop(cause),
             Verdict::Resegment => return shared.count_drop(Cause::EgressInvalid),
             Verdict::Fatal => {
                 shared.count_drop(Cause::EgressClosed);

@@ -34,8 +34,8 @@ pub struct Record {
     pub to: To,
     /// Packets in it.
     pub segments: usize,
-    /// Whether an error that may not have been its own has been forgiven once.
-    pub retried: bool,
+    /// How often an error that may not have been its own has been forgiven.
+    pub forgiven: u8,
     len: usize,
     /// Where its bytes begin, counted on from the record in front of it; only differences mean something.
     start: u64,
@@ -97,7 +97,7 @@ impl Waiting {
         &mut self,
         to: To,
         segments: usize,
-        retried: bool,
+        forgiven: u8,
         class: Class,
         bytes: &[u8],
         now: Instant,
@@ -115,7 +115,7 @@ impl Waiting {
             let Some(oldest) = fifo.pop() else { break };
             drops.add(Cause::EgressQueueFull, oldest.segments as u64);
         }
-        fifo.push(Record { to, segments, retried, len: bytes.len(), start: 0, since: now }, bytes);
+        fifo.push(Record { to, segments, forgiven, len: bytes.len(), start: 0, since: now }, bytes);
     }
 
     /// Puts a failed superpacket's segments back at the front as single datagrams, or a record that may be tried again.
@@ -123,7 +123,7 @@ impl Waiting {
         let fifo = self.front_fifo();
         let Some(front) = fifo.records.front_mut() else { return };
         match (change, front.to) {
-            (Change::Forgiven, _) => front.retried = true,
+            (Change::Forgiven, _) => front.forgiven += 1,
             (Change::Resegment, To::Target(target, size)) if size > 0 => {
                 let whole = *front;
                 fifo.records.pop_front();
@@ -194,7 +194,7 @@ impl Waiting {
 pub enum Change {
     /// Its segments are sent one by one.
     Resegment,
-    /// It has had its second chance.
+    /// Its error may have been another's: it has one chance less.
     Forgiven,
 }
 
@@ -208,7 +208,7 @@ mod tests {
     }
 
     fn push(waiting: &mut Waiting, class: Class, bytes: &[u8], now: Instant, drops: &mut Drops) {
-        waiting.push(To::Target(target(), bytes.len()), 1, false, class, bytes, now, drops);
+        waiting.push(To::Target(target(), bytes.len()), 1, 0, class, bytes, now, drops);
     }
 
     fn drain(waiting: &mut Waiting) -> Vec<Vec<u8>> {
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn a_refused_superpacket_comes_back_as_its_segments() {
         let (mut waiting, mut drops, now) = (Waiting::default(), Drops::default(), Instant::now());
-        waiting.push(To::Target(target(), 4), 3, false, Class::Data, b"aaaabbbbcc", now, &mut drops);
+        waiting.push(To::Target(target(), 4), 3, 0, Class::Data, b"aaaabbbbcc", now, &mut drops);
         push(&mut waiting, Class::Data, b"next", now, &mut drops);
         waiting.replace_front(Change::Resegment);
         assert_eq!(waiting.packets(), 4);

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
@@ -18,7 +19,7 @@ const EVENTS: usize = 64;
 const DEVICE_LEN: usize = 65_536 + 64;
 
 struct Entry {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     source: Source,
     reading: bool,
     writing: bool,
@@ -156,8 +157,7 @@ fn interest(entry: &Entry) -> epoll::EventFlags {
 }
 
 impl Ingress for Epoll {
-    fn add(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()> {
-        let fd = fd.try_clone_to_owned()?;
+    fn add(&mut self, fd: Arc<OwnedFd>, token: Token, source: Source) -> io::Result<()> {
         let entry = Entry { fd, source, reading: true, writing: false, width: 2, dropped: 0 };
         epoll::add(&self.epoll, &entry.fd, epoll::EventData::new_u64(u64::from(token.0)), interest(&entry))?;
         self.sources.insert(token, entry);

@@ -8,7 +8,8 @@ pub use uring::UringIngress;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sys::error_queue::{self, IcmpError};
@@ -138,11 +139,19 @@ impl IngressStats {
 
 /// How packets come in.
 pub trait Ingress {
-    /// Starts reading `fd`, which must be non-blocking and stay open until [`Ingress::remove`].
+    /// Starts reading `fd`, which must be non-blocking; it stays open until [`Ingress::remove`].
     ///
     /// # Errors
-    /// What the kernel answers (ENOMEM, EMFILE…); nothing was registered then.
-    fn add(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()>;
+    /// What the kernel answers (ENOMEM…); nothing was registered then.
+    fn add(&mut self, fd: Arc<OwnedFd>, token: Token, source: Source) -> io::Result<()>;
+
+    /// The same of a descriptor that others own: it is duplicated.
+    ///
+    /// # Errors
+    /// As [`Ingress::add`], and EMFILE.
+    fn add_borrowed(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()> {
+        self.add(Arc::new(fd.try_clone_to_owned()?), token, source)
+    }
 
     /// Stops reading a source. Nothing of it is handed over afterwards.
     fn remove(&mut self, token: Token);

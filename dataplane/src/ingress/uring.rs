@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, read_errors};
@@ -19,7 +20,7 @@ const WRITABLE: u64 = 1;
 const ERRORS: u64 = 2;
 
 struct Entry {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     source: Source,
     reading: bool,
     /// A receive is armed with the kernel.
@@ -226,8 +227,7 @@ fn survive(result: i32, source: Source, stats: &mut IngressStats) -> io::Result<
 }
 
 impl Ingress for UringIngress {
-    fn add(&mut self, fd: BorrowedFd<'_>, token: Token, source: Source) -> io::Result<()> {
-        let fd = fd.try_clone_to_owned()?;
+    fn add(&mut self, fd: Arc<OwnedFd>, token: Token, source: Source) -> io::Result<()> {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         let entry = Entry {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Sets an `int` socket option (setsockopt(2)).
 pub(super) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
@@ -13,13 +14,24 @@ pub(super) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) 
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether the kernel has refused this process more than the sysctl limit. A capability that is gone does not come back, and
+/// a relay opens a socket for each allocation.
+static LIMITED: AtomicBool = AtomicBool::new(false);
+
 /// Asks for socket buffers of `bytes`: past the sysctl limit with CAP_NET_ADMIN, up to it without.
 pub(super) fn set_buffers(fd: BorrowedFd<'_>, receive: usize, send: usize) {
     let buffers =
         [(receive, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (send, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)];
     for (bytes, force, polite) in buffers {
         let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
-        if set_option(fd, libc::SOL_SOCKET, force, bytes).is_err() {
+        let forced = match LIMITED.load(Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::EPERM)),
+            false => set_option(fd, libc::SOL_SOCKET, force, bytes),
+        };
+        if let Err(error) = forced {
+            if error.raw_os_error() == Some(libc::EPERM) {
+                LIMITED.store(true, Ordering::Relaxed);
+            }
             // The kernel clamps to net.core.{r,w}mem_max; what it granted is read back by the caller.
             let _ = set_option(fd, libc::SOL_SOCKET, polite, bytes);
         }

@@ -139,7 +139,10 @@ impl UdpSocket {
             // Kernels before 5.0 lack it; datagrams then arrive one by one and everything else works.
             let _ = socket::set_option(socket.as_fd(), libc::IPPROTO_UDP, message::UDP_GRO, 1);
         }
-        let local = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))?;
+        let local = match address.port() {
+            0 => socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))?,
+            _ => address,
+        };
         Ok(Self { fd: Arc::new(socket.into()), local })
     }
 

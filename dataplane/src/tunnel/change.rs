@@ -234,7 +234,8 @@ impl Tunnel {
     }
 
     /// Says that packets can leave and arrive, or no longer. Stopping ends all sessions, as the kernel does with an
-    /// interface that goes down: call [`Tunnel::renew_some`] until it is done. Starting sends persistent keepalives.
+    /// interface that goes down: call [`Tunnel::renew_some`] until it is done. Starting sends persistent keepalives, and begins
+    /// the handshakes that packets wait for.
     pub fn set_running(&mut self, running: bool, now: Instant) {
         if std::mem::replace(&mut self.running, running) == running {
             return;
@@ -249,6 +250,13 @@ impl Tunnel {
         }
         if running {
             self.wake = Some(now);
+            for place in 0..self.peers.places() {
+                // What waits could not ask for a handshake so far.
+                let waits = |index: &PeerIndex| !self.peers[*index].staged.is_empty();
+                if let Some(index) = self.peers.at(place).filter(waits) {
+                    self.start_handshake(index, now);
+                }
+            }
         } else {
             self.control.clear();
             self.begin_epoch();

@@ -218,7 +218,7 @@ impl Observer {
             None => return Ok(()),
         };
         let to_loop = &shared.loops[self.worker];
-        ingress.add(to_loop.fd.as_fd(), ReadySource::Figures.token(), Source::Ready)?;
+        ingress.add_borrowed(to_loop.fd.as_fd(), ReadySource::Figures.token(), Source::Ready)?;
         let Some(admin) = self.admin.take() else {
             self.work = Some(Work::new(shared, self.worker, None));
             return Ok(());

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use dataplane::egress::{Egress, Port};
@@ -144,7 +143,7 @@ pub(super) fn register<I: Ingress, E: Egress>(
     egress: &mut E,
 ) -> io::Result<Port> {
     let port = egress.add_socket(socket.fd().clone())?;
-    if let Err(error) = ingress.add(socket.fd().as_fd(), Token(port.0), source) {
+    if let Err(error) = ingress.add(socket.fd().clone(), Token(port.0), source) {
         egress.remove(port);
         return Err(error);
     }

@@ -188,7 +188,7 @@ impl Member {
     /// # Errors
     /// What the ingress answers.
     pub fn start<I: Ingress>(&self, ingress: &mut I) -> io::Result<()> {
-        ingress.add(self.mailbox().bell.fd.as_fd(), ReadySource::Crew.token(), Source::Ready)
+        ingress.add_borrowed(self.mailbox().bell.fd.as_fd(), ReadySource::Crew.token(), Source::Ready)
     }
 
     /// Rings one's own bell: there is more to do than one turn takes.

@@ -154,7 +154,7 @@ impl Streams {
     pub fn start<I: Ingress>(&mut self, first: u16, ingress: &mut I) -> io::Result<()> {
         self.first = first;
         for (index, listener) in self.listeners.iter().enumerate() {
-            ingress.add(listener.fd(), listener_token(index), Source::Ready)?;
+            ingress.add_borrowed(listener.fd(), listener_token(index), Source::Ready)?;
         }
         Ok(())
     }
@@ -381,7 +381,7 @@ impl Streams {
             let index = entry.key() as u32;
             let transport = transport.filter(|transport| {
                 let token = Token(CONNECTION_TOKENS + index);
-                ingress.add(transport.fd(), token, Source::Ready).is_ok()
+                ingress.add_borrowed(transport.fd(), token, Source::Ready).is_ok()
             });
             let Some(transport) = transport else {
                 self.admission.release(client.address.ip());

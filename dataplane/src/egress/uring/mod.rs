@@ -229,7 +229,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         };
         if !entry.state.is_empty() {
             let bytes = &self.staging.slab().bytes(&mut filled.slot)[..filled.len];
-            entry.state.push(to, segments, false, class, bytes, now, &mut self.stats.drops);
+            entry.state.push(to, segments, 0, class, bytes, now, &mut self.stats.drops);
             self.stats.waited += segments as u64;
             self.staging.release(filled.slot);
             return 0;
@@ -237,7 +237,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         let (index, len) = (filled.slot.index(), filled.len);
         self.pushed += 1;
         self.pushed_bytes += len;
-        self.flights[index] = Some(Flight { to, len, segments, class, retried: false, order: self.pushed });
+        self.flights[index] = Some(Flight { to, len, segments, class, forgiven: 0, order: self.pushed });
         self.completer.expect(index, Expected { len, segments });
         match to {
             To::Target(target, size) => {

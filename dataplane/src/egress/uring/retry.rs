@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use super::super::errno::{Verdict, judge_send, judge_write};
+use super::super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write};
 use super::super::waiting::{Change, Record, To};
 use super::super::{Class, Port};
 use super::completion::Expected;
@@ -89,7 +89,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
                 len,
                 segments: record.segments,
                 class: Class::Data,
-                retried: record.retried,
+                forgiven: record.forgiven,
                 order: self.pushed,
             });
             self.completer.expect(index, Expected { len, segments: record.segments });
@@ -129,8 +129,10 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             match verdict {
                 Verdict::Busy => outcome = Ok(Outcome::Busy),
                 Verdict::Again => {}
-                Verdict::Once(_) if !record.retried => entry.state.replace_front(Change::Forgiven),
-                Verdict::Once(cause) | Verdict::Drop(cause) => {
+                Verdict::Forgive(_) if record.forgiven < FORGIVEN_MAX => {
+                    entry.state.replace_front(Change::Forgiven);
+                }
+                Verdict::Forgive(cause) | Verdict::Drop(cause) => {
                     entry.state.pop();
                     self.stats.drops.add(cause, record.segments as u64);
                 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::super::errno::{Verdict, judge_send, judge_write};
+use super::super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write};
 use super::super::waiting::{Change, To};
 use super::super::{Class, Port};
 use super::{Reap, Submit, Uring};
@@ -26,8 +26,8 @@ pub(super) struct Flight {
     pub segments: usize,
     /// Which go first.
     pub class: Class,
-    /// Whether an error that may not have been its own has been forgiven once.
-    pub retried: bool,
+    /// How often an error that may not have been its own has been forgiven.
+    pub forgiven: u8,
     /// Position in the order of submission.
     pub order: u64,
 }
@@ -121,9 +121,11 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         };
         let behind_others = self.ports.get(port).is_none_or(|entry| !entry.state.is_empty());
         match verdict {
-            Verdict::Once(cause) if flight.retried => self.stats.drops.add(cause, flight.segments as u64),
-            Verdict::Again | Verdict::Once(_) => {
-                flight.retried |= matches!(verdict, Verdict::Once(_));
+            Verdict::Forgive(cause) if flight.forgiven == FORGIVEN_MAX => {
+                self.stats.drops.add(cause, flight.segments as u64);
+            }
+            Verdict::Again | Verdict::Forgive(_) => {
+                flight.forgiven += u8::from(matches!(verdict, Verdict::Forgive(_)));
                 if !behind_others {
                     return Ok(Some((slot, flight)));
                 }
@@ -160,7 +162,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         };
         let bytes = &self.staging.slab().bytes(slot)[..flight.len];
         let drops = &mut self.stats.drops;
-        entry.state.push(flight.to, flight.segments, flight.retried, flight.class, bytes, now, drops);
+        entry.state.push(flight.to, flight.segments, flight.forgiven, flight.class, bytes, now, drops);
         self.stats.waited += flight.segments as u64;
         if !self.waiting.contains(&port) {
             self.waiting.push(port);

@@ -74,7 +74,7 @@ impl App {
     /// Begins to serve `wg`.
     pub(super) fn open_control<I: Ingress>(&mut self, listener: Listener, ingress: &mut I) -> io::Result<()> {
         let uapi = Uapi::start(listener)?;
-        ingress.add(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
+        ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
         self.control = Some(Control { uapi, job: None, at: None });
         Ok(())
     }

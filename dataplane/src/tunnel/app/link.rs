@@ -14,7 +14,7 @@ use crate::sys::tun::Tun;
 use crate::tunnel::setup;
 
 /// How soon sockets are tried again when the port is taken.
-const BIND_AGAIN: Duration = Duration::from_millis(250);
+const BIND_AGAIN: Duration = Duration::from_millis(50);
 
 /// A view of the interface, in whichever network namespace it is.
 pub(super) struct Link {
@@ -63,7 +63,7 @@ impl App {
         now: Instant,
     ) {
         let watched = opened.and_then(|link| {
-            ingress.add(link.watch.as_fd(), LINK, Source::Ready)?;
+            ingress.add_borrowed(link.watch.as_fd(), LINK, Source::Ready)?;
             Ok(link)
         });
         match watched {
@@ -73,7 +73,6 @@ impl App {
             }
             Err(error) => {
                 tracing::warn!("changes of the interface are not followed: {error}");
-                self.tunnel.set_running(true, now);
                 self.go_up(ingress, egress, now);
             }
         }
@@ -129,9 +128,8 @@ impl App {
         }
         if state.up && !self.tunnel.is_running() {
             tracing::debug!("the interface is up");
-            self.tunnel.set_running(true, now);
             self.go_up(ingress, egress, now);
-        } else if !state.up && self.tunnel.is_running() {
+        } else if !state.up && (self.tunnel.is_running() || self.bind_at.is_some()) {
             tracing::debug!("the interface is down");
             self.tunnel.set_running(false, now);
             self.bind_at = None;
@@ -141,18 +139,20 @@ impl App {
         }
     }
 
-    /// Binds the sockets; when that does not succeed, tries again later.
+    /// Binds the sockets and lets handshakes begin; when the port is taken, tries again later.
     pub(super) fn go_up<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) {
         let retries = self.bind_at.take().is_some();
-        if self.sockets.port() != 0 {
-            return;
-        }
-        if let Err(error) = self.rebind(self.binding.listen_port, ingress, egress) {
+        if self.sockets.port() == 0
+            && let Err(error) = self.rebind(self.binding.listen_port, ingress, egress)
+        {
             if !retries {
                 tracing::error!("{error}");
             }
             self.bind_at = Some(now + BIND_AGAIN);
+            return;
         }
+        self.tunnel.set_running(true, now);
+        self.send_control(egress, now);
     }
 
     /// What to do when the interface is gone.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +70,7 @@ impl App {
         egress: &mut E,
     ) -> io::Result<()> {
         let device = egress.add_device(Arc::clone(self.tun.fd()), self.tun.offloads())?;
-        ingress.add(self.tun.fd().as_fd(), Token(device.0), Source::Tun)?;
+        ingress.add(Arc::clone(self.tun.fd()), Token(device.0), Source::Tun)?;
         self.ports.device = Some(device);
         Ok(())
     }
@@ -89,7 +88,7 @@ impl App {
                 if let Some(socket) = socket {
                     let added = egress.add_socket(Arc::clone(socket.fd()))?;
                     *port = Some(added);
-                    ingress.add(socket.fd().as_fd(), Token(added.0), Source::Udp)?;
+                    ingress.add(Arc::clone(socket.fd()), Token(added.0), Source::Udp)?;
                 }
             }
             Ok(())

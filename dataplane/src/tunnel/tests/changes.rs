@@ -282,6 +282,14 @@ fn an_interface_that_is_down_is_silent_and_its_sessions_end() {
     pair.a.set_running(true, pair.now);
     pair.pass(SECOND);
     assert!(pair.a.ready(PEER, pair.now).is_some(), "the persistent keepalive brings it up again");
+
+    let mut pair = Pair::connected();
+    pair.a.set_running(false, pair.now);
+    while !pair.a.renew_some(1) {}
+    pair.now += SECOND;
+    assert!(pair.exchange().is_empty());
+    pair.a.set_running(true, pair.now);
+    assert_eq!(pair.settle(), vec![packet(A_INSIDE, B_INSIDE, b"hello")], "what waited leaves at once");
 }
 
 #[test]
