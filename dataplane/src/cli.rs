@@ -1,12 +1,13 @@
 //! The command line of `towpath`.
 
+mod interface;
+
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
@@ -14,20 +15,30 @@ use zeroize::Zeroizing;
 use crate::config::{self, Config, ConfigError};
 use crate::engine::{self, EngineArgs, Switch};
 use crate::log::{self, LogFormat};
-use crate::tunnel::app::{App, Relay};
+use crate::sys::udp::LISTEN_PATIENCE;
+use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::{Tunnel, noise, setup};
 use crate::turn::Client;
+use crate::uapi::Listener;
 
 /// Exit status of a mistake in what the user wrote: flags, configuration, keys.
 const USAGE: u8 = 2;
 
 /// WireGuard tunnels through io_uring, straight to the peer or over a TURN relay.
 #[derive(Debug, Parser)]
-#[command(name = "towpath", version, arg_required_else_help = true)]
+#[command(
+    name = "towpath",
+    version,
+    arg_required_else_help = true,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    interface: interface::Flags,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,23 +68,31 @@ struct Up {
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(error) => return usage_error(&error),
+        Err(error) => {
+            // Help goes to standard output; nobody is left to tell when that is closed.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
     };
     let outcome = match cli.command {
+        None => interface::run(&cli.interface),
+        Some(command) => run(command).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|failure| {
+        failure.report();
+        ExitCode::from(failure.status)
+    })
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
         Command::Up(up) => {
             log::init(up.log_format, LevelFilter::INFO);
-            run(&up)
+            up_tunnel(&up).map_err(|failure| failure.formatted(up.log_format))
         }
         Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
         Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
         Command::Pubkey => print_public_key(),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            failure.report();
-            ExitCode::from(failure.status)
-        }
     }
 }
 
@@ -88,6 +107,11 @@ struct Failure {
 impl Failure {
     fn usage(text: impl Into<String>) -> Self {
         Self { text: text.into(), status: USAGE, as_log: false }
+    }
+
+    /// Written like everything else that is logged.
+    fn formatted(self, format: LogFormat) -> Self {
+        Self { as_log: format == LogFormat::Json, ..self }
     }
 
     fn report(&self) {
@@ -116,25 +140,6 @@ impl From<ConfigError> for Failure {
     }
 }
 
-fn usage_error(error: &clap::Error) -> ExitCode {
-    if error.kind() == ErrorKind::InvalidSubcommand {
-        let text = "there is no such command; to bring up an interface, write its configuration into a file such as \
-                    wg0.conf and run: towpath up wg0.conf (`towpath wg0` alone, as wireguard-go has it, is not \
-                    supported yet; `towpath --help` lists the commands)";
-        let failure = Failure::usage(text);
-        failure.report();
-        return ExitCode::from(failure.status);
-    }
-    // Help goes to standard output; nobody is left to tell when that is closed.
-    let _ = error.print();
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE))
-}
-
-fn run(up: &Up) -> Result<(), Failure> {
-    let as_log = up.log_format == LogFormat::Json;
-    up_tunnel(up).map_err(|failure| Failure { as_log, ..failure })
-}
-
 fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
     let (config, warnings) = Config::load(&up.file)?;
@@ -147,39 +152,49 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     Ok(())
 }
 
-#[expect(clippy::disallowed_methods, reason = "set-up happens before the driver reads the clock")]
 fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, Failure> {
+    let (seeds, cookie_secret) = randomness()?;
+    let plan = setup::plan(file, config, seeds, cookie_secret)?;
+    for warning in &plan.warnings {
+        tracing::warn!("{}: {warning}", file.display());
+    }
+    let sockets = setup::bind_sockets(config.listen_port, gso, LISTEN_PATIENCE)?;
+    let tun = setup::make_interface(name, config, plan.tunnel.mtu, gso)?;
+    let listener = Listener::bind(name)
+        .inspect_err(|error| tracing::info!("`wg` does not see this tunnel: {error}"))
+        .ok();
+    tracing::info!(
+        interface = name,
+        mtu = plan.tunnel.mtu,
+        listen_port = sockets.port(),
+        peers = plan.tunnel.peers.len(),
+        offloads = ?tun.offloads(),
+        "interface is up"
+    );
+    let now = now();
+    let relay = plan.relay.map(|relay| {
+        let server = relay.client.server;
+        Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
+    });
+    let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro: gso };
+    let management = Management { binding, listener, drop_in: false, notice: None };
+    Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
+}
+
+#[expect(clippy::disallowed_methods, reason = "set-up happens before the driver reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Two seeds and a secret for cookies.
+fn randomness() -> io::Result<([u64; 2], [u8; KEY_LEN])> {
     let mut cookie_secret = [0; KEY_LEN];
     fill_random(&mut cookie_secret)?;
     let mut seeds = [[0; 8]; 2];
     for seed in &mut seeds {
         fill_random(seed)?;
     }
-    let plan = setup::plan(file, config, seeds.map(u64::from_ne_bytes), cookie_secret)?;
-    for warning in &plan.warnings {
-        tracing::warn!("{}: {warning}", file.display());
-    }
-    let sockets = setup::bind_sockets(config.listen_port, gso)?;
-    let tun = setup::make_interface(name, config, plan.tunnel.mtu, gso)?;
-    let port = [&sockets.v4, &sockets.v6]
-        .into_iter()
-        .flatten()
-        .next()
-        .map_or(0, |socket| socket.local_addr().port());
-    tracing::info!(
-        interface = name,
-        mtu = plan.tunnel.mtu,
-        listen_port = port,
-        peers = plan.tunnel.peers.len(),
-        offloads = ?tun.offloads(),
-        "interface is up"
-    );
-    let now = Instant::now();
-    let relay = plan.relay.map(|relay| {
-        let server = relay.client.server;
-        Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
-    });
-    Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay))
+    Ok((seeds.map(u64::from_ne_bytes), cookie_secret))
 }
 
 fn fill_random(bytes: &mut [u8]) -> io::Result<()> {

@@ -67,6 +67,14 @@ pub trait Application {
     /// Called after each batch, outside the handler: sockets are opened and closed here. O(1) when there is nothing to do.
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next;
 
+    /// A device or a ring has failed for good. `Ok` ends the program in good order, as when the device was to go.
+    ///
+    /// # Errors
+    /// The same error, which ends the program with it.
+    fn handle_failure(&mut self, error: io::Error) -> io::Result<()> {
+        Err(error)
+    }
+
     /// Sources whose reading stops while egress answers [`crate::egress::Flush::Waiting`] (a TUN device).
     fn slow_down<I: Ingress>(&mut self, ingress: &mut I, reading: bool);
 
@@ -170,7 +178,7 @@ pub fn run<A: Application, I: Ingress, E: Egress>(
     }
     take_what_was_read(application, ingress, egress)?;
     application.stop(egress, Instant::now());
-    drain(egress)?;
+    drain(application, egress)?;
     let egress = egress.close();
     Ok(Ledger { ingress: ingress.stats(), egress, application: application.drops() })
 }
@@ -189,8 +197,9 @@ fn take_what_was_read<A: Application, I: Ingress, E: Egress>(
             if received.token.0 < OWN_TOKENS {
                 application.handle(received, egress, now);
             }
-        })?;
-        while egress.flush(Instant::now())? != Flush::Done && Instant::now() < deadline {
+        });
+        let more = more.or_else(|error| application.handle_failure(error).map(|()| false))?;
+        while flush(application, egress, Instant::now())?.0 != Flush::Done && Instant::now() < deadline {
             std::thread::sleep(RETRY_INTERVAL);
         }
         if !more {
@@ -199,13 +208,25 @@ fn take_what_was_read<A: Application, I: Ingress, E: Egress>(
     }
 }
 
+/// Flushes; whether it has failed for good, which is no error to the application.
+fn flush(
+    application: &mut impl Application,
+    egress: &mut impl Egress,
+    now: Instant,
+) -> io::Result<(Flush, bool)> {
+    match egress.flush(now) {
+        Ok(flush) => Ok((flush, false)),
+        Err(error) => application.handle_failure(error).map(|()| (Flush::Done, true)),
+    }
+}
+
 /// Flushes until nothing is pending, for as long as there is time.
 #[expect(clippy::disallowed_methods, reason = "the driver is where time enters")]
-fn drain(egress: &mut impl Egress) -> io::Result<()> {
+fn drain(application: &mut impl Application, egress: &mut impl Egress) -> io::Result<()> {
     let deadline = Instant::now() + DRAIN_TIME;
     loop {
         let now = Instant::now();
-        let flush = egress.flush(now)?;
+        let (flush, _) = flush(application, egress, now)?;
         if now >= deadline || (flush == Flush::Done && egress.pending() == 0) {
             return Ok(());
         }
@@ -259,14 +280,18 @@ impl Loop {
             let timeout = self.timeout(application);
             let mut signalled = false;
             let mut now = None;
-            ingress.poll(timeout, &mut |received| {
+            let polled = ingress.poll(timeout, &mut |received| {
                 if received.token.0 >= OWN_TOKENS {
                     signalled |= received.token == SIGNALS;
                     return;
                 }
                 let now = *now.get_or_insert_with(Instant::now);
                 application.handle(received, egress, now);
-            })?;
+            });
+            if let Err(error) = polled {
+                application.handle_failure(error)?;
+                self.stopping = true;
+            }
             if let Some(now) = now {
                 self.awake_until = now + self.busy_poll;
             }
@@ -280,7 +305,9 @@ impl Loop {
             application.handle_timeout(egress, self.now);
         }
         self.stopping |= application.maintain(ingress, egress, self.now) == Next::Stop;
-        self.flush = egress.flush(self.now)?;
+        let (flush, failed) = flush(application, egress, self.now)?;
+        self.flush = flush;
+        self.stopping |= failed;
         self.react(application, ingress, egress);
         if !ingress.has_more() {
             egress.idle();

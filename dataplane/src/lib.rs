@@ -16,4 +16,5 @@ pub mod stun;
 pub mod sys;
 pub mod tunnel;
 pub mod turn;
+pub mod uapi;
 pub mod wire;

@@ -9,7 +9,7 @@ mod user_namespace;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 
-use dataplane::netlink::{AddressWatch, Handle};
+use dataplane::netlink::{AddressWatch, Handle, LinkState, LinkWatch};
 use rustix::thread::UnshareFlags;
 
 /// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle.
@@ -175,4 +175,24 @@ fn addresses_that_come_and_go_are_told() {
         handle.add_address(loopback, dataplane::netlink::IpNet::new(address.into(), 32).unwrap()).unwrap();
     }
     assert!(watch.take() && !watch.take());
+}
+
+#[test]
+fn changes_of_an_interface_are_told_and_how_it_stands_can_be_asked() {
+    let test = "changes_of_an_interface_are_told_and_how_it_stands_can_be_asked";
+    let Some(mut handle) = inside_namespace(test) else { return };
+    let (left, _) = handle.add_veth("left", "right").unwrap();
+    let mut watch = LinkWatch::open().unwrap();
+    assert_eq!(handle.link_state(left).unwrap(), LinkState { up: false, mtu: 1_500 });
+    assert!(!watch.take(), "asking is no change");
+    handle.set_up(left).unwrap();
+    assert!(watch.take());
+    assert_eq!(handle.link_state(left).unwrap(), LinkState { up: true, mtu: 1_500 });
+    while watch.take() {}
+    handle.set_mtu(left, 1_300).unwrap();
+    assert!(watch.take());
+    assert_eq!(handle.link_state(left).unwrap().mtu, 1_300);
+    handle.delete_link(left).unwrap();
+    assert!(watch.take());
+    assert_eq!(handle.link_state(left).unwrap_err().errno(), Some(libc::ENODEV));
 }

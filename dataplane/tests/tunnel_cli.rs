@@ -94,7 +94,11 @@ fn usage_errors_exit_with_2_and_name_the_remedy() {
     let cases: &[(&[&str], &str, &str)] = &[
         (&["pubkey"], "nonsense\n", "base64"),
         (&["pubkey"], "", "base64"),
-        (&["wg0"], "", "towpath up wg0.conf"),
+        (&["wg0.conf"], "", "towpath up wg0.conf"),
+        (&["/etc/wireguard/wg0.conf", "-f"], "", "towpath up /etc/wireguard/wg0.conf"),
+        (&["wg0", "wg1"], "", "wg1"),
+        (&["-f"], "", "INTERFACE"),
+        (&["-f", "wg0", "--io", "suspend", "--completions", "inline"], "", "--completions"),
         (&["up"], "", "FILE"),
         (&["up", "/nonexistent/wg0.conf"], "", "/nonexistent/wg0.conf: cannot be read"),
         (&["up", "wg0.conf", "--io", "magic"], "", "uring"),
@@ -140,6 +144,22 @@ fn configuration_errors_name_file_and_line_as_text_and_as_json() {
     let output = towpath(&["up", file], "");
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains(&format!("{file}:6: no-such-host.invalid:1")), "{}", stderr(&output));
+}
+
+#[test]
+fn a_descriptor_that_is_none_is_named_and_the_foreground_ends_as_the_background_does() {
+    let cases =
+        [("-f", "WG_TUN_FD", "x", 2), ("-f", "WG_TUN_FD", "999", 1), ("--io=suspend", "WG_TUN_FD", "x", 2)];
+    for (flag, variable, value, status) in cases {
+        let output = Command::new(TOWPATH)
+            .args(["wg0", flag])
+            .env(variable, value)
+            .env_remove("WG_PROCESS_FOREGROUND")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        assert!(stderr(&output).starts_with(&format!("towpath: {variable}")), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ impl Routes {
         let mut addresses = Vec::new();
         for (index, len) in (0..count).zip(prefix_lens.iter().cycle()) {
             let address = Ipv4Addr::from_bits(10 << 24 | index << 8 | 1);
-            table.insert(format!("{address}/{len}").parse().expect("a prefix"), PeerIndex(index));
+            table.insert(format!("{address}/{len}").parse().expect("a prefix"), PeerIndex(index.into()));
             if index % count.div_ceil(1_000) == 0 {
                 addresses.push(address.into());
             }

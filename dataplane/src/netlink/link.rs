@@ -33,6 +33,15 @@ pub struct LinkStats {
     pub tx_dropped: u64,
 }
 
+/// How an interface is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkState {
+    /// It was brought up (IFF_UP).
+    pub up: bool,
+    /// Its MTU, bytes.
+    pub mtu: u32,
+}
+
 /// An address on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -71,6 +80,19 @@ impl Handle {
             _ => None,
         });
         Ok(stats.unwrap_or_default())
+    }
+
+    /// How an interface is set.
+    ///
+    /// # Errors
+    /// ENODEV when it does not exist, here.
+    pub fn link_state(&mut self, index: u32) -> Result<LinkState, Error> {
+        let answer = self.link(&format!("look at interface {index}"), by_index(index))?;
+        let mtu = answer.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        Ok(LinkState { up: answer.header.flags.contains(LinkFlags::Up), mtu: mtu.unwrap_or_default() })
     }
 
     /// Puts an address on an interface. An IPv6 address works at once: no duplicate address detection

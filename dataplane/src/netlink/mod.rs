@@ -18,9 +18,9 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 pub use error::Error;
 pub use ipnet::{IpNet, Ipv4Net};
-pub use link::{Address, LinkStats};
+pub use link::{Address, LinkState, LinkStats};
 pub use qdisc::QdiscStats;
-pub use watch::AddressWatch;
+pub use watch::{AddressWatch, LinkWatch};
 
 /// The kernel's answers to a dump are at most 32 KiB a piece (netlink_dump); the rest is slack.
 const RECEIVE_BUFFER_BYTES: usize = 64 << 10;

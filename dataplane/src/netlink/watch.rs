@@ -1,4 +1,5 @@
-//! Tells when an address of this network namespace comes or goes, so that nobody has to ask again and again.
+//! Tells when an address or an interface of this network namespace comes, goes or changes, so that nobody has to ask again
+//! and again.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,15 +9,13 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use super::Error;
 
 /// Both multicast groups of rtnetlink(7) that tell of addresses.
-const GROUPS: u32 = (libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR) as u32;
+const ADDRESSES: u32 = (libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR) as u32;
+/// The one that tells of interfaces.
+const LINKS: u32 = libc::RTMGRP_LINK as u32;
 
 /// A subscription to the addresses of one network namespace. It says that something changed, not what: news that did not
 /// fit into the socket's buffer are lost, so that only [`super::Handle::addresses`] tells how things stand.
-pub struct AddressWatch {
-    socket: Socket,
-    /// Only the fact that news came is wanted: the rest of a longer message is cut off by the kernel.
-    scratch: Vec<u8>,
-}
+pub struct AddressWatch(Watch);
 
 impl AddressWatch {
     /// Subscribes in the calling thread's network namespace. Changes made after this are not missed.
@@ -24,18 +23,64 @@ impl AddressWatch {
     /// # Errors
     /// When the kernel has no NETLINK_ROUTE or a sandbox forbids it.
     pub fn open() -> Result<Self, Error> {
-        let open = || -> io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.set_non_blocking(true)?;
-            socket.bind(&SocketAddr::new(0, GROUPS))?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|source| Error::new("watch the addresses of this machine", source))?;
-        Ok(Self { socket, scratch: Vec::with_capacity(64) })
+        Watch::open(ADDRESSES, "watch the addresses of this machine").map(Self)
     }
 
     /// Takes all news there are; whether there were any.
     pub fn take(&mut self) -> bool {
+        self.0.take()
+    }
+}
+
+impl AsFd for AddressWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+}
+
+/// A subscription to the interfaces of one network namespace; how one of them stands, [`super::Handle::link_state`] tells.
+pub struct LinkWatch(Watch);
+
+impl LinkWatch {
+    /// Subscribes in the calling thread's network namespace. Changes made after this are not missed.
+    ///
+    /// # Errors
+    /// As [`AddressWatch::open`].
+    pub fn open() -> Result<Self, Error> {
+        Watch::open(LINKS, "watch the interfaces of this machine").map(Self)
+    }
+
+    /// Takes all news there are; whether there were any.
+    pub fn take(&mut self) -> bool {
+        self.0.take()
+    }
+}
+
+impl AsFd for LinkWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+}
+
+struct Watch {
+    socket: Socket,
+    /// Only the fact that news came is wanted: the rest of a longer message is cut off by the kernel.
+    scratch: Vec<u8>,
+}
+
+impl Watch {
+    fn open(groups: u32, operation: &str) -> Result<Self, Error> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.set_non_blocking(true)?;
+            socket.bind(&SocketAddr::new(0, groups))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source| Error::new(operation, source))?;
+        Ok(Self { socket, scratch: Vec::with_capacity(64) })
+    }
+
+    fn take(&mut self) -> bool {
         let mut news = false;
         loop {
             self.scratch.clear();
@@ -48,11 +93,5 @@ impl AddressWatch {
                 Err(_) => return true,
             }
         }
-    }
-}
-
-impl AsFd for AddressWatch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }

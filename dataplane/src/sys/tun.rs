@@ -1,7 +1,7 @@
 //! TUN devices whose packets start with a virtio_net header (Documentation/networking/tuntap.rst in the kernel).
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 const TUN_F_CSUM: libc::c_uint = 0x01;
@@ -10,6 +10,8 @@ const TUN_F_TSO6: libc::c_uint = 0x04;
 const TUN_F_TSO_ECN: libc::c_uint = 0x08;
 const TUN_F_USO4: libc::c_uint = 0x20;
 const TUN_F_USO6: libc::c_uint = 0x40;
+/// `_IO('T', 227)` of linux/if_tun.h.
+const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
 /// Segmentation offloads a TUN device accepted (TUNSETOFFLOAD), probed by degrees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,11 +51,63 @@ impl Tun {
         if answer < 0 {
             return Err(interface_error(name, io::Error::last_os_error()));
         }
+        Self::with_offloads(fd, name.to_owned(), gso)
+    }
+
+    /// Takes a descriptor that is attached to a device already (WG_TUN_FD); otherwise as [`Tun::open`].
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is not, or when its packets do not start with a virtio_net header.
+    pub fn inherited(fd: OwnedFd, gso: bool) -> io::Result<Self> {
+        let refuse = |text: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        let request = match attached(&fd) {
+            Ok(request) => request,
+            Err(error) => return refuse(&format!("it is not attached to a TUN device: {error}")),
+        };
+        // SAFETY: TUNGETIFF has written the flags of the device.
+        let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+        let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if flags & (wanted | libc::IFF_TAP) != wanted {
+            return refuse("the device has to be made with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR");
+        }
+        rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::RDWR)?;
+        Self::with_offloads(fd, name_of(&request), gso)
+    }
+
+    fn with_offloads(fd: OwnedFd, name: String, gso: bool) -> io::Result<Self> {
         let offloads = if gso { probe_offloads(&fd) } else { Offloads::default() };
         if offloads == Offloads::default() {
             set_offloads(&fd, 0)?;
         }
-        Ok(Self { fd: Arc::new(fd), name: name.to_owned(), offloads })
+        Ok(Self { fd: Arc::new(fd), name, offloads })
+    }
+
+    /// Whether the interface was deleted: then the descriptor is attached to nothing.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        attached(&self.fd).is_err_and(|error| error.raw_os_error() == Some(libc::EBADFD))
+    }
+
+    /// The name that the interface has now.
+    ///
+    /// # Errors
+    /// When it was deleted.
+    pub fn current_name(&self) -> io::Result<String> {
+        attached(&self.fd).map(|request| name_of(&request))
+    }
+
+    /// The network namespace that the interface is in now (Linux 5.2).
+    ///
+    /// # Errors
+    /// When it was deleted, or CAP_NET_ADMIN there is missing.
+    pub fn namespace(&self) -> io::Result<OwnedFd> {
+        // SAFETY: TUNGETDEVNETNS takes no argument; it returns a new descriptor or an error.
+        let answer = unsafe { libc::ioctl(self.fd.as_raw_fd(), TUNGETDEVNETNS) };
+        if answer < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the ioctl has just returned this descriptor and nobody else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(answer) })
     }
 
     /// The descriptor, non-blocking, to register with an ingress and an egress.
@@ -91,6 +145,19 @@ fn set_offloads(fd: &OwnedFd, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Name and flags of the device that a descriptor is attached to.
+fn attached(fd: &OwnedFd) -> io::Result<libc::ifreq> {
+    // SAFETY: `struct ifreq` is plain data for which all zero bytes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one `struct ifreq`, which lives in this frame.
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(request) }
+}
+
+fn name_of(request: &libc::ifreq) -> String {
+    request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte as u8)).collect()
 }
 
 /// A `struct ifreq` with a name in it.
@@ -145,5 +212,8 @@ mod tests {
     fn a_descriptor_that_is_no_tun_has_no_offloads() {
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
         assert_eq!(probe_offloads(&null.into()), Offloads::default());
+        let null = std::fs::File::open("/dev/null").expect("/dev/null");
+        let error = Tun::inherited(null.into(), true).expect_err("refused");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

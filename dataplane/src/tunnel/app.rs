@@ -5,36 +5,40 @@
 //!  UDP superpacket ─► [relay: take the payload out] ─► open into the stack packet ─► TUN
 //! ```
 
+mod control;
+mod link;
+mod ports;
+mod way;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::control::Control;
+use self::link::Link;
+use self::ports::Ports;
+pub use self::ports::{Binding, Sockets};
+use self::way::Way;
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
-use crate::driver::{Application, Next};
+use crate::driver::{Application, Next, OWN_TOKENS};
 use crate::drops::{Cause, Drops};
-use crate::egress::{Class, Egress, Port, Target};
+use crate::egress::{Class, Egress, Target};
 use crate::engine::IngressKind;
-use crate::ingress::{Ingress, Meta, Received, Source, Token};
+use crate::ingress::{Ingress, Meta, Received, Token};
 use crate::offload::split::Splitter;
 use crate::packet::Packet;
-use crate::stun::{ChannelNumber, channel_data};
+use crate::sys::daemon::Notice;
 use crate::sys::tun::Tun;
-use crate::sys::udp::UdpSocket;
 use crate::turn::{Client, Event, Input};
+use crate::uapi::Listener;
 
-/// The longest UDP payload over IPv4, bytes.
-const DATAGRAM_MAX: usize = 65_507;
-
-/// The UDP sockets, one for each family the machine has.
-#[derive(Debug)]
-pub struct Sockets {
-    /// IPv4.
-    pub v4: Option<UdpSocket>,
-    /// IPv6.
-    pub v6: Option<UdpSocket>,
-}
+/// What `wg` has asked for, and what the interface tells of itself.
+const CONTROL: Token = Token(OWN_TOKENS - 1);
+const LINK: Token = Token(OWN_TOKENS - 2);
+/// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
+const RENEWED: usize = 4;
 
 /// A relay and the peers reached over it.
 pub struct Relay {
@@ -44,6 +48,19 @@ pub struct Relay {
     pub server: SocketAddr,
     /// Which peer is reached at which address.
     pub peers: Vec<(PeerIndex, SocketAddr)>,
+}
+
+/// How the endpoint is managed from outside.
+#[derive(Debug)]
+pub struct Management {
+    /// How sockets are bound, from the start or when the interface goes up.
+    pub binding: Binding,
+    /// Where `wg` is served.
+    pub listener: Option<Listener>,
+    /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
+    pub drop_in: bool,
+    /// Who waits until everything is there.
+    pub notice: Option<Notice>,
 }
 
 /// The running endpoint.
@@ -56,22 +73,53 @@ pub struct App {
     ready: bool,
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
     packet: Packet,
-}
-
-/// Where sockets and device are registered.
-#[derive(Clone, Copy, Default)]
-struct Ports {
-    device: Option<Port>,
-    v4: Option<Port>,
-    v6: Option<Port>,
+    binding: Binding,
+    drop_in: bool,
+    /// What is used up at the start.
+    listener: Option<Listener>,
+    notice: Option<Notice>,
+    control: Option<Control>,
+    link: Option<Link>,
+    /// The interface has changed.
+    link_news: bool,
+    /// That it is gone has been said.
+    deleted: bool,
+    /// When sockets are to be bound that could not be.
+    bind_at: Option<Instant>,
+    /// When the last turn ended.
+    turned: Option<Instant>,
 }
 
 impl App {
     /// Puts the parts together; nothing is read or sent before [`Application::start`].
     #[must_use]
-    pub fn new(tunnel: Tunnel, tun: Tun, sockets: Sockets, relay: Option<Relay>) -> Self {
-        let ports = Ports::default();
-        Self { tunnel, tun, sockets, relay, ports, ready: false, packet: Packet::new() }
+    pub fn new(
+        tunnel: Tunnel,
+        tun: Tun,
+        sockets: Sockets,
+        relay: Option<Relay>,
+        management: Management,
+    ) -> Self {
+        let Management { binding, listener, drop_in, notice } = management;
+        Self {
+            tunnel,
+            tun,
+            sockets,
+            relay,
+            ports: Ports::default(),
+            ready: false,
+            packet: Packet::new(),
+            binding,
+            drop_in,
+            listener,
+            notice,
+            control: None,
+            link: None,
+            link_news: false,
+            deleted: false,
+            bind_at: None,
+            turned: None,
+        }
     }
 
     fn handle_tun<E: Egress>(&mut self, superpacket: &mut [u8], egress: &mut E, now: Instant) {
@@ -351,17 +399,13 @@ impl Application for App {
         if let Some(relay) = &self.relay {
             tracing::info!("asking the relay {} for an address", relay.server);
         }
-        let device = egress.add_device(Arc::clone(self.tun.fd()), self.tun.offloads())?;
-        ingress.add(self.tun.fd().clone(), Token(device.0), Source::Tun)?;
-        self.ports.device = Some(device);
-        for (socket, port) in [(&self.sockets.v4, &mut self.ports.v4), (&self.sockets.v6, &mut self.ports.v6)]
-        {
-            if let Some(socket) = socket {
-                let added = egress.add_socket(Arc::clone(socket.fd()))?;
-                ingress.add(socket.fd().clone(), Token(added.0), Source::Udp)?;
-                *port = Some(added);
-            }
+        self.open_device(ingress, egress)?;
+        let sockets = std::mem::replace(&mut self.sockets, Sockets::NONE);
+        self.open_sockets(sockets, ingress, egress)?;
+        if let Some(listener) = self.listener.take() {
+            self.open_control(listener, ingress)?;
         }
+        self.open_link(ingress, egress, now);
         if let Some(relay) = &mut self.relay {
             for &(_, address) in &relay.peers {
                 relay.client.bind_channel(address, now);
@@ -371,7 +415,7 @@ impl Application for App {
         }
         self.tunnel.handle_timeout(now);
         self.send_control(egress, now);
-        Ok(())
+        self.notice.take().map_or(Ok(()), Notice::tell)
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
@@ -382,6 +426,8 @@ impl Application for App {
                 let segments = Received::segments(received.bytes, segment_size);
                 self.handle_udp(from, path, segments, egress, now);
             }
+            Meta::Ready if received.token == CONTROL => return self.note_control(now),
+            Meta::Ready if received.token == LINK => return self.link_news = true,
             Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }
         self.send_control(egress, now);
@@ -399,11 +445,28 @@ impl Application for App {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let relay = self.relay.as_ref().and_then(|relay| relay.client.poll_timeout());
-        [self.tunnel.poll_timeout(), relay].into_iter().flatten().min()
+        let at_once = self.turned.filter(|_| self.link_news || self.tunnel.is_renewing());
+        [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.bind_at, at_once]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    fn maintain<I: Ingress, E: Egress>(&mut self, _: &mut I, _: &mut E, _: Instant) -> Next {
-        Next::Continue
+    fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
+        self.turned = Some(now);
+        if self.link_news && self.follow_link(ingress, egress, now) == Next::Stop {
+            return Next::Stop;
+        }
+        if self.bind_at.is_some_and(|at| at <= now) {
+            self.go_up(ingress, egress, now);
+        }
+        self.tunnel.renew_some(RENEWED);
+        self.serve_control(ingress, egress, now)
+    }
+
+    fn handle_failure(&mut self, error: io::Error) -> io::Result<()> {
+        let ends = self.tun.is_deleted() && self.device_deleted() == Next::Stop;
+        if ends { Ok(()) } else { Err(error) }
     }
 
     fn slow_down<I: Ingress>(&mut self, ingress: &mut I, reading: bool) {
@@ -422,47 +485,5 @@ impl Application for App {
 
     fn drops(&self) -> Drops {
         self.tunnel.drops().clone()
-    }
-}
-
-impl Ports {
-    /// The socket for the family of an address.
-    fn of(&self, address: SocketAddr) -> Option<Port> {
-        if address.is_ipv4() { self.v4 } else { self.v6 }
-    }
-}
-
-/// A target, and the channel of the relay that leads on from there.
-#[derive(Clone, Copy)]
-struct Way {
-    target: Target,
-    channel: Option<ChannelNumber>,
-}
-
-impl Way {
-    /// What stands in front of a message of `len` bytes; `None` when both together are too long for a datagram.
-    fn front(&self, len: usize) -> Option<Front> {
-        let front = match self.channel {
-            Some(number) => Front::Channel(channel_data::header(number, len)?),
-            None => Front::Nothing,
-        };
-        (front.len() + len <= DATAGRAM_MAX).then_some(front)
-    }
-}
-
-/// Bytes in front of a message.
-enum Front {
-    Nothing,
-    Channel([u8; channel_data::HEADER_LEN]),
-}
-
-impl std::ops::Deref for Front {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Nothing => &[],
-            Self::Channel(header) => header,
-        }
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::limiter::Verdict;
 use super::noise::{CONTROL_LEN, Inner};
-use super::peer::{Passed, Path, PeerIndex};
+use super::peer::{Passed, Path};
+use super::peers::PeerIndex;
 use super::timers::REKEY_ON_RECEIVE;
 use super::{Tunnel, noise};
 use crate::drops::Cause;
@@ -52,14 +53,13 @@ impl Tunnel {
         now: Instant,
     ) -> Result<Opened, Cause> {
         let index = self.peer_of(receiver)?;
-        let peer = &mut self.peers[index.0 as usize];
-        if peer.slept_past_expiry(now) {
-            peer.noise.forget_sessions(&self.identity);
-        }
-        let opened = peer.noise.open(datagram, out.buffer(), now)?;
+        let peer = &mut self.peers[index];
+        peer.forget_outlived(&self.identity, now);
+        let opened = peer.keys.open(datagram, receiver, out.buffer(), now)?;
+        peer.stats.received_message_bytes += datagram.len() as u64;
         // From here on the message is authentic, whatever it holds.
         let news = self.authentic(index, path, now);
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         if opened.confirmed {
             peer.timers.handshake_complete();
             if peer.stats.last_handshake.replace(now).is_none() {
@@ -67,11 +67,11 @@ impl Tunnel {
             }
             self.unstage(index);
         }
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         if opened.initiator && opened.age >= REKEY_ON_RECEIVE && !peer.timers.handshake_in_progress() {
             self.start_handshake(index, now);
         }
-        let timers = &mut self.peers[index.0 as usize].timers;
+        let timers = &mut self.peers[index].timers;
         let starts = matches!(opened.inner, Inner::Packet(_)) && timers.data_received(now);
         if news || starts {
             self.arm(index);
@@ -92,7 +92,7 @@ impl Tunnel {
         if self.routes.find(header.source) != Some(index) {
             return Err(Cause::AllowedIps);
         }
-        let stats = &mut self.peers[index.0 as usize].stats;
+        let stats = &mut self.peers[index].stats;
         stats.received_packets += 1;
         stats.received_bytes += header.total_len as u64;
         Ok(Opened::Packet(index))
@@ -104,19 +104,22 @@ impl Tunnel {
         }
         let claimed = self.identity.claimed_sender(datagram).ok_or(Cause::BadTag)?;
         let index = *self.by_key.get(&claimed).ok_or(Cause::BadTag)?;
-        let peer = &mut self.peers[index.0 as usize];
+        self.renew(index);
+        let peer = &mut self.peers[index];
         let last = peer.last_initiation_received;
         if last.is_some_and(|last| now.saturating_duration_since(last) < INITIATION_SPACING) {
             return Err(Cause::RateLimited);
         }
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_initiation(datagram, &mut bytes, now)?;
+        let len = peer.keys.handle_initiation(&self.identity, datagram, &mut bytes, now)?;
         peer.last_initiation_received = Some(now);
+        peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         peer.timers.session_made(now);
         peer.timers.anything_sent(now);
-        self.transmit(path, bytes, len);
+        self.transmit_to(index, path, bytes, len);
+        self.prune_keys(index, now);
         self.arm(index);
         Ok(Opened::Consumed)
     }
@@ -132,11 +135,12 @@ impl Tunnel {
         if !self.admit_handshake(datagram, path, now)? {
             return Ok(Opened::Consumed);
         }
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_response(datagram, &mut bytes, now)?;
+        let len = peer.keys.handle_response(datagram, receiver, &mut bytes, now)?;
+        peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         peer.timers.session_made(now);
         peer.timers.handshake_complete();
         peer.timers.anything_sent(now);
@@ -144,7 +148,8 @@ impl Tunnel {
             None => tracing::info!(peer = %peer.public_key, "handshake complete"),
             Some(_) => tracing::debug!(peer = %peer.public_key, "handshake complete"),
         }
-        self.transmit(path, bytes, len);
+        self.transmit_to(index, path, bytes, len);
+        self.prune_keys(index, now);
         self.unstage(index);
         self.arm(index);
         Ok(Opened::Consumed)
@@ -153,12 +158,15 @@ impl Tunnel {
     /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it.
     fn open_cookie_reply(&mut self, datagram: &[u8], receiver: SessionIndex) -> Result<Opened, Cause> {
         let index = self.peer_of(receiver)?;
-        self.peers[index.0 as usize].noise.handle_cookie_reply(datagram)?;
+        self.peers[index].keys.handle_cookie_reply(datagram, receiver)?;
         Ok(Opened::Consumed)
     }
 
     /// Whether a handshake message may cost a Diffie-Hellman; `false` when a cookie reply was sent instead.
     fn admit_handshake(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<bool, Cause> {
+        if self.private_key.is_none() {
+            return Err(Cause::BadTag);
+        }
         let mut reply = [0; COOKIE_REPLY];
         match self.limiter.check(&self.identity, datagram, path.remote(), &mut reply, now) {
             Verdict::Accept => Ok(true),
@@ -174,7 +182,7 @@ impl Tunnel {
 
     /// The peer answers from here now, and it is alive. The answer is whether a timer may have changed.
     fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         peer.path = Some(path);
         peer.awaits_path = false;
         let news = peer.is_news(Passed::Received, now);

@@ -34,6 +34,12 @@ impl SecretKey {
         &self.0
     }
 
+    /// Whether all bytes are zero, which stands for no key at all.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        self.0 == [0; KEY_LEN]
+    }
+
     /// The key in base64, for `genkey`; wiped when dropped.
     #[must_use]
     pub fn to_base64(&self) -> Zeroizing<String> {

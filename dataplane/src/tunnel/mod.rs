@@ -11,10 +11,13 @@ pub mod app;
 pub mod key;
 pub mod noise;
 pub mod peer;
+pub mod peers;
 pub mod routes;
 pub mod setup;
 
+mod change;
 mod incoming;
+mod keys;
 mod limiter;
 mod staged;
 mod timers;
@@ -29,12 +32,15 @@ use foldhash::fast::FixedState;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
+pub use self::change::PeerView;
 pub use self::incoming::Opened;
 use self::key::{PublicKey, SecretKey};
 use self::limiter::Limiter;
-use self::noise::{CONTROL_LEN, Identity, Noise, PEER_TAG_BITS};
-use self::peer::{Passed, Peer};
-pub use self::peer::{Path, PeerConfig, PeerIndex, PeerStats};
+use self::noise::{CONTROL_LEN, Identity};
+use self::peer::Passed;
+pub use self::peer::{Path, PeerConfig, PeerStats};
+pub use self::peers::PeerIndex;
+use self::peers::Peers;
 use self::routes::AllowedIps;
 use self::timers::{Due, JITTER_MS, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
 use crate::drops::{Cause, Drops};
@@ -50,7 +56,7 @@ const CONTROL_MAX: usize = 512;
 /// What an endpoint is made of.
 #[derive(Debug)]
 pub struct TunnelConfig {
-    /// Who we are.
+    /// Who we are; nobody yet when all of its bytes are zero.
     pub private_key: SecretKey,
     /// MTU of the TUN device, bytes; packets are not padded beyond it.
     pub mtu: usize,
@@ -82,8 +88,17 @@ impl Transmit {
 /// A WireGuard endpoint.
 pub struct Tunnel {
     identity: Identity,
+    /// The key that the identity is made of, or none.
+    private_key: Option<SecretKey>,
+    cookie_secret: [u8; 32],
+    /// Packets can leave and arrive; else no timer runs and no handshake starts.
+    running: bool,
+    /// Changes with the private key and with every stop; sessions of an earlier one must end.
+    epoch: u64,
+    /// Peers from this place on may still have sessions of an earlier epoch.
+    renewing: Option<usize>,
     mtu: usize,
-    peers: Vec<Peer>,
+    peers: Peers,
     by_key: std::collections::HashMap<PublicKey, PeerIndex, FixedState>,
     /// By the upper 24 bits of the session indices we choose.
     by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
@@ -108,8 +123,13 @@ impl Tunnel {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
         let mut tunnel = Self {
             identity: Identity::new(&config.private_key, &config.cookie_secret),
+            private_key: Some(config.private_key.clone()).filter(|key| !key.is_zero()),
+            cookie_secret: config.cookie_secret,
+            running: true,
+            epoch: 0,
+            renewing: None,
             mtu: config.mtu,
-            peers: Vec::with_capacity(config.peers.len()),
+            peers: Peers::with_capacity(config.peers.len()),
             by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             routes: AllowedIps::new(rng.next_u64()),
@@ -122,8 +142,8 @@ impl Tunnel {
             drops: Drops::default(),
             control_overflows: 0,
         };
-        for (index, peer) in (0..).map(PeerIndex).zip(&config.peers) {
-            tunnel.add_peer(index, peer, now);
+        for peer in &config.peers {
+            tunnel.add_peer(peer, now);
         }
         tunnel
     }
@@ -165,11 +185,9 @@ impl Tunnel {
 
     /// Where packets for `peer` can be sent to at once; `None` when they have to be staged.
     pub fn ready(&mut self, peer: PeerIndex, now: Instant) -> Option<Path> {
-        let peer = &mut self.peers[peer.0 as usize];
-        if peer.slept_past_expiry(now) {
-            peer.noise.forget_sessions(&self.identity);
-        }
-        peer.noise.usable(now)?;
+        let peer = self.peers.get_mut(peer)?;
+        peer.forget_outlived(&self.identity, now);
+        peer.keys.usable(now)?;
         peer.path
     }
 
@@ -177,15 +195,18 @@ impl Tunnel {
     /// leaves from. `false`, and nothing counted, when [`Tunnel::ready`] would have said no.
     #[must_use]
     pub fn seal(&mut self, index: PeerIndex, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
-        let peer = &mut self.peers[index.0 as usize];
-        if !peer.noise.seal(packet, out, now) {
+        let Some(peer) = self.peers.get_mut(index) else {
+            return false;
+        };
+        if !peer.keys.seal(packet, out, now) {
             return false;
         }
         peer.stats.sent_packets += 1;
         peer.stats.sent_bytes += packet.len() as u64;
+        peer.stats.sent_message_bytes += out.len() as u64;
         if peer.is_news(Passed::DataSent, now) {
             let jitter = self.jitter();
-            let timers = &mut self.peers[index.0 as usize].timers;
+            let timers = &mut self.peers[index].timers;
             timers.data_sent(jitter, now);
             timers.anything_sent(now);
             self.renew_if_worn(index, now);
@@ -196,7 +217,10 @@ impl Tunnel {
 
     /// Keeps a packet until a handshake is over, and starts one. What cannot be kept is counted.
     pub fn stage(&mut self, index: PeerIndex, packet: &[u8], now: Instant) {
-        let peer = &mut self.peers[index.0 as usize];
+        let Some(peer) = self.peers.get_mut(index) else {
+            self.drops.count(Cause::NoRoute);
+            return;
+        };
         if peer.path.is_none() && !peer.awaits_path {
             self.drops.count(Cause::NoEndpoint);
             return;
@@ -209,8 +233,11 @@ impl Tunnel {
     /// The next packet that no longer has to wait, in order for each peer. Seal it for the peer returned.
     pub fn poll_staged(&mut self, out: &mut Packet, now: Instant) -> Option<PeerIndex> {
         while let Some(&index) = self.unstaging.front() {
-            let peer = &mut self.peers[index.0 as usize];
-            let usable = peer.noise.usable(now).is_some() && peer.path.is_some();
+            let Some(peer) = self.peers.get_mut(index) else {
+                self.unstaging.pop_front();
+                continue;
+            };
+            let usable = peer.keys.usable(now).is_some() && peer.path.is_some();
             if usable
                 && let Some(packet) = peer.staged.pop(&mut self.staged_bytes)
                 && out.copy_from(&packet).is_some()
@@ -231,23 +258,26 @@ impl Tunnel {
     /// When [`Tunnel::handle_timeout`] wants to be called; O(1).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.wake
+        self.wake.filter(|_| self.running)
     }
 
     /// Does what is due. Costs nothing when nothing is.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.wake.is_none_or(|wake| wake > now) {
+        if !self.running || self.wake.is_none_or(|wake| wake > now) {
             return;
         }
         let mut next: Option<Instant> = None;
-        for index in (0..self.peers.len() as u32).map(PeerIndex) {
+        for place in 0..self.peers.places() {
+            let Some(index) = self.peers.at(place) else {
+                continue;
+            };
             if self.control.len() >= CONTROL_MAX / 2 {
                 // The rest at the next call, when these have left; who has been served is no longer due.
                 next = Some(now);
                 break;
             }
             self.handle_peer_timeout(index, now);
-            let peer_next = self.peers[index.0 as usize].next_timeout();
+            let peer_next = self.peers[index].next_timeout();
             next = [next, peer_next].into_iter().flatten().min();
         }
         self.wake = next.map(|next| next.max(now + TIMER_GRANULARITY));
@@ -256,13 +286,15 @@ impl Tunnel {
     /// Where `peer` is reached now.
     #[must_use]
     pub fn path(&self, peer: PeerIndex) -> Option<Path> {
-        self.peers[peer.0 as usize].path
+        self.peers.get(peer)?.path
     }
 
     /// Sets where `peer` is reached, and starts a handshake if anything waits for that. `None` says that the way is
     /// being made anew: packets wait for it.
     pub fn set_path(&mut self, index: PeerIndex, path: Option<Path>, now: Instant) {
-        let peer = &mut self.peers[index.0 as usize];
+        let Some(peer) = self.peers.get_mut(index) else {
+            return;
+        };
         let was_unreachable = peer.path.is_none();
         peer.path = path;
         peer.awaits_path = path.is_none();
@@ -275,10 +307,10 @@ impl Tunnel {
         self.arm(index);
     }
 
-    /// Figures of one peer.
+    /// Figures of one peer, zeros when it is gone.
     #[must_use]
     pub fn stats(&self, peer: PeerIndex) -> PeerStats {
-        self.peers[peer.0 as usize].stats
+        self.peers.get(peer).map(|peer| peer.stats).unwrap_or_default()
     }
 
     /// Counts a packet the caller could not hand over.
@@ -300,64 +332,49 @@ impl Tunnel {
 
     /// Drops what still waits for handshakes; for the end of the program.
     pub fn stop(&mut self) {
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut() {
             peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
         }
     }
 
-    fn add_peer(&mut self, index: PeerIndex, config: &PeerConfig, now: Instant) {
-        let tag = loop {
-            // Random, so that an index tells nothing about how many peers there are or which one it is.
-            let tag = self.rng.next_u32() >> (u32::BITS - PEER_TAG_BITS);
-            if !self.by_tag.contains_key(&tag) {
-                break tag;
-            }
-        };
-        let noise = Noise::new(&self.identity, config.public_key, config.preshared_key.as_ref(), tag);
-        self.peers.push(Peer::new(config, noise, now));
-        self.by_tag.insert(tag, index);
-        self.by_key.insert(config.public_key, index);
-        for prefix in &config.allowed_ips {
-            self.routes.insert(*prefix, index);
-        }
-        self.arm(index);
-    }
-
     fn handle_peer_timeout(&mut self, index: PeerIndex, now: Instant) {
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         peer.staged.expire(&mut self.staged_bytes, &mut self.drops, now);
         peer.forget_noted();
-        while let Some(due) = self.peers[index.0 as usize].timers.poll(now) {
+        while let Some(due) = self.peers[index].timers.poll(now) {
             match due {
                 Due::Initiate => {
-                    self.peers[index.0 as usize].forget_source();
+                    self.peers[index].forget_source();
                     self.start_handshake(index, now);
                 }
                 Due::Retransmit => {
-                    self.peers[index.0 as usize].forget_source();
+                    self.renew(index);
+                    self.peers[index].forget_source();
                     self.initiate(index, now);
                 }
                 Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
                 Due::GiveUp => {
-                    let peer = &mut self.peers[index.0 as usize];
+                    let peer = &mut self.peers[index];
                     let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
                     tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
-                Due::Erase => self.peers[index.0 as usize].noise.forget_sessions(&self.identity),
+                Due::Erase => {
+                    self.peers[index].keys.forget_sessions(&self.identity);
+                }
             }
         }
     }
 
     fn send_keepalive(&mut self, index: PeerIndex, persistent: bool, now: Instant) {
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         let Some(path) = peer.path else {
             return;
         };
         let mut bytes = [0; CONTROL_LEN];
-        if peer.noise.seal(&[], &mut bytes[..DATA_OVERHEAD], now) {
+        if peer.keys.seal(&[], &mut bytes[..DATA_OVERHEAD], now) {
             peer.timers.anything_sent(now);
-            self.transmit(path, bytes, DATA_OVERHEAD);
+            self.transmit_to(index, path, bytes, DATA_OVERHEAD);
             self.renew_if_worn(index, now);
         } else if persistent {
             self.start_handshake(index, now);
@@ -366,8 +383,8 @@ impl Tunnel {
 
     /// Starts a handshake after something was sent under a session that is no longer fresh.
     fn renew_if_worn(&mut self, index: PeerIndex, now: Instant) {
-        let peer = &self.peers[index.0 as usize];
-        let worn = peer.noise.usable(now).is_none_or(|session| {
+        let peer = &self.peers[index];
+        let worn = peer.keys.usable(now).is_none_or(|session| {
             session.sent >= REKEY_AFTER_MESSAGES || (session.initiator && session.age >= REKEY_AFTER_TIME)
         });
         if worn && !peer.timers.handshake_in_progress() {
@@ -377,7 +394,8 @@ impl Tunnel {
 
     /// Begins a new series of attempts, unless an initiation left less than 5 s ago.
     fn start_handshake(&mut self, index: PeerIndex, now: Instant) {
-        let timers = &mut self.peers[index.0 as usize].timers;
+        self.renew(index);
+        let timers = &mut self.peers[index].timers;
         timers.restart_attempts();
         if timers.may_initiate(now) {
             self.initiate(index, now);
@@ -386,16 +404,23 @@ impl Tunnel {
 
     fn initiate(&mut self, index: PeerIndex, now: Instant) {
         let jitter = self.jitter();
-        let peer = &mut self.peers[index.0 as usize];
-        let Some(path) = peer.path else {
+        let can_start = self.running && self.private_key.is_some();
+        let Some(path) = self.peers[index].path.filter(|_| can_start) else {
             return;
         };
+        let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        if let Some(len) = peer.noise.initiate(&mut bytes) {
+        if let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) {
             peer.timers.initiation_sent(jitter, now);
-            self.transmit(path, bytes, len);
+            self.transmit_to(index, path, bytes, len);
         }
         self.arm(index);
+    }
+
+    /// As [`Tunnel::transmit`], of a message that counts for a peer.
+    fn transmit_to(&mut self, index: PeerIndex, path: Path, bytes: [u8; CONTROL_LEN], len: usize) {
+        self.peers[index].stats.sent_message_bytes += len as u64;
+        self.transmit(path, bytes, len);
     }
 
     fn transmit(&mut self, path: Path, bytes: [u8; CONTROL_LEN], len: usize) {
@@ -408,7 +433,7 @@ impl Tunnel {
 
     /// Notes that staged packets of a peer can leave.
     fn unstage(&mut self, index: PeerIndex) {
-        let peer = &mut self.peers[index.0 as usize];
+        let peer = &mut self.peers[index];
         if !peer.unstaging && !peer.staged.is_empty() {
             peer.unstaging = true;
             self.unstaging.push_back(index);
@@ -417,7 +442,7 @@ impl Tunnel {
 
     /// Makes sure that the next walk over the timers is not later than this peer needs it.
     fn arm(&mut self, index: PeerIndex) {
-        let next = self.peers[index.0 as usize].next_timeout();
+        let next = self.peers[index].next_timeout();
         self.wake = [self.wake, next].into_iter().flatten().min();
     }
 

@@ -406,6 +406,12 @@ impl Noise {
         }
     }
 
+    /// Whether there is a session that has not expired, confirmed or not.
+    #[must_use]
+    pub fn has_session(&self, now: Instant) -> bool {
+        self.sessions.iter().flatten().any(|session| !session.expired(now))
+    }
+
     fn session(&self, index: SessionIndex) -> Option<&Session> {
         self.sessions[index.0 as usize % SESSIONS].as_ref().filter(|session| session.local == index)
     }

@@ -1,18 +1,16 @@
 //! One peer: its protocol state, its timers, where it is reached, and what waits for it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use super::key::{PublicKey, SecretKey};
-use super::noise::Noise;
+use super::keys::Keys;
+use super::noise::Identity;
 use super::staged::Staged;
 use super::timers::Timers;
-
-/// A peer's position in the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PeerIndex(pub u32);
 
 /// How a peer is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +68,10 @@ pub struct PeerStats {
     pub received_packets: u64,
     /// Bytes of those.
     pub received_bytes: u64,
+    /// Bytes of all messages sent to it, handshakes and keepalives included: what `wg show` tells.
+    pub sent_message_bytes: u64,
+    /// Bytes of all authentic messages from it, likewise.
+    pub received_message_bytes: u64,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
 }
@@ -77,7 +79,11 @@ pub struct PeerStats {
 /// One peer.
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
-    pub(super) noise: Noise,
+    pub(super) keys: Keys,
+    /// When its sessions are from: see [`super::Tunnel`].
+    pub(super) epoch: u64,
+    /// The prefixes that are routed to it, and to nobody else.
+    pub(super) allowed_ips: BTreeSet<IpNet>,
     pub(super) timers: Timers,
     pub(super) path: Option<Path>,
     pub(super) awaits_path: bool,
@@ -101,14 +107,17 @@ pub(super) enum Passed {
 }
 
 impl Peer {
-    pub(super) fn new(config: &PeerConfig, noise: Noise, now: Instant) -> Self {
+    /// Without allowed IPs, which are given to it one by one.
+    pub(super) fn new(config: &PeerConfig, keys: Keys, epoch: u64, now: Instant) -> Self {
         let mut timers = Timers::new(config.persistent_keepalive);
         if config.path.is_some() {
             timers.persistent_now(now);
         }
         Self {
             public_key: config.public_key,
-            noise,
+            keys,
+            epoch,
+            allowed_ips: BTreeSet::new(),
             timers,
             path: config.path,
             awaits_path: config.awaits_path,
@@ -143,13 +152,19 @@ impl Peer {
         }
     }
 
-    /// Whether the session has outlived its time while the machine was suspended, looked up once a second.
-    pub(super) fn slept_past_expiry(&mut self, now: Instant) -> bool {
+    /// Wipes all sessions; handshakes from now on are made as `identity`. Whether there could be any.
+    pub(super) fn end_sessions(&mut self, identity: &Identity) -> bool {
+        self.timers.stop_handshake();
+        self.noted = None;
+        self.keys.forget_sessions(identity)
+    }
+
+    /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.
+    pub(super) fn forget_outlived(&mut self, identity: &Identity, now: Instant) {
         const INTERVAL: Duration = Duration::from_secs(1);
-        if now < self.next_age_check {
-            return false;
+        if now >= self.next_age_check {
+            self.next_age_check = now + INTERVAL;
+            self.keys.forget_outlived(identity);
         }
-        self.next_age_check = now + INTERVAL;
-        self.noise.outlived()
     }
 }

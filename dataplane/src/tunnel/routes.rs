@@ -33,6 +33,14 @@ impl AllowedIps {
         }
     }
 
+    /// Takes a prefix from `peer`; `false` when it is not that peer's. Host bits are ignored.
+    pub fn remove(&mut self, prefix: IpNet, peer: PeerIndex) -> bool {
+        match prefix {
+            IpNet::V4(net) => self.v4.remove(net.network().to_bits(), net.prefix_len(), peer),
+            IpNet::V6(net) => self.v6.remove(net.network().to_bits(), net.prefix_len(), peer),
+        }
+    }
+
     /// The peer with the longest prefix that holds `address`.
     #[must_use]
     pub fn find(&self, address: IpAddr) -> Option<PeerIndex> {
@@ -79,6 +87,23 @@ impl<B: Bits> Family<B> {
             self.lengths.insert(position, (prefix_len, table));
         }
         self.lengths[position].1.insert(network.network(prefix_len), peer)
+    }
+
+    fn remove(&mut self, network: B, prefix_len: u8, peer: PeerIndex) -> bool {
+        let position = self.lengths.partition_point(|(len, _)| *len > prefix_len);
+        let Some((_, table)) = self.lengths.get_mut(position).filter(|(len, _)| *len == prefix_len) else {
+            return false;
+        };
+        let network = network.network(prefix_len);
+        if table.get(&network) != Some(&peer) {
+            return false;
+        }
+        table.remove(&network);
+        if table.is_empty() {
+            // Look-ups need not try this length any more.
+            self.lengths.remove(position);
+        }
+        true
     }
 
     fn find(&self, address: B) -> Option<PeerIndex> {
@@ -129,13 +154,26 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_a_list_searched_in_full(
-            prefixes in prop::collection::vec((prefix(), 0..8_u32), 0..60),
+            prefixes in prop::collection::vec((prefix(), 0..8_u64), 0..60),
+            removed in prop::collection::vec((any::<prop::sample::Index>(), 0..8_u64), 0..30),
             addresses in prop::collection::vec(address(), 1..60),
         ) {
-            let prefixes: Vec<_> = prefixes.into_iter().map(|(net, peer)| (net, PeerIndex(peer))).collect();
+            let mut prefixes: Vec<_> = prefixes.into_iter().map(|(net, peer)| (net, PeerIndex(peer))).collect();
             let mut table = AllowedIps::new(1);
             for (net, peer) in &prefixes {
                 table.insert(*net, *peer);
+            }
+            for (which, peer) in removed {
+                let Some((net, _)) = (!prefixes.is_empty()).then(|| prefixes[which.index(prefixes.len())]) else {
+                    break;
+                };
+                let same = |other: &IpNet| other.trunc() == net.trunc();
+                let owner = prefixes.iter().rev().find(|(other, _)| same(other)).map(|(_, peer)| *peer);
+                let taken = table.remove(net, PeerIndex(peer));
+                prop_assert_eq!(taken, owner == Some(PeerIndex(peer)));
+                if taken {
+                    prefixes.retain(|(other, _)| !same(other));
+                }
             }
             for address in addresses.into_iter().chain(prefixes.iter().map(|(net, _)| net.addr())) {
                 prop_assert_eq!(table.find(address), naive(&prefixes, address), "{}", address);

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path as FilePath;
+use std::time::Duration;
 
 use super::app::Sockets;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
@@ -21,6 +22,9 @@ const OUTER_MTU: u16 = 1_500;
 const UDP_HEADER: u16 = 8;
 /// Packets that may wait in front of the TUN device while its reading is stopped or slow.
 const TX_QUEUE: u32 = 1_000;
+
+/// MTU of an interface of which nothing is known yet, bytes: what fits [`OUTER_MTU`] over IPv6 too.
+pub const BARE_MTU: usize = 1_420;
 
 /// A configuration whose names have been looked up.
 pub struct Plan {
@@ -168,14 +172,15 @@ fn relay_family(peers: &[(PeerIndex, SocketAddr)], warnings: &mut Vec<String>) -
     Some(if first.is_ipv4() { AddressFamily::V4 } else { AddressFamily::V6 })
 }
 
-/// Binds one socket for each family, on one port.
+/// Binds one socket for each family, on one port. One that is taken is tried again for as long as `patience` says
+/// ([`LISTEN_PATIENCE`]).
 ///
 /// # Errors
 /// When the port is taken or may not be used, with the remedy; a machine without IPv6 (or without IPv4) is no error.
-pub fn bind_sockets(port: u16, gro: bool) -> io::Result<Sockets> {
+pub fn bind_sockets(port: u16, gro: bool, patience: Duration) -> io::Result<Sockets> {
     /// With a port chosen by the kernel for one family, it may be taken in the other.
     const ATTEMPTS: usize = 16;
-    let options = UdpOptions { gro, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
+    let options = UdpOptions { gro, patience, ..UdpOptions::default() };
     let bind = |address: IpAddr, port: u16| UdpSocket::bind(SocketAddr::new(address, port), &options);
     let mut attempt = 0;
     loop {
@@ -191,6 +196,21 @@ pub fn bind_sockets(port: u16, gro: bool) -> io::Result<Sockets> {
             Ok(v6) => return Ok(Sockets { v4, v6 }),
         }
     }
+}
+
+/// Marks what leaves by some sockets (SO_MARK); 0 takes the mark away.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN.
+pub fn mark_sockets(sockets: &Sockets, mark: u32) -> io::Result<()> {
+    for socket in sockets.iter() {
+        let option = socket2::SockRef::from(&**socket.fd());
+        // Without privileges it may be left as it is.
+        if option.mark()? != mark {
+            option.set_mark(mark)?;
+        }
+    }
+    Ok(())
 }
 
 /// A family the machine does not have is no error.
@@ -232,24 +252,31 @@ fn forwards() -> bool {
     })
 }
 
+/// Tells TCP of this machine how much to put into a superpacket; another MTU takes another number.
+pub fn fit_superpackets(handle: &mut netlink::Handle, index: u32, mtu: u32, relayed: bool) {
+    // Without the limit superpackets take two slots each, the second with a segment or two: slower, and nothing else.
+    if let Some(segments) = superpacket_segments(mtu, relayed).filter(|_| !forwards())
+        && let Err(error) = handle.set_gso_max_segs(index, segments)
+    {
+        tracing::debug!("{error}");
+    }
+}
+
 /// Creates the interface, gives it its addresses and MTU, brings it up and routes the peers' prefixes to it. It goes
 /// away with the descriptor.
 ///
 /// # Errors
 /// One sentence that names what the kernel refused, and the remedy.
 pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io::Result<Tun> {
-    let tun = Tun::open(name, gso)?;
+    let tun = open_device(name, gso)?;
     let mut handle = netlink::Handle::open()?;
-    let index = handle.link_index(name)?;
-    let mtu = u32::try_from(mtu).map_err(io::Error::other)?;
-    handle.set_mtu(index, mtu)?;
-    handle.set_txqueuelen(index, TX_QUEUE)?;
-    // Without the limit superpackets take two slots each, the second with a segment or two: slower, and nothing else.
-    if let Some(segments) = superpacket_segments(mtu, config.relay.is_some()).filter(|_| !forwards())
-        && let Err(error) = handle.set_gso_max_segs(index, segments)
-    {
-        tracing::debug!("{error}");
-    }
+    let index = set_device(&mut handle, name, mtu)?;
+    fit_superpackets(
+        &mut handle,
+        index,
+        u32::try_from(mtu).map_err(io::Error::other)?,
+        config.relay.is_some(),
+    );
     for address in &config.addresses {
         handle.add_address(index, *address)?;
     }
@@ -258,6 +285,41 @@ pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io:
         handle.add_route(index, *prefix)?;
     }
     Ok(tun)
+}
+
+/// Creates an interface that is down and has no address, as `ip link add type wireguard` does, with the same MTU of 1,420
+/// bytes. It goes away with the descriptor.
+///
+/// # Errors
+/// As [`make_interface`].
+pub fn make_bare_interface(name: &str, gso: bool) -> io::Result<Tun> {
+    let tun = open_device(name, gso)?;
+    set_device(&mut netlink::Handle::open()?, name, BARE_MTU)?;
+    Ok(tun)
+}
+
+/// Opens the device. One that is taken is tried again for a moment: of the descriptors of a process that was killed a ring
+/// lets go a little later.
+fn open_device(name: &str, gso: bool) -> io::Result<Tun> {
+    const PAUSE: Duration = Duration::from_millis(25);
+    let mut left = LISTEN_PATIENCE;
+    loop {
+        match Tun::open(name, gso) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !left.is_zero() => {
+                std::thread::sleep(PAUSE);
+                left = left.saturating_sub(PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Sets what every interface of ours has; its index.
+fn set_device(handle: &mut netlink::Handle, name: &str, mtu: usize) -> io::Result<u32> {
+    let index = handle.link_index(name)?;
+    handle.set_mtu(index, u32::try_from(mtu).map_err(io::Error::other)?)?;
+    handle.set_txqueuelen(index, TX_QUEUE)?;
+    Ok(index)
 }
 
 #[cfg(test)]
@@ -290,11 +352,11 @@ mod tests {
 
     #[test]
     fn both_families_share_a_port_and_a_taken_one_names_the_remedy() {
-        let sockets = bind_sockets(0, true).expect("bound");
+        let sockets = bind_sockets(0, true, Duration::ZERO).expect("bound");
         let port = |socket: &Option<UdpSocket>| socket.as_ref().map(|socket| socket.local_addr().port());
         let v4 = port(&sockets.v4).expect("IPv4");
         assert!(port(&sockets.v6).is_none_or(|v6| v6 == v4));
-        let error = bind_sockets(v4, true).expect_err("taken").to_string();
+        let error = bind_sockets(v4, true, Duration::ZERO).expect_err("taken").to_string();
         assert!(error.contains("ListenPort") && error.contains(&v4.to_string()), "{error}");
     }
 }

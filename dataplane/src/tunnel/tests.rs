@@ -1,6 +1,8 @@
 //! Two endpoints back to back on virtual time. W numbers are those of the abuse catalogue these tests follow.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
+mod changes;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use proptest::prelude::*;
@@ -397,7 +399,7 @@ fn counters_end_before_they_wrap() {
     assert!(pair.at_b(&sealed).is_some());
 
     // W17: a worn-out sending key is not used again; the next packet waits for a new one.
-    pair.a.peers[0].noise.set_sent(REJECT_AFTER_MESSAGES);
+    pair.a.peers[PEER].keys.set_sent(REJECT_AFTER_MESSAGES);
     pair.now += 6 * SECOND;
     assert_eq!(pair.a.ready(PEER, pair.now), None);
     assert_eq!(pair.exchange().len(), 1);
@@ -410,7 +412,7 @@ fn many_messages_under_one_key_start_a_handshake() {
     pair.now += 6 * SECOND;
     pair.seal_at_a(b"x");
     assert!(pair.a.poll_transmit().is_none());
-    pair.a.peers[0].noise.set_sent(REKEY_AFTER_MESSAGES);
+    pair.a.peers[PEER].keys.set_sent(REKEY_AFTER_MESSAGES);
     // The count is looked at once in a batch, which has one time.
     pair.seal_at_a(b"still good");
     assert!(pair.a.poll_transmit().is_none());

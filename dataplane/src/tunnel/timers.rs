@@ -79,6 +79,40 @@ impl Timers {
         }
     }
 
+    /// Changes the persistent keepalive, in seconds; one that was off is sent at once.
+    pub fn set_persistent(&mut self, persistent_keepalive: u16, now: Instant) {
+        let interval = (persistent_keepalive > 0).then(|| Duration::from_secs(persistent_keepalive.into()));
+        match (self.persistent_interval, interval) {
+            (old, new) if old == new => {}
+            (None, Some(_)) => {
+                self.persistent_interval = interval;
+                self.persistent_now(now);
+            }
+            _ => {
+                self.persistent_interval = interval;
+                self.start_persistent(now);
+            }
+        }
+    }
+
+    /// Seconds between persistent keepalives, 0 for none.
+    #[must_use]
+    pub fn persistent_keepalive(&self) -> u16 {
+        // It was made of that many seconds.
+        self.persistent_interval.map_or(0, |interval| interval.as_secs() as u16)
+    }
+
+    /// Stops all timers.
+    pub fn stop(&mut self) {
+        *self = Self { persistent_interval: self.persistent_interval, ..Self::new(None) };
+    }
+
+    /// Forgets the handshake that was under way: the next initiation may leave at once.
+    pub fn stop_handshake(&mut self) {
+        (self.attempts, self.last_initiation, self.retransmit) = (0, None, None);
+        self.new_handshake = None;
+    }
+
     /// Whether an initiation may be sent now: not within 5 s of the last.
     #[must_use]
     pub fn may_initiate(&self, now: Instant) -> bool {

@@ -1,9 +1,10 @@
 //! Towpath against the programs that others wrote: Debian's `wireguard-go`, `coturn`, `iperf3`, in namespaces of their own.
 //!
 //! Needs, besides user namespaces and an open `/dev/net/tun`:
-//! `apt-get install wireguard-go wireguard-tools coturn iperf3 iproute2 iputils-ping strace`
+//! `apt-get install wireguard-go wireguard-tools coturn iperf3 iproute2 iputils-ping nftables procps strace`
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
+mod dropin;
 #[path = "../../../dataplane/tests/support/left_out.rs"]
 mod left_out;
 mod relay;

@@ -17,9 +17,12 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Set for the process that runs inside the namespaces.
 const INSIDE: &str = "TOWPATH_TEST_INSIDE_WORLD";
 /// The programs that `apt-get` installs, with their packages.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("wireguard-go", "wireguard-go"),
     ("wg", "wireguard-tools"),
+    ("wg-quick", "wireguard-tools"),
+    ("nft", "nftables"),
+    ("sysctl", "procps"),
     ("turnserver", "coturn"),
     ("turnutils_uclient", "coturn"),
     ("iperf3", "iperf3"),

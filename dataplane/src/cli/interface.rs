@@ -1,0 +1,120 @@
+//! `towpath wg0`: in place of wireguard-go, with its flags and its environment.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `LOG_LEVEL` | `verbose` or `debug`, `error` (the default), `silent` |
+//! | `WG_TUN_FD` | number of a descriptor that is attached to the device |
+//! | `WG_UAPI_FD` | number of a socket that listens for `wg` |
+//! | `WG_PROCESS_FOREGROUND` | `1`: as `-f` |
+
+use std::env;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use clap::Args;
+use tracing::level_filters::LevelFilter;
+
+use super::{Failure, now, randomness};
+use crate::engine::{self, EngineArgs, Switch};
+use crate::log::{self, LogFormat};
+use crate::sys::daemon::{self, Notice, Side};
+use crate::sys::tun::Tun;
+use crate::tunnel::app::{App, Binding, Management, Sockets};
+use crate::tunnel::key::{KEY_LEN, SecretKey};
+use crate::tunnel::{Tunnel, TunnelConfig, setup};
+use crate::uapi::Listener;
+
+/// The flags of `towpath INTERFACE`.
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    /// Make this interface and let `wg` and `wg-quick` set it, as wireguard-go does
+    #[arg(value_name = "INTERFACE", required = true)]
+    name: Option<String>,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// How log lines look
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+/// Runs the interface until it ends, or starts that in the background.
+pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
+    let name = flags.name.as_deref().unwrap_or_default();
+    flags.engine.check().map_err(Failure::usage)?;
+    if name.contains('/') || name.ends_with(".conf") {
+        return Err(Failure::usage(format!(
+            "{name:?} is no interface name; for a configuration file run: towpath up {name}"
+        )));
+    }
+    let level = env::var("LOG_LEVEL").unwrap_or_default();
+    let foreground =
+        flags.foreground || env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
+    let notice = if foreground {
+        None
+    } else {
+        match daemon::split(!level.is_empty() && level != "silent")? {
+            Side::Foreground(waiting) => return Ok(ExitCode::from(waiting.wait())),
+            Side::Background(notice) => Some(notice),
+        }
+    };
+    log::init(flags.log_format, log_level(&level));
+    let app = assemble(name, flags.engine.gso == Switch::On, notice);
+    app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
+        .map_err(|failure| failure.formatted(flags.log_format))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `LOG_LEVEL` asks for; errors when it asks for nothing that is known.
+fn log_level(level: &str) -> LevelFilter {
+    match level {
+        "verbose" | "debug" => LevelFilter::DEBUG,
+        "silent" => LevelFilter::OFF,
+        _ => LevelFilter::ERROR,
+    }
+}
+
+fn assemble(name: &str, gso: bool, notice: Option<Notice>) -> Result<App, Failure> {
+    let (seeds, cookie_secret) = randomness()?;
+    let tun = match inherited("WG_TUN_FD")? {
+        Some(fd) => Tun::inherited(fd, gso).map_err(|error| of_variable("WG_TUN_FD", &error))?,
+        None => setup::make_bare_interface(name, gso)?,
+    };
+    let listener = match inherited("WG_UAPI_FD")? {
+        Some(fd) => Listener::inherited(fd, tun.name()).map_err(|error| of_variable("WG_UAPI_FD", &error))?,
+        None => Listener::bind(tun.name())?,
+    };
+    let config = TunnelConfig {
+        private_key: SecretKey::new([0; KEY_LEN]),
+        mtu: setup::BARE_MTU,
+        peers: Vec::new(),
+        seed: seeds[0],
+        cookie_secret,
+    };
+    let now = now();
+    let mut tunnel = Tunnel::new(&config, now);
+    // Until the interface is brought up.
+    tunnel.set_running(false, now);
+    let binding = Binding { listen_port: 0, firewall_mark: 0, gro: gso };
+    let management = Management { binding, listener: Some(listener), drop_in: true, notice };
+    Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
+}
+
+/// The descriptor whose number a variable holds.
+fn inherited(variable: &str) -> Result<Option<OwnedFd>, Failure> {
+    let Some(value) = env::var_os(variable).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let number = value.to_str().and_then(|value| value.parse().ok());
+    let number: i32 = number.filter(|number| *number >= 0).ok_or_else(|| {
+        Failure::usage(format!("{variable} is {value:?}; it has to be the number of a descriptor"))
+    })?;
+    daemon::inherited(number).map(Some).map_err(|error| of_variable(variable, &error))
+}
+
+fn of_variable(variable: &str, error: &io::Error) -> Failure {
+    Failure { text: format!("{variable}: {error}"), status: 1, as_log: false }
+}

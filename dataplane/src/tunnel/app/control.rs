@@ -1,0 +1,359 @@
+//! What `wg` asks for, done a bounded part at a time between two batches of packets.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::{App, CONTROL};
+use crate::driver::Next;
+use crate::egress::Egress;
+use crate::ingress::{Ingress, Source};
+use crate::tunnel::key::PublicKey;
+use crate::tunnel::{Path, PeerConfig, PeerIndex, setup};
+use crate::uapi::answer::{self, Part};
+use crate::uapi::server::ClientId;
+use crate::uapi::{Change, Job, Listener, Refusal, Request, Set, Uapi};
+
+/// What one turn may cost, in changes that are table look-ups.
+const TURN: usize = 64;
+/// Peers told of in one turn.
+const PEERS_TOLD: usize = 32;
+/// How long a port may be taken by our own former socket, of which a ring lets go a moment later.
+const PORT_PATIENCE: Duration = Duration::from_millis(250);
+/// How soon a port is tried again.
+const PORT_AGAIN: Duration = Duration::from_millis(10);
+
+/// The connection to `wg`.
+pub(super) struct Control {
+    uapi: Uapi,
+    job: Option<Work>,
+    /// The work goes on then.
+    at: Option<Instant>,
+}
+
+/// A request under way.
+enum Work {
+    Get { client: ClientId, last: Option<PeerIndex>, parts: VecDeque<Part> },
+    Set(Changes),
+}
+
+struct Changes {
+    client: ClientId,
+    rest: std::vec::IntoIter<Change>,
+    /// What is not done yet.
+    current: Option<Change>,
+    mistake: Option<Refusal>,
+    subject: Subject,
+    /// Until when a port may be taken.
+    port_until: Option<Instant>,
+}
+
+/// What the next changes are about.
+#[derive(Clone, Copy)]
+enum Subject {
+    Device,
+    Peer(PeerIndex),
+    /// A peer that is not to be made, or is ourselves.
+    Nobody,
+}
+
+/// How far a change has come.
+enum Step {
+    Done {
+        cost: usize,
+    },
+    /// The same once more.
+    Part,
+    /// The same once more, later.
+    Later,
+}
+
+impl App {
+    /// Begins to serve `wg`.
+    pub(super) fn open_control<I: Ingress>(&mut self, listener: Listener, ingress: &mut I) -> io::Result<()> {
+        let uapi = Uapi::start(listener)?;
+        ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
+        self.control = Some(Control { uapi, job: None, at: None });
+        Ok(())
+    }
+
+    /// There is news for [`App::serve_control`].
+    pub(super) fn note_control(&mut self, now: Instant) {
+        if let Some(control) = &mut self.control {
+            control.uapi.acknowledge();
+            control.at = Some(now);
+        }
+    }
+
+    /// When [`App::serve_control`] has something to do.
+    pub(super) fn control_timeout(&self) -> Option<Instant> {
+        self.control.as_ref().and_then(|control| control.at)
+    }
+
+    /// Goes on with what was asked for, as far as one turn may go.
+    pub(super) fn serve_control<I: Ingress, E: Egress>(
+        &mut self,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) -> Next {
+        let Some(mut control) = self.control.take_if(|control| control.at.is_some_and(|at| at <= now)) else {
+            return Next::Continue;
+        };
+        control.at = None;
+        if control.uapi.is_removed() && self.drop_in {
+            tracing::info!("the socket was removed");
+            return Next::Stop;
+        }
+        while control.job.is_none() {
+            let Some(job) = control.uapi.next() else { break };
+            control.job = begin(job, &control.uapi);
+        }
+        match control.job.take() {
+            None => {}
+            Some(Work::Get { client, last, parts }) => {
+                control.job = self.tell(client, last, parts, &control.uapi, now);
+                control.at = Some(now);
+            }
+            Some(Work::Set(changes)) => {
+                control.at = Some(now);
+                self.change(changes, &mut control, ingress, egress, now);
+            }
+        }
+        self.control = Some(control);
+        Next::Continue
+    }
+
+    /// Tells of some peers; what is left to tell.
+    fn tell(
+        &self,
+        client: ClientId,
+        mut last: Option<PeerIndex>,
+        mut parts: VecDeque<Part>,
+        uapi: &Uapi,
+        now: Instant,
+    ) -> Option<Work> {
+        if parts.is_empty() {
+            let port =
+                Some(self.sockets.port()).filter(|port| *port != 0).unwrap_or(self.binding.listen_port);
+            parts.push_back(answer::device(self.tunnel.private_key(), port, self.binding.firewall_mark));
+        }
+        let wall = wall_clock();
+        for _ in 0..PEERS_TOLD {
+            last = self.tunnel.next_peer(last);
+            let Some(view) = last.and_then(|index| self.tunnel.view(index)) else {
+                parts.push_back(answer::end(None));
+                uapi.answer(client, parts);
+                return None;
+            };
+            let ago = view.stats.last_handshake.map(|at| now.saturating_duration_since(at));
+            parts.push_back(answer::peer(&view, ago.map(|ago| wall.saturating_sub(ago))));
+        }
+        Some(Work::Get { client, last, parts })
+    }
+
+    /// Makes some changes.
+    fn change<I: Ingress, E: Egress>(
+        &mut self,
+        mut changes: Changes,
+        control: &mut Control,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        let mut spent = 0;
+        while spent < TURN {
+            let Some(change) = changes.current.take().or_else(|| changes.rest.next()) else {
+                control.uapi.answer(changes.client, [answer::end(changes.mistake)].into());
+                self.send_control(egress, now);
+                return;
+            };
+            let step = match &change {
+                Change::ListenPort(port) => self.change_port(*port, &mut changes, ingress, egress, now),
+                _ => self.change_one(&change, &mut changes.subject, now),
+            };
+            match step {
+                Ok(Step::Done { cost }) => spent += cost,
+                Ok(Step::Part) => {
+                    changes.current = Some(change);
+                    break;
+                }
+                Ok(Step::Later) => {
+                    changes.current = Some(change);
+                    control.at = Some(now + PORT_AGAIN);
+                    break;
+                }
+                Err(refusal) => {
+                    // As with the kernel: what was done before stays.
+                    changes.rest = Vec::new().into_iter();
+                    changes.mistake = Some(refusal);
+                }
+            }
+        }
+        self.send_control(egress, now);
+        control.job = Some(Work::Set(changes));
+    }
+
+    fn change_one(&mut self, change: &Change, subject: &mut Subject, now: Instant) -> Result<Step, Refusal> {
+        match (change, *subject) {
+            (Change::PrivateKey(key), _) => self.tunnel.set_private_key(key.as_deref().cloned()),
+            (Change::FirewallMark(mark), _) => {
+                setup::mark_sockets(&self.sockets, *mark).map_err(|error| Refusal::from(&error))?;
+                self.binding.firewall_mark = *mark;
+            }
+            (Change::ReplacePeers, _) => {
+                for _ in 0..TURN / 2 {
+                    let Some(index) = self.tunnel.next_peer(None) else {
+                        return Ok(Step::Done { cost: 1 });
+                    };
+                    if !self.forget_peer(index) {
+                        break;
+                    }
+                }
+                return Ok(Step::Part);
+            }
+            (&Change::Peer { key, update_only, remove }, _) => {
+                let known = self.tunnel.peer(&key);
+                *subject = match known {
+                    Some(index) if remove && !self.forget_peer(index) => return Ok(Step::Part),
+                    Some(_) if remove => Subject::Nobody,
+                    Some(index) => Subject::Peer(index),
+                    None if remove || update_only || self.is_ourselves(&key) => Subject::Nobody,
+                    None => Subject::Peer(self.tunnel.add_peer(&new_peer(key), now)),
+                };
+            }
+            (Change::PresharedKey(key), Subject::Peer(peer)) => {
+                self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
+            }
+            (&Change::Endpoint(address), Subject::Peer(peer)) => self.set_endpoint(peer, address, now),
+            (&Change::PersistentKeepalive(seconds), Subject::Peer(peer)) => {
+                self.tunnel.set_persistent_keepalive(peer, seconds, now);
+            }
+            (Change::ReplaceAllowedIps, Subject::Peer(peer)) => {
+                if !self.tunnel.remove_allowed_ips(peer, TURN) {
+                    return Ok(Step::Part);
+                }
+            }
+            (&Change::AllowedIp(prefix), Subject::Peer(peer)) => self.tunnel.add_allowed_ip(peer, prefix),
+            (&Change::NotAllowedIp(prefix), Subject::Peer(peer)) => {
+                self.tunnel.remove_allowed_ip(peer, prefix);
+            }
+            // The rest of a peer that is not there; the request was read so that nothing else can be.
+            (_, Subject::Nobody | Subject::Device | Subject::Peer(_)) => {}
+        }
+        Ok(Step::Done { cost: 1 })
+    }
+
+    fn change_port<I: Ingress, E: Egress>(
+        &mut self,
+        port: u16,
+        changes: &mut Changes,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) -> Result<Step, Refusal> {
+        let unchanged = port != 0 && port == self.sockets.port();
+        if unchanged || !self.tunnel.is_running() {
+            self.binding.listen_port = port;
+            return Ok(Step::Done { cost: 1 });
+        }
+        if self.relay.is_some() {
+            tracing::warn!(
+                "the relay knows this tunnel by its port: change ListenPort in the file and start again"
+            );
+            return Err(Refusal::Unsupported);
+        }
+        match self.rebind(port, ingress, egress) {
+            Ok(()) => {
+                (self.binding.listen_port, self.bind_at, changes.port_until) = (port, None, None);
+                Ok(Step::Done { cost: TURN })
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if now < *changes.port_until.get_or_insert(now + PORT_PATIENCE) {
+                    return Ok(Step::Later);
+                }
+                changes.port_until = None;
+                Err(Refusal::System(libc::EADDRINUSE))
+            }
+            Err(error) => Err(Refusal::from(&error)),
+        }
+    }
+
+    fn is_ourselves(&self, key: &PublicKey) -> bool {
+        self.tunnel.private_key().is_some() && self.tunnel.public_key() == *key
+    }
+
+    /// Removes a peer; `false` when it has more prefixes than one turn takes away.
+    fn forget_peer(&mut self, index: PeerIndex) -> bool {
+        if !self.tunnel.remove_allowed_ips(index, TURN) {
+            return false;
+        }
+        self.tunnel.remove_peer(index);
+        if let Some(relay) = &mut self.relay {
+            relay.peers.retain(|(peer, _)| *peer != index);
+        }
+        true
+    }
+
+    /// Sets where a peer is reached: over the relay, where there is one.
+    fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
+        let Some(relay) = &mut self.relay else {
+            let same = matches!(self.tunnel.path(index), Some(Path::Direct { to, .. }) if to == address);
+            if !same {
+                self.tunnel.set_path(index, Some(Path::Direct { to: address, from: None }), now);
+            }
+            return;
+        };
+        if self.tunnel.path(index) == Some(Path::Relayed { peer: address }) {
+            return;
+        }
+        relay.peers.retain(|(peer, _)| *peer != index);
+        relay.peers.push((index, address));
+        if relay.client.channel(address).is_some() {
+            self.tunnel.set_path(index, Some(Path::Relayed { peer: address }), now);
+        } else {
+            self.tunnel.set_path(index, None, now);
+            relay.client.bind_channel(address, now);
+        }
+    }
+}
+
+/// Begins with a request; one that cannot be done is answered at once.
+fn begin(job: Job, uapi: &Uapi) -> Option<Work> {
+    let client = job.client;
+    match job.request {
+        Request::Get => Some(Work::Get { client, last: None, parts: VecDeque::new() }),
+        Request::Set(Set { changes, mistake }) => Some(Work::Set(Changes {
+            client,
+            rest: changes.into_iter(),
+            current: None,
+            mistake,
+            subject: Subject::Device,
+            port_until: None,
+        })),
+        Request::Bad(refusal) => {
+            uapi.answer(client, [answer::end(Some(refusal))].into());
+            None
+        }
+    }
+}
+
+fn new_peer(public_key: PublicKey) -> PeerConfig {
+    PeerConfig {
+        public_key,
+        preshared_key: None,
+        allowed_ips: Vec::new(),
+        path: None,
+        awaits_path: false,
+        persistent_keepalive: None,
+    }
+}
+
+/// Time since 1970, for the times of handshakes.
+fn wall_clock() -> Duration {
+    #[expect(clippy::disallowed_methods, reason = "what people are told is told by their clock")]
+    let now = SystemTime::now();
+    now.duration_since(UNIX_EPOCH).unwrap_or_default()
+}

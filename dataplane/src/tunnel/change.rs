@@ -1,0 +1,284 @@
+//! Changes of a running endpoint: peers come, go and change, the private key is replaced, the interface goes down and up.
+//!
+//! What costs a Diffie-Hellman for every peer is done in portions ([`Tunnel::renew_some`]), so that packets of others need
+//! not wait for it.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use ipnet::IpNet;
+use rand_xoshiro::rand_core::Rng as _;
+
+use super::key::{KEY_LEN, PublicKey, SecretKey};
+use super::keys::Keys;
+use super::noise::{Identity, PEER_TAG_BITS};
+use super::peer::Peer;
+use super::{Path, PeerConfig, PeerIndex, PeerStats, Tunnel};
+use crate::drops::Cause;
+
+/// What there is to say about a peer.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerView<'a> {
+    /// Who it is.
+    pub public_key: PublicKey,
+    /// The secret shared beforehand.
+    pub preshared_key: Option<&'a SecretKey>,
+    /// Where it is reached.
+    pub path: Option<Path>,
+    /// What is routed to it, in order.
+    pub allowed_ips: &'a BTreeSet<IpNet>,
+    /// Seconds; 0 for none.
+    pub persistent_keepalive: u16,
+    /// Its figures.
+    pub stats: PeerStats,
+}
+
+impl Tunnel {
+    /// How many peers there are.
+    #[must_use]
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// The peer with this key.
+    #[must_use]
+    pub fn peer(&self, key: &PublicKey) -> Option<PeerIndex> {
+        self.by_key.get(key).copied()
+    }
+
+    /// The first peer behind `previous`, or of all: going on like this one meets every peer that was there all the time.
+    #[must_use]
+    pub fn next_peer(&self, previous: Option<PeerIndex>) -> Option<PeerIndex> {
+        let start = previous.map_or(0, |index| index.place() + 1);
+        (start..self.peers.places()).find_map(|place| self.peers.at(place))
+    }
+
+    /// What there is to say about a peer, if it is there.
+    #[must_use]
+    pub fn view(&self, index: PeerIndex) -> Option<PeerView<'_>> {
+        let peer = self.peers.get(index)?;
+        Some(PeerView {
+            public_key: peer.public_key,
+            preshared_key: peer.keys.preshared(),
+            path: peer.path,
+            allowed_ips: &peer.allowed_ips,
+            persistent_keepalive: peer.timers.persistent_keepalive(),
+            stats: peer.stats,
+        })
+    }
+
+    /// Adds a peer. One that has the key already is removed, and prefixes move to the new one.
+    pub fn add_peer(&mut self, config: &PeerConfig, now: Instant) -> PeerIndex {
+        if let Some(&index) = self.by_key.get(&config.public_key) {
+            self.remove_peer(index);
+        }
+        let tag = self.new_tag();
+        let keys = Keys::new(config.public_key, config.preshared_key.clone(), tag);
+        let index = self.peers.insert(Peer::new(config, keys, self.epoch, now));
+        self.by_tag.insert(tag, index);
+        self.by_key.insert(config.public_key, index);
+        for prefix in &config.allowed_ips {
+            self.add_allowed_ip(index, *prefix);
+        }
+        self.arm(index);
+        index
+    }
+
+    /// Removes a peer with everything that is kept for it. What waited for its handshake is counted as
+    /// [`Cause::StagedExpired`]. `false` when it is gone already.
+    pub fn remove_peer(&mut self, index: PeerIndex) -> bool {
+        let Some(mut peer) = self.peers.remove(index) else {
+            return false;
+        };
+        self.by_key.remove(&peer.public_key);
+        for tag in peer.keys.tags() {
+            self.by_tag.remove(&tag);
+        }
+        for prefix in &peer.allowed_ips {
+            self.routes.remove(*prefix, index);
+        }
+        peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
+        true
+    }
+
+    /// Routes a prefix to a peer, and accepts it from there. It is taken from whoever had it. Host bits are ignored.
+    pub fn add_allowed_ip(&mut self, index: PeerIndex, prefix: IpNet) {
+        let prefix = prefix.trunc();
+        let Some(peer) = self.peers.get_mut(index) else {
+            return;
+        };
+        peer.allowed_ips.insert(prefix);
+        if let Some(previous) = self.routes.insert(prefix, index).filter(|previous| *previous != index) {
+            self.peers[previous].allowed_ips.remove(&prefix);
+        }
+    }
+
+    /// Takes a prefix from a peer; nothing happens when it is not that peer's.
+    pub fn remove_allowed_ip(&mut self, index: PeerIndex, prefix: IpNet) {
+        let prefix = prefix.trunc();
+        if let Some(peer) = self.peers.get_mut(index)
+            && peer.allowed_ips.remove(&prefix)
+        {
+            self.routes.remove(prefix, index);
+        }
+    }
+
+    /// Takes up to `max` prefixes from a peer; `true` when it has none left.
+    pub fn remove_allowed_ips(&mut self, index: PeerIndex, max: usize) -> bool {
+        let Some(peer) = self.peers.get_mut(index) else {
+            return true;
+        };
+        for _ in 0..max {
+            let Some(prefix) = peer.allowed_ips.pop_first() else {
+                break;
+            };
+            self.routes.remove(prefix, index);
+        }
+        peer.allowed_ips.is_empty()
+    }
+
+    /// Changes the preshared key, for handshakes from now on; sessions that there are go on.
+    pub fn set_preshared_key(&mut self, index: PeerIndex, preshared: Option<SecretKey>, now: Instant) {
+        if self.peers.get(index).is_none_or(|peer| peer.keys.preshared() == preshared.as_ref()) {
+            return;
+        }
+        let tag = self.new_tag();
+        let Self { peers, by_tag, .. } = self;
+        peers[index].keys.set_preshared(preshared, tag, now, |tag, in_use| {
+            if in_use {
+                by_tag.insert(tag, index);
+            } else {
+                by_tag.remove(&tag);
+            }
+        });
+    }
+
+    /// Changes the seconds between persistent keepalives, 0 for none. When there were none, the first leaves at once.
+    pub fn set_persistent_keepalive(&mut self, index: PeerIndex, seconds: u16, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.timers.set_persistent(seconds, now);
+            self.arm(index);
+        }
+    }
+
+    /// Our private key.
+    #[must_use]
+    pub fn private_key(&self) -> Option<&SecretKey> {
+        self.private_key.as_ref()
+    }
+
+    /// Replaces our private key, or takes it away. All sessions end: call [`Tunnel::renew_some`] until it is done. A peer
+    /// that has our own public key now is removed.
+    pub fn set_private_key(&mut self, private: Option<SecretKey>) {
+        if self.private_key == private {
+            return;
+        }
+        // Without a key there has to be some identity; no handshake is made or answered with this one.
+        let key = private.clone().unwrap_or_else(|| SecretKey::new([0; KEY_LEN]));
+        self.identity = Identity::new(&key, &self.cookie_secret);
+        self.private_key = private;
+        self.begin_epoch();
+        if let Some(ourselves) = self.peer(&self.public_key()) {
+            self.remove_peer(ourselves);
+        }
+    }
+
+    /// Does up to `max` peers' share of what [`Tunnel::set_private_key`] and [`Tunnel::set_running`] ask for; `true` when
+    /// everything is done.
+    pub fn renew_some(&mut self, max: usize) -> bool {
+        /// Places looked at; most may be empty or have nothing to end.
+        const PLACES_MAX: usize = 1_024;
+        let mut done = 0;
+        for _ in 0..PLACES_MAX {
+            let Some(place) = self.renewing.filter(|_| done < max) else {
+                break;
+            };
+            if let Some(index) = self.peers.at(place) {
+                done += usize::from(self.renew(index));
+            }
+            self.renewing = Some(place + 1).filter(|next| *next < self.peers.places());
+        }
+        self.renewing.is_none()
+    }
+
+    /// Whether [`Tunnel::renew_some`] has something to do.
+    #[must_use]
+    pub fn is_renewing(&self) -> bool {
+        self.renewing.is_some()
+    }
+
+    /// Ends the sessions of a peer that are of an earlier epoch, at the latest before a handshake; whether that was any work.
+    pub(super) fn renew(&mut self, index: PeerIndex) -> bool {
+        let peer = &mut self.peers[index];
+        if peer.epoch == self.epoch {
+            return false;
+        }
+        peer.epoch = self.epoch;
+        peer.end_sessions(&self.identity)
+    }
+
+    fn begin_epoch(&mut self) {
+        self.epoch += 1;
+        self.renewing = (self.peers.len() > 0).then_some(0);
+    }
+
+    /// Changes the MTU of the TUN device, bytes.
+    pub fn set_mtu(&mut self, mtu: usize) {
+        self.mtu = mtu;
+    }
+
+    /// Whether packets can leave and arrive.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Says that packets can leave and arrive, or no longer. Stopping ends all sessions, as the kernel does with an
+    /// interface that goes down: call [`Tunnel::renew_some`] until it is done. Starting sends persistent keepalives, and begins
+    /// the handshakes that packets wait for.
+    pub fn set_running(&mut self, running: bool, now: Instant) {
+        if std::mem::replace(&mut self.running, running) == running {
+            return;
+        }
+        for peer in self.peers.iter_mut() {
+            if running {
+                peer.timers.persistent_now(now);
+            } else {
+                peer.timers.stop();
+                peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
+            }
+        }
+        if running {
+            self.wake = Some(now);
+            for place in 0..self.peers.places() {
+                // What waits could not ask for a handshake so far.
+                let waits = |index: &PeerIndex| !self.peers[*index].staged.is_empty();
+                if let Some(index) = self.peers.at(place).filter(waits) {
+                    self.start_handshake(index, now);
+                }
+            }
+        } else {
+            self.control.clear();
+            self.begin_epoch();
+        }
+    }
+
+    /// Forgets key states that a handshake has made superfluous.
+    pub(super) fn prune_keys(&mut self, index: PeerIndex, now: Instant) {
+        let Self { peers, by_tag, .. } = self;
+        peers[index].keys.prune(now, |freed| {
+            by_tag.remove(&freed);
+        });
+    }
+
+    /// A number for the upper bits of session indices that nobody has.
+    fn new_tag(&mut self) -> u32 {
+        loop {
+            // Random, so that an index tells nothing about how many peers there are or which one it is.
+            let tag = self.rng.next_u32() >> (u32::BITS - PEER_TAG_BITS);
+            if !self.by_tag.contains_key(&tag) {
+                return tag;
+            }
+        }
+    }
+}
