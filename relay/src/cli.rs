@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
 use crate::admin::{self, Admin, Observer};
+use crate::advice;
 use crate::app::Relay;
 use crate::app::duties::Duties;
 use crate::check::Effective;
@@ -126,7 +127,8 @@ fn run(
     secrets: Secrets,
     once_ready: impl FnOnce() + Send + 'static,
 ) -> io::Result<()> {
-    raise_open_files();
+    advice::check_relay_addresses(&config)?;
+    advice::give(&config, raise_open_files());
     let gro = args.engine.gso == Switch::On;
     // Before anything is given up: ports may be such that take a privilege.
     let workers = workers(&config);
@@ -329,12 +331,14 @@ fn outer_names(own: SocketAddr, external: &[ExternalAddress]) -> impl Iterator<I
 }
 
 /// Every allocation is a socket: the soft limit of open files is often 1,024, the hard one far above.
-fn raise_open_files() {
+fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+            return limit.current;
         }
     }
+    limit.maximum
 }

@@ -5,6 +5,7 @@
 //! and [`import`] reads the configuration of coturn.
 
 pub mod admin;
+mod advice;
 pub mod app;
 mod check;
 pub mod cli;
