@@ -82,7 +82,11 @@ fn every_row_of_the_catalogue_leaves_the_relay_as_it_was() {
         let began = Instant::now();
         run(&mut bench);
         let inputs = bench.settle(number);
-        assert_eq!(inputs, mutations::expected(number, expected), "inputs of T{number}");
+        let expected = match number {
+            13 if wire::forger().is_none() => wire::T13_UNFORGED,
+            _ => mutations::expected(number, expected),
+        };
+        assert_eq!(inputs, expected, "inputs of T{number}");
         total += inputs;
         let grown = bench.resident_kib().saturating_sub(before);
         let took = began.elapsed().as_millis();

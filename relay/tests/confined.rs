@@ -112,7 +112,7 @@ fn sing(directory: &Path, parent: Pid) {
             fs::read(format!("/proc/{}/environ", parent.as_raw_nonzero())).map(drop),
         ),
         ("list /", fs::read_dir("/").map(drop)),
-        ("read by a way out", fs::read(directory.join("../../../etc/passwd")).map(drop)),
+        ("read by a way out", fs::read(directory.join("../../../../../../../../etc/passwd")).map(drop)),
         ("write its configuration", fs::write(&config, "")),
         ("append to its configuration", fs::OpenOptions::new().append(true).open(&config).map(drop)),
         ("make a file", fs::File::create(directory.join("new")).map(drop)),

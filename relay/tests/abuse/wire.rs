@@ -39,6 +39,15 @@ fn datagram(source: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec
     packet
 }
 
+/// Inputs of T13 without forged sources.
+pub const T13_UNFORGED: u64 = 2;
+
+/// A socket for packets with any source, where there is the privilege.
+pub fn forger() -> Option<socket2::Socket> {
+    const IPPROTO_RAW: i32 = 255;
+    socket2::Socket::new(socket2::Domain::IPV4, 3.into(), Some(IPPROTO_RAW.into())).ok()
+}
+
 /// The kernel may keep multicast and broadcast sources from a socket by itself, and replaces 0.0.0.0; that the server drops
 /// them: `server::tests::abuse`.
 fn t13(bench: &mut Bench) {
@@ -51,9 +60,7 @@ fn t13(bench: &mut Bench) {
         let seen = Message::parse(&reply).unwrap().xor_mapped_address().unwrap().unwrap();
         assert_eq!(seen, attacker.socket.local_addr().unwrap());
     }
-    const IPPROTO_RAW: i32 = 255;
-    let raw = socket2::Socket::new(socket2::Domain::IPV4, 3.into(), Some(IPPROTO_RAW.into()));
-    let Ok(raw) = raw else { return left_out("spoofed sources of T13: run as root (CAP_NET_RAW)") };
+    let Some(raw) = forger() else { return left_out("spoofed sources of T13: run as root (CAP_NET_RAW)") };
     let SocketAddr::V4(to) = bench.address() else { unreachable!("it listens on IPv4") };
     let counted = |status: &serde_json::Value| {
         let dropped = status["drops"]["malformed_outer"].as_u64().unwrap_or_default();
