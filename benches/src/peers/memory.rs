@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use tools::netns::Address;
 
+use super::crowd;
 use super::figures::{Figure, Sample};
 use super::programs::Programs;
 use super::relay::{Relay, TurnClient, sockets};
@@ -40,15 +41,10 @@ pub fn measure(
         duration: Duration::from_secs(1).mul_f64(datagrams as f64 / rate as f64),
     };
     // The first client is not counted: what a relay sets up for it, it sets up once.
-    let first = TurnClient::connect(sources.remove(0), peer, 1)?;
+    let first = TurnClient::connect(sources.remove(0), peer, u64::MAX)?;
     load::run(lasting(2_000), &[first.flow(peer, size)?], &sink)?;
     let before = load::resident_kib(relay.pid(), "VmRSS");
-    let clients: anyhow::Result<Vec<TurnClient>> = sources
-        .into_iter()
-        .enumerate()
-        .map(|(index, socket)| TurnClient::connect(socket, peer, index as u64 + 2))
-        .collect();
-    let clients = clients?;
+    let clients = crowd::connect(sources, Some(peer))?;
     let flows: anyhow::Result<Vec<_>> = clients.iter().map(|client| client.flow(peer, size)).collect();
     let counted = load::run(lasting(allocations as u64 * DATAGRAMS_EACH), &flows?, &sink)?;
     let after = load::resident_kib(relay.pid(), "VmRSS");
