@@ -1,5 +1,6 @@
 //! The io_uring packet engine, and the WireGuard tunnel endpoint built on it.
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod driver;
@@ -13,6 +14,7 @@ pub mod log;
 pub mod netlink;
 pub mod offload;
 pub mod packet;
+pub mod status;
 pub mod stun;
 pub mod sys;
 pub mod tunnel;
