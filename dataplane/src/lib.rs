@@ -10,6 +10,7 @@ pub mod halt;
 pub mod ingress;
 pub mod log;
 pub mod netlink;
+pub mod notify;
 pub mod offload;
 pub mod packet;
 pub mod stun;
