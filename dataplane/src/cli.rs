@@ -14,7 +14,9 @@ use zeroize::Zeroizing;
 
 use crate::config::{self, Config, ConfigError};
 use crate::engine::{self, EngineArgs, Switch};
+use crate::host::{self, Host};
 use crate::log::{self, LogFormat};
+use crate::netlink;
 use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
@@ -45,6 +47,8 @@ struct Cli {
 enum Command {
     /// Bring up the tunnel of a configuration file in wg-quick's format, and stay in the foreground
     Up(Up),
+    /// End a tunnel that `towpath up` runs, and take back what one that was killed has left behind
+    Down(Down),
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -55,13 +59,21 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Up {
-    /// The configuration; the interface is named after it, without the ending
+    /// The configuration, or the name of one in /etc/towpath or /etc/wireguard; the interface is named after it, without the
+    /// ending
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+struct Down {
+    /// The interface, or the configuration it was brought up with
+    #[arg(value_name = "NAME|FILE")]
+    name: PathBuf,
 }
 
 /// Runs the program. The first of `args` is its name.
@@ -89,6 +101,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Up(up) => {
             log::init(up.log_format, LevelFilter::INFO);
             up_tunnel(&up).map_err(|failure| failure.formatted(up.log_format))
+        }
+        Command::Down(down) => {
+            log::init(LogFormat::Text, LevelFilter::WARN);
+            Ok(host::down::down(&config::interface_of(&down.name)?)?)
         }
         Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
         Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
@@ -142,24 +158,49 @@ impl From<ConfigError> for Failure {
 
 fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
-    let (config, warnings) = Config::load(&up.file)?;
-    let name = config::interface_name(&up.file)?;
+    let file = config::find(&up.file);
+    let (config, warnings) = Config::load(&file)?;
+    let name = config::interface_name(&file)?;
     for warning in warnings {
-        tracing::warn!("{}: {warning}", up.file.display());
+        tracing::warn!("{}: {warning}", file.display());
     }
-    let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On)?;
-    engine::run(app, &up.engine)?;
+    let mut host = Host::open(&name, &file, &config)?;
+    let outcome = run_tunnel(&file, &name, &config, &up.engine, &mut host);
+    host.end();
+    outcome
+}
+
+fn run_tunnel(
+    file: &Path,
+    name: &str,
+    config: &Config,
+    args: &EngineArgs,
+    host: &mut Host,
+) -> Result<(), Failure> {
+    match host.before_interface() {
+        // We are to end, and so we do.
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            tracing::info!("{error}");
+            return Ok(());
+        }
+        done => done?,
+    }
+    let app = assemble(file, name, config, args.gso == Switch::On, host)?;
+    host.serve(|halt, started| engine::run_until(app, args, halt, || started.tell()))?;
     Ok(())
 }
 
-fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, Failure> {
+fn assemble(file: &Path, name: &str, config: &Config, gso: bool, host: &mut Host) -> Result<App, Failure> {
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
     let sockets = setup::bind_sockets(config.listen_port, gso, LISTEN_PATIENCE)?;
-    let tun = setup::make_interface(name, config, plan.tunnel.mtu, gso)?;
+    let mut handle = netlink::Handle::open().map_err(io::Error::from)?;
+    let (tun, index) = setup::make_interface(&mut handle, name, config, plan.tunnel.mtu, gso)?;
+    let firewall_mark = host.connect(&mut handle, index, config)?;
+    setup::mark_sockets(&sockets, firewall_mark)?;
     let listener = Listener::bind(name)
         .inspect_err(|error| tracing::info!("`wg` does not see this tunnel: {error}"))
         .ok();
@@ -176,7 +217,7 @@ fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, 
         let server = relay.client.server;
         Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
     });
-    let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro: gso };
+    let binding = Binding { listen_port: config.listen_port, firewall_mark, gro: gso };
     let management = Management { binding, listener, drop_in: false, notice: None };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
 }

@@ -7,6 +7,7 @@ pub mod drops;
 pub mod egress;
 pub mod engine;
 pub mod halt;
+pub mod host;
 pub mod ingress;
 pub mod log;
 pub mod netlink;
