@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
@@ -74,6 +74,12 @@ struct Down {
     /// The interface, or the configuration it was brought up with
     #[arg(value_name = "NAME|FILE")]
     name: PathBuf,
+}
+
+/// The command line as it is described, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program. The first of `args` is its name.
