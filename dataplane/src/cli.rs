@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
 use crate::admin;
 use crate::config::{self, Config, ConfigError};
 use crate::engine::{self, EngineArgs, Switch};
+use crate::host::{self, Host};
 use crate::log::{self, LogFormat};
+use crate::netlink;
 use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
@@ -50,6 +52,8 @@ enum Command {
     Up(Up),
     /// Show what the tunnels of this machine do: peers, paths, losses, and where time goes
     Show(ShowArgs),
+    /// End a tunnel that `towpath up` runs, and take back what one that was killed has left behind
+    Down(Down),
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -60,7 +64,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Up {
-    /// The configuration; the interface is named after it, without the ending
+    /// The configuration, or the name of one in /etc/towpath or /etc/wireguard; the interface is named after it, without the
+    /// ending
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
@@ -70,6 +75,19 @@ struct Up {
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+struct Down {
+    /// The interface, or the configuration it was brought up with
+    #[arg(value_name = "NAME|FILE")]
+    name: PathBuf,
+}
+
+/// The command line as it is described, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program. The first of `args` is its name.
@@ -103,6 +121,10 @@ fn run(command: Command) -> Result<(), Failure> {
             Err(ShowError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             shown => Ok(shown?),
         },
+        Command::Down(down) => {
+            log::init(LogFormat::Text, LevelFilter::WARN);
+            Ok(host::down::down(&config::interface_of(&down.name)?)?)
+        }
         Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
         Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
         Command::Pubkey => print_public_key(),
@@ -164,13 +186,36 @@ impl From<ConfigError> for Failure {
 
 fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
-    let (config, warnings) = Config::load(&up.file)?;
-    let name = config::interface_name(&up.file)?;
+    let file = config::find(&up.file);
+    let (config, warnings) = Config::load(&file)?;
+    let name = config::interface_name(&file)?;
     for warning in warnings {
-        tracing::warn!("{}: {warning}", up.file.display());
+        tracing::warn!("{}: {warning}", file.display());
     }
-    let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On, up.admin)?;
-    engine::run(app, &up.engine)?;
+    let mut host = Host::open(&name, &file, &config)?;
+    let outcome = run_tunnel(&file, &name, &config, &up.engine, up.admin, &mut host);
+    host.end();
+    outcome
+}
+
+fn run_tunnel(
+    file: &Path,
+    name: &str,
+    config: &Config,
+    args: &EngineArgs,
+    admin: Option<SocketAddr>,
+    host: &mut Host,
+) -> Result<(), Failure> {
+    match host.before_interface() {
+        // We are to end, and so we do.
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            tracing::info!("{error}");
+            return Ok(());
+        }
+        done => done?,
+    }
+    let app = assemble(file, name, config, args.gso == Switch::On, admin, host)?;
+    host.serve(|halt, started| engine::run_until(app, args, halt, || started.tell()))?;
     Ok(())
 }
 
@@ -180,6 +225,7 @@ fn assemble(
     config: &Config,
     gso: bool,
     admin: Option<SocketAddr>,
+    host: &mut Host,
 ) -> Result<App, Failure> {
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
@@ -188,7 +234,10 @@ fn assemble(
     }
     let admin = bind_admin(admin)?;
     let sockets = setup::bind_sockets(config.listen_port, gso, LISTEN_PATIENCE)?;
-    let tun = setup::make_interface(name, config, plan.tunnel.mtu, gso)?;
+    let mut handle = netlink::Handle::open().map_err(io::Error::from)?;
+    let (tun, index) = setup::make_interface(&mut handle, name, config, plan.tunnel.mtu, gso)?;
+    let firewall_mark = host.connect(&mut handle, index, config)?;
+    setup::mark_sockets(&sockets, firewall_mark)?;
     let listener = Listener::bind(name)
         .inspect_err(|error| tracing::info!("`wg` does not see this tunnel: {error}"))
         .ok();
@@ -205,7 +254,7 @@ fn assemble(
         let server = relay.client.server;
         Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
     });
-    let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro: gso };
+    let binding = Binding { listen_port: config.listen_port, firewall_mark, gro: gso };
     let management = Management { binding, listener, drop_in: false, notice: None, admin };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
 }

@@ -118,6 +118,7 @@ impl Running {
                 .arg(file)
                 .args(["--log-format", "json"])
                 .args(flags)
+                .env("RUNTIME_DIRECTORY", file.with_file_name("run"))
                 .stderr(Stdio::from(output))
                 .spawn()
                 .unwrap()
@@ -312,7 +313,9 @@ fn a_relayed_interface_gets_an_mtu_that_fits() {
     let file = cable.configuration(1, interface, "Endpoint = [2001:db8::2]:51820");
     let log = std::fs::File::create(file.with_extension("log")).unwrap();
     let child = cable.a.run(|| {
-        Command::new(TOWPATH).arg("up").arg(&file).args(["--log-format", "json"]).stderr(log).spawn().unwrap()
+        let mut command = Command::new(TOWPATH);
+        command.arg("up").arg(&file).args(["--log-format", "json"]).stderr(log);
+        command.env("RUNTIME_DIRECTORY", file.with_file_name("run")).spawn().unwrap()
     });
     let mut running = Running { child, log: file.with_extension("log") };
     running.wait_for("interface is up");

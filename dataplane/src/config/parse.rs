@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use super::host::Reading;
 use super::value::{self, Endpoint, shown};
 use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
 use super::{Password, PeerSection, RelayConfig, read};
@@ -13,12 +14,22 @@ use crate::tunnel::noise;
 
 /// Reads the text of `file`; files it names are looked for beside it.
 pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Config, ConfigError> {
-    let at = |line: Option<usize>| move |problem: String| ConfigError { file: file.into(), line, problem };
     let mut sections = Sections::default();
     for (index, raw) in text.lines().enumerate() {
         let line = index + 1;
-        sections.line(raw, line).map_err(at(Some(line)))?;
+        let at = |problem| ConfigError { file: file.into(), line: Some(line), problem };
+        sections.line(raw, line).map_err(at)?;
     }
+    finish(file, sections, warnings)
+}
+
+/// From what the lines say to what they come to, in whichever format they were.
+pub(super) fn finish(
+    file: &Path,
+    sections: Sections,
+    warnings: &mut Vec<String>,
+) -> Result<Config, ConfigError> {
+    let at = |line: Option<usize>| move |problem: String| ConfigError { file: file.into(), line, problem };
     let interface = sections
         .interface
         .ok_or_else(|| {
@@ -39,6 +50,7 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
         addresses: interface.addresses,
         listen_port: interface.listen_port.map_or(0, |(port, _)| port),
         mtu: DEFAULT_MTU,
+        host: interface.host.finish(),
         relay,
         peers,
     };
@@ -60,9 +72,9 @@ type At<T> = Option<(T, usize)>;
 type LineError = (usize, String);
 
 #[derive(Default)]
-struct Sections {
-    interface: Option<Interface>,
-    peers: Vec<Peer>,
+pub(super) struct Sections {
+    pub(super) interface: Option<Interface>,
+    pub(super) peers: Vec<Peer>,
     current: Current,
 }
 
@@ -75,20 +87,21 @@ enum Current {
 }
 
 #[derive(Default)]
-struct Interface {
+pub(super) struct Interface {
     line: usize,
     private_key: At<SecretKey>,
     private_key_file: At<String>,
     addresses: Vec<IpNet>,
     listen_port: At<u16>,
     mtu: At<String>,
+    host: Reading,
     relay: At<Endpoint>,
     relay_username: At<String>,
     relay_password_file: At<String>,
 }
 
 #[derive(Default)]
-struct Peer {
+pub(super) struct Peer {
     line: usize,
     public_key: At<PublicKey>,
     preshared_key: At<SecretKey>,
@@ -139,12 +152,12 @@ impl Sections {
                         first.line
                     ));
                 }
-                self.interface = Some(Interface { line, ..Interface::default() });
+                self.interface = Some(Interface::on(line));
                 self.current = Current::Interface;
                 Ok(())
             }
             "peer" if heading.ends_with(']') => {
-                self.peers.push(Peer { line, ..Peer::default() });
+                self.peers.push(Peer::on(line));
                 self.current = Current::Peer;
                 Ok(())
             }
@@ -174,8 +187,19 @@ fn secret_key(value: &str) -> Result<SecretKey, String> {
     value.parse().map_err(|error: crate::tunnel::key::NotAKey| error.to_string())
 }
 
+/// Keys that are comments in wg-quick's format, as they are written for [`Interface::set_ours`] in lower case.
+pub(super) const OURS: [&str; 3] = ["relay", "relayusername", "relaypasswordfile"];
+
 impl Interface {
-    fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+    /// One that begins on this line.
+    pub(super) fn on(line: usize) -> Self {
+        Self { line, ..Self::default() }
+    }
+
+    pub(super) fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        if let Some(set) = self.host.set(key, value, line) {
+            return set;
+        }
         match key.to_ascii_lowercase().as_str() {
             "privatekey" => once(&mut self.private_key, "PrivateKey", secret_key(value)?, line),
             "privatekeyfile" => once(&mut self.private_key_file, "PrivateKeyFile", value.to_owned(), line),
@@ -185,23 +209,21 @@ impl Interface {
                 once(&mut self.listen_port, "ListenPort", port, line)
             }
             "mtu" => once(&mut self.mtu, "MTU", value.to_owned(), line),
-            "preup" | "postup" | "predown" | "postdown" | "dns" | "table" | "fwmark" | "saveconfig" => {
-                Err(format!("{key} is not supported yet; remove the line"))
-            }
             "publickey" | "presharedkey" | "allowedips" | "endpoint" | "persistentkeepalive" => {
                 Err(format!("{key} belongs into a [Peer] section; write [Peer] above it"))
             }
-            "relay" | "relayusername" | "relaypasswordfile" => {
+            ours if OURS.contains(&ours) => {
                 Err(format!("write it as a comment, so that `wg` can read the file too: #towpath: {key} = …"))
             }
             _ => Err(format!(
-                "{} is unknown in [Interface]; known are PrivateKey, PrivateKeyFile, Address, ListenPort and MTU",
+                "{} is unknown in [Interface]; known are PrivateKey, PrivateKeyFile, Address, ListenPort, MTU, DNS, \
+                 Table, FwMark, PreUp, PostUp, PreDown, PostDown and SaveConfig",
                 shown(key)
             )),
         }
     }
 
-    fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+    pub(super) fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
         /// RFC 8489 section 14.3: a USERNAME has fewer than 509 bytes.
         const USERNAME_MAX: usize = 508;
         match key.to_ascii_lowercase().as_str() {
@@ -297,7 +319,12 @@ fn read_secret(
 }
 
 impl Peer {
-    fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+    /// One that begins on this line.
+    pub(super) fn on(line: usize) -> Self {
+        Self { line, ..Self::default() }
+    }
+
+    pub(super) fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
         match key.to_ascii_lowercase().as_str() {
             "publickey" => {
                 let public: PublicKey =
@@ -310,14 +337,7 @@ impl Peer {
             }
             "presharedkey" => once(&mut self.preshared_key, "PresharedKey", secret_key(value)?, line),
             "allowedips" => {
-                for net in value::prefixes(value)? {
-                    if net.prefix_len() == 0 {
-                        return Err(format!(
-                            "{net} would replace the default route, which is not supported yet; list narrower ranges"
-                        ));
-                    }
-                    self.allowed_ips.push(net.trunc());
-                }
+                self.allowed_ips.extend(value::prefixes(value)?.iter().map(IpNet::trunc));
                 Ok(())
             }
             "endpoint" => once(&mut self.endpoint, "Endpoint", value::endpoint(value, None)?, line),
@@ -328,7 +348,8 @@ impl Peer {
                 };
                 once(&mut self.persistent_keepalive, "PersistentKeepalive", seconds, line)
             }
-            "privatekey" | "privatekeyfile" | "address" | "listenport" | "mtu" => {
+            "privatekey" | "privatekeyfile" | "address" | "listenport" | "mtu" | "dns" | "table"
+            | "fwmark" | "preup" | "postup" | "predown" | "postdown" | "saveconfig" => {
                 Err(format!("{key} belongs into the [Interface] section; move it there"))
             }
             _ => Err(format!(

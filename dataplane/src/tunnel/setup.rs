@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path as FilePath;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::app::Sockets;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
-use crate::config::{self, Config, ConfigError, Endpoint};
+use crate::config::{self, Config, ConfigError, Endpoint, Table};
 use crate::egress;
 use crate::netlink;
 use crate::stun::AddressFamily;
@@ -117,9 +119,11 @@ fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<
 
 /// What goes to these addresses must not be routed into the tunnel it comes out of.
 fn warn_of_loops(config: &Config, outside: &[SocketAddr], warnings: &mut Vec<String>) {
+    // A default route leaves out what the tunnel sends, and other tables are led to by the user's rules.
+    let routed = |net: &&IpNet| config.host.table == Table::Auto && net.prefix_len() > 0;
     for address in outside {
-        let inside =
-            config.peers.iter().flat_map(|peer| &peer.allowed_ips).find(|net| net.contains(&address.ip()));
+        let nets = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        let inside = nets.filter(routed).find(|net| net.contains(&address.ip()));
         if let Some(net) = inside {
             warnings.push(format!(
                 "{address} lies in AllowedIPs {net}: unless a narrower route leads there, what the tunnel sends goes \
@@ -262,29 +266,26 @@ pub fn fit_superpackets(handle: &mut netlink::Handle, index: u32, mtu: u32, rela
     }
 }
 
-/// Creates the interface, gives it its addresses and MTU, brings it up and routes the peers' prefixes to it. It goes
-/// away with the descriptor.
+/// Creates the interface, gives it its addresses and MTU, and brings it up. It goes away with the descriptor. The index is
+/// for whoever routes packets into it.
 ///
 /// # Errors
 /// One sentence that names what the kernel refused, and the remedy.
-pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io::Result<Tun> {
+pub fn make_interface(
+    handle: &mut netlink::Handle,
+    name: &str,
+    config: &Config,
+    mtu: usize,
+    gso: bool,
+) -> io::Result<(Tun, u32)> {
     let tun = open_device(name, gso)?;
-    let mut handle = netlink::Handle::open()?;
-    let index = set_device(&mut handle, name, mtu)?;
-    fit_superpackets(
-        &mut handle,
-        index,
-        u32::try_from(mtu).map_err(io::Error::other)?,
-        config.relay.is_some(),
-    );
+    let index = set_device(handle, name, mtu)?;
+    fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, config.relay.is_some());
     for address in &config.addresses {
         handle.add_address(index, *address)?;
     }
     handle.set_up(index)?;
-    for prefix in config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
-        handle.add_route(index, *prefix)?;
-    }
-    Ok(tun)
+    Ok((tun, index))
 }
 
 /// Creates an interface that is down and has no address, as `ip link add type wireguard` does, with the same MTU of 1,420

@@ -10,4 +10,5 @@ mod left_out;
 mod relay;
 mod shutdown;
 mod tunnel;
+mod updown;
 mod world;
