@@ -19,7 +19,6 @@ use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::{Tunnel, noise, setup};
-use crate::turn::Client;
 use crate::uapi::Listener;
 
 /// Exit status of a mistake in what the user wrote: flags, configuration, keys.
@@ -172,10 +171,7 @@ fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, 
         "interface is up"
     );
     let now = now();
-    let relay = plan.relay.map(|relay| {
-        let server = relay.client.server;
-        Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
-    });
+    let relay = plan.relay.map(|relay| Relay::new(relay, now));
     let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro: gso };
     let management = Management { binding, listener, drop_in: false, notice: None };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))

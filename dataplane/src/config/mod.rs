@@ -14,7 +14,9 @@
 //! Endpoint = 192.0.2.1:51820
 //! ```
 
+mod login;
 mod parse;
+mod relay;
 mod value;
 
 use std::fmt;
@@ -27,8 +29,11 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+pub use self::login::{Credentials, Login, LoginKind};
+pub use self::relay::RelayConfig;
 pub use self::value::{Endpoint, Host};
 use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::paths::Policy;
 
 /// MTU when the file says nothing, bytes: what every IPv6 link carries (RFC 8200 section 5).
 pub const DEFAULT_MTU: u16 = 1_280;
@@ -52,21 +57,10 @@ pub struct Config {
     pub listen_port: u16,
     /// MTU of the interface, bytes.
     pub mtu: u16,
-    /// The relay to go through.
-    pub relay: Option<RelayConfig>,
+    /// The relays, in the order in which they are tried.
+    pub relays: Vec<RelayConfig>,
     /// The peers, in the order of the file.
     pub peers: Vec<PeerSection>,
-}
-
-/// A TURN relay and the credentials for it.
-#[derive(Debug)]
-pub struct RelayConfig {
-    /// Where it listens.
-    pub server: Endpoint,
-    /// The user.
-    pub username: String,
-    /// The password.
-    pub password: Password,
 }
 
 /// A password that does not show itself and is wiped when dropped.
@@ -100,6 +94,8 @@ pub struct PeerSection {
     pub allowed_ips: Vec<IpNet>,
     /// Where it is reached, and on which line that stands.
     pub endpoint: Option<(Endpoint, usize)>,
+    /// By which ways it may be reached.
+    pub path: Policy,
     /// Seconds between keepalives; zero for none.
     pub persistent_keepalive: u16,
 }

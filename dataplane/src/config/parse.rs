@@ -5,11 +5,13 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use super::relay::{self, Relays};
 use super::value::{self, Endpoint, shown};
 use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
-use super::{Password, PeerSection, RelayConfig, read};
+use super::{PeerSection, read};
 use crate::tunnel::key::{PublicKey, SecretKey};
 use crate::tunnel::noise;
+use crate::tunnel::paths::Policy;
 
 /// Reads the text of `file`; files it names are looked for beside it.
 pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Config, ConfigError> {
@@ -19,7 +21,7 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
         let line = index + 1;
         sections.line(raw, line).map_err(at(Some(line)))?;
     }
-    let interface = sections
+    let mut interface = sections
         .interface
         .ok_or_else(|| {
             "there is no [Interface] section; begin with [Interface] and PrivateKeyFile = wg0.key".to_owned()
@@ -28,18 +30,19 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
     let directory = file.parent().unwrap_or(Path::new(""));
     let private_key =
         interface.private_key(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
-    let relay = interface.relay(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
+    let relays = std::mem::take(&mut interface.relays);
+    let relays = relays.finish(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
     let mut peers = Vec::with_capacity(sections.peers.len());
     for peer in sections.peers {
         let line = peer.line;
-        peers.push(peer.finish().map_err(at(Some(line)))?);
+        peers.push(peer.finish(!relays.is_empty()).map_err(at(Some(line)))?);
     }
     let mut config = Config {
         private_key,
         addresses: interface.addresses,
         listen_port: interface.listen_port.map_or(0, |(port, _)| port),
         mtu: DEFAULT_MTU,
-        relay,
+        relays,
         peers,
     };
     check_peers(&config, warnings).map_err(|(line, text)| at(Some(line))(text))?;
@@ -82,9 +85,7 @@ struct Interface {
     addresses: Vec<IpNet>,
     listen_port: At<u16>,
     mtu: At<String>,
-    relay: At<Endpoint>,
-    relay_username: At<String>,
-    relay_password_file: At<String>,
+    relays: Relays,
 }
 
 #[derive(Default)]
@@ -95,6 +96,7 @@ struct Peer {
     allowed_ips: Vec<IpNet>,
     endpoint: At<Endpoint>,
     persistent_keepalive: At<u16>,
+    path: At<Policy>,
 }
 
 impl Sections {
@@ -125,7 +127,7 @@ impl Sections {
             }
             (Current::Peer, false) => self.peers.last_mut().map_or(Ok(()), |peer| peer.set(key, value, line)),
             (Current::Peer, true) => {
-                Err("#towpath: lines belong into the [Interface] section; move it there".to_owned())
+                self.peers.last_mut().map_or(Ok(()), |peer| peer.set_ours(key, value, line))
             }
         }
     }
@@ -191,7 +193,7 @@ impl Interface {
             "publickey" | "presharedkey" | "allowedips" | "endpoint" | "persistentkeepalive" => {
                 Err(format!("{key} belongs into a [Peer] section; write [Peer] above it"))
             }
-            "relay" | "relayusername" | "relaypasswordfile" => {
+            "relay" | "relayusername" | "relaypasswordfile" | "relaysecretfile" => {
                 Err(format!("write it as a comment, so that `wg` can read the file too: #towpath: {key} = …"))
             }
             _ => Err(format!(
@@ -202,22 +204,13 @@ impl Interface {
     }
 
     fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
-        /// RFC 8489 section 14.3: a USERNAME has fewer than 509 bytes.
-        const USERNAME_MAX: usize = 508;
+        if let Some(outcome) = self.relays.set(key, value, line) {
+            return outcome;
+        }
         match key.to_ascii_lowercase().as_str() {
-            "relay" => once(&mut self.relay, "Relay", value::relay(value)?, line),
-            "relayusername" if value.is_empty() || value.len() > USERNAME_MAX => {
-                Err(format!("RelayUsername is 1 to {USERNAME_MAX} bytes long"))
-            }
-            "relayusername" => once(&mut self.relay_username, "RelayUsername", value.to_owned(), line),
-            "relaypasswordfile" => {
-                once(&mut self.relay_password_file, "RelayPasswordFile", value.to_owned(), line)
-            }
-            "relaypassword" => {
-                Err("put the password into a file of its own and write RelayPasswordFile = FILE".to_owned())
-            }
+            "path" => Err("Path belongs into a [Peer] section; write it below [Peer]".to_owned()),
             _ => Err(format!(
-                "{} is unknown after #towpath:; known are Relay, RelayUsername and RelayPasswordFile",
+                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile and RelaySecretFile",
                 shown(key)
             )),
         }
@@ -252,29 +245,6 @@ impl Interface {
                 "PrivateKey is missing; run `towpath genkey > wg0.key` and write PrivateKeyFile = wg0.key"
                     .to_owned(),
             )),
-        }
-    }
-
-    fn relay(&self, directory: &Path, warnings: &mut Vec<String>) -> Result<Option<RelayConfig>, LineError> {
-        match (&self.relay, &self.relay_username, &self.relay_password_file) {
-            (None, None, None) => Ok(None),
-            (Some((server, _)), Some((username, _)), Some((file, line))) => {
-                let text = read_secret(directory, file, warnings).map_err(|problem| (*line, problem))?;
-                if text.is_empty() {
-                    return Err((*line, format!("{file} is empty; write the password into it")));
-                }
-                let password = Password(text);
-                Ok(Some(RelayConfig { server: server.clone(), username: username.clone(), password }))
-            }
-            (relay, username, file) => {
-                let lines = [
-                    relay.as_ref().map(|at| at.1),
-                    username.as_ref().map(|at| at.1),
-                    file.as_ref().map(|at| at.1),
-                ];
-                let line = lines.into_iter().flatten().next().unwrap_or(self.line);
-                Err((line, "Relay, RelayUsername and RelayPasswordFile are needed together".to_owned()))
-            }
         }
     }
 }
@@ -339,16 +309,34 @@ impl Peer {
         }
     }
 
-    fn finish(self) -> Result<PeerSection, String> {
+    fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        match key.to_ascii_lowercase().as_str() {
+            "path" => once(&mut self.path, "Path", relay::policy(value)?, line),
+            key if key.starts_with("relay") => {
+                Err("relays belong into the [Interface] section; move the line there".to_owned())
+            }
+            _ => Err(format!("{} is unknown after #towpath: in [Peer]; known is Path", shown(key))),
+        }
+    }
+
+    fn finish(self, relayed: bool) -> Result<PeerSection, String> {
         let (public_key, _) = self
             .public_key
             .ok_or("this peer has no PublicKey; add the one that `towpath pubkey` prints there")?;
+        let path = self.path.map(|(path, _)| path).unwrap_or_default();
+        if path == Policy::Relay && !relayed {
+            return Err(
+                "Path is relay, and there is no relay; write #towpath: Relay = turn:HOST into [Interface]"
+                    .to_owned(),
+            );
+        }
         Ok(PeerSection {
             line: self.line,
             public_key,
             preshared_key: self.preshared_key.map(|(key, _)| key),
             allowed_ips: self.allowed_ips,
             endpoint: self.endpoint,
+            path,
             persistent_keepalive: self.persistent_keepalive.map_or(0, |(seconds, _)| seconds),
         })
     }
