@@ -24,7 +24,6 @@ use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::{Tunnel, noise, setup};
-use crate::turn::Client;
 use crate::uapi::Listener;
 
 /// Exit status of a mistake in what the user wrote: flags, configuration, keys.
@@ -250,10 +249,7 @@ fn assemble(
         "interface is up"
     );
     let now = now();
-    let relay = plan.relay.map(|relay| {
-        let server = relay.client.server;
-        Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
-    });
+    let relay = plan.relay.map(|relay| Relay::new(relay, now));
     let binding = Binding { listen_port: config.listen_port, firewall_mark, gro: gso };
     let management = Management { binding, listener, drop_in: false, notice: None, admin };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))

@@ -291,7 +291,7 @@ fn packets_pass_over_a_debian_turn_server() {
     std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
     let interface = "MTU = 1420\n#towpath: Relay = turn:192.0.2.2:3478\n#towpath: RelayUsername = alice\n\
                      #towpath: RelayPasswordFile = password";
-    let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820");
+    let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820\n#towpath: Path = relay");
     let b = cable.configuration(2, "MTU = 1420", "");
     let b = Running::start(&cable.b, &b, &["--io", "suspend"]);
     let a = Running::start(&cable.a, &a, &["--io", "suspend"]);

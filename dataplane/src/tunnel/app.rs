@@ -9,6 +9,7 @@ mod control;
 mod figures;
 mod link;
 mod ports;
+mod relays;
 mod status;
 mod way;
 
@@ -24,6 +25,7 @@ use self::figures::Figures;
 use self::link::Link;
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
+pub use self::relays::{Relay, RelayChoice, RelayPlan};
 use self::way::Way;
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
 use crate::driver::{Application, Next, OWN_TOKENS};
@@ -36,7 +38,6 @@ use crate::packet::Packet;
 use crate::stages::Stages;
 use crate::sys::daemon::Notice;
 use crate::sys::tun::Tun;
-use crate::turn::{Client, Event, Input};
 use crate::uapi::Listener;
 
 /// What `wg` has asked for, and what the interface tells of itself.
@@ -45,16 +46,6 @@ const LINK: Token = Token(OWN_TOKENS - 2);
 const FIGURES: Token = Token(OWN_TOKENS - 3);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
-
-/// A relay and the peers reached over it.
-pub struct Relay {
-    /// Keeps the allocation.
-    pub client: Client,
-    /// Its address.
-    pub server: SocketAddr,
-    /// Which peer is reached at which address.
-    pub peers: Vec<(PeerIndex, SocketAddr)>,
-}
 
 /// The running endpoint.
 pub struct App {
@@ -189,11 +180,7 @@ impl App {
             }
             Path::Relayed { peer } => {
                 let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
-                let Some(number) = relay.client.channel(peer) else {
-                    // An authentic packet came from a new address: it gets a channel of its own.
-                    relay.client.bind_channel(peer, now);
-                    return Err(Cause::NoEndpoint);
-                };
+                let number = relay.channel(peer, now).ok_or(Cause::NoEndpoint)?;
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
                 let target = Target { port, to: relay.server, from: None, ecn: 0, dont_fragment: false };
                 Ok(Way { target, channel: Some(number) })
@@ -217,21 +204,6 @@ impl App {
         }
         for datagram in segments {
             self.open(datagram, path, egress, now);
-        }
-    }
-
-    fn handle_relay<E: Egress>(&mut self, datagram: &[u8], egress: &mut E, now: Instant) {
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        match relay.client.handle_input(datagram, now) {
-            Input::Consumed => {}
-            Input::Ignored(cause) => self.tunnel.count_drop(cause),
-            Input::Data { peer, payload } => {
-                if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, egress, now);
-                }
-            }
         }
     }
 
@@ -277,60 +249,6 @@ impl App {
             rest.copy_from_slice(bytes);
             true
         });
-    }
-
-    fn serve_relay<E: Egress>(&mut self, egress: &mut E, now: Instant) {
-        while let Some(event) = self.relay.as_mut().and_then(|relay| relay.client.poll_event()) {
-            self.handle_relay_event(event, now);
-        }
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        let Some(port) = self.ports.of(relay.server) else {
-            return;
-        };
-        let target = Target { port, to: relay.server, from: None, ecn: 0, dont_fragment: false };
-        while let Some(bytes) = relay.client.poll_transmit() {
-            egress.append(&target, bytes.len(), Class::Control, |slot| {
-                slot.copy_from_slice(&bytes);
-                true
-            });
-        }
-    }
-
-    fn handle_relay_event(&mut self, event: Event, now: Instant) {
-        match event {
-            Event::Allocated { relayed, mapped } => {
-                let mapped = mapped.map_or_else(String::new, |address| address.to_string());
-                tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
-                if self.relay.as_ref().is_some_and(|relay| relay.peers.is_empty()) {
-                    self.report_ready();
-                }
-            }
-            Event::ChannelBound { peer, .. } => {
-                self.set_relayed_paths(peer, Some(Path::Relayed { peer }), now);
-                tracing::debug!(%peer, "channel bound");
-                self.report_ready();
-            }
-            Event::ChannelLost { peer } => {
-                self.set_relayed_paths(peer, None, now);
-                tracing::debug!(%peer, "channel lost");
-            }
-            Event::Failed { reason } => tracing::warn!("{reason}"),
-        }
-    }
-
-    /// Sets the path of the peers reached over the channel to `address`, unless they have roamed elsewhere.
-    fn set_relayed_paths(&mut self, address: SocketAddr, path: Option<Path>, now: Instant) {
-        let Some(relay) = &self.relay else {
-            return;
-        };
-        for &(index, _) in relay.peers.iter().filter(|(_, peer)| *peer == address) {
-            let current = self.tunnel.path(index);
-            if current.is_none() || current == Some(Path::Relayed { peer: address }) {
-                self.tunnel.set_path(index, path, now);
-            }
-        }
     }
 
     fn report_ready(&mut self) {
@@ -391,9 +309,7 @@ impl Application for App {
         egress: &mut E,
         now: Instant,
     ) -> io::Result<()> {
-        if let Some(relay) = &self.relay {
-            tracing::info!("asking the relay {} for an address", relay.server);
-        }
+        self.open_relay(now);
         self.open_device(ingress, egress)?;
         let sockets = std::mem::replace(&mut self.sockets, Sockets::NONE);
         self.open_sockets(sockets, ingress, egress)?;
@@ -402,11 +318,8 @@ impl Application for App {
         }
         self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
-        if let Some(relay) = &mut self.relay {
-            for &(_, address) in &relay.peers {
-                relay.client.bind_channel(address, now);
-            }
-        } else {
+        // Whoever can be reached directly need not wait for the relay.
+        if self.relay.as_ref().is_none_or(|relay| !relay.is_needed()) {
             self.report_ready();
         }
         self.tunnel.handle_timeout(now);
@@ -433,16 +346,14 @@ impl Application for App {
     fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant) {
         self.tunnel.handle_timeout(now);
         self.figures.look(now);
-        if let Some(relay) = &mut self.relay
-            && relay.client.poll_timeout().is_some_and(|due| due <= now)
-        {
-            relay.client.handle_timeout(now);
+        if let Some(relay) = &mut self.relay {
+            relay.handle_timeout(now);
         }
         self.send_control(egress, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let relay = self.relay.as_ref().and_then(|relay| relay.client.poll_timeout());
+        let relay = self.relay.as_ref().and_then(Relay::poll_timeout);
         let at_once = self.turned.filter(|_| self.link_news || self.tunnel.is_renewing());
         let asked = self.figures.poll_timeout();
         [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.bind_at, at_once, asked]
@@ -478,7 +389,7 @@ impl Application for App {
     fn stop<E: Egress>(&mut self, egress: &mut E, now: Instant) {
         self.tunnel.stop();
         if let Some(relay) = &mut self.relay {
-            relay.client.close(now);
+            relay.close(now);
         }
         self.serve_relay(egress, now);
     }

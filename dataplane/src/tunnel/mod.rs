@@ -10,6 +10,7 @@
 pub mod app;
 pub mod key;
 pub mod noise;
+pub mod paths;
 pub mod peer;
 pub mod peers;
 pub mod routes;
@@ -21,6 +22,7 @@ mod keys;
 mod limiter;
 mod missing;
 mod staged;
+mod switch;
 mod timers;
 
 #[cfg(test)]
@@ -209,6 +211,9 @@ impl Tunnel {
         peer.stats.sent_bytes += packet.len() as u64;
         peer.stats.sent_message_bytes += out.len() as u64;
         if peer.is_news(Passed::DataSent, now) {
+            if let Some(paths) = &mut peer.paths {
+                paths.sent(now);
+            }
             let jitter = self.jitter();
             let timers = &mut self.peers[index].timers;
             timers.data_sent(jitter, now);
@@ -345,6 +350,7 @@ impl Tunnel {
         let peer = &mut self.peers[index];
         peer.staged.expire(&mut self.staged_bytes, &mut self.drops, now);
         peer.forget_noted();
+        self.poll_paths(index, now);
         while let Some(due) = self.peers[index].timers.poll(now) {
             match due {
                 Due::Initiate => {
@@ -412,13 +418,24 @@ impl Tunnel {
         let Some(path) = self.peers[index].path.filter(|_| can_start) else {
             return;
         };
-        let peer = &mut self.peers[index];
-        let mut bytes = [0; CONTROL_LEN];
-        if let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) {
-            peer.timers.initiation_sent(jitter, now);
-            self.transmit_to(index, path, bytes, len);
+        if self.initiate_by(index, path, now) {
+            self.peers[index].timers.initiation_sent(jitter, now);
         }
         self.arm(index);
+    }
+
+    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had.
+    fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
+        let peer = &mut self.peers[index];
+        let mut bytes = [0; CONTROL_LEN];
+        let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) else {
+            return false;
+        };
+        if let Some(paths) = &mut peer.paths {
+            paths.initiated(path, now);
+        }
+        self.transmit_to(index, path, bytes, len);
+        true
     }
 
     /// As [`Tunnel::transmit`], of a message that counts for a peer.

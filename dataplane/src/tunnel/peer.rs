@@ -1,6 +1,7 @@
 //! One peer: its protocol state, its timers, where it is reached, and what waits for it.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use ipnet::IpNet;
 use super::key::{PublicKey, SecretKey};
 use super::keys::Keys;
 use super::noise::Identity;
+use super::paths::Paths;
 use super::staged::Staged;
 use super::timers::Timers;
 
@@ -36,6 +38,15 @@ impl Path {
         match *self {
             Self::Direct { to, .. } => to,
             Self::Relayed { peer } => peer,
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct { to, .. } => write!(formatter, "{to}"),
+            Self::Relayed { peer } => write!(formatter, "{peer} over the relay"),
         }
     }
 }
@@ -114,6 +125,8 @@ pub(super) struct Peer {
     pub(super) allowed_ips: BTreeSet<IpNet>,
     pub(super) timers: Timers,
     pub(super) path: Option<Path>,
+    /// What decides `path`, where there is more than one way.
+    pub(super) paths: Option<Box<Paths>>,
     pub(super) awaits_path: bool,
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
@@ -148,6 +161,7 @@ impl Peer {
             allowed_ips: BTreeSet::new(),
             timers,
             path: config.path,
+            paths: None,
             awaits_path: config.awaits_path,
             staged: Staged::default(),
             unstaging: false,
@@ -170,13 +184,25 @@ impl Peer {
 
     /// When something has to be done for this peer.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.staged.next_expiry()].into_iter().flatten().min()
+        let paths = self.paths.as_ref().and_then(|paths| paths.next_timeout());
+        [self.timers.next(), self.staged.next_expiry(), paths].into_iter().flatten().min()
+    }
+
+    /// By which way an answer goes to what came by `path`.
+    pub(super) fn answers_by(&self, path: Path) -> Option<Path> {
+        match &self.paths {
+            Some(paths) if !paths.allows(path) => self.path,
+            _ => Some(path),
+        }
     }
 
     /// Nothing comes back: the local address the peer once sent to may be gone, so the kernel chooses again.
     pub(super) fn forget_source(&mut self) {
         if let Some(Path::Direct { from, .. }) = &mut self.path {
             *from = None;
+        }
+        if let Some(paths) = &mut self.paths {
+            paths.forget_source();
         }
     }
 

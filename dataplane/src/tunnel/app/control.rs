@@ -14,6 +14,7 @@ use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::sys::daemon::Notice;
 use crate::tunnel::key::PublicKey;
+use crate::tunnel::paths::Policy;
 use crate::tunnel::{Path, PeerConfig, PeerIndex, setup};
 use crate::uapi::answer::{self, Part};
 use crate::uapi::server::ClientId;
@@ -256,7 +257,7 @@ impl App {
                     Some(_) if remove => Subject::Nobody,
                     Some(index) => Subject::Peer(index),
                     None if remove || update_only || self.is_ourselves(&key) => Subject::Nobody,
-                    None => Subject::Peer(self.tunnel.add_peer(&new_peer(key), now)),
+                    None => Subject::Peer(self.add_peer(key, now)),
                 };
             }
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
@@ -320,6 +321,14 @@ impl App {
         self.tunnel.private_key().is_some() && self.tunnel.public_key() == *key
     }
 
+    fn add_peer(&mut self, key: PublicKey, now: Instant) -> PeerIndex {
+        let index = self.tunnel.add_peer(&new_peer(key), now);
+        if self.relay.is_some() {
+            self.tunnel.choose_paths(index, Policy::Auto, false, now);
+        }
+        index
+    }
+
     /// Removes a peer; `false` when it has more prefixes than one turn takes away.
     fn forget_peer(&mut self, index: PeerIndex) -> bool {
         if !self.tunnel.remove_allowed_ips(index, TURN) {
@@ -327,12 +336,12 @@ impl App {
         }
         self.tunnel.remove_peer(index);
         if let Some(relay) = &mut self.relay {
-            relay.peers.retain(|(peer, _)| *peer != index);
+            relay.forget_peer(index);
         }
         true
     }
 
-    /// Sets where a peer is reached: over the relay, where there is one.
+    /// Sets where a peer is reached: directly, and where there is a relay, over it as well.
     fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
         let Some(relay) = &mut self.relay else {
             let same = matches!(self.tunnel.path(index), Some(Path::Direct { to, .. }) if to == address);
@@ -341,17 +350,12 @@ impl App {
             }
             return;
         };
-        if self.tunnel.path(index) == Some(Path::Relayed { peer: address }) {
+        if relay.peer(index) == Some(address) {
             return;
         }
-        relay.peers.retain(|(peer, _)| *peer != index);
-        relay.peers.push((index, address));
-        if relay.client.channel(address).is_some() {
-            self.tunnel.set_path(index, Some(Path::Relayed { peer: address }), now);
-        } else {
-            self.tunnel.set_path(index, None, now);
-            relay.client.bind_channel(address, now);
-        }
+        let bound = relay.set_peer(index, address, now);
+        self.tunnel.set_direct(index, address, now);
+        self.tunnel.set_relayed(index, bound.then_some(Path::Relayed { peer: address }), now);
     }
 }
 
