@@ -74,7 +74,7 @@ impl Tunnel {
         let timers = &mut self.peers[index].timers;
         let starts = matches!(opened.inner, Inner::Packet(_)) && timers.data_received(now);
         if news || starts {
-            self.arm(index);
+            self.arm(index, now);
         }
         self.admit(index, opened.inner, out)
     }
@@ -120,7 +120,7 @@ impl Tunnel {
         peer.timers.anything_sent(now);
         self.transmit_to(index, path, bytes, len);
         self.prune_keys(index, now);
-        self.arm(index);
+        self.arm(index, now);
         Ok(Opened::Consumed)
     }
 
@@ -151,7 +151,7 @@ impl Tunnel {
         self.transmit_to(index, path, bytes, len);
         self.prune_keys(index, now);
         self.unstage(index);
-        self.arm(index);
+        self.arm(index, now);
         Ok(Opened::Consumed)
     }
 

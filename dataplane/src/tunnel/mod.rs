@@ -21,6 +21,7 @@ mod keys;
 mod limiter;
 mod staged;
 mod timers;
+mod wheel;
 
 #[cfg(test)]
 mod tests;
@@ -43,15 +44,16 @@ pub use self::peers::PeerIndex;
 use self::peers::Peers;
 use self::routes::AllowedIps;
 use self::timers::{Due, JITTER_MS, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
+use self::wheel::Wheel;
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
 use crate::wire::wireguard::{DATA_OVERHEAD, PADDING};
 
-/// Timers are looked at no more often than this: with many peers one look is a walk over all of them.
-pub const TIMER_GRANULARITY: Duration = Duration::from_millis(50);
-/// Control messages that may wait to be polled. An input makes two at most; a walk over the timers stops at half.
+/// Control messages that may wait to be polled. An input makes two at most; what timers ask for stops at half.
 const CONTROL_MAX: usize = 512;
+/// Peers whose timers are served at once. Each may cost a handshake of some 0.1 ms, and packets must not wait long for it.
+const PEERS_AT_ONCE: usize = 32;
 
 /// What an endpoint is made of.
 #[derive(Debug)]
@@ -109,8 +111,8 @@ pub struct Tunnel {
     unstaging: VecDeque<PeerIndex>,
     staged_bytes: usize,
     rng: Xoshiro256PlusPlus,
-    /// No timer runs out before this.
-    wake: Option<Instant>,
+    /// When each peer's next timer runs out, by its place.
+    wheel: Wheel,
     drops: Drops,
     control_overflows: u64,
 }
@@ -138,7 +140,7 @@ impl Tunnel {
             unstaging: VecDeque::new(),
             staged_bytes: 0,
             rng,
-            wake: None,
+            wheel: Wheel::new(config.peers.len(), now),
             drops: Drops::default(),
             control_overflows: 0,
         };
@@ -210,7 +212,7 @@ impl Tunnel {
             timers.data_sent(jitter, now);
             timers.anything_sent(now);
             self.renew_if_worn(index, now);
-            self.arm(index);
+            self.arm(index, now);
         }
         true
     }
@@ -227,7 +229,7 @@ impl Tunnel {
         }
         peer.staged.push(packet, &mut self.staged_bytes, &mut self.drops, now);
         self.start_handshake(index, now);
-        self.arm(index);
+        self.arm(index, now);
     }
 
     /// The next packet that no longer has to wait, in order for each peer. Seal it for the peer returned.
@@ -258,29 +260,28 @@ impl Tunnel {
     /// When [`Tunnel::handle_timeout`] wants to be called; O(1).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.wake.filter(|_| self.running)
+        if self.running { self.wheel.next() } else { None }
     }
 
-    /// Does what is due. Costs nothing when nothing is.
+    /// Does what is due, for some peers: poll for control messages, and it may be due again at once. Costs nothing when
+    /// nothing is due, however many peers there are.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if !self.running || self.wake.is_none_or(|wake| wake > now) {
+        if !self.running {
             return;
         }
-        let mut next: Option<Instant> = None;
-        for place in 0..self.peers.places() {
-            let Some(index) = self.peers.at(place) else {
-                continue;
-            };
+        for _ in 0..PEERS_AT_ONCE {
             if self.control.len() >= CONTROL_MAX / 2 {
-                // The rest at the next call, when these have left; who has been served is no longer due.
-                next = Some(now);
-                break;
+                // The rest at the next call, when these have left.
+                return;
             }
-            self.handle_peer_timeout(index, now);
-            let peer_next = self.peers[index].next_timeout();
-            next = [next, peer_next].into_iter().flatten().min();
+            let Some(place) = self.wheel.poll(now) else {
+                return;
+            };
+            if let Some(index) = self.peers.at(place) {
+                self.handle_peer_timeout(index, now);
+                self.arm(index, now);
+            }
         }
-        self.wake = next.map(|next| next.max(now + TIMER_GRANULARITY));
     }
 
     /// Where `peer` is reached now.
@@ -304,7 +305,7 @@ impl Tunnel {
                 self.start_handshake(index, now);
             }
         }
-        self.arm(index);
+        self.arm(index, now);
     }
 
     /// Figures of one peer, zeros when it is gone.
@@ -414,7 +415,7 @@ impl Tunnel {
             peer.timers.initiation_sent(jitter, now);
             self.transmit_to(index, path, bytes, len);
         }
-        self.arm(index);
+        self.arm(index, now);
     }
 
     /// As [`Tunnel::transmit`], of a message that counts for a peer.
@@ -440,10 +441,11 @@ impl Tunnel {
         }
     }
 
-    /// Makes sure that the next walk over the timers is not later than this peer needs it.
-    fn arm(&mut self, index: PeerIndex) {
-        let next = self.peers[index].next_timeout();
-        self.wake = [self.wake, next].into_iter().flatten().min();
+    /// Makes sure that this peer's timers are looked at when the next of them runs out.
+    fn arm(&mut self, index: PeerIndex, now: Instant) {
+        if let Some(next) = self.peers[index].next_timeout() {
+            self.wheel.set(index.place(), next, now);
+        }
     }
 
     fn jitter(&mut self) -> Duration {

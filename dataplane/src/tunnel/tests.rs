@@ -703,12 +703,45 @@ fn many_peers_are_served_in_bounded_portions() {
     let mut tunnel = tunnel(1, peers, start);
     let mut served = 0;
     for round in 0..100 {
-        tunnel.handle_timeout(start + round * TIMER_GRANULARITY);
+        tunnel.handle_timeout(start + round * SECOND / 20);
         let sent = std::iter::from_fn(|| tunnel.poll_transmit()).count();
-        assert!(sent <= CONTROL_MAX / 2, "{sent} at once");
+        assert!(sent <= PEERS_AT_ONCE, "{sent} at once");
         served += sent;
     }
     assert_eq!((served, tunnel.control_overflows()), (1_000, 0));
+}
+
+#[test]
+fn timers_cost_what_is_due_and_not_what_there_is() {
+    const PEERS: u32 = 10_000;
+    let start = Instant::now();
+    let mut tunnel = tunnel(1, vec![], start);
+    for number in 0..PEERS {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        let config = PeerConfig { public_key: PublicKey(key), awaits_path: true, ..peer(2, &[], None) };
+        let index = tunnel.add_peer(&config, start);
+        // For one in a hundred something waits, 15 s from when it came.
+        if number % 100 == 0 {
+            tunnel.stage(index, &[0; 20], start + SECOND / 10_000 * number);
+        }
+    }
+    let mut expired = 0;
+    for millis in (0..30_000).step_by(10) {
+        let (moves, lost) = (tunnel.wheel.moves, tunnel.drops().total());
+        tunnel.handle_timeout(start + Duration::from_millis(millis));
+        let moves = tunnel.wheel.moves - moves;
+        let lost = tunnel.drops().total() - lost;
+        // What is found due is moved once, and their slot of 3.2 s is divided when its time comes.
+        assert!(
+            moves <= 2 * lost + u64::from(PEERS / 100),
+            "{moves} moves at {millis} ms for {lost} packets"
+        );
+        expired += lost;
+    }
+    assert_eq!(expired, u64::from(PEERS / 100));
+    assert_eq!((tunnel.poll_timeout(), tunnel.staged_bytes), (None, 0));
+    assert!(tunnel.wheel.moves <= 4 * expired, "{}", tunnel.wheel.moves);
 }
 
 proptest! {
