@@ -361,7 +361,8 @@ impl Tunnel {
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
                 Due::Erase => {
-                    self.peers[index].keys.forget_sessions(&self.identity);
+                    self.peers[index].rest(&self.identity);
+                    self.prune_keys(index, now);
                 }
             }
         }

@@ -266,6 +266,12 @@ impl Noise {
         Ok(len)
     }
 
+    /// Takes an initiation that was taken before, so that it and all older ones are replays. No session comes of it.
+    pub fn relearn(&mut self, initiation: &[u8; wireguard::INITIATION]) {
+        // boringtun's session stays unknown to [`Noise::open`] and [`Noise::seal`]; the answer does not leave.
+        let _ = self.tunn.decapsulate(None, initiation, &mut [0; CONTROL_LEN]);
+    }
+
     /// Takes a handshake response; writes the keepalive that confirms the session and returns its length.
     ///
     /// # Errors

@@ -159,6 +159,15 @@ impl Peer {
         self.keys.forget_sessions(identity)
     }
 
+    /// All sessions have expired: wipes them, and lets go of what is kept for them unless a handshake is under way.
+    pub(super) fn rest(&mut self, identity: &Identity) {
+        if self.timers.handshake_in_progress() {
+            self.keys.forget_sessions(identity);
+        } else {
+            self.keys.rest(identity);
+        }
+    }
+
     /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.
     pub(super) fn forget_outlived(&mut self, identity: &Identity, now: Instant) {
         const INTERVAL: Duration = Duration::from_secs(1);

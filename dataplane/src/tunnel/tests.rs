@@ -302,11 +302,20 @@ fn a_session_is_refused_from_180_seconds_on_even_when_no_timer_ran() {
 }
 
 #[test]
-fn keys_are_wiped_after_540_seconds() {
-    let mut pair = Pair::connected();
+fn keys_are_wiped_when_their_time_is_over_and_what_was_heard_is_not_forgotten() {
+    let mut pair = Pair::new();
+    pair.a.stage(PEER, &packet(A_INSIDE, B_INSIDE, b"hello"), pair.now);
+    let recorded = outgoing(&mut pair.a, pair.now).remove(0);
+    pair.at_b(&recorded);
+    pair.settle();
     let sealed = pair.seal_at_a(b"x");
-    let later = pair.now + 541 * SECOND;
+    let later = pair.now + 181 * SECOND;
+    pair.b.handle_timeout(pair.now + 180 * SECOND - Duration::from_millis(1));
+    assert_eq!(pair.b.peers[PEER].keys.states(), 1);
     pair.b.handle_timeout(later);
+    assert_eq!(pair.b.peers[PEER].keys.states(), 0);
+    assert_eq!(open(&mut pair.b, &recorded, "203.0.113.9:9", later), Err(Cause::Replay));
+    assert_eq!((pair.b.path(PEER), pair.b.peers[PEER].keys.states()), (Some(path(A_OUTSIDE)), 0));
     assert_eq!(open(&mut pair.b, &sealed, A_OUTSIDE, later), Err(Cause::UnknownIndex));
     pair.now = later;
     assert_eq!(pair.exchange().len(), 1, "a new handshake works");
