@@ -5,7 +5,7 @@
 //! keepalives) leave through [`Tunnel::poll_transmit`]; drain it after every input. Packets that had to wait for a
 //! handshake leave through [`Tunnel::poll_staged`].
 //!
-//! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of cookies.
+//! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of received cookies.
 
 pub mod app;
 pub mod key;

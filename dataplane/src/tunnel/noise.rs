@@ -61,7 +61,7 @@ pub struct Identity {
     relaxed: Arc<RateLimiter>,
     /// Checks mac1 and mac2, and answers a wrong mac2 with a cookie.
     strict: RateLimiter,
-    /// Binds a cookie to address and port, of which boringtun knows only the address.
+    /// Binds a cookie to address, port and time, of which boringtun knows only the address, and the time by its own clock.
     cookie_key: hmac::Key,
 }
 
@@ -102,7 +102,8 @@ impl Identity {
         self.relaxed.verify_packet(None, datagram, &mut [0; wireguard::COOKIE_REPLY]).is_ok()
     }
 
-    /// Checks mac2 of a handshake message whose mac1 is right, and writes a cookie reply when it is wrong.
+    /// Checks mac2 of a handshake message whose mac1 is right, and writes a cookie reply when it is wrong. A cookie is good
+    /// from one address and port, in one `period`.
     ///
     /// # Errors
     /// [`Cause::BadTag`] for a message [`Identity::check_mac1`] refuses.
@@ -110,9 +111,10 @@ impl Identity {
         &self,
         datagram: &[u8],
         source: SocketAddr,
+        period: u64,
         reply: &mut [u8; wireguard::COOKIE_REPLY],
     ) -> Result<CookieCheck, Cause> {
-        match self.strict.verify_packet(Some(self.cookie_subject(source)), datagram, reply) {
+        match self.strict.verify_packet(Some(self.cookie_subject(source, period)), datagram, reply) {
             Ok(_) => Ok(CookieCheck::Proved),
             Err(TunnResult::WriteToNetwork(_)) => Ok(CookieCheck::Reply),
             Err(_) => Err(Cause::BadTag),
@@ -129,15 +131,16 @@ impl Identity {
         Some(PublicKey(claim.peer_static_public))
     }
 
-    /// Address and port folded into what boringtun takes for an address.
-    fn cookie_subject(&self, source: SocketAddr) -> IpAddr {
-        let mut bytes = [0; 18];
+    /// Address, port and period folded into what boringtun takes for an address.
+    fn cookie_subject(&self, source: SocketAddr, period: u64) -> IpAddr {
+        let mut bytes = [0; 26];
         let address = match source.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
         };
         bytes[..16].copy_from_slice(&address.octets());
-        bytes[16..].copy_from_slice(&source.port().to_be_bytes());
+        bytes[16..18].copy_from_slice(&source.port().to_be_bytes());
+        bytes[18..].copy_from_slice(&period.to_be_bytes());
         let tag = hmac::sign(&self.cookie_key, &bytes);
         let mut folded = [0; 16];
         folded.copy_from_slice(&tag.as_ref()[..16]);
