@@ -103,7 +103,7 @@ impl Tunnel {
             return Ok(Opened::Consumed);
         }
         let claimed = self.identity.claimed_sender(datagram).ok_or(Cause::BadTag)?;
-        let index = *self.by_key.get(&claimed).ok_or(Cause::BadTag)?;
+        let index = *self.by_key.get(&claimed).filter(|_| !claimed.is_low_order()).ok_or(Cause::BadTag)?;
         self.renew(index);
         let peer = &mut self.peers[index];
         let last = peer.last_initiation_received;
@@ -167,6 +167,9 @@ impl Tunnel {
         if self.private_key.is_none() {
             return Err(Cause::BadTag);
         }
+        if !path.is_usable() {
+            return Err(Cause::MalformedOuter);
+        }
         let mut reply = [0; COOKIE_REPLY];
         match self.limiter.check(&self.identity, datagram, path.remote(), &mut reply, now) {
             Verdict::Accept => Ok(true),
@@ -183,8 +186,10 @@ impl Tunnel {
     /// The peer answers from here now, and it is alive. The answer is whether a timer may have changed.
     fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index];
-        peer.path = Some(path);
-        peer.awaits_path = false;
+        if peer.path != Some(path) && path.is_usable() {
+            peer.path = Some(path);
+            peer.awaits_path = false;
+        }
         let news = peer.is_news(Passed::Received, now);
         if news {
             peer.timers.anything_received(now);

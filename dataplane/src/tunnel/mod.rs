@@ -19,6 +19,7 @@ mod change;
 mod incoming;
 mod keys;
 mod limiter;
+mod looped;
 mod staged;
 mod timers;
 mod wheel;
@@ -159,10 +160,16 @@ impl Tunnel {
     /// The peer that a packet for the network behind the tunnel goes to.
     ///
     /// # Errors
-    /// [`Cause::MalformedInner`] or [`Cause::NoRoute`]; not counted yet, see [`Tunnel::count_drop`].
+    /// [`Cause::MalformedInner`], [`Cause::NoRoute`] or [`Cause::RoutingLoop`]; not counted yet, see [`Tunnel::count_drop`].
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
-        self.routes.find(header.destination).ok_or(Cause::NoRoute)
+        let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
+        match self.path(index) {
+            Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
+                Err(Cause::RoutingLoop)
+            }
+            _ => Ok(index),
+        }
     }
 
     /// Pads a packet as it has to be before [`Tunnel::seal`]: with zeros to a multiple of 16, not beyond the MTU.
@@ -406,7 +413,9 @@ impl Tunnel {
 
     fn initiate(&mut self, index: PeerIndex, now: Instant) {
         let jitter = self.jitter();
-        let can_start = self.running && self.private_key.is_some();
+        // With a key of small order anybody would know the session's.
+        let can_start =
+            self.running && self.private_key.is_some() && !self.peers[index].public_key.is_low_order();
         let Some(path) = self.peers[index].path.filter(|_| can_start) else {
             return;
         };

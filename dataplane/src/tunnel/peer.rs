@@ -38,6 +38,19 @@ impl Path {
             Self::Relayed { peer } => peer,
         }
     }
+
+    /// Whether anything can be sent there: not to port 0, and not to an address that is none of one host.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        let remote = self.remote();
+        let one_host = match remote.ip() {
+            IpAddr::V4(address) => {
+                !(address.is_unspecified() || address.is_multicast() || address.is_broadcast())
+            }
+            IpAddr::V6(address) => !(address.is_unspecified() || address.is_multicast()),
+        };
+        one_host && remote.port() != 0
+    }
 }
 
 /// What the configuration says about a peer.
