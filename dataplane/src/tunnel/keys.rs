@@ -265,4 +265,16 @@ impl Keys {
     pub fn states(&self) -> usize {
         std::iter::once(&self.current).chain(&self.older).filter(|state| state.noise.is_some()).count()
     }
+
+    /// What tests compare before and after.
+    #[cfg(test)]
+    pub fn picture(&self) -> String {
+        let states = std::iter::once(&self.current).chain(&self.older);
+        states
+            .map(|state| {
+                let noise = state.noise.as_ref().map(|noise| noise.picture());
+                format!("{} {noise:?} {:?}\n", state.tag, state.heard)
+            })
+            .collect()
+    }
 }

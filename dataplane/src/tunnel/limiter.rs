@@ -88,6 +88,12 @@ impl Limiter {
         }
     }
 
+    /// What is left of the endpoint's rate, for tests that nothing may have been taken.
+    #[cfg(test)]
+    pub fn left(&self) -> u64 {
+        self.endpoint.tokens
+    }
+
     fn bucket_of(&self, source: IpAddr) -> usize {
         let mut hasher = self.hasher.build_hasher();
         match source {

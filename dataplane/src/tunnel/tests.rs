@@ -1,7 +1,9 @@
 //! Two endpoints back to back on virtual time. W numbers are those of the abuse catalogue these tests follow.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
+mod abuse;
 mod changes;
+mod forge;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
