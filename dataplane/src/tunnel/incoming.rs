@@ -75,7 +75,7 @@ impl Tunnel {
         let timers = &mut self.peers[index].timers;
         let starts = matches!(opened.inner, Inner::Packet(_)) && timers.data_received(now);
         if news || starts {
-            self.arm(index);
+            self.arm(index, now);
         }
         self.admit(index, opened.inner, out)
     }
@@ -104,7 +104,7 @@ impl Tunnel {
             return Ok(Opened::Consumed);
         }
         let claimed = self.identity.claimed_sender(datagram).ok_or(Cause::BadTag)?;
-        let index = *self.by_key.get(&claimed).ok_or(Cause::BadTag)?;
+        let index = *self.by_key.get(&claimed).filter(|_| !claimed.is_low_order()).ok_or(Cause::BadTag)?;
         self.renew(index);
         let peer = &mut self.peers[index];
         let last = peer.last_initiation_received;
@@ -123,7 +123,7 @@ impl Tunnel {
             self.transmit_to(index, path, bytes, len);
         }
         self.prune_keys(index, now);
-        self.arm(index);
+        self.arm(index, now);
         Ok(Opened::Consumed)
     }
 
@@ -157,7 +157,7 @@ impl Tunnel {
         }
         self.prune_keys(index, now);
         self.unstage(index);
-        self.arm(index);
+        self.arm(index, now);
         Ok(Opened::Consumed)
     }
 
@@ -172,6 +172,9 @@ impl Tunnel {
     fn admit_handshake(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<bool, Cause> {
         if self.private_key.is_none() {
             return Err(Cause::BadTag);
+        }
+        if !path.is_usable() {
+            return Err(Cause::MalformedOuter);
         }
         let mut reply = [0; COOKIE_REPLY];
         match self.limiter.check(&self.identity, datagram, path.remote(), &mut reply, now) {
@@ -191,6 +194,8 @@ impl Tunnel {
         let peer = &mut self.peers[index];
         let news = peer.is_news(Passed::Received, now);
         match &mut peer.paths {
+            // Nothing can be sent to there.
+            _ if !path.is_usable() => {}
             None => (peer.path, peer.awaits_path) = (Some(path), false),
             Some(paths) => {
                 // All messages of a batch that come by the way in use tell the same.

@@ -40,6 +40,19 @@ impl Path {
             Self::Relayed { peer } => peer,
         }
     }
+
+    /// Whether anything can be sent there: not to port 0, and not to an address that is none of one host.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        let remote = self.remote();
+        let one_host = match remote.ip() {
+            IpAddr::V4(address) => {
+                !(address.is_unspecified() || address.is_multicast() || address.is_broadcast())
+            }
+            IpAddr::V6(address) => !(address.is_unspecified() || address.is_multicast()),
+        };
+        one_host && remote.port() != 0
+    }
 }
 
 impl fmt::Display for Path {
@@ -211,6 +224,15 @@ impl Peer {
         self.timers.stop_handshake();
         self.noted = None;
         self.keys.forget_sessions(identity)
+    }
+
+    /// All sessions have expired: wipes them, and lets go of what is kept for them unless a handshake is under way.
+    pub(super) fn rest(&mut self, identity: &Identity) {
+        if self.timers.handshake_in_progress() {
+            self.keys.forget_sessions(identity);
+        } else {
+            self.keys.rest(identity);
+        }
     }
 
     /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.

@@ -82,7 +82,7 @@ impl Tunnel {
             let peer = self.peers[index].public_key;
             tracing::info!(%peer, from = %from, to = %to, "another path is used");
         }
-        self.arm(index);
+        self.arm(index, now);
     }
 
     /// Does what is due to find out which way works.
