@@ -25,6 +25,7 @@ pub(super) fn text(status: &Status) -> String {
     families.extend(requests(status));
     families.extend(egress(status));
     families.extend(ingress(status));
+    families.push(overflows(status));
     let mut text = String::new();
     // It can only fail for a family without a name or a sample, and all have both.
     TextEncoder::new().encode_utf8(&families, &mut text).expect("every family has a name and a sample");
@@ -234,6 +235,16 @@ fn ingress(status: &Status) -> [MetricFamily; 5] {
     ]
 }
 
+fn overflows(status: &Status) -> MetricFamily {
+    let of_rings = [("egress", status.egress.cq_overflows), ("ingress", status.ingress.cq_overflows)];
+    family(
+        "cq_overflows_total",
+        "Times that the kernel had more completions than an io_uring ring has room for; it keeps them meanwhile.",
+        MetricType::COUNTER,
+        of_rings.map(|(ring, times)| (vec![("ring", ring)], times as f64)).into(),
+    )
+}
+
 fn counter(name: &str, help: &str, value: u64) -> MetricFamily {
     family(name, help, MetricType::COUNTER, vec![(Vec::new(), value as f64)])
 }
@@ -308,6 +319,8 @@ mod tests {
             "towpath_relay_egress_unexplained_packets 1",
             "towpath_relay_egress_slots_free_min 7",
             "towpath_relay_timer_lag_seconds 1.5",
+            "towpath_relay_cq_overflows_total{ring=\"ingress\"} 6",
+            "towpath_relay_cq_overflows_total{ring=\"egress\"} 0",
             "towpath_relay_hairpinned_packets_total 2",
             "towpath_relay_port_conflicts_total 1",
             "towpath_relay_connections 3",

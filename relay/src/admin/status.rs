@@ -126,6 +126,7 @@ pub(super) struct Egress {
     pub slots_free_min: u64,
     pub completion_wakeups: u64,
     pub gso_fallbacks: u64,
+    pub cq_overflows: u64,
 }
 
 /// How packets come in.
@@ -138,6 +139,7 @@ pub(super) struct Ingress {
     pub truncated: u64,
     pub errors: u64,
     pub rearmed: u64,
+    pub cq_overflows: u64,
 }
 
 /// One user.
@@ -270,6 +272,7 @@ fn egress(snapshot: &Snapshot) -> Egress {
         slots_free_min: snapshot.slots_free_min,
         completion_wakeups: egress.completion_wakeups,
         gso_fallbacks: egress.gso_fallbacks,
+        cq_overflows: egress.cq_overflows,
     }
 }
 
@@ -283,6 +286,7 @@ fn ingress(snapshot: &Snapshot) -> Ingress {
         truncated: ingress.truncated,
         errors: ingress.errors,
         rearmed: ingress.rearmed,
+        cq_overflows: ingress.cq_overflows,
     }
 }
 
@@ -358,7 +362,7 @@ pub(super) mod tests {
             egress_pending: 6,
             egress_unexplained: 1,
             slots_free_min: 7,
-            ingress: IngressStats { kernel_drops_skbs: 2, ..IngressStats::default() },
+            ingress: IngressStats { kernel_drops_skbs: 2, cq_overflows: 6, ..IngressStats::default() },
             timer_lag: Duration::from_millis(1500),
             design: ("uring", "epoll"),
         }
