@@ -320,6 +320,7 @@ fn figures(ledger: &Ledger, workers: usize) -> serde_json::Value {
         "ring_full": egress.ring_full,
         "completion_wakeups": egress.completion_wakeups,
         "gso_fallbacks": egress.gso_fallbacks,
+        "cq_overflows": egress.cq_overflows,
         "kernel_workers": probe::kernel_workers(),
         "egress_drops": causes(&egress.drops),
         "application_drops": causes(&ledger.application),
@@ -331,6 +332,7 @@ fn figures(ledger: &Ledger, workers: usize) -> serde_json::Value {
             "truncated": ingress.truncated,
             "errors": ingress.errors,
             "rearmed": ingress.rearmed,
+            "cq_overflows": ingress.cq_overflows,
         },
     })
 }

@@ -40,6 +40,8 @@ pub struct Egress {
     pub completion_wakeups: u64,
     /// Superpackets sent again one by one.
     pub gso_fallbacks: u64,
+    /// Times that the kernel had more completions than the ring has room for.
+    pub cq_overflows: u64,
 }
 
 impl Egress {
@@ -60,6 +62,7 @@ impl Egress {
             slots_in_flight: stats.slots_in_flight,
             completion_wakeups: stats.completion_wakeups,
             gso_fallbacks: stats.gso_fallbacks,
+            cq_overflows: stats.cq_overflows,
         }
     }
 }
@@ -81,6 +84,8 @@ pub struct Ingress {
     pub errors: u64,
     /// Times a multishot receive was armed again.
     pub rearmed: u64,
+    /// Times that the kernel had more completions than the ring has room for.
+    pub cq_overflows: u64,
 }
 
 impl From<&IngressStats> for Ingress {
@@ -93,6 +98,7 @@ impl From<&IngressStats> for Ingress {
             truncated: stats.truncated,
             errors: stats.errors,
             rearmed: stats.rearmed,
+            cq_overflows: stats.cq_overflows,
         }
     }
 }

@@ -106,6 +106,7 @@ fn figures_follow(flags: &[&str], io: &str, ingress: &str) {
         figures["users"],
         json!([{
             "name": USER,
+            "credentials": "static",
             "allocations": 1,
             "to_peer": { "packets": 4, "bytes": 630 },
             "to_client": { "packets": 3, "bytes": 103 },

@@ -285,7 +285,7 @@ fn what_the_kernel_lacks_is_said_once_and_the_relay_serves() {
     for piece in ["files, because this kernel has no Landlock", "system calls, because seccomp"] {
         assert_eq!(log.matches(&format!("not confined: {piece}")).count(), 1, "{log}");
     }
-    assert!(log.contains("readable=all system_calls=all"), "{log}");
+    assert!(log.contains("files=all system_calls=all"), "{log}");
     serves(&relay);
     shows(&relay);
 }
@@ -312,7 +312,7 @@ fn confinement_can_be_switched_off() {
     let confined = RelayProcess::on_loopback(&[]);
     let log = confined.before_ready();
     assert_eq!(log.matches("INFO  confined ").count(), 1, "{log}");
-    assert!(log.contains("capabilities=none readable=\"\" system_calls=\""), "{log}");
+    assert!(log.contains("capabilities=none files=none system_calls=\""), "{log}");
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn a_directory_in_which_others_keep_files_is_warned_about() {
         return left_out("which directories stay readable: a kernel with Landlock, lsm=landlock");
     }
     assert_eq!(log.matches(warning).count(), 1, "{log}");
-    assert!(log.contains("directory=/tmp") && log.contains("readable=/tmp "), "{log}");
+    assert!(log.contains("directory=/tmp") && log.contains("files=\"read only, below /tmp\" "), "{log}");
     let own = tempfile::tempdir_in("/tmp").unwrap();
     harness::write_private(&own.path().join("users"), users);
     let relay = RelayProcess::on_loopback(&["--user-file", own.path().join("users").to_str().unwrap()]);

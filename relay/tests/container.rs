@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser as _;
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
-use harness::{RelayProcess, program, receive, socket};
+use harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket, write_private};
 use left_out::left_out;
 use relay::config::Args;
+use rustix::process::Signal;
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -204,4 +205,41 @@ fn the_last_stage_serves_as_nobody_with_nothing_else_around_it() {
     // The relay that is checked without a word about where is the one of the configuration.
     let config: toml::Table = read("relay/packaging/container.toml").parse().unwrap();
     assert_eq!(config["admin"].as_str(), Some(relay::admin::ADDRESS_DEFAULT.to_string().as_str()));
+}
+
+/// As the README has it: a directory over that of the image, with users who can be changed while the container runs.
+#[test]
+fn a_directory_with_users_in_place_of_the_images_is_read_again_at_a_signal() {
+    if !rustix::process::geteuid().is_root() {
+        return left_out("users in a directory of a container: root, for chroot");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    if root(folder.path()).is_none() {
+        return;
+    }
+    let stages = stages();
+    let run = &stages[1];
+    let readme = read("README.md");
+    let (_, mount) = readme.split_once("--volume /srv/towpath-relay:").unwrap();
+    let directory = folder.path().join(mount.split(':').next().unwrap().trim_start_matches('/'));
+    let config = workspace().join("relay/packaging/debian/towpath-relay.toml");
+    fs::copy(config, directory.join("towpath-relay.toml")).unwrap();
+    let owner = of(run, "USER")[0].split(':').next().unwrap();
+    assert!(readme.contains(&format!("sudo install -m 600 -o {owner} -g {owner} /dev/null")), "{owner}");
+    let users = directory.join("users");
+    write_private(&users, "");
+    let id = Some(owner.parse::<u32>().unwrap());
+    std::os::unix::fs::chown(&users, id, id).unwrap();
+    let mut command = program("chroot");
+    command.arg(format!("--userspec={}", of(run, "USER")[0])).arg("--groups=").arg(folder.path());
+    command.args(list(of(run, "ENTRYPOINT")[0])).args(list(of(run, "CMD")[0]));
+    command.args(["--listen", "127.0.0.1:0", "--admin", "off", "--realm", REALM]);
+    // The client is still there at the end.
+    command.args(["--drain-timeout", "0"]);
+    let relay = RelayProcess::spawn(command);
+    fs::write(&users, format!("{USER}:{PASSWORD}\n")).unwrap();
+    relay.signal(Signal::HUP);
+    relay.wait_for("in force");
+    Client::new(relay.listen[0]).allocate();
+    assert!(relay.stop().0.success());
 }

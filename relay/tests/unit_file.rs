@@ -10,7 +10,7 @@ mod left_out;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -344,4 +344,87 @@ fn the_unit_file_leaves_everything_to_the_configuration() {
     }
     let users = fs::read_to_string(unit_path().with_file_name("sysusers.d/towpath-relay.conf")).unwrap();
     assert!(users.contains(&format!("\nu {} - ", of_unit("User")[0])), "{users}");
+}
+
+/// The commands of the README that install the unit without a package.
+fn installation() -> Vec<Vec<String>> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let (_, rest) = readme.split_once("**systemd.** Without the").unwrap();
+    let (steps, _) = rest.split_once("\nFor a program elsewhere").unwrap();
+    let lines = steps.lines().filter_map(|line| line.strip_prefix("sudo "));
+    lines.map(|line| line.split(' ').map(str::to_owned).collect()).collect()
+}
+
+/// What the README says for systems without the package, with another root for every path: then the files are where the unit
+/// and the configuration look for them, of whom and for whom they have to be, and the relay runs with them.
+#[test]
+fn the_installation_of_the_readme_makes_what_the_unit_starts() {
+    if !rustix::process::geteuid().is_root() {
+        return left_out("the installation by hand: root, to make a user in another root");
+    }
+    if program("systemd-sysusers").arg("--version").output().is_err() {
+        return left_out("the installation by hand: apt-get install systemd");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let inside = |path: &str| folder.path().join(path.trim_start_matches('/'));
+    let mut owner = String::new();
+    let mut services = 0;
+    for command in installation() {
+        let (name, words) = command.split_first().unwrap();
+        let output = match name.as_str() {
+            "systemd-sysusers" => {
+                let output =
+                    program(name).arg(format!("--root={}", folder.path().display())).args(words).output();
+                let passwd = fs::read_to_string(inside("/etc/passwd")).unwrap();
+                let line = passwd.lines().find(|line| line.starts_with(&format!("{}:", of_unit("User")[0])));
+                owner = line
+                    .unwrap_or_else(|| panic!("{output:?}: {passwd}"))
+                    .split(':')
+                    .nth(2)
+                    .unwrap()
+                    .to_owned();
+                output
+            }
+            "install" => {
+                let words = words.iter().map(|word| match word.as_str() {
+                    "/dev/null" => word.into(),
+                    "target/release/towpath-relay" => env!("CARGO_BIN_EXE_towpath-relay").into(),
+                    "towpath-relay" => owner.clone().into(),
+                    path if path.starts_with('/') => inside(path).into_os_string(),
+                    other => other.into(),
+                });
+                let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+                program(name).args(words).current_dir(workspace).output()
+            }
+            "systemctl" => {
+                services += 1;
+                assert!(words.last().is_some_and(|word| word == "towpath-relay" || word == "daemon-reload"));
+                continue;
+            }
+            other => panic!("{other} is nothing that this test knows"),
+        };
+        let output = output.unwrap();
+        assert!(output.status.success(), "{command:?}: {output:?}");
+    }
+    assert_eq!(services, 3);
+    let unit = fs::read_to_string(inside("/etc/systemd/system/towpath-relay.service")).unwrap();
+    assert_eq!(unit, fs::read_to_string(unit_path()).unwrap());
+    let users = fs::metadata(inside("/etc/towpath-relay/users")).unwrap();
+    assert_eq!((users.mode() & 0o777, users.uid().to_string()), (0o600, owner.clone()));
+    // The configuration names the users where they are on a machine.
+    let config = inside("/etc/towpath-relay/towpath-relay.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let place = inside("/etc/towpath-relay/users");
+    fs::write(&config, text.replace("/etc/towpath-relay/users", place.to_str().unwrap())).unwrap();
+    let [start] = &of_unit("ExecStart")[..] else { panic!("one command") };
+    let mut words =
+        start.split(' ').map(|word| if word.starts_with('/') { inside(word) } else { word.into() });
+    // As the unit's user, who must be able to read all of it.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = program("setpriv");
+    command.args([format!("--reuid={owner}"), format!("--regid={owner}")]).arg("--clear-groups");
+    command.arg(words.next().unwrap()).args(words);
+    command.args(["--listen", "127.0.0.1:0", "--admin", "off"]);
+    let relay = RelayProcess::spawn(command);
+    assert!(relay.stop().0.success());
 }

@@ -88,8 +88,8 @@ impl Askers {
                     bail!("the relay does not answer after {granted} of {total} clients");
                 }
                 // Something was lost.
-                let waiting = self.clients[..begun].iter().filter(|client| !client.granted);
-                waiting.map(Asker::send).collect::<anyhow::Result<()>>()?;
+                let mut waiting = self.clients[..begun].iter().filter(|client| !client.granted);
+                waiting.try_for_each(Asker::send)?;
                 continue;
             }
             heard = now();

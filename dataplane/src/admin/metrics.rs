@@ -89,6 +89,16 @@ impl Metrics {
         self.counter("ingress_rearmed_total", "Times a multishot receive was armed again.", ingress.rearmed);
     }
 
+    /// Adds how often rings were too small.
+    pub fn rings(&mut self, egress: &Egress, ingress: &Ingress) {
+        let of_rings = [("egress", egress.cq_overflows), ("ingress", ingress.cq_overflows)];
+        self.counters(
+            "cq_overflows_total",
+            "Times that the kernel had more completions than an io_uring ring has room for; it keeps them meanwhile.",
+            of_rings.map(|(ring, times)| (vec![("ring", ring)], times as f64)).into(),
+        );
+    }
+
     /// Writes all of them, in the order in which they were added.
     ///
     /// # Panics

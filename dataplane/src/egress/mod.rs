@@ -95,6 +95,8 @@ pub struct EgressStats {
     pub completion_wakeups: u64,
     /// Superpackets resent one by one after EMSGSIZE, EINVAL or EIO.
     pub gso_fallbacks: u64,
+    /// Submits after which the kernel had more completions than the ring has room for.
+    pub cq_overflows: u64,
     /// Lost packets by cause.
     pub drops: Drops,
 }
@@ -115,6 +117,7 @@ impl EgressStats {
             ring_full,
             completion_wakeups,
             gso_fallbacks,
+            cq_overflows,
             drops,
         } = other;
         self.offered += offered;
@@ -128,6 +131,7 @@ impl EgressStats {
         self.ring_full += ring_full;
         self.completion_wakeups += completion_wakeups;
         self.gso_fallbacks += gso_fallbacks;
+        self.cq_overflows += cq_overflows;
         self.drops.merge(drops);
     }
 }

@@ -119,14 +119,24 @@ pub struct IngressStats {
     pub errors: u64,
     /// Times a multishot receive ended and was armed again.
     pub rearmed: u64,
+    /// Waits after which the kernel had more completions than the ring has room for.
+    pub cq_overflows: u64,
 }
 
 impl IngressStats {
     /// Adds another ingress' figures to these.
     pub fn merge(&mut self, other: &Self) {
         // Named one by one, so that a new figure cannot be forgotten here.
-        let Self { superpackets, packets, system_calls, kernel_drops_skbs, truncated, errors, rearmed } =
-            other;
+        let Self {
+            superpackets,
+            packets,
+            system_calls,
+            kernel_drops_skbs,
+            truncated,
+            errors,
+            rearmed,
+            cq_overflows,
+        } = other;
         self.superpackets += superpackets;
         self.packets += packets;
         self.system_calls += system_calls;
@@ -134,6 +144,7 @@ impl IngressStats {
         self.truncated += truncated;
         self.errors += errors;
         self.rearmed += rearmed;
+        self.cq_overflows += cq_overflows;
     }
 }
 

@@ -294,6 +294,7 @@ impl Ingress for UringIngress {
         }
         self.ended.clear();
         self.stats.system_calls = self.ring.enters();
+        self.stats.cq_overflows = self.ring.overflows();
         poll.failure.map_or(Ok(()), Err)
     }
 

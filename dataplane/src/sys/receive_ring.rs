@@ -228,6 +228,7 @@ pub struct ReceiveRing {
     /// Read by the kernel for as long as a receive is armed.
     template: Box<libc::msghdr>,
     enters: u64,
+    overflows: u64,
 }
 
 // SAFETY: the pointers are to mappings and a box that this value owns; it is used by one thread at a time.
@@ -268,7 +269,7 @@ impl ReceiveRing {
             &[REGISTER_SYNC_CANCEL, REGISTER_PROBE, UNREGISTER_BUFFERS],
         )?;
         let kept = VecDeque::with_capacity(usize::from(count));
-        let mut this = Self { ring, buffers, datagrams, devices, kept, template, enters: 0 };
+        let mut this = Self { ring, buffers, datagrams, devices, kept, template, enters: 0, overflows: 0 };
         this.refill();
         Ok(this)
     }
@@ -285,6 +286,13 @@ impl ReceiveRing {
     #[must_use]
     pub fn enters(&self) -> u64 {
         self.enters
+    }
+
+    /// Waits after which the kernel had more completions than the ring has room for (IORING_SQ_CQ_OVERFLOW, io_uring(7)). It
+    /// keeps those and posts them later; meanwhile every multishot receive ends after one completion.
+    #[must_use]
+    pub fn overflows(&self) -> u64 {
+        self.overflows
     }
 
     /// How many buffers there are.
@@ -389,7 +397,9 @@ impl ReceiveRing {
         if let Some(timespec) = &timespec {
             args = args.timespec(timespec);
         }
-        match self.ring.submitter().submit_with_args(1, &args) {
+        let waited = self.ring.submitter().submit_with_args(1, &args);
+        self.overflows += u64::from(self.ring.submission().cq_overflow());
+        match waited {
             Ok(_) => Ok(()),
             // EAGAIN and EBUSY: memory is short for a moment, or completions have to be taken first.
             Err(error)
@@ -476,5 +486,46 @@ impl Drop for ReceiveRing {
         for group in [self.datagrams.id, self.devices.id] {
             let _ = self.ring.submitter().unregister_buf_ring(group);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    #[test]
+    fn more_completions_than_there_is_room_for_are_counted_and_none_is_lost() {
+        let Ok(mut ring) = ReceiveRing::new(1, 1) else {
+            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
+            // Not by a macro, whose output the test runner hides.
+            let _ = io::Write::write_all(
+                &mut io::stderr(),
+                b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
+            );
+            return;
+        };
+        // Readable from the start: each poll of it is done as soon as it is submitted.
+        let ready = eventfd(1, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).expect("eventfd");
+        ring.arm_poll(ready.as_fd(), libc::POLLIN, 0).expect("armed");
+        ring.wait(Some(Duration::from_secs(5))).expect("waited");
+        assert_eq!((ring.drain(|_| After::Return), ring.overflows()), (1, 0));
+        let polls = 5_000;
+        for number in 0..polls {
+            ring.arm_poll(ready.as_fd(), libc::POLLIN, number).expect("armed");
+        }
+        let mut seen = vec![false; polls as usize];
+        while seen.contains(&false) {
+            ring.wait(Some(Duration::from_secs(5))).expect("waited");
+            let taken = ring.drain(|event| {
+                seen[event.user_data as usize] = true;
+                After::Return
+            });
+            assert!(taken > 0, "{} never came", seen.iter().filter(|seen| !**seen).count());
+        }
+        assert!(ring.overflows() > 0);
     }
 }

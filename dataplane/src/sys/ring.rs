@@ -35,6 +35,7 @@ pub struct SubmitHalf {
     registered_from: usize,
     queued: u32,
     enters: u64,
+    overflows: u64,
 }
 
 /// The reaping half.
@@ -85,7 +86,7 @@ pub fn new(slab: Arc<Slab>, register_from: usize) -> io::Result<(SubmitHalf, Rea
         &[REGISTER_SYNC_CANCEL],
     )?;
     let shared = Arc::new(Shared { ring, slab, in_flight: AtomicU32::new(0), foreign: AtomicU32::new(0) });
-    let submit = SubmitHalf { shared: shared.clone(), registered_from, queued: 0, enters: 0 };
+    let submit = SubmitHalf { shared: shared.clone(), registered_from, queued: 0, enters: 0, overflows: 0 };
     Ok((submit, ReapHalf { shared, results, copied: 0 }))
 }
 
@@ -124,6 +125,13 @@ impl SubmitHalf {
     #[must_use]
     pub fn enters(&self) -> u64 {
         self.enters
+    }
+
+    /// Submits after which the kernel had more completions than the ring has room for (IORING_SQ_CQ_OVERFLOW, io_uring(7)). It
+    /// keeps those and posts them later, so that none is lost; the ring has room for four times its slots all the same.
+    #[must_use]
+    pub fn overflows(&self) -> u64 {
+        self.overflows
     }
 
     /// Queues a datagram or superpacket of `len` bytes. With `link`, the next operation waits for this one and is
@@ -209,6 +217,9 @@ impl SubmitHalf {
                 Ok(count) => {
                     self.queued -= count as u32;
                     submitted += count;
+                    // SAFETY: this half is the only user of the submission queue and is borrowed mutably.
+                    let queue = unsafe { self.shared.ring.submission_shared() };
+                    self.overflows += u64::from(queue.cq_overflow());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) if submitted > 0 => break,

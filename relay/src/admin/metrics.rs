@@ -19,6 +19,7 @@ pub(super) fn text(status: &Status) -> String {
     requests(&mut metrics, status);
     egress(&mut metrics, status);
     metrics.ingress(&status.ingress);
+    metrics.rings(&status.egress.figures, &status.ingress);
     metrics.text()
 }
 
@@ -213,6 +214,8 @@ mod tests {
             "towpath_relay_egress_unexplained_packets 1",
             "towpath_relay_egress_slots_free_min 7",
             "towpath_relay_timer_lag_seconds 1.5",
+            "towpath_relay_cq_overflows_total{ring=\"ingress\"} 6",
+            "towpath_relay_cq_overflows_total{ring=\"egress\"} 0",
             "towpath_relay_hairpinned_packets_total 2",
             "towpath_relay_port_conflicts_total 1",
             "towpath_relay_connections 3",

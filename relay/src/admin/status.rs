@@ -293,7 +293,7 @@ pub(super) mod tests {
             egress_pending: 6,
             egress_unexplained: 1,
             slots_free_min: 7,
-            ingress: IngressStats { kernel_drops_skbs: 2, ..IngressStats::default() },
+            ingress: IngressStats { kernel_drops_skbs: 2, cq_overflows: 6, ..IngressStats::default() },
             timer_lag: Duration::from_millis(1500),
             design: ("uring", "epoll"),
         }

@@ -56,8 +56,8 @@ pub enum NotRestricted {
 /// What can still be read.
 #[derive(Debug)]
 pub struct Readable {
-    /// The directories, for people.
-    pub names: String,
+    /// The directories, for people; `None` without restriction.
+    names: Option<String>,
     /// Those of them that are not the relay's own.
     pub common: Vec<PathBuf>,
     /// Held open, because a rule is about what the kernel keeps of a directory, and of this one it keeps nothing else.
@@ -67,7 +67,16 @@ pub struct Readable {
 impl Readable {
     /// Without restriction.
     pub fn everything() -> Self {
-        Self { names: "all".to_owned(), common: Vec::new(), _own_state: None }
+        Self { names: None, common: Vec::new(), _own_state: None }
+    }
+
+    /// What can be opened from now on.
+    pub fn in_words(&self) -> String {
+        match self.names.as_deref() {
+            None => "all".to_owned(),
+            Some("") => "none".to_owned(),
+            Some(names) => format!("read only, below {names}"),
+        }
     }
 }
 
@@ -98,7 +107,7 @@ pub fn restrict(files: &[PathBuf]) -> Result<Readable, NotRestricted> {
     }
     let names: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
     let common = places.iter().filter(|place| is_common(place)).cloned().collect();
-    Ok(Readable { names: names.join(" "), common, _own_state: own_state })
+    Ok(Readable { names: Some(names.join(" ")), common, _own_state: own_state })
 }
 
 /// The directories that have to stay readable for `files`: where each is named, and where it really is. A file without a

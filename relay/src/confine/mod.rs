@@ -80,7 +80,7 @@ impl Confinement {
         };
         tracing::info!(
             capabilities = self.capabilities,
-            readable = self.files.names,
+            files = self.files.in_words(),
             system_calls = calls,
             "confined"
         );

@@ -179,6 +179,16 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_a_row_for_every_end_and_those_that_are_logged_in_bold() {
+        let readme = include_str!("../../../README.md");
+        for &end in End::ALL {
+            let bold = if end.is_trouble() { "**" } else { "" };
+            let row = format!("\n| {bold}`{}`{bold} | ", end.name());
+            assert!(readme.contains(&row), "{row} is not in the README");
+        }
+    }
+
+    #[test]
     #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
     fn trouble_wakes_the_loop_and_everyday_life_does_not() {
         let (mut ends, start) = (Ends::default(), Instant::now());

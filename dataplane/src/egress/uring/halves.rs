@@ -31,6 +31,10 @@ pub trait Submit {
     fn in_flight(&self) -> usize;
     /// `io_uring_enter` calls so far.
     fn enters(&self) -> u64;
+    /// Submits after which the kernel had more completions than the ring has room for.
+    fn overflows(&self) -> u64 {
+        0
+    }
     /// Asks the kernel to cancel everything.
     fn cancel_all(&mut self);
 }
@@ -71,6 +75,9 @@ impl Submit for SubmitHalf {
     }
     fn enters(&self) -> u64 {
         self.enters()
+    }
+    fn overflows(&self) -> u64 {
+        self.overflows()
     }
     fn cancel_all(&mut self) {
         self.cancel_all();

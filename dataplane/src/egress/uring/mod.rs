@@ -415,6 +415,7 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
             sent,
             sent_bytes,
             enters: self.submit.enters(),
+            cq_overflows: self.submit.overflows(),
             slots: self.capacity as u64,
             slots_in_flight: self.submit.in_flight() as u64,
             ..self.stats.clone()

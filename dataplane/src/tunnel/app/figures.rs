@@ -241,6 +241,7 @@ fn metrics(totals: &Totals, now: Instant) -> String {
     metrics.labelled("drops_total", drops, "cause", &device.drops);
     metrics.egress(&device.egress);
     metrics.ingress(&device.ingress);
+    metrics.rings(&device.egress, &device.ingress);
     metrics.text()
 }
 
