@@ -5,6 +5,8 @@ mod counter;
 mod crowd;
 mod ends;
 mod figures;
+pub mod flood;
+pub mod gateway;
 mod list;
 mod memory;
 mod programs;
@@ -14,7 +16,7 @@ mod search;
 mod table;
 mod target;
 mod tunnel;
-mod world;
+pub mod world;
 
 use std::time::Duration;
 
