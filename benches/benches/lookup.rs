@@ -15,6 +15,10 @@ fn routes(criterion: &mut Criterion) {
         let mut routes = Routes::new(count, lens);
         group.bench_function(name, |bencher| bencher.iter(|| routes.find()));
     }
+    for (name, v4) in [("130000-prefixes/gateway/ipv4", true), ("130000-prefixes/gateway/ipv6", false)] {
+        let mut routes = Routes::gateway(10_000, v4);
+        group.bench_function(name, |bencher| bencher.iter(|| routes.find()));
+    }
 }
 
 fn relay(criterion: &mut Criterion) {

@@ -1,6 +1,7 @@
 //! Side-by-side runs of Towpath and the programs it is compared with. Every figure is a ratio inside one run.
 
 pub mod forward;
+pub mod gateway;
 pub mod instructions;
 pub mod latency;
 pub mod load;

@@ -92,7 +92,9 @@ pub fn run(load: Load, flows: &[Flow], sink: &UdpSocket) -> io::Result<Counted> 
     Ok(Counted { sent, arrived: arrived.into_inner(), took })
 }
 
-fn send(load: Load, flows: &[Flow], start: Instant) -> u64 {
+/// Sends `load` from `start` on; how many datagrams the kernel took.
+#[must_use]
+pub fn send(load: Load, flows: &[Flow], start: Instant) -> u64 {
     // One buffer for all: as many as there are flows would be hundreds of megabytes.
     let header_len = flows.first().map_or(0, |flow| flow.header.len());
     let len = header_len + load.size;

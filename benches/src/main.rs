@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{forward, instructions, middle, process, ring, slots, timing, zero_copy};
+use benches::{forward, gateway, instructions, middle, process, ring, slots, timing, zero_copy};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::EngineArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -56,6 +56,8 @@ enum Command {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         runs: u32,
     },
+    /// What many peers cost a gateway, and what a flood beside a stream does
+    Gateway(gateway::Arguments),
     /// Instructions of the hot functions, counted by callgrind and compared with a baseline
     Instructions(instructions::Arguments),
     /// Forwards datagrams (started by `ring` and `peers`)
@@ -151,6 +153,10 @@ fn main() -> anyhow::Result<ExitCode> {
                 "packets", "bytes", "untimed ns", "timed ns", "cost ns", "ratio", "spread"
             );
             timing::costs(runs).iter().for_each(|cost| println!("{cost}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Gateway(arguments) => {
+            gateway::run(&arguments, &mut std::io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Instructions(arguments) => instructions::run(&arguments),

@@ -6,6 +6,8 @@ mod counter;
 mod crowd;
 mod ends;
 mod figures;
+pub mod flood;
+pub mod gateway;
 mod list;
 mod memory;
 mod programs;
@@ -15,7 +17,7 @@ mod search;
 mod table;
 mod target;
 mod tunnel;
-mod world;
+pub mod world;
 
 use std::time::Duration;
 

@@ -21,28 +21,30 @@ use crate::process::{Process, Role};
 const RAMP: Duration = Duration::from_millis(500);
 
 /// iperf3 from A to B.
-struct Iperf {
+pub(super) struct Iperf {
     client: Process,
     server: Process,
     seconds: u64,
 }
 
 /// What it says.
-struct Streams {
+pub(super) struct Streams {
     bytes: f64,
-    gbit_s: f64,
+    pub(super) gbit_s: f64,
     /// Segments sent again, by segments sent.
     again: f64,
 }
 
 impl Iperf {
-    /// Starts it between two addresses, for `duration` in whole seconds, since it counts in these.
-    fn start(
+    /// Starts it between two addresses, for `duration` in whole seconds, since it counts in these; as fast as it can or at
+    /// `rate` bits a second.
+    pub(super) fn start(
         world: &World,
         programs: &Programs,
         [from, to]: [Ipv4Addr; 2],
         streams: u8,
         duration: Duration,
+        rate: Option<f64>,
     ) -> anyhow::Result<Self> {
         let iperf = programs.path("iperf3")?;
         let command = |arguments: &[&str]| -> Vec<String> {
@@ -54,13 +56,28 @@ impl Iperf {
         server.wait_for("listening", PATIENCE)?;
         let seconds = (duration.as_secs_f64().ceil() as u64).max(1);
         let (length, parallel) = (seconds.to_string(), streams.to_string());
-        let call =
-            ["-c", &to, "-B", &from, "-t", &length, "-P", &parallel, "-J", "--connect-timeout", "3000"];
+        // 0 stands for no limit.
+        let rate = format!("{:.0}", rate.unwrap_or(0.0));
+        let call = [
+            "-c",
+            &to,
+            "-B",
+            &from,
+            "-t",
+            &length,
+            "-P",
+            &parallel,
+            "-b",
+            &rate,
+            "-J",
+            "--connect-timeout",
+            "3000",
+        ];
         let client = Process::start("iperf3 -c", Role::Program, &command(&call), Some(&world.topology.a))?;
         Ok(Self { client, server, seconds })
     }
 
-    fn finish(self) -> anyhow::Result<Streams> {
+    pub(super) fn finish(self) -> anyhow::Result<Streams> {
         let output = self.client.finish(Duration::from_secs(self.seconds) + PATIENCE)?.join("\n");
         drop(self.server);
         let result: Value = serde_json::from_str(&output).context("iperf3 answers no JSON")?;
@@ -90,7 +107,7 @@ pub fn stream(
 ) -> anyhow::Result<Sample> {
     let tunnel = Tunnel::start(world, contender, programs)?;
     let before = tunnel.cpu_seconds()?;
-    let carried = Iperf::start(world, programs, INSIDE, streams, duration)?.finish()?;
+    let carried = Iperf::start(world, programs, INSIDE, streams, duration, None)?.finish()?;
     let used = tunnel.cpu_seconds_since(before)?;
     let mut figures = costs(used, carried.bytes / 1e9);
     figures.push((Figure::Rate, carried.gbit_s));
@@ -103,7 +120,7 @@ pub fn stream(
 /// # Errors
 /// When iperf3 does not work.
 pub fn cable(world: &World, programs: &Programs, duration: Duration) -> anyhow::Result<Sample> {
-    let iperf = Iperf::start(world, programs, [Address::A_DIRECT, Address::B_DIRECT], 1, duration)?;
+    let iperf = Iperf::start(world, programs, [Address::A_DIRECT, Address::B_DIRECT], 1, duration, None)?;
     let both = [iperf.client.pid(), iperf.server.pid()];
     // Looked at before it ends, since then nothing is left to look at.
     let cpu = || both.iter().map(|&pid| load::cpu_seconds(pid)).sum::<std::io::Result<f64>>();
@@ -177,7 +194,7 @@ pub fn echo(
     let [near, far] = inner_sockets(world)?;
     let flow = Flow { socket: near.clone(), to: far.local_addr(), header: Vec::new() };
     let iperf = if beside {
-        let iperf = Iperf::start(world, programs, INSIDE, 1, probe.duration + RAMP * 2)?;
+        let iperf = Iperf::start(world, programs, INSIDE, 1, probe.duration + RAMP * 2, None)?;
         std::thread::sleep(RAMP);
         Some(iperf)
     } else {

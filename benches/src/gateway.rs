@@ -1,0 +1,146 @@
+//! `benches gateway`: what many peers cost a gateway, and what a flood beside a stream does.
+
+use std::io::Write;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+
+use crate::peers::Programs;
+use crate::peers::flood::{self, Beside, Flooded, Turn};
+use crate::peers::gateway;
+use crate::peers::world::World;
+
+/// What is to be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// Resident memory and handshakes of a gateway with many peers
+    Memory,
+    /// A flood of handshakes with a wrong mac1 beside a stream
+    Flood,
+}
+
+/// The command line of `benches gateway`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Only this [default: both]
+    #[arg(value_enum)]
+    what: Option<What>,
+    /// Peers of the gateway
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    peers: u32,
+    /// Turns of the flood, and as many without
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Where iperf3 is
+    #[arg(long = "peer", value_name = "NAME=PATH")]
+    programs: Vec<String>,
+}
+
+/// Runs it and prints what came of it.
+///
+/// # Errors
+/// When there can be no network namespace of our own, or nothing works in it.
+pub fn run(arguments: &Arguments, out: &mut impl Write) -> anyhow::Result<()> {
+    let programs = Programs::find(&arguments.programs)?;
+    let world = World::new()?;
+    if arguments.what != Some(What::Flood) {
+        memory(&world, arguments.peers as usize, out)?;
+    }
+    if arguments.what != Some(What::Memory) {
+        beside(&world, &programs, arguments.runs, out)?;
+    }
+    Ok(())
+}
+
+fn memory(world: &World, peers: usize, out: &mut impl Write) -> anyhow::Result<()> {
+    writeln!(
+        out,
+        "{:>7} {:>9} {:>9} {:>10} {:>12} {:>13} {:>9} {:>13}",
+        "peers", "prefixes", "ready s", "idle MiB", "active MiB", "KiB/session", "storm s", "CPU µs/each"
+    )?;
+    let mut sizes = vec![1, peers];
+    sizes.dedup();
+    for peers in sizes {
+        let measured = gateway::measure(world, peers)?;
+        let mib = |kib: u64| kib as f64 / 1024.0;
+        writeln!(
+            out,
+            "{peers:>7} {:>9} {:>9.2} {:>10.1} {:>12.1} {:>13.2} {:>9.2} {:>13.0}",
+            peers * gateway::PREFIXES_EACH,
+            measured.start.as_secs_f64(),
+            mib(measured.idle_kib),
+            mib(measured.active_kib),
+            measured.active_kib.saturating_sub(measured.idle_kib) as f64 / peers as f64,
+            measured.storm.as_secs_f64(),
+            measured.handshake_cpu.as_secs_f64() * 1e6,
+        )?;
+    }
+    Ok(())
+}
+
+fn beside(world: &World, programs: &Programs, runs: u32, out: &mut impl Write) -> anyhow::Result<()> {
+    const SIDES: [(Beside, &str); 3] =
+        [(Beside::Quiet, "quiet"), (Beside::NoMessage, "no message"), (Beside::WrongMac1, "wrong mac1")];
+    let plain = flood::plain_receive(world)?;
+    let flooded = Flooded::start(world, programs)?;
+    writeln!(
+        out,
+        "a TCP stream of {:.2} Gbit/s, half of what the tunnel carries, and {}/s of 148 B to its far end",
+        flooded.half / 1e9,
+        flood::RATE
+    )?;
+    let mut turns: [Vec<Turn>; SIDES.len()] = [const { Vec::new() }; SIDES.len()];
+    for round in 0..runs {
+        for position in 0..SIDES.len() {
+            // A B C, C B A: a machine that becomes slower favours nobody.
+            let side = if round % 2 == 0 { position } else { SIDES.len() - 1 - position };
+            turns[side].push(flooded.turn(SIDES[side].0)?);
+        }
+    }
+    writeln!(
+        out,
+        "{:<12} {:>22} {:>22} {:>12} {:>26}",
+        "beside it", "Gbit/s", "ratio to quiet", "flood /s", "CPU ns each above quiet"
+    )?;
+    let [quiet, ..] = &turns;
+    for ((_, name), side) in SIDES.iter().zip(&turns) {
+        let of = |figure: &dyn Fn(&Turn, &Turn) -> f64| {
+            spread(side.iter().zip(quiet).map(|(turn, quiet)| figure(turn, quiet)))
+        };
+        let cost = |turn: &Turn, quiet: &Turn| (turn.cpu - quiet.cpu) * 1e9 / turn.flooded.max(1.0);
+        writeln!(
+            out,
+            "{name:<12} {:>22} {:>22} {:>12.0} {:>26}",
+            of(&|turn, _| turn.gbit_s).shown(2),
+            of(&|turn, quiet| turn.gbit_s / quiet.gbit_s).shown(3),
+            of(&|turn, _| turn.flooded).middle,
+            if side.iter().all(|turn| turn.flooded == 0.0) { "–".to_owned() } else { of(&cost).shown(0) },
+        )?;
+    }
+    writeln!(out, "receiving one by recvmmsg alone: {} ns", plain.as_nanos())?;
+    let [bad_tag, malformed] = flooded.stop()?;
+    writeln!(out, "refused: {bad_tag} for their mac1, {malformed} for their form; none was answered")?;
+    if bad_tag == 0 || malformed == 0 {
+        bail!("the flood did not arrive");
+    }
+    Ok(())
+}
+
+/// Middle, least and most.
+struct Spread {
+    least: f64,
+    middle: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn shown(&self, digits: usize) -> String {
+        format!("{:.digits$} ({:.digits$} to {:.digits$})", self.middle, self.least, self.most)
+    }
+}
+
+fn spread(values: impl Iterator<Item = f64>) -> Spread {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    Spread { least: values[0], middle: values[values.len() / 2], most: values[values.len() - 1] }
+}
