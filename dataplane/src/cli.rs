@@ -4,6 +4,7 @@ mod interface;
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -12,16 +13,17 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
+use crate::admin;
 use crate::config::{self, Config, ConfigError};
 use crate::engine::{self, EngineArgs, Switch};
 use crate::host::{self, Host};
 use crate::log::{self, LogFormat};
 use crate::netlink;
+use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::{Tunnel, noise, setup};
-use crate::turn::Client;
 use crate::uapi::Listener;
 
 /// Exit status of a mistake in what the user wrote: flags, configuration, keys.
@@ -47,6 +49,8 @@ struct Cli {
 enum Command {
     /// Bring up the tunnel of a configuration file in wg-quick's format, and stay in the foreground
     Up(Up),
+    /// Show what the tunnels of this machine do: peers, paths, losses, and where time goes
+    Show(ShowArgs),
     /// End a tunnel that `towpath up` runs, and take back what one that was killed has left behind
     Down(Down),
     /// Print a new private key
@@ -64,6 +68,9 @@ struct Up {
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -108,6 +115,11 @@ fn run(command: Command) -> Result<(), Failure> {
             log::init(up.log_format, LevelFilter::INFO);
             up_tunnel(&up).map_err(|failure| failure.formatted(up.log_format))
         }
+        Command::Show(args) => match show::run(&args) {
+            // Whoever read has gone, as `head` does.
+            Err(ShowError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            shown => Ok(shown?),
+        },
         Command::Down(down) => {
             log::init(LogFormat::Text, LevelFilter::WARN);
             Ok(host::down::down(&config::interface_of(&down.name)?)?)
@@ -156,6 +168,15 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl From<ShowError> for Failure {
+    fn from(error: ShowError) -> Self {
+        match error {
+            ShowError::Usage(text) => Self::usage(text),
+            error => Self { text: error.to_string(), status: 1, as_log: false },
+        }
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::usage(error.to_string())
@@ -171,7 +192,7 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
         tracing::warn!("{}: {warning}", file.display());
     }
     let mut host = Host::open(&name, &file, &config)?;
-    let outcome = run_tunnel(&file, &name, &config, &up.engine, &mut host);
+    let outcome = run_tunnel(&file, &name, &config, &up.engine, up.admin, &mut host);
     host.end();
     outcome
 }
@@ -181,6 +202,7 @@ fn run_tunnel(
     name: &str,
     config: &Config,
     args: &EngineArgs,
+    admin: Option<SocketAddr>,
     host: &mut Host,
 ) -> Result<(), Failure> {
     match host.before_interface() {
@@ -191,17 +213,25 @@ fn run_tunnel(
         }
         done => done?,
     }
-    let app = assemble(file, name, config, args.gso == Switch::On, host)?;
+    let app = assemble(file, name, config, args.gso == Switch::On, admin, host)?;
     host.serve(|halt, started| engine::run_until(app, args, halt, || started.tell()))?;
     Ok(())
 }
 
-fn assemble(file: &Path, name: &str, config: &Config, gso: bool, host: &mut Host) -> Result<App, Failure> {
+fn assemble(
+    file: &Path,
+    name: &str,
+    config: &Config,
+    gso: bool,
+    admin: Option<SocketAddr>,
+    host: &mut Host,
+) -> Result<App, Failure> {
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
+    let admin = bind_admin(admin)?;
     let sockets = setup::bind_sockets(config.listen_port, gso, LISTEN_PATIENCE)?;
     let mut handle = netlink::Handle::open().map_err(io::Error::from)?;
     let (tun, index) = setup::make_interface(&mut handle, name, config, plan.tunnel.mtu, gso)?;
@@ -219,13 +249,15 @@ fn assemble(file: &Path, name: &str, config: &Config, gso: bool, host: &mut Host
         "interface is up"
     );
     let now = now();
-    let relay = plan.relay.map(|relay| {
-        let server = relay.client.server;
-        Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
-    });
+    let relay = plan.relay.map(|relay| Relay::new(relay, now));
     let binding = Binding { listen_port: config.listen_port, firewall_mark, gro: gso };
-    let management = Management { binding, listener, drop_in: false, notice: None };
+    let management = Management { binding, listener, drop_in: false, notice: None, admin };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
+}
+
+/// The socket for totals, if there are to be any.
+fn bind_admin(address: Option<SocketAddr>) -> io::Result<Option<admin::Listener>> {
+    address.map(|address| admin::Listener::bind_flag(address, "the tunnel's totals")).transpose()
 }
 
 #[expect(clippy::disallowed_methods, reason = "set-up happens before the driver reads the clock")]

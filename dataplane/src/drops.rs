@@ -56,6 +56,8 @@ causes! {
     NoChannel => "no_channel",
     /// No peer's AllowedIPs hold the destination.
     NoRoute => "no_route",
+    /// A datagram of our own that the host routes back into the tunnel.
+    RoutingLoop => "routing_loop",
     /// The peer has no known endpoint yet.
     NoEndpoint => "no_endpoint",
     /// The inner source address is not in the peer's AllowedIPs.

@@ -80,7 +80,7 @@ fn a_whole_file_is_understood() {
     let addresses: Vec<_> = config.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.1/24", "fd00::1/64", "10.9.9.9/32"]);
     assert_eq!((config.listen_port, config.mtu), (51_820, 1_420));
-    assert!(config.relay.is_none() && config.has_ipv6());
+    assert!(config.relays.is_empty() && config.has_ipv6());
 
     let [first, second] = &config.peers[..] else { panic!("two peers") };
     assert_eq!(first.public_key.to_string(), PEER);
@@ -113,9 +113,10 @@ fn keys_and_passwords_can_stand_in_files_of_their_own() {
     let file = files.write("wg0.conf", text, 0o604);
     let (config, warnings) = Config::load(&file).expect("valid");
     assert_eq!(*config.private_key.to_base64(), PRIVATE);
-    let relay = config.relay.expect("a relay");
+    let [relay] = &config.relays[..] else { panic!("{:?}", config.relays) };
     assert_eq!(relay.server.to_string(), "relay.example:3479");
-    assert_eq!((relay.username.as_str(), relay.password.expose()), ("alice", "hunter2"));
+    let found = &relay.credentials;
+    assert_eq!((found.username.as_str(), found.password.expose()), ("alice", "hunter2"));
     assert!(!format!("{relay:?}").contains("hunter2"));
     // The configuration itself holds no secret, so everyone may read it.
     assert_eq!(warnings.len(), 1, "{warnings:?}");
@@ -139,7 +140,7 @@ fn relays_are_checked() {
             "#towpath: Relay = {uri}\n#towpath: RelayUsername = u\n#towpath: RelayPasswordFile = p"
         ));
         Config::load(&files.write("wg0.conf", &text, 0o600))
-            .map(|(config, _)| config.relay.expect("a relay").server.to_string())
+            .map(|(config, _)| config.relays[0].server.to_string())
             .map_err(|error| (error.line, error.problem))
     };
     assert_eq!(relay("turn:192.0.2.1"), Ok("192.0.2.1:3478".to_owned()));

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
+#[path = "tunnel_namespace/show.rs"]
+mod show;
 #[path = "support/user_namespace.rs"]
 mod user_namespace;
 
@@ -289,7 +291,7 @@ fn packets_pass_over_a_debian_turn_server() {
     std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
     let interface = "MTU = 1420\n#towpath: Relay = turn:192.0.2.2:3478\n#towpath: RelayUsername = alice\n\
                      #towpath: RelayPasswordFile = password";
-    let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820");
+    let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820\n#towpath: Path = relay");
     let b = cable.configuration(2, "MTU = 1420", "");
     let b = Running::start(&cable.b, &b, &["--io", "suspend"]);
     let a = Running::start(&cable.a, &a, &["--io", "suspend"]);
@@ -332,4 +334,97 @@ fn interface_mtu() -> Option<usize> {
     let socket = UdpSocket::bind("10.99.0.1:0").unwrap();
     socket.connect("10.99.0.2:9").unwrap();
     rustix::net::sockopt::ip_mtu(&socket).ok().map(|mtu| mtu as usize)
+}
+
+/// Bytes and packets that have gone into an interface, from /proc/net/dev.
+fn sent_by(interface: &str) -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(&format!("{interface}:"))).unwrap();
+    let figures: Vec<u64> = line.split_whitespace().map(|figure| figure.parse().unwrap()).collect();
+    (figures[8], figures[9])
+}
+
+/// W2 of the catalogue of abuse on the wire; the state machine's part is `tunnel::tests::abuse`.
+#[test]
+fn handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody() {
+    const FLOOD: usize = 20_000;
+    if !inside_namespace("handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody") {
+        return;
+    }
+    let cable = Cable::new();
+    let b = cable.configuration(2, "MTU = 1420", "");
+    let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.2:51820");
+    let (b, a) = (Running::start(&cable.b, &b, &[]), Running::start(&cable.a, &a, &[]));
+    echo_datagrams(&cable, "10.99.0.1:7000", "10.99.0.2:7000");
+    let flooder = cable.a.run(|| UdpSocket::bind("192.0.2.1:7777").unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut initiation = [0x5a; 148];
+            initiation[..4].copy_from_slice(&[1, 0, 0, 0]);
+            for number in 0..FLOOD {
+                initiation[40..48].copy_from_slice(&number.to_be_bytes());
+                flooder.send_to(&initiation, "192.0.2.2:51820").unwrap();
+            }
+        });
+        stream(&cable.b, &cable.a, "10.99.0.2:7001");
+    });
+    echo_datagrams(&cable, "10.99.0.1:7000", "10.99.0.2:7000");
+    let (ledger, _) = (b.stop(), a.stop());
+    flooder.set_nonblocking(true).unwrap();
+    let answer = flooder.recv(&mut [0; 200]).expect_err("an answer");
+    assert_eq!(answer.kind(), std::io::ErrorKind::WouldBlock, "{answer}");
+    assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
+    let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap();
+    // What did not fit into the socket's buffer the kernel has dropped and counted.
+    let dropped = ledger["ingress"]["kernel_drops_skbs"].as_u64().unwrap();
+    assert!(refused > 0 && (refused == FLOOD as u64 || dropped > 0), "{ledger:#}");
+}
+
+/// W27: the endpoint lies in AllowedIPs and its route leads back into the tunnel.
+#[test]
+fn what_is_routed_back_into_the_tunnel_ends_there() {
+    if !inside_namespace("what_is_routed_back_into_the_tunnel_ends_there") {
+        return;
+    }
+    let cable = Cable::new();
+    let a = cable.configuration(1, "MTU = 1420", "AllowedIPs = 192.0.2.2/32\nEndpoint = 192.0.2.2:51820");
+    let a = Running::start(&cable.a, &a, &[]);
+    let (bytes, packets) = cable.a.run(|| {
+        let socket = UdpSocket::bind("10.99.0.1:0").unwrap();
+        let start = Instant::now();
+        // The datagram goes in, and the handshake for it comes after.
+        while sent_by("towpath1").1 < 4 {
+            assert!(start.elapsed() < PATIENCE, "nothing comes back");
+            socket.send_to(b"round", "10.99.0.2:9").unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        sent_by("towpath1")
+    });
+    let ledger = a.stop();
+    assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
+    assert!(ledger["application_drops"]["routing_loop"].as_u64().unwrap() >= 1, "{ledger:#}");
+    // The kernel's own test allows 70 kB.
+    assert!(bytes < 70_000, "{packets} packets, {bytes} bytes");
+}
+
+/// W25: a peer whose endpoint is our own socket.
+#[test]
+fn an_endpoint_that_is_our_own_gets_no_answer() {
+    if !inside_namespace("an_endpoint_that_is_our_own_gets_no_answer") {
+        return;
+    }
+    let cable = Cable::new();
+    let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.1:51820\nPersistentKeepalive = 1");
+    let a = Running::start(&cable.a, &a, &[]);
+    cable.a.run(|| {
+        let start = Instant::now();
+        while sent_by("lo").1 == 0 {
+            assert!(start.elapsed() < PATIENCE, "no handshake is sent");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    let ledger = a.stop();
+    assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
+    let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap_or(0);
+    assert!(refused <= 2, "{ledger:#}");
 }

@@ -219,20 +219,20 @@ fn the_examples_of_tunnel_configurations_are_good() {
     for example in readme.blocks("ini") {
         let (config, warnings) = tunnel_config(example).unwrap();
         assert!(warnings.is_empty() && config.peers.len() == 1, "{warnings:?}");
-        relays.push(config.relay.is_some());
+        relays.push(!config.relays.is_empty());
     }
     assert_eq!(relays, [false, true]);
 
     let packaged = fs::read_to_string(root().join("dataplane/packaging/wg0.conf")).unwrap();
     let (config, warnings) = tunnel_config(&packaged).unwrap();
-    assert!(warnings.is_empty() && config.relay.is_none() && config.mtu == 1_420);
+    assert!(warnings.is_empty() && config.relays.is_empty() && config.mtu == 1_420);
     let psk = "#PresharedKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
     let whole = packaged.replace("#PresharedKey =", psk).replace("##towpath:", "#towpath:");
     let whole = whole.replace("#PresharedKey", "PresharedKey").replace("#Persistent", "Persistent");
     let whole = whole.replace("#DNS", "DNS").replace("#Post", "Post");
     let (config, _) = tunnel_config(&whole).unwrap();
     assert_eq!((config.host.hooks.post_up.len(), config.host.name_servers.len()), (1, 1));
-    assert!(config.relay.is_some() && config.peers[0].preshared_key.is_some());
+    assert!(!config.relays.is_empty() && config.peers[0].preshared_key.is_some());
     assert_eq!(config.peers[0].persistent_keepalive, 25);
 }
 

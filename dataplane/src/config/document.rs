@@ -69,7 +69,10 @@ fn sections(document: &DeTable<'_>, line: &impl Fn(Range<usize>) -> usize) -> Re
                         return Err((peer.span(), "a peer is a section; write [[peer]]".to_owned()));
                     };
                     let mut section = Peer::on(line(peer.span()));
-                    each_value(table, line, |key, value, line| section.set(key, value, line))?;
+                    each_value(table, line, |key, value, line| match key {
+                        "path" => section.set_ours(key, value, line),
+                        _ => section.set(key, value, line),
+                    })?;
                     sections.peers.push(section);
                 }
             }

@@ -16,7 +16,9 @@
 
 mod document;
 mod host;
+mod login;
 mod parse;
+mod relay;
 mod value;
 
 use std::fmt;
@@ -30,8 +32,11 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 pub use self::host::{Hooks, HostSection, Table};
+pub use self::login::{Credentials, Login, LoginKind};
+pub use self::relay::RelayConfig;
 pub use self::value::{Endpoint, Host};
 use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::paths::Policy;
 
 /// MTU when the file says nothing, bytes: what every IPv6 link carries (RFC 8200 section 5).
 pub const DEFAULT_MTU: u16 = 1_280;
@@ -61,21 +66,10 @@ pub struct Config {
     pub mtu: u16,
     /// What is to be done to the host.
     pub host: HostSection,
-    /// The relay to go through.
-    pub relay: Option<RelayConfig>,
+    /// The relays, in the order in which they are tried.
+    pub relays: Vec<RelayConfig>,
     /// The peers, in the order of the file.
     pub peers: Vec<PeerSection>,
-}
-
-/// A TURN relay and the credentials for it.
-#[derive(Debug)]
-pub struct RelayConfig {
-    /// Where it listens.
-    pub server: Endpoint,
-    /// The user.
-    pub username: String,
-    /// The password.
-    pub password: Password,
 }
 
 /// A password that does not show itself and is wiped when dropped.
@@ -109,6 +103,8 @@ pub struct PeerSection {
     pub allowed_ips: Vec<IpNet>,
     /// Where it is reached, and on which line that stands.
     pub endpoint: Option<(Endpoint, usize)>,
+    /// By which ways it may be reached.
+    pub path: Policy,
     /// Seconds between keepalives; zero for none.
     pub persistent_keepalive: u16,
 }

@@ -6,11 +6,13 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::host::Reading;
+use super::relay::{self, Relays};
 use super::value::{self, Endpoint, shown};
 use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
-use super::{Password, PeerSection, RelayConfig, read};
+use super::{PeerSection, read};
 use crate::tunnel::key::{PublicKey, SecretKey};
 use crate::tunnel::noise;
+use crate::tunnel::paths::Policy;
 
 /// Reads the text of `file`; files it names are looked for beside it.
 pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Config, ConfigError> {
@@ -30,7 +32,7 @@ pub(super) fn finish(
     warnings: &mut Vec<String>,
 ) -> Result<Config, ConfigError> {
     let at = |line: Option<usize>| move |problem: String| ConfigError { file: file.into(), line, problem };
-    let interface = sections
+    let mut interface = sections
         .interface
         .ok_or_else(|| {
             "there is no [Interface] section; begin with [Interface] and PrivateKeyFile = wg0.key".to_owned()
@@ -39,11 +41,12 @@ pub(super) fn finish(
     let directory = file.parent().unwrap_or(Path::new(""));
     let private_key =
         interface.private_key(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
-    let relay = interface.relay(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
+    let relays = std::mem::take(&mut interface.relays);
+    let relays = relays.finish(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
     let mut peers = Vec::with_capacity(sections.peers.len());
     for peer in sections.peers {
         let line = peer.line;
-        peers.push(peer.finish().map_err(at(Some(line)))?);
+        peers.push(peer.finish(!relays.is_empty()).map_err(at(Some(line)))?);
     }
     let mut config = Config {
         private_key,
@@ -51,7 +54,7 @@ pub(super) fn finish(
         listen_port: interface.listen_port.map_or(0, |(port, _)| port),
         mtu: DEFAULT_MTU,
         host: interface.host.finish(),
-        relay,
+        relays,
         peers,
     };
     check_peers(&config, warnings).map_err(|(line, text)| at(Some(line))(text))?;
@@ -95,9 +98,7 @@ pub(super) struct Interface {
     listen_port: At<u16>,
     mtu: At<String>,
     host: Reading,
-    relay: At<Endpoint>,
-    relay_username: At<String>,
-    relay_password_file: At<String>,
+    relays: Relays,
 }
 
 #[derive(Default)]
@@ -108,6 +109,7 @@ pub(super) struct Peer {
     allowed_ips: Vec<IpNet>,
     endpoint: At<Endpoint>,
     persistent_keepalive: At<u16>,
+    path: At<Policy>,
 }
 
 impl Sections {
@@ -138,7 +140,7 @@ impl Sections {
             }
             (Current::Peer, false) => self.peers.last_mut().map_or(Ok(()), |peer| peer.set(key, value, line)),
             (Current::Peer, true) => {
-                Err("#towpath: lines belong into the [Interface] section; move it there".to_owned())
+                self.peers.last_mut().map_or(Ok(()), |peer| peer.set_ours(key, value, line))
             }
         }
     }
@@ -188,7 +190,7 @@ fn secret_key(value: &str) -> Result<SecretKey, String> {
 }
 
 /// Keys that are comments in wg-quick's format, as they are written for [`Interface::set_ours`] in lower case.
-pub(super) const OURS: [&str; 3] = ["relay", "relayusername", "relaypasswordfile"];
+pub(super) const OURS: [&str; 4] = ["relay", "relayusername", "relaypasswordfile", "relaysecretfile"];
 
 impl Interface {
     /// One that begins on this line.
@@ -224,22 +226,13 @@ impl Interface {
     }
 
     pub(super) fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
-        /// RFC 8489 section 14.3: a USERNAME has fewer than 509 bytes.
-        const USERNAME_MAX: usize = 508;
+        if let Some(outcome) = self.relays.set(key, value, line) {
+            return outcome;
+        }
         match key.to_ascii_lowercase().as_str() {
-            "relay" => once(&mut self.relay, "Relay", value::relay(value)?, line),
-            "relayusername" if value.is_empty() || value.len() > USERNAME_MAX => {
-                Err(format!("RelayUsername is 1 to {USERNAME_MAX} bytes long"))
-            }
-            "relayusername" => once(&mut self.relay_username, "RelayUsername", value.to_owned(), line),
-            "relaypasswordfile" => {
-                once(&mut self.relay_password_file, "RelayPasswordFile", value.to_owned(), line)
-            }
-            "relaypassword" => {
-                Err("put the password into a file of its own and write RelayPasswordFile = FILE".to_owned())
-            }
+            "path" => Err("Path belongs into a [Peer] section; write it below [Peer]".to_owned()),
             _ => Err(format!(
-                "{} is unknown after #towpath:; known are Relay, RelayUsername and RelayPasswordFile",
+                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile and RelaySecretFile",
                 shown(key)
             )),
         }
@@ -274,29 +267,6 @@ impl Interface {
                 "PrivateKey is missing; run `towpath genkey > wg0.key` and write PrivateKeyFile = wg0.key"
                     .to_owned(),
             )),
-        }
-    }
-
-    fn relay(&self, directory: &Path, warnings: &mut Vec<String>) -> Result<Option<RelayConfig>, LineError> {
-        match (&self.relay, &self.relay_username, &self.relay_password_file) {
-            (None, None, None) => Ok(None),
-            (Some((server, _)), Some((username, _)), Some((file, line))) => {
-                let text = read_secret(directory, file, warnings).map_err(|problem| (*line, problem))?;
-                if text.is_empty() {
-                    return Err((*line, format!("{file} is empty; write the password into it")));
-                }
-                let password = Password(text);
-                Ok(Some(RelayConfig { server: server.clone(), username: username.clone(), password }))
-            }
-            (relay, username, file) => {
-                let lines = [
-                    relay.as_ref().map(|at| at.1),
-                    username.as_ref().map(|at| at.1),
-                    file.as_ref().map(|at| at.1),
-                ];
-                let line = lines.into_iter().flatten().next().unwrap_or(self.line);
-                Err((line, "Relay, RelayUsername and RelayPasswordFile are needed together".to_owned()))
-            }
         }
     }
 }
@@ -360,16 +330,34 @@ impl Peer {
         }
     }
 
-    fn finish(self) -> Result<PeerSection, String> {
+    pub(super) fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        match key.to_ascii_lowercase().as_str() {
+            "path" => once(&mut self.path, "Path", relay::policy(value)?, line),
+            key if key.starts_with("relay") => {
+                Err("relays belong into the [Interface] section; move the line there".to_owned())
+            }
+            _ => Err(format!("{} is unknown after #towpath: in [Peer]; known is Path", shown(key))),
+        }
+    }
+
+    fn finish(self, relayed: bool) -> Result<PeerSection, String> {
         let (public_key, _) = self
             .public_key
             .ok_or("this peer has no PublicKey; add the one that `towpath pubkey` prints there")?;
+        let path = self.path.map(|(path, _)| path).unwrap_or_default();
+        if path == Policy::Relay && !relayed {
+            return Err(
+                "Path is relay, and there is no relay; write #towpath: Relay = turn:HOST into [Interface]"
+                    .to_owned(),
+            );
+        }
         Ok(PeerSection {
             line: self.line,
             public_key,
             preshared_key: self.preshared_key.map(|(key, _)| key),
             allowed_ips: self.allowed_ips,
             endpoint: self.endpoint,
+            path,
             persistent_keepalive: self.persistent_keepalive.map_or(0, |(seconds, _)| seconds),
         })
     }

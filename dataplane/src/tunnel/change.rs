@@ -80,7 +80,7 @@ impl Tunnel {
         for prefix in &config.allowed_ips {
             self.add_allowed_ip(index, *prefix);
         }
-        self.arm(index);
+        self.arm(index, now);
         index
     }
 
@@ -90,6 +90,8 @@ impl Tunnel {
         let Some(mut peer) = self.peers.remove(index) else {
             return false;
         };
+        self.departed.add(&peer.stats);
+        self.wheel.clear(index.place());
         self.by_key.remove(&peer.public_key);
         for tag in peer.keys.tags() {
             self.by_tag.remove(&tag);
@@ -157,7 +159,7 @@ impl Tunnel {
     pub fn set_persistent_keepalive(&mut self, index: PeerIndex, seconds: u16, now: Instant) {
         if let Some(peer) = self.peers.get_mut(index) {
             peer.timers.set_persistent(seconds, now);
-            self.arm(index);
+            self.arm(index, now);
         }
     }
 
@@ -240,24 +242,25 @@ impl Tunnel {
         if std::mem::replace(&mut self.running, running) == running {
             return;
         }
-        for peer in self.peers.iter_mut() {
-            if running {
-                peer.timers.persistent_now(now);
-            } else {
+        for place in 0..self.peers.places() {
+            let Some(index) = self.peers.at(place) else {
+                continue;
+            };
+            let peer = &mut self.peers[index];
+            if !running {
                 peer.timers.stop();
                 peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
+                self.wheel.clear(place);
+                continue;
             }
-        }
-        if running {
-            self.wake = Some(now);
-            for place in 0..self.peers.places() {
+            peer.timers.persistent_now(now);
+            if !peer.staged.is_empty() {
                 // What waits could not ask for a handshake so far.
-                let waits = |index: &PeerIndex| !self.peers[*index].staged.is_empty();
-                if let Some(index) = self.peers.at(place).filter(waits) {
-                    self.start_handshake(index, now);
-                }
+                self.start_handshake(index, now);
             }
-        } else {
+            self.arm(index, now);
+        }
+        if !running {
             self.control.clear();
             self.begin_epoch();
         }

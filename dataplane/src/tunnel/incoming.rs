@@ -57,6 +57,7 @@ impl Tunnel {
         peer.forget_outlived(&self.identity, now);
         let opened = peer.keys.open(datagram, receiver, out.buffer(), now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
+        peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.
         let news = self.authentic(index, path, now);
         let peer = &mut self.peers[index];
@@ -74,7 +75,7 @@ impl Tunnel {
         let timers = &mut self.peers[index].timers;
         let starts = matches!(opened.inner, Inner::Packet(_)) && timers.data_received(now);
         if news || starts {
-            self.arm(index);
+            self.arm(index, now);
         }
         self.admit(index, opened.inner, out)
     }
@@ -103,7 +104,7 @@ impl Tunnel {
             return Ok(Opened::Consumed);
         }
         let claimed = self.identity.claimed_sender(datagram).ok_or(Cause::BadTag)?;
-        let index = *self.by_key.get(&claimed).ok_or(Cause::BadTag)?;
+        let index = *self.by_key.get(&claimed).filter(|_| !claimed.is_low_order()).ok_or(Cause::BadTag)?;
         self.renew(index);
         let peer = &mut self.peers[index];
         let last = peer.last_initiation_received;
@@ -118,9 +119,11 @@ impl Tunnel {
         let peer = &mut self.peers[index];
         peer.timers.session_made(now);
         peer.timers.anything_sent(now);
-        self.transmit_to(index, path, bytes, len);
+        if let Some(path) = peer.answers_by(path) {
+            self.transmit_to(index, path, bytes, len);
+        }
         self.prune_keys(index, now);
-        self.arm(index);
+        self.arm(index, now);
         Ok(Opened::Consumed)
     }
 
@@ -148,10 +151,13 @@ impl Tunnel {
             None => tracing::info!(peer = %peer.public_key, "handshake complete"),
             Some(_) => tracing::debug!(peer = %peer.public_key, "handshake complete"),
         }
-        self.transmit_to(index, path, bytes, len);
+        // By the way that is in use: the peer follows it.
+        if let Some(path) = self.peers[index].path {
+            self.transmit_to(index, path, bytes, len);
+        }
         self.prune_keys(index, now);
         self.unstage(index);
-        self.arm(index);
+        self.arm(index, now);
         Ok(Opened::Consumed)
     }
 
@@ -166,6 +172,9 @@ impl Tunnel {
     fn admit_handshake(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<bool, Cause> {
         if self.private_key.is_none() {
             return Err(Cause::BadTag);
+        }
+        if !path.is_usable() {
+            return Err(Cause::MalformedOuter);
         }
         let mut reply = [0; COOKIE_REPLY];
         match self.limiter.check(&self.identity, datagram, path.remote(), &mut reply, now) {
@@ -183,9 +192,20 @@ impl Tunnel {
     /// The peer answers from here now, and it is alive. The answer is whether a timer may have changed.
     fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index];
-        peer.path = Some(path);
-        peer.awaits_path = false;
         let news = peer.is_news(Passed::Received, now);
+        match &mut peer.paths {
+            // Nothing can be sent to there.
+            _ if !path.is_usable() => {}
+            None => (peer.path, peer.awaits_path) = (Some(path), false),
+            Some(paths) => {
+                // All messages of a batch that come by the way in use tell the same.
+                if news || peer.path != Some(path) {
+                    paths.heard(path, now);
+                    self.follow_paths(index, now);
+                }
+            }
+        }
+        let peer = &mut self.peers[index];
         if news {
             peer.timers.anything_received(now);
         }

@@ -5,16 +5,20 @@
 //! the same moment. The old state also knows the time stamp of the peer's last initiation, without which a recorded one
 //! would be taken for new (and would move the peer to whoever sent it), and is asked first until the new state has one
 //! of its own.
+//!
+//! A state is made when a handshake needs it, and let go when its sessions and handshakes are over ([`Keys::rest`]). Only the
+//! peer's last initiation is kept then: shown to the next state, it makes all older ones replays again. Not kept is the time
+//! stamp of our own last initiation. Where the wall clock has gone back while a state was at rest, the peer takes
+//! our initiations for old until the clock has caught up, as it does with the kernel's.
 
 use std::time::Instant;
 
 use super::key::{PublicKey, SecretKey};
 use super::noise::{CONTROL_LEN, Identity, Noise, OpenedData, PEER_TAG_BITS, Usable};
 use crate::drops::Cause;
-use crate::wire::wireguard::SessionIndex;
+use crate::wire::wireguard::{INITIATION, SessionIndex};
 
-/// The states of the protocol with one peer. A peer that has never begun a handshake has none: boringtun's is 11 KiB long,
-/// and making it costs two Diffie-Hellman.
+/// The states of the protocol with one peer. A peer without sessions and handshakes has none: boringtun's is 11 KiB long.
 pub(super) struct Keys {
     peer: PublicKey,
     preshared: Option<SecretKey>,
@@ -27,13 +31,36 @@ struct State {
     noise: Option<Box<Noise>>,
     /// The upper 24 bits of its session indices.
     tag: u32,
-    /// It has taken an initiation, and refuses older ones.
-    heard: bool,
+    /// The last initiation it has taken; it refuses older ones, and this one again.
+    heard: Option<Box<[u8; INITIATION]>>,
 }
 
 impl State {
     fn new(tag: u32) -> Self {
-        Self { noise: None, tag, heard: false }
+        Self { noise: None, tag, heard: None }
+    }
+
+    /// The protocol's state, made if there is none: two Diffie-Hellman, and four more where initiations were taken before.
+    fn noise(&mut self, identity: &Identity, peer: PublicKey, preshared: Option<&SecretKey>) -> &mut Noise {
+        let Self { noise, tag, heard } = self;
+        noise.get_or_insert_with(|| {
+            let mut noise = Box::new(Noise::new(identity, peer, preshared, *tag));
+            if let Some(initiation) = heard {
+                noise.relearn(initiation);
+            }
+            noise
+        })
+    }
+
+    /// As [`Keys::rest`].
+    fn rest(&mut self, identity: &Identity, peer: PublicKey) {
+        // To another private key than ours is now, a new state could not open it.
+        let can_relearn = |initiation: &[u8; INITIATION]| identity.claimed_sender(initiation) == Some(peer);
+        if self.heard.as_deref().is_none_or(can_relearn) {
+            self.noise = None;
+        } else if let Some(noise) = &mut self.noise {
+            noise.forget_sessions(identity);
+        }
     }
 
     fn has_session(&self, now: Instant) -> bool {
@@ -81,7 +108,11 @@ impl Keys {
     pub fn prune(&mut self, now: Instant, mut freed: impl FnMut(u32)) {
         // Packets under way may arrive under an old session when the new one is there: only age ends it.
         let sessions = self.older.iter().rposition(|state| state.has_session(now));
-        let stamps = self.older.iter().rposition(|state| state.heard).filter(|_| !self.current.heard);
+        let stamps = self
+            .older
+            .iter()
+            .rposition(|state| state.heard.is_some())
+            .filter(|_| self.current.heard.is_none());
         let mut place = 0;
         self.older.retain(|state| {
             let needed = Some(place) == sessions || Some(place) == stamps;
@@ -139,16 +170,25 @@ impl Keys {
         out: &mut [u8; CONTROL_LEN],
         now: Instant,
     ) -> Result<usize, Cause> {
-        if !self.current.heard
-            && let Some(older) = self.older.iter_mut().rev().find(|state| state.heard)
-            && let Some(noise) = &mut older.noise
+        let initiation: &[u8; INITIATION] = datagram.try_into().map_err(|_| Cause::MalformedOuter)?;
+        let Self { peer, preshared, current, older } = self;
+        if current.heard.is_none()
+            && let Some(older) = older.iter_mut().rev().find(|state| state.heard.is_some())
         {
             // Its answer does not leave: it is asked for the time stamp.
-            noise.handle_initiation(datagram, out, now)?;
+            older.noise(identity, *peer, preshared.as_ref()).handle_initiation(datagram, out, now)?;
+            older.heard = Some(Box::new(*initiation));
         }
-        let len = self.noise(identity).handle_initiation(datagram, out, now)?;
-        self.current.heard = true;
-        Ok(len)
+        let was_at_rest = current.noise.is_none();
+        let answered =
+            current.noise(identity, *peer, preshared.as_ref()).handle_initiation(datagram, out, now);
+        match answered {
+            Ok(_) => current.heard = Some(Box::new(*initiation)),
+            // Who only claims to be the peer leaves nothing behind.
+            Err(_) if was_at_rest => current.noise = None,
+            Err(_) => {}
+        }
+        answered
     }
 
     /// As [`Noise::handle_response`].
@@ -186,6 +226,13 @@ impl Keys {
         }
     }
 
+    /// Lets go of the states, whose sessions and handshakes are over.
+    pub fn rest(&mut self, identity: &Identity) {
+        for state in std::iter::once(&mut self.current).chain(&mut self.older) {
+            state.rest(identity, self.peer);
+        }
+    }
+
     fn noises(&mut self) -> impl Iterator<Item = &mut Noise> {
         std::iter::once(&mut self.current)
             .chain(&mut self.older)
@@ -195,8 +242,7 @@ impl Keys {
     /// The state for handshakes.
     fn noise(&mut self, identity: &Identity) -> &mut Noise {
         let Self { peer, preshared, current, .. } = self;
-        let tag = current.tag;
-        current.noise.get_or_insert_with(|| Box::new(Noise::new(identity, *peer, preshared.as_ref(), tag)))
+        current.noise(identity, *peer, preshared.as_ref())
     }
 
     /// The state that has chosen an index.
@@ -218,5 +264,17 @@ impl Keys {
     #[cfg(test)]
     pub fn states(&self) -> usize {
         std::iter::once(&self.current).chain(&self.older).filter(|state| state.noise.is_some()).count()
+    }
+
+    /// What tests compare before and after.
+    #[cfg(test)]
+    pub fn picture(&self) -> String {
+        let states = std::iter::once(&self.current).chain(&self.older);
+        states
+            .map(|state| {
+                let noise = state.noise.as_ref().map(|noise| noise.picture());
+                format!("{} {noise:?} {:?}\n", state.tag, state.heard)
+            })
+            .collect()
     }
 }

@@ -19,6 +19,8 @@ use crate::wire::wireguard::COOKIE_REPLY;
 const SOURCE_RATE: Rate = Rate { per_second: 20, burst: 5 };
 /// Handshake messages a second for the whole endpoint without cookies, and how many may come at once.
 const ENDPOINT_RATE: Rate = Rate { per_second: 100, burst: 100 };
+/// How long a cookie is good for at most: all are of a period (WireGuard paper, section 5.4.7).
+const COOKIE_PERIOD: Duration = Duration::from_secs(120);
 /// Sources are spread over this many buckets by a keyed hash; two that share one share its rate.
 const BUCKETS: usize = 4_096;
 
@@ -41,6 +43,7 @@ pub struct Limiter {
     /// Sources that have sent a right cookie.
     proved: Box<[Bucket]>,
     hasher: FixedState,
+    started: Instant,
 }
 
 impl Limiter {
@@ -53,6 +56,7 @@ impl Limiter {
             claimed: vec![full(&SOURCE_RATE); BUCKETS].into(),
             proved: vec![full(&SOURCE_RATE); BUCKETS].into(),
             hasher: FixedState::with_seed(seed),
+            started: now,
         }
     }
 
@@ -75,12 +79,19 @@ impl Limiter {
         if source_below && endpoint_below {
             return Verdict::Accept;
         }
-        match identity.check_mac2(datagram, source, reply) {
+        let period = now.saturating_duration_since(self.started).as_secs() / COOKIE_PERIOD.as_secs();
+        match identity.check_mac2(datagram, source, period, reply) {
             Err(cause) => Verdict::Drop(cause),
             Ok(CookieCheck::Reply) => Verdict::Reply,
             Ok(CookieCheck::Proved) if self.proved[bucket].take(&SOURCE_RATE, now) => Verdict::Accept,
             Ok(CookieCheck::Proved) => Verdict::Drop(Cause::RateLimited),
         }
+    }
+
+    /// What is left of the endpoint's rate, for tests that nothing may have been taken.
+    #[cfg(test)]
+    pub fn left(&self) -> u64 {
+        self.endpoint.tokens
     }
 
     fn bucket_of(&self, source: IpAddr) -> usize {
@@ -188,6 +199,31 @@ mod tests {
         assert_eq!(bench.check(&with_cookie, "192.0.2.1:1", start).0, Verdict::Accept);
         // The cookie is bound to address and port.
         assert_eq!(bench.check(&with_cookie, "192.0.2.1:2", start).0, Verdict::Reply);
+    }
+
+    #[test]
+    fn a_cookie_dies_with_its_two_minutes() {
+        let mut bench = bench();
+        let start = bench.start;
+        let message = bench.initiation();
+        let mut reply = [0; COOKIE_REPLY];
+        for _ in 0..6 {
+            reply = bench.check(&message, "192.0.2.1:1", start).1;
+        }
+        bench.client.handle_cookie_reply(&reply).expect("a cookie for us");
+        let with_cookie = bench.initiation();
+        let judged = |bench: &mut Bench, now| {
+            // What the source may send without a cookie is used up first.
+            for _ in 0..5 {
+                bench.check(&message, "192.0.2.1:1", now);
+            }
+            bench.check(&with_cookie, "192.0.2.1:1", now).0
+        };
+        assert_eq!(judged(&mut bench, start + COOKIE_PERIOD - Duration::from_millis(1)), Verdict::Accept);
+        assert_eq!(judged(&mut bench, start + COOKIE_PERIOD), Verdict::Reply);
+        assert_eq!(judged(&mut bench, start + 100 * COOKIE_PERIOD), Verdict::Reply);
+        // A clock that went back is the first period again, and nothing else.
+        assert_eq!(judged(&mut bench, start), Verdict::Accept);
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! keepalives) leave through [`Tunnel::poll_transmit`]; drain it after every input. Packets that had to wait for a
 //! handshake leave through [`Tunnel::poll_staged`].
 //!
-//! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of cookies.
+//! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of received cookies.
 
 pub mod app;
 pub mod key;
 pub mod noise;
+pub mod paths;
 pub mod peer;
 pub mod peers;
 pub mod routes;
@@ -19,8 +20,12 @@ mod change;
 mod incoming;
 mod keys;
 mod limiter;
+mod looped;
+mod missing;
 mod staged;
+mod switch;
 mod timers;
+mod wheel;
 
 #[cfg(test)]
 mod tests;
@@ -43,15 +48,16 @@ pub use self::peers::PeerIndex;
 use self::peers::Peers;
 use self::routes::AllowedIps;
 use self::timers::{Due, JITTER_MS, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
+use self::wheel::Wheel;
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
 use crate::wire::wireguard::{DATA_OVERHEAD, PADDING};
 
-/// Timers are looked at no more often than this: with many peers one look is a walk over all of them.
-pub const TIMER_GRANULARITY: Duration = Duration::from_millis(50);
-/// Control messages that may wait to be polled. An input makes two at most; a walk over the timers stops at half.
+/// Control messages that may wait to be polled. An input makes two at most; what timers ask for stops at half.
 const CONTROL_MAX: usize = 512;
+/// Peers whose timers are served at once. Each may cost a handshake of some 0.1 ms, and packets must not wait long for it.
+const PEERS_AT_ONCE: usize = 32;
 
 /// What an endpoint is made of.
 #[derive(Debug)]
@@ -109,9 +115,11 @@ pub struct Tunnel {
     unstaging: VecDeque<PeerIndex>,
     staged_bytes: usize,
     rng: Xoshiro256PlusPlus,
-    /// No timer runs out before this.
-    wake: Option<Instant>,
+    /// When each peer's next timer runs out, by its place.
+    wheel: Wheel,
     drops: Drops,
+    /// Of peers that were removed: what has been counted once stays counted.
+    departed: PeerStats,
     control_overflows: u64,
 }
 
@@ -138,8 +146,9 @@ impl Tunnel {
             unstaging: VecDeque::new(),
             staged_bytes: 0,
             rng,
-            wake: None,
+            wheel: Wheel::new(config.peers.len(), now),
             drops: Drops::default(),
+            departed: PeerStats::default(),
             control_overflows: 0,
         };
         for peer in &config.peers {
@@ -157,10 +166,16 @@ impl Tunnel {
     /// The peer that a packet for the network behind the tunnel goes to.
     ///
     /// # Errors
-    /// [`Cause::MalformedInner`] or [`Cause::NoRoute`]; not counted yet, see [`Tunnel::count_drop`].
+    /// [`Cause::MalformedInner`], [`Cause::NoRoute`] or [`Cause::RoutingLoop`]; not counted yet, see [`Tunnel::count_drop`].
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
-        self.routes.find(header.destination).ok_or(Cause::NoRoute)
+        let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
+        match self.path(index) {
+            Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
+                Err(Cause::RoutingLoop)
+            }
+            _ => Ok(index),
+        }
     }
 
     /// Pads a packet as it has to be before [`Tunnel::seal`]: with zeros to a multiple of 16, not beyond the MTU.
@@ -205,12 +220,15 @@ impl Tunnel {
         peer.stats.sent_bytes += packet.len() as u64;
         peer.stats.sent_message_bytes += out.len() as u64;
         if peer.is_news(Passed::DataSent, now) {
+            if let Some(paths) = &mut peer.paths {
+                paths.sent(now);
+            }
             let jitter = self.jitter();
             let timers = &mut self.peers[index].timers;
             timers.data_sent(jitter, now);
             timers.anything_sent(now);
             self.renew_if_worn(index, now);
-            self.arm(index);
+            self.arm(index, now);
         }
         true
     }
@@ -227,7 +245,7 @@ impl Tunnel {
         }
         peer.staged.push(packet, &mut self.staged_bytes, &mut self.drops, now);
         self.start_handshake(index, now);
-        self.arm(index);
+        self.arm(index, now);
     }
 
     /// The next packet that no longer has to wait, in order for each peer. Seal it for the peer returned.
@@ -258,29 +276,28 @@ impl Tunnel {
     /// When [`Tunnel::handle_timeout`] wants to be called; O(1).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.wake.filter(|_| self.running)
+        if self.running { self.wheel.next() } else { None }
     }
 
-    /// Does what is due. Costs nothing when nothing is.
+    /// Does what is due, for some peers: poll for control messages, and it may be due again at once. Costs nothing when
+    /// nothing is due, however many peers there are.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if !self.running || self.wake.is_none_or(|wake| wake > now) {
+        if !self.running {
             return;
         }
-        let mut next: Option<Instant> = None;
-        for place in 0..self.peers.places() {
-            let Some(index) = self.peers.at(place) else {
-                continue;
-            };
+        for _ in 0..PEERS_AT_ONCE {
             if self.control.len() >= CONTROL_MAX / 2 {
-                // The rest at the next call, when these have left; who has been served is no longer due.
-                next = Some(now);
-                break;
+                // The rest at the next call, when these have left.
+                return;
             }
-            self.handle_peer_timeout(index, now);
-            let peer_next = self.peers[index].next_timeout();
-            next = [next, peer_next].into_iter().flatten().min();
+            let Some(place) = self.wheel.poll(now) else {
+                return;
+            };
+            if let Some(index) = self.peers.at(place) {
+                self.handle_peer_timeout(index, now);
+                self.arm(index, now);
+            }
         }
-        self.wake = next.map(|next| next.max(now + TIMER_GRANULARITY));
     }
 
     /// Where `peer` is reached now.
@@ -304,7 +321,7 @@ impl Tunnel {
                 self.start_handshake(index, now);
             }
         }
-        self.arm(index);
+        self.arm(index, now);
     }
 
     /// Figures of one peer, zeros when it is gone.
@@ -341,6 +358,7 @@ impl Tunnel {
         let peer = &mut self.peers[index];
         peer.staged.expire(&mut self.staged_bytes, &mut self.drops, now);
         peer.forget_noted();
+        self.poll_paths(index, now);
         while let Some(due) = self.peers[index].timers.poll(now) {
             match due {
                 Due::Initiate => {
@@ -360,7 +378,8 @@ impl Tunnel {
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
                 Due::Erase => {
-                    self.peers[index].keys.forget_sessions(&self.identity);
+                    self.peers[index].rest(&self.identity);
+                    self.prune_keys(index, now);
                 }
             }
         }
@@ -404,17 +423,30 @@ impl Tunnel {
 
     fn initiate(&mut self, index: PeerIndex, now: Instant) {
         let jitter = self.jitter();
-        let can_start = self.running && self.private_key.is_some();
+        // With a key of small order anybody would know the session's.
+        let can_start =
+            self.running && self.private_key.is_some() && !self.peers[index].public_key.is_low_order();
         let Some(path) = self.peers[index].path.filter(|_| can_start) else {
             return;
         };
+        if self.initiate_by(index, path, now) {
+            self.peers[index].timers.initiation_sent(jitter, now);
+        }
+        self.arm(index, now);
+    }
+
+    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had.
+    fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        if let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) {
-            peer.timers.initiation_sent(jitter, now);
-            self.transmit_to(index, path, bytes, len);
+        let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) else {
+            return false;
+        };
+        if let Some(paths) = &mut peer.paths {
+            paths.initiated(path, now);
         }
-        self.arm(index);
+        self.transmit_to(index, path, bytes, len);
+        true
     }
 
     /// As [`Tunnel::transmit`], of a message that counts for a peer.
@@ -440,10 +472,11 @@ impl Tunnel {
         }
     }
 
-    /// Makes sure that the next walk over the timers is not later than this peer needs it.
-    fn arm(&mut self, index: PeerIndex) {
-        let next = self.peers[index].next_timeout();
-        self.wake = [self.wake, next].into_iter().flatten().min();
+    /// Makes sure that this peer's timers are looked at when the next of them runs out.
+    fn arm(&mut self, index: PeerIndex, now: Instant) {
+        if let Some(next) = self.peers[index].next_timeout() {
+            self.wheel.set(index.place(), next, now);
+        }
     }
 
     fn jitter(&mut self) -> Duration {

@@ -13,6 +13,9 @@
 //! What cannot be made up for: its replay window holds 1,024 counters (the kernel's 8,128), it copies each packet once
 //! on its way in and out, and it seals under a mutex.
 
+#[cfg(test)]
+mod picture;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +28,7 @@ use boringtun::x25519;
 use ring::hmac;
 
 use super::key::{PublicKey, SecretKey};
+use super::missing::Arrived;
 use crate::drops::Cause;
 use crate::wire::wireguard::{self, DATA_HEADER, DATA_OVERHEAD, SessionIndex};
 
@@ -61,7 +65,7 @@ pub struct Identity {
     relaxed: Arc<RateLimiter>,
     /// Checks mac1 and mac2, and answers a wrong mac2 with a cookie.
     strict: RateLimiter,
-    /// Binds a cookie to address and port, of which boringtun knows only the address.
+    /// Binds a cookie to address, port and time, of which boringtun knows only the address, and the time by its own clock.
     cookie_key: hmac::Key,
 }
 
@@ -102,7 +106,8 @@ impl Identity {
         self.relaxed.verify_packet(None, datagram, &mut [0; wireguard::COOKIE_REPLY]).is_ok()
     }
 
-    /// Checks mac2 of a handshake message whose mac1 is right, and writes a cookie reply when it is wrong.
+    /// Checks mac2 of a handshake message whose mac1 is right, and writes a cookie reply when it is wrong. A cookie is good
+    /// from one address and port, in one `period`.
     ///
     /// # Errors
     /// [`Cause::BadTag`] for a message [`Identity::check_mac1`] refuses.
@@ -110,9 +115,10 @@ impl Identity {
         &self,
         datagram: &[u8],
         source: SocketAddr,
+        period: u64,
         reply: &mut [u8; wireguard::COOKIE_REPLY],
     ) -> Result<CookieCheck, Cause> {
-        match self.strict.verify_packet(Some(self.cookie_subject(source)), datagram, reply) {
+        match self.strict.verify_packet(Some(self.cookie_subject(source, period)), datagram, reply) {
             Ok(_) => Ok(CookieCheck::Proved),
             Err(TunnResult::WriteToNetwork(_)) => Ok(CookieCheck::Reply),
             Err(_) => Err(Cause::BadTag),
@@ -129,15 +135,16 @@ impl Identity {
         Some(PublicKey(claim.peer_static_public))
     }
 
-    /// Address and port folded into what boringtun takes for an address.
-    fn cookie_subject(&self, source: SocketAddr) -> IpAddr {
-        let mut bytes = [0; 18];
+    /// Address, port and period folded into what boringtun takes for an address.
+    fn cookie_subject(&self, source: SocketAddr, period: u64) -> IpAddr {
+        let mut bytes = [0; 26];
         let address = match source.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
         };
         bytes[..16].copy_from_slice(&address.octets());
-        bytes[16..].copy_from_slice(&source.port().to_be_bytes());
+        bytes[16..18].copy_from_slice(&source.port().to_be_bytes());
+        bytes[18..].copy_from_slice(&period.to_be_bytes());
         let tag = hmac::sign(&self.cookie_key, &bytes);
         let mut folded = [0; 16];
         folded.copy_from_slice(&tag.as_ref()[..16]);
@@ -158,6 +165,7 @@ struct Session {
     confirmed: bool,
     /// Counter of the next message sent.
     next_counter: u64,
+    arrived: Arrived,
 }
 
 impl Session {
@@ -188,6 +196,8 @@ pub struct OpenedData {
     pub age: Duration,
     /// Whether this side initiated the handshake.
     pub initiator: bool,
+    /// How many more messages of the peer's are missing than before this one, or fewer.
+    pub missing: i64,
 }
 
 /// The inside of a data message.
@@ -264,6 +274,12 @@ impl Noise {
         };
         self.remember(sender, receiver, false, now);
         Ok(len)
+    }
+
+    /// Takes an initiation that was taken before, so that it and all older ones are replays. No session comes of it.
+    pub fn relearn(&mut self, initiation: &[u8; wireguard::INITIATION]) {
+        // boringtun's session stays unknown to [`Noise::open`] and [`Noise::seal`]; the answer does not leave.
+        let _ = self.tunn.decapsulate(None, initiation, &mut [0; CONTROL_LEN]);
     }
 
     /// Takes a handshake response; writes the keepalive that confirms the session and returns its length.
@@ -375,7 +391,8 @@ impl Noise {
         };
         let confirmed = self.confirm(receiver);
         let age = now.saturating_duration_since(session.born);
-        Ok(OpenedData { inner, confirmed, age, initiator: session.initiator })
+        let missing = self.session_mut(receiver).map_or(0, |session| session.arrived.note(counter));
+        Ok(OpenedData { inner, confirmed, age, initiator: session.initiator, missing })
     }
 
     /// Wipes every session key; what the peer sent last stays known, so that old initiations remain replays.
@@ -430,6 +447,7 @@ impl Noise {
             confirmed: initiator,
             // An initiator has just sent the keepalive that confirms the session.
             next_counter: u64::from(initiator),
+            arrived: Arrived::default(),
         });
     }
 
@@ -451,13 +469,6 @@ impl Noise {
             self.current = index;
         }
         new
-    }
-
-    /// Pretends that `sent` messages have left under the current session.
-    #[cfg(test)]
-    pub(super) fn set_sent(&mut self, sent: u64) {
-        let current = self.current;
-        self.session_mut(current).expect("a session").next_counter = sent;
     }
 }
 

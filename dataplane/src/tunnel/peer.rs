@@ -1,6 +1,7 @@
 //! One peer: its protocol state, its timers, where it is reached, and what waits for it.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use ipnet::IpNet;
 use super::key::{PublicKey, SecretKey};
 use super::keys::Keys;
 use super::noise::Identity;
+use super::paths::Paths;
 use super::staged::Staged;
 use super::timers::Timers;
 
@@ -36,6 +38,28 @@ impl Path {
         match *self {
             Self::Direct { to, .. } => to,
             Self::Relayed { peer } => peer,
+        }
+    }
+
+    /// Whether anything can be sent there: not to port 0, and not to an address that is none of one host.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        let remote = self.remote();
+        let one_host = match remote.ip() {
+            IpAddr::V4(address) => {
+                !(address.is_unspecified() || address.is_multicast() || address.is_broadcast())
+            }
+            IpAddr::V6(address) => !(address.is_unspecified() || address.is_multicast()),
+        };
+        one_host && remote.port() != 0
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct { to, .. } => write!(formatter, "{to}"),
+            Self::Relayed { peer } => write!(formatter, "{peer} over the relay"),
         }
     }
 }
@@ -72,8 +96,36 @@ pub struct PeerStats {
     pub sent_message_bytes: u64,
     /// Bytes of all authentic messages from it, likewise.
     pub received_message_bytes: u64,
+    /// Data messages that it has sent and that did not arrive: by their counters, in which nothing else leaves gaps. One that
+    /// is only late counts until it comes.
+    pub missing_messages: u64,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
+}
+
+impl PeerStats {
+    /// Adds another peer's. Of the handshakes, the later one counts.
+    pub(super) fn add(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self {
+            sent_packets,
+            sent_bytes,
+            received_packets,
+            received_bytes,
+            sent_message_bytes,
+            received_message_bytes,
+            missing_messages,
+            last_handshake,
+        } = other;
+        self.sent_packets += sent_packets;
+        self.sent_bytes += sent_bytes;
+        self.received_packets += received_packets;
+        self.received_bytes += received_bytes;
+        self.sent_message_bytes += sent_message_bytes;
+        self.received_message_bytes += received_message_bytes;
+        self.missing_messages = self.missing_messages.saturating_add(*missing_messages);
+        self.last_handshake = self.last_handshake.max(*last_handshake);
+    }
 }
 
 /// One peer.
@@ -86,6 +138,8 @@ pub(super) struct Peer {
     pub(super) allowed_ips: BTreeSet<IpNet>,
     pub(super) timers: Timers,
     pub(super) path: Option<Path>,
+    /// What decides `path`, where there is more than one way.
+    pub(super) paths: Option<Box<Paths>>,
     pub(super) awaits_path: bool,
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
@@ -120,6 +174,7 @@ impl Peer {
             allowed_ips: BTreeSet::new(),
             timers,
             path: config.path,
+            paths: None,
             awaits_path: config.awaits_path,
             staged: Staged::default(),
             unstaging: false,
@@ -142,13 +197,25 @@ impl Peer {
 
     /// When something has to be done for this peer.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.staged.next_expiry()].into_iter().flatten().min()
+        let paths = self.paths.as_ref().and_then(|paths| paths.next_timeout());
+        [self.timers.next(), self.staged.next_expiry(), paths].into_iter().flatten().min()
+    }
+
+    /// By which way an answer goes to what came by `path`.
+    pub(super) fn answers_by(&self, path: Path) -> Option<Path> {
+        match &self.paths {
+            Some(paths) if !paths.allows(path) => self.path,
+            _ => Some(path),
+        }
     }
 
     /// Nothing comes back: the local address the peer once sent to may be gone, so the kernel chooses again.
     pub(super) fn forget_source(&mut self) {
         if let Some(Path::Direct { from, .. }) = &mut self.path {
             *from = None;
+        }
+        if let Some(paths) = &mut self.paths {
+            paths.forget_source();
         }
     }
 
@@ -157,6 +224,15 @@ impl Peer {
         self.timers.stop_handshake();
         self.noted = None;
         self.keys.forget_sessions(identity)
+    }
+
+    /// All sessions have expired: wipes them, and lets go of what is kept for them unless a handshake is under way.
+    pub(super) fn rest(&mut self, identity: &Identity) {
+        if self.timers.handshake_in_progress() {
+            self.keys.forget_sessions(identity);
+        } else {
+            self.keys.rest(identity);
+        }
     }
 
     /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.

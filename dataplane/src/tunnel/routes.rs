@@ -2,6 +2,11 @@
 //!
 //! One hash table for each prefix length in use, tried from the longest: a look-up costs at most as many probes as
 //! there are different lengths, whatever the number of prefixes.
+//!
+//! Tries were tried: prefix-trie 0.10, treebitmap 0.5 and iptrie 0.11, with 130,000 prefixes of both families. A probe is one line of
+//! memory, and a gateway has few lengths, so that the tables take 0.7 (IPv4) and 0.55 (IPv6) of the fastest trie's time with 7 and 4 lengths, and
+//! 0.6 and 0.5 with the 17 and 29 of a full table of the internet. Only with all 128 lengths of IPv6 in use a trie is faster, twice.
+//! Figures are in `benches/README.md`.
 
 use std::net::IpAddr;
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::app::Sockets;
+use super::app::{RelayChoice, RelayPlan, Sockets};
+use super::paths::Policy;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
 use crate::config::{self, Config, ConfigError, Endpoint, Table};
 use crate::egress;
@@ -16,7 +17,6 @@ use crate::stun::AddressFamily;
 use crate::stun::channel_data;
 use crate::sys::tun::Tun;
 use crate::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
-use crate::turn::ClientConfig;
 use crate::wire::wireguard::DATA_OVERHEAD;
 
 /// The MTU every way between two hosts is taken to have, bytes: Ethernet's.
@@ -32,18 +32,10 @@ pub const BARE_MTU: usize = 1_420;
 pub struct Plan {
     /// The endpoint.
     pub tunnel: TunnelConfig,
-    /// The relay, and which peer it reaches at which address.
+    /// The relays, and which peer they reach at which address.
     pub relay: Option<RelayPlan>,
     /// What should be looked at.
     pub warnings: Vec<String>,
-}
-
-/// The relay part of a [`Plan`].
-pub struct RelayPlan {
-    /// For the TURN client.
-    pub client: ClientConfig,
-    /// Which peer is reached at which address.
-    pub peers: Vec<(PeerIndex, SocketAddr)>,
 }
 
 /// Looks names up and decides paths and MTU. `seeds` are random: one for the endpoint, one for the TURN client.
@@ -59,24 +51,31 @@ pub fn plan(
     let mut warnings = Vec::new();
     let mut peers = Vec::with_capacity(config.peers.len());
     let mut relayed = Vec::new();
-    let relay_server = match &config.relay {
-        Some(relay) => Some(resolve(file, &relay.server, None)?),
-        None => None,
-    };
-    let mut outside: Vec<SocketAddr> = relay_server.into_iter().collect();
+    let mut policies = Vec::new();
+    let mut choices = Vec::with_capacity(config.relays.len());
+    for relay in &config.relays {
+        let server = resolve(file, &relay.server, Some(relay.line))?;
+        let (login, credentials) = (relay.login.clone(), relay.credentials.clone());
+        choices.push(RelayChoice { server, login, credentials });
+    }
+    let mut outside: Vec<SocketAddr> = choices.iter().map(|choice| choice.server).collect();
+    let has_relay = !choices.is_empty();
     for (index, section) in (0..).map(PeerIndex).zip(&config.peers) {
         let address = match &section.endpoint {
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
             None => None,
         };
-        outside.extend(address.filter(|_| relay_server.is_none()));
-        relayed.extend(address.filter(|_| relay_server.is_some()).map(|address| (index, address)));
+        let goes_direct = !has_relay || section.path != Policy::Relay;
+        let goes_over_relay = has_relay && section.path != Policy::Direct;
+        outside.extend(address.filter(|_| goes_direct));
+        relayed.extend(address.filter(|_| goes_over_relay).map(|address| (index, address)));
+        policies.extend(has_relay.then_some((index, section.path)));
         peers.push(PeerConfig {
             public_key: section.public_key,
             preshared_key: section.preshared_key.clone(),
             allowed_ips: section.allowed_ips.clone(),
-            path: address.filter(|_| relay_server.is_none()).map(|to| Path::Direct { to, from: None }),
-            awaits_path: relay_server.is_some() && address.is_some(),
+            path: address.filter(|_| goes_direct).map(|to| Path::Direct { to, from: None }),
+            awaits_path: address.is_some() && !goes_direct,
             persistent_keepalive: Some(section.persistent_keepalive),
         });
     }
@@ -84,19 +83,14 @@ pub fn plan(
         warnings.push("there is no [Peer] section: nobody can be reached, and nobody is answered".to_owned());
     }
     warn_of_loops(config, &outside, &mut warnings);
-    let mtu = match relay_server {
-        Some(server) => clamp_mtu(config.mtu, server, &relayed, &mut warnings),
-        None => config.mtu,
-    };
-    let relay = config.relay.as_ref().zip(relay_server).map(|(relay, server)| RelayPlan {
-        client: ClientConfig {
-            server,
-            username: relay.username.clone(),
-            password: zeroize::Zeroizing::new(relay.password.expose().to_owned()),
-            family: relay_family(&relayed, &mut warnings),
-            seed: seeds[1],
-        },
+    let servers: Vec<IpAddr> = choices.iter().map(|choice| choice.server.ip()).collect();
+    let mtu = if has_relay { clamp_mtu(config.mtu, &servers, &relayed, &mut warnings) } else { config.mtu };
+    let relay = has_relay.then(|| RelayPlan {
+        choices,
+        family: relay_family(&relayed, &mut warnings),
         peers: relayed,
+        policies,
+        seed: seeds[1],
     });
     let tunnel = TunnelConfig {
         private_key: config.private_key.clone(),
@@ -148,12 +142,12 @@ pub fn relay_mtu(server: IpAddr, peers: &[IpAddr]) -> u16 {
 
 fn clamp_mtu(
     mtu: u16,
-    server: SocketAddr,
+    servers: &[IpAddr],
     peers: &[(PeerIndex, SocketAddr)],
     warnings: &mut Vec<String>,
 ) -> u16 {
     let peers: Vec<IpAddr> = peers.iter().map(|(_, address)| address.ip()).collect();
-    let fits = relay_mtu(server.ip(), &peers);
+    let fits = servers.iter().map(|server| relay_mtu(*server, &peers)).min().unwrap_or(mtu);
     if mtu <= fits {
         return mtu;
     }
@@ -280,7 +274,8 @@ pub fn make_interface(
 ) -> io::Result<(Tun, u32)> {
     let tun = open_device(name, gso)?;
     let index = set_device(handle, name, mtu)?;
-    fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, config.relay.is_some());
+    let relayed = !config.relays.is_empty();
+    fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, relayed);
     for address in &config.addresses {
         handle.add_address(index, *address)?;
     }

@@ -56,6 +56,10 @@ impl Staged {
         let (_, packet) = self.packets.pop_front()?;
         self.bytes -= packet.len();
         *all_bytes -= packet.len();
+        if self.packets.is_empty() {
+            // A peer for which nothing waits keeps no memory for it.
+            self.packets = VecDeque::new();
+        }
         Some(packet)
     }
 

@@ -1,7 +1,10 @@
 //! Two endpoints back to back on virtual time. W numbers are those of the abuse catalogue these tests follow.
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
+mod abuse;
 mod changes;
+mod forge;
+mod paths;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -302,11 +305,20 @@ fn a_session_is_refused_from_180_seconds_on_even_when_no_timer_ran() {
 }
 
 #[test]
-fn keys_are_wiped_after_540_seconds() {
-    let mut pair = Pair::connected();
+fn keys_are_wiped_when_their_time_is_over_and_what_was_heard_is_not_forgotten() {
+    let mut pair = Pair::new();
+    pair.a.stage(PEER, &packet(A_INSIDE, B_INSIDE, b"hello"), pair.now);
+    let recorded = outgoing(&mut pair.a, pair.now).remove(0);
+    pair.at_b(&recorded);
+    pair.settle();
     let sealed = pair.seal_at_a(b"x");
-    let later = pair.now + 541 * SECOND;
+    let later = pair.now + 181 * SECOND;
+    pair.b.handle_timeout(pair.now + 180 * SECOND - Duration::from_millis(1));
+    assert_eq!(pair.b.peers[PEER].keys.states(), 1);
     pair.b.handle_timeout(later);
+    assert_eq!(pair.b.peers[PEER].keys.states(), 0);
+    assert_eq!(open(&mut pair.b, &recorded, "203.0.113.9:9", later), Err(Cause::Replay));
+    assert_eq!((pair.b.path(PEER), pair.b.peers[PEER].keys.states()), (Some(path(A_OUTSIDE)), 0));
     assert_eq!(open(&mut pair.b, &sealed, A_OUTSIDE, later), Err(Cause::UnknownIndex));
     pair.now = later;
     assert_eq!(pair.exchange().len(), 1, "a new handshake works");
@@ -508,6 +520,26 @@ fn authentic_packets_roam_and_their_replays_do_not() {
 }
 
 #[test]
+fn messages_that_do_not_arrive_are_missed_until_they_come() {
+    let mut pair = Pair::connected();
+    let missing = |pair: &Pair| pair.b.stats(PEER).missing_messages;
+    let sealed: Vec<_> = (0..6).map(|number| pair.seal_at_a(&[number])).collect();
+    for (place, expected) in [(0, 0), (3, 2), (1, 1), (2, 0), (5, 1)] {
+        assert!(pair.at_b(&sealed[place]).is_some());
+        assert_eq!(missing(&pair), expected, "behind message {place}");
+    }
+    // Seen twice it arrives once, and what is no message of the peer's counts for nothing.
+    let mut forged = sealed[4].clone();
+    *forged.last_mut().expect("bytes") ^= 1;
+    assert_eq!((pair.at_b(&sealed[5]), pair.at_b(&forged)), (None, None));
+    assert_eq!(missing(&pair), 1);
+    // A new session begins its own count; what the old one missed stays missed.
+    pair.pass(125 * SECOND);
+    pair.exchange();
+    assert_eq!(missing(&pair), 1);
+}
+
+#[test]
 fn a_replayed_initiation_changes_nothing() {
     let mut pair = Pair::new();
     pair.a.stage(PEER, &packet(A_INSIDE, B_INSIDE, b"x"), pair.now);
@@ -703,12 +735,45 @@ fn many_peers_are_served_in_bounded_portions() {
     let mut tunnel = tunnel(1, peers, start);
     let mut served = 0;
     for round in 0..100 {
-        tunnel.handle_timeout(start + round * TIMER_GRANULARITY);
+        tunnel.handle_timeout(start + round * SECOND / 20);
         let sent = std::iter::from_fn(|| tunnel.poll_transmit()).count();
-        assert!(sent <= CONTROL_MAX / 2, "{sent} at once");
+        assert!(sent <= PEERS_AT_ONCE, "{sent} at once");
         served += sent;
     }
     assert_eq!((served, tunnel.control_overflows()), (1_000, 0));
+}
+
+#[test]
+fn timers_cost_what_is_due_and_not_what_there_is() {
+    const PEERS: u32 = 10_000;
+    let start = Instant::now();
+    let mut tunnel = tunnel(1, vec![], start);
+    for number in 0..PEERS {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        let config = PeerConfig { public_key: PublicKey(key), awaits_path: true, ..peer(2, &[], None) };
+        let index = tunnel.add_peer(&config, start);
+        // For one in a hundred something waits, 15 s from when it came.
+        if number % 100 == 0 {
+            tunnel.stage(index, &[0; 20], start + SECOND / 10_000 * number);
+        }
+    }
+    let mut expired = 0;
+    for millis in (0..30_000).step_by(10) {
+        let (moves, lost) = (tunnel.wheel.moves, tunnel.drops().total());
+        tunnel.handle_timeout(start + Duration::from_millis(millis));
+        let moves = tunnel.wheel.moves - moves;
+        let lost = tunnel.drops().total() - lost;
+        // What is found due is moved once, and their slot of 3.2 s is divided when its time comes.
+        assert!(
+            moves <= 2 * lost + u64::from(PEERS / 100),
+            "{moves} moves at {millis} ms for {lost} packets"
+        );
+        expired += lost;
+    }
+    assert_eq!(expired, u64::from(PEERS / 100));
+    assert_eq!((tunnel.poll_timeout(), tunnel.staged_bytes), (None, 0));
+    assert!(tunnel.wheel.moves <= 4 * expired, "{}", tunnel.wheel.moves);
 }
 
 proptest! {
