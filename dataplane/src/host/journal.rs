@@ -82,10 +82,14 @@ impl Journal {
             };
             io::Error::new(error.kind(), format!("{}: {error}{remedy}", path.display()))
         };
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(named)?;
         loop {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(named)?;
             let mut options = File::options();
-            let file = options.read(true).append(true).create(true).mode(0o600).open(&path).map_err(named)?;
+            let file = match options.read(true).append(true).create(true).mode(0o600).open(&path) {
+                // Whoever was the last to go has just removed the directory.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(named)?,
+            };
             // POSIX locks: a process gives them up when it closes any descriptor of the file, so that it opens it once.
             match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
