@@ -4,6 +4,7 @@ mod interface;
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -12,9 +13,11 @@ use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
+use crate::admin;
 use crate::config::{self, Config, ConfigError};
 use crate::engine::{self, EngineArgs, Switch};
 use crate::log::{self, LogFormat};
+use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
@@ -45,6 +48,8 @@ struct Cli {
 enum Command {
     /// Bring up the tunnel of a configuration file in wg-quick's format, and stay in the foreground
     Up(Up),
+    /// Show what the tunnels of this machine do: peers, paths, losses, and where time goes
+    Show(ShowArgs),
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -59,6 +64,9 @@ struct Up {
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -90,6 +98,11 @@ fn run(command: Command) -> Result<(), Failure> {
             log::init(up.log_format, LevelFilter::INFO);
             up_tunnel(&up).map_err(|failure| failure.formatted(up.log_format))
         }
+        Command::Show(args) => match show::run(&args) {
+            // Whoever read has gone, as `head` does.
+            Err(ShowError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            shown => Ok(shown?),
+        },
         Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
         Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
         Command::Pubkey => print_public_key(),
@@ -134,6 +147,15 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl From<ShowError> for Failure {
+    fn from(error: ShowError) -> Self {
+        match error {
+            ShowError::Usage(text) => Self::usage(text),
+            error => Self { text: error.to_string(), status: 1, as_log: false },
+        }
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::usage(error.to_string())
@@ -147,17 +169,24 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{}: {warning}", up.file.display());
     }
-    let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On)?;
+    let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On, up.admin)?;
     engine::run(app, &up.engine)?;
     Ok(())
 }
 
-fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, Failure> {
+fn assemble(
+    file: &Path,
+    name: &str,
+    config: &Config,
+    gso: bool,
+    admin: Option<SocketAddr>,
+) -> Result<App, Failure> {
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
+    let admin = bind_admin(admin)?;
     let sockets = setup::bind_sockets(config.listen_port, gso, LISTEN_PATIENCE)?;
     let tun = setup::make_interface(name, config, plan.tunnel.mtu, gso)?;
     let listener = Listener::bind(name)
@@ -177,8 +206,13 @@ fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, 
         Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
     });
     let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro: gso };
-    let management = Management { binding, listener, drop_in: false, notice: None };
+    let management = Management { binding, listener, drop_in: false, notice: None, admin };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
+}
+
+/// The socket for totals, if there are to be any.
+fn bind_admin(address: Option<SocketAddr>) -> io::Result<Option<admin::Listener>> {
+    address.map(|address| admin::Listener::bind_flag(address, "the tunnel's totals")).transpose()
 }
 
 #[expect(clippy::disallowed_methods, reason = "set-up happens before the driver reads the clock")]

@@ -14,6 +14,8 @@ pub mod log;
 pub mod netlink;
 pub mod offload;
 pub mod packet;
+pub mod show;
+pub mod stages;
 pub mod status;
 pub mod stun;
 pub mod sys;

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
+#[path = "tunnel_namespace/show.rs"]
+mod show;
 #[path = "support/user_namespace.rs"]
 mod user_namespace;
 

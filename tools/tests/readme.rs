@@ -124,6 +124,7 @@ fn every_command_is_accepted_as_it_stands() {
 /// Command lines that flags are tried on.
 const UP: &str = "towpath up x";
 const INTERFACE: &str = "towpath wg0";
+const SHOW: &str = "towpath show";
 const RELAY: &str = "towpath-relay";
 const LABS: [&str; 4] = [
     "towpath-lab run udp 127.0.0.1:9",
@@ -138,7 +139,7 @@ fn every_flag_in_the_text_exists_where_the_text_says() {
     let mut seen = 0;
     for (section, span) in readme.spans().filter(|(_, span)| span.starts_with("--")) {
         let bases: Vec<&str> = match section {
-            "The tunnel" => vec![UP, INTERFACE, RELAY],
+            "The tunnel" => vec![UP, INTERFACE, SHOW, RELAY],
             "The relay" => vec![RELAY],
             "The lab" => LABS.to_vec(),
             _ => [UP, RELAY].into_iter().chain(LABS).collect(),
@@ -164,7 +165,7 @@ fn every_flag_of_tunnel_relay_demo_and_compare_is_described() {
     let readme = document("README.md");
     let described: BTreeSet<&str> =
         readme.spans().filter_map(|(_, span)| span.split_whitespace().next()).collect();
-    for base in [UP, INTERFACE, RELAY, LABS[1], LABS[3]] {
+    for base in [UP, INTERFACE, SHOW, RELAY, LABS[1], LABS[3]] {
         let line = words(base);
         let output = program(&line[0]).args(&line[1..]).arg("--help").output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();

@@ -9,13 +9,14 @@
 
 use std::env;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
-use super::{Failure, now, randomness};
+use super::{Failure, bind_admin, now, randomness};
 use crate::engine::{self, EngineArgs, Switch};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
@@ -36,6 +37,9 @@ pub(super) struct Flags {
     foreground: bool,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -62,7 +66,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         }
     };
     log::init(flags.log_format, log_level(&level));
-    let app = assemble(name, flags.engine.gso == Switch::On, notice);
+    let app = assemble(name, flags.engine.gso == Switch::On, flags.admin, notice);
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;
     Ok(ExitCode::SUCCESS)
@@ -77,7 +81,12 @@ fn log_level(level: &str) -> LevelFilter {
     }
 }
 
-fn assemble(name: &str, gso: bool, notice: Option<Notice>) -> Result<App, Failure> {
+fn assemble(
+    name: &str,
+    gso: bool,
+    admin: Option<SocketAddr>,
+    notice: Option<Notice>,
+) -> Result<App, Failure> {
     let (seeds, cookie_secret) = randomness()?;
     let tun = match inherited("WG_TUN_FD")? {
         Some(fd) => Tun::inherited(fd, gso).map_err(|error| of_variable("WG_TUN_FD", &error))?,
@@ -87,6 +96,7 @@ fn assemble(name: &str, gso: bool, notice: Option<Notice>) -> Result<App, Failur
         Some(fd) => Listener::inherited(fd, tun.name()).map_err(|error| of_variable("WG_UAPI_FD", &error))?,
         None => Listener::bind(tun.name())?,
     };
+    let admin = bind_admin(admin)?;
     let config = TunnelConfig {
         private_key: SecretKey::new([0; KEY_LEN]),
         mtu: setup::BARE_MTU,
@@ -99,7 +109,7 @@ fn assemble(name: &str, gso: bool, notice: Option<Notice>) -> Result<App, Failur
     // Until the interface is brought up.
     tunnel.set_running(false, now);
     let binding = Binding { listen_port: 0, firewall_mark: 0, gro: gso };
-    let management = Management { binding, listener: Some(listener), drop_in: true, notice };
+    let management = Management { binding, listener: Some(listener), drop_in: true, notice, admin };
     Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
 }
 

@@ -12,6 +12,7 @@ use super::ports::{Kind, Ports};
 use super::staging::{Content, Filled, Place, Staging};
 use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::Cause;
+use crate::stages::Stopwatch;
 use crate::sys::slab::Slab;
 use crate::sys::tun::Offloads;
 use crate::sys::udp::send_message;
@@ -42,6 +43,7 @@ pub struct Direct {
     busy: Option<Port>,
     failure: Option<io::Error>,
     stats: EgressStats,
+    stopwatch: Stopwatch,
 }
 
 impl Direct {
@@ -59,6 +61,7 @@ impl Direct {
             busy: None,
             failure: None,
             stats: EgressStats::default(),
+            stopwatch: Stopwatch::default(),
         })
     }
 
@@ -67,6 +70,7 @@ impl Direct {
         let mut queue = std::mem::take(&mut self.queue);
         self.staging.seal(&mut queue);
         self.busy = None;
+        let since = self.stopwatch.begin();
         let mut rest = queue.drain(..);
         for mut filled in rest.by_ref() {
             if !self.write(&mut filled) {
@@ -77,6 +81,7 @@ impl Direct {
             self.staging.release(filled.slot);
         }
         self.queue.extend(rest);
+        self.stopwatch.in_kernel(since);
     }
 
     /// Writes one slot; `false` when it has to wait.
@@ -209,6 +214,12 @@ impl Direct {
     /// Writes until a slot is free again.
     fn make_room(&mut self, has_room: impl Fn(&Staging) -> bool) {
         self.stats.ring_full += 1;
+        let since = self.stopwatch.begin();
+        self.write_until(has_room);
+        self.stopwatch.made_room(since);
+    }
+
+    fn write_until(&mut self, has_room: impl Fn(&Staging) -> bool) {
         while !has_room(&self.staging) {
             self.write_queue();
             if let Some(entry) = self.busy.and_then(|port| self.ports.get(port)) {
@@ -303,6 +314,14 @@ impl Egress for Direct {
 
     fn stats(&self) -> EgressStats {
         self.stats.clone()
+    }
+
+    fn offered(&self) -> u64 {
+        self.stats.offered
+    }
+
+    fn stopwatch(&mut self) -> Option<&mut Stopwatch> {
+        Some(&mut self.stopwatch)
     }
 
     fn design(&self) -> &'static str {

@@ -6,8 +6,10 @@
 //! ```
 
 mod control;
+mod figures;
 mod link;
 mod ports;
+mod status;
 mod way;
 
 use std::io;
@@ -17,6 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::control::Control;
+pub use self::control::Management;
+use self::figures::Figures;
 use self::link::Link;
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
@@ -29,6 +33,7 @@ use crate::engine::IngressKind;
 use crate::ingress::{Ingress, Meta, Received, Token};
 use crate::offload::split::Splitter;
 use crate::packet::Packet;
+use crate::stages::Stages;
 use crate::sys::daemon::Notice;
 use crate::sys::tun::Tun;
 use crate::turn::{Client, Event, Input};
@@ -37,6 +42,7 @@ use crate::uapi::Listener;
 /// What `wg` has asked for, and what the interface tells of itself.
 const CONTROL: Token = Token(OWN_TOKENS - 1);
 const LINK: Token = Token(OWN_TOKENS - 2);
+const FIGURES: Token = Token(OWN_TOKENS - 3);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
 
@@ -48,19 +54,6 @@ pub struct Relay {
     pub server: SocketAddr,
     /// Which peer is reached at which address.
     pub peers: Vec<(PeerIndex, SocketAddr)>,
-}
-
-/// How the endpoint is managed from outside.
-#[derive(Debug)]
-pub struct Management {
-    /// How sockets are bound, from the start or when the interface goes up.
-    pub binding: Binding,
-    /// Where `wg` is served.
-    pub listener: Option<Listener>,
-    /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
-    pub drop_in: bool,
-    /// Who waits until everything is there.
-    pub notice: Option<Notice>,
 }
 
 /// The running endpoint.
@@ -88,6 +81,7 @@ pub struct App {
     bind_at: Option<Instant>,
     /// When the last turn ended.
     turned: Option<Instant>,
+    figures: Figures,
 }
 
 impl App {
@@ -100,7 +94,7 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, listener, drop_in, notice } = management;
+        let Management { binding, listener, drop_in, notice, admin } = management;
         Self {
             tunnel,
             tun,
@@ -119,6 +113,7 @@ impl App {
             deleted: false,
             bind_at: None,
             turned: None,
+            figures: Figures::new(admin),
         }
     }
 
@@ -403,8 +398,9 @@ impl Application for App {
         let sockets = std::mem::replace(&mut self.sockets, Sockets::NONE);
         self.open_sockets(sockets, ingress, egress)?;
         if let Some(listener) = self.listener.take() {
-            self.open_control(listener, ingress)?;
+            self.open_control(listener, ingress, now)?;
         }
+        self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
         if let Some(relay) = &mut self.relay {
             for &(_, address) in &relay.peers {
@@ -427,6 +423,7 @@ impl Application for App {
                 self.handle_udp(from, path, segments, egress, now);
             }
             Meta::Ready if received.token == CONTROL => return self.note_control(now),
+            Meta::Ready if received.token == FIGURES => return self.figures.handle_ready(now),
             Meta::Ready if received.token == LINK => return self.link_news = true,
             Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }
@@ -435,6 +432,7 @@ impl Application for App {
 
     fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant) {
         self.tunnel.handle_timeout(now);
+        self.figures.look(now);
         if let Some(relay) = &mut self.relay
             && relay.client.poll_timeout().is_some_and(|due| due <= now)
         {
@@ -446,7 +444,8 @@ impl Application for App {
     fn poll_timeout(&self) -> Option<Instant> {
         let relay = self.relay.as_ref().and_then(|relay| relay.client.poll_timeout());
         let at_once = self.turned.filter(|_| self.link_news || self.tunnel.is_renewing());
-        [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.bind_at, at_once]
+        let asked = self.figures.poll_timeout();
+        [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.bind_at, at_once, asked]
             .into_iter()
             .flatten()
             .min()
@@ -461,6 +460,7 @@ impl Application for App {
             self.go_up(ingress, egress, now);
         }
         self.tunnel.renew_some(RENEWED);
+        self.serve_figures(ingress, egress, now);
         self.serve_control(ingress, egress, now)
     }
 
@@ -485,5 +485,9 @@ impl Application for App {
 
     fn drops(&self) -> Drops {
         self.tunnel.drops().clone()
+    }
+
+    fn stages(&mut self) -> Option<&mut Stages> {
+        Some(&mut self.figures.stages)
     }
 }

@@ -90,6 +90,7 @@ impl Tunnel {
         let Some(mut peer) = self.peers.remove(index) else {
             return false;
         };
+        self.departed.add(&peer.stats);
         self.by_key.remove(&peer.public_key);
         for tag in peer.keys.tags() {
             self.by_tag.remove(&tag);

@@ -57,6 +57,7 @@ impl Tunnel {
         peer.forget_outlived(&self.identity, now);
         let opened = peer.keys.open(datagram, receiver, out.buffer(), now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
+        peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.
         let news = self.authentic(index, path, now);
         let peer = &mut self.peers[index];

@@ -19,6 +19,7 @@ mod change;
 mod incoming;
 mod keys;
 mod limiter;
+mod missing;
 mod staged;
 mod timers;
 
@@ -112,6 +113,8 @@ pub struct Tunnel {
     /// No timer runs out before this.
     wake: Option<Instant>,
     drops: Drops,
+    /// Of peers that were removed: what has been counted once stays counted.
+    departed: PeerStats,
     control_overflows: u64,
 }
 
@@ -140,6 +143,7 @@ impl Tunnel {
             rng,
             wake: None,
             drops: Drops::default(),
+            departed: PeerStats::default(),
             control_overflows: 0,
         };
         for peer in &config.peers {

@@ -72,8 +72,36 @@ pub struct PeerStats {
     pub sent_message_bytes: u64,
     /// Bytes of all authentic messages from it, likewise.
     pub received_message_bytes: u64,
+    /// Data messages that it has sent and that did not arrive: by their counters, in which nothing else leaves gaps. One that
+    /// is only late counts until it comes.
+    pub missing_messages: u64,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
+}
+
+impl PeerStats {
+    /// Adds another peer's. Of the handshakes, the later one counts.
+    pub(super) fn add(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self {
+            sent_packets,
+            sent_bytes,
+            received_packets,
+            received_bytes,
+            sent_message_bytes,
+            received_message_bytes,
+            missing_messages,
+            last_handshake,
+        } = other;
+        self.sent_packets += sent_packets;
+        self.sent_bytes += sent_bytes;
+        self.received_packets += received_packets;
+        self.received_bytes += received_bytes;
+        self.sent_message_bytes += sent_message_bytes;
+        self.received_message_bytes += received_message_bytes;
+        self.missing_messages = self.missing_messages.saturating_add(*missing_messages);
+        self.last_handshake = self.last_handshake.max(*last_handshake);
+    }
 }
 
 /// One peer.

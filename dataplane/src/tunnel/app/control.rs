@@ -6,10 +6,13 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{App, CONTROL};
+use super::status::Telling;
+use super::{App, Binding, CONTROL};
+use crate::admin;
 use crate::driver::Next;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
+use crate::sys::daemon::Notice;
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::{Path, PeerConfig, PeerIndex, setup};
 use crate::uapi::answer::{self, Part};
@@ -19,11 +22,26 @@ use crate::uapi::{Change, Job, Listener, Refusal, Request, Set, Uapi};
 /// What one turn may cost, in changes that are table look-ups.
 const TURN: usize = 64;
 /// Peers told of in one turn.
-const PEERS_TOLD: usize = 32;
+pub(super) const PEERS_TOLD: usize = 32;
 /// How long a port may be taken by our own former socket, of which a ring lets go a moment later.
 const PORT_PATIENCE: Duration = Duration::from_millis(250);
 /// How soon a port is tried again.
 const PORT_AGAIN: Duration = Duration::from_millis(10);
+
+/// How the endpoint is managed from outside.
+#[derive(Debug)]
+pub struct Management {
+    /// How sockets are bound, from the start or when the interface goes up.
+    pub binding: Binding,
+    /// Where `wg` is served.
+    pub listener: Option<Listener>,
+    /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
+    pub drop_in: bool,
+    /// Who waits until everything is there.
+    pub notice: Option<Notice>,
+    /// Where totals are shown.
+    pub admin: Option<admin::Listener>,
+}
 
 /// The connection to `wg`.
 pub(super) struct Control {
@@ -31,12 +49,15 @@ pub(super) struct Control {
     job: Option<Work>,
     /// The work goes on then.
     at: Option<Instant>,
+    /// The program is up since.
+    started: Instant,
 }
 
 /// A request under way.
 enum Work {
     Get { client: ClientId, last: Option<PeerIndex>, parts: VecDeque<Part> },
     Set(Changes),
+    Status(Telling),
 }
 
 struct Changes {
@@ -72,10 +93,15 @@ enum Step {
 
 impl App {
     /// Begins to serve `wg`.
-    pub(super) fn open_control<I: Ingress>(&mut self, listener: Listener, ingress: &mut I) -> io::Result<()> {
+    pub(super) fn open_control<I: Ingress>(
+        &mut self,
+        listener: Listener,
+        ingress: &mut I,
+        now: Instant,
+    ) -> io::Result<()> {
         let uapi = Uapi::start(listener)?;
         ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
-        self.control = Some(Control { uapi, job: None, at: None });
+        self.control = Some(Control { uapi, job: None, at: None, started: now });
         Ok(())
     }
 
@@ -109,12 +135,17 @@ impl App {
         }
         while control.job.is_none() {
             let Some(job) = control.uapi.next() else { break };
-            control.job = begin(job, &control.uapi);
+            control.job = begin(job, &control);
         }
         match control.job.take() {
             None => {}
             Some(Work::Get { client, last, parts }) => {
                 control.job = self.tell(client, last, parts, &control.uapi, now);
+                control.at = Some(now);
+            }
+            Some(Work::Status(telling)) => {
+                let left = self.tell_status(telling, &control.uapi, ingress, egress, now);
+                control.job = left.map(Work::Status);
                 control.at = Some(now);
             }
             Some(Work::Set(changes)) => {
@@ -136,9 +167,8 @@ impl App {
         now: Instant,
     ) -> Option<Work> {
         if parts.is_empty() {
-            let port =
-                Some(self.sockets.port()).filter(|port| *port != 0).unwrap_or(self.binding.listen_port);
-            parts.push_back(answer::device(self.tunnel.private_key(), port, self.binding.firewall_mark));
+            let (key, mark) = (self.tunnel.private_key(), self.binding.firewall_mark);
+            parts.push_back(answer::device(key, self.listen_port(), mark));
         }
         let wall = wall_clock();
         for _ in 0..PEERS_TOLD {
@@ -152,6 +182,11 @@ impl App {
             parts.push_back(answer::peer(&view, ago.map(|ago| wall.saturating_sub(ago))));
         }
         Some(Work::Get { client, last, parts })
+    }
+
+    /// The port of the sockets, or what it will be; 0 when the kernel is to choose.
+    pub(super) fn listen_port(&self) -> u16 {
+        Some(self.sockets.port()).filter(|port| *port != 0).unwrap_or(self.binding.listen_port)
     }
 
     /// Makes some changes.
@@ -321,10 +356,11 @@ impl App {
 }
 
 /// Begins with a request; one that cannot be done is answered at once.
-fn begin(job: Job, uapi: &Uapi) -> Option<Work> {
+fn begin(job: Job, control: &Control) -> Option<Work> {
     let client = job.client;
     match job.request {
         Request::Get => Some(Work::Get { client, last: None, parts: VecDeque::new() }),
+        Request::Status(wanted) => Some(Work::Status(Telling::new(client, wanted, control.started))),
         Request::Set(Set { changes, mistake }) => Some(Work::Set(Changes {
             client,
             rest: changes.into_iter(),
@@ -334,7 +370,7 @@ fn begin(job: Job, uapi: &Uapi) -> Option<Work> {
             port_until: None,
         })),
         Request::Bad(refusal) => {
-            uapi.answer(client, [answer::end(Some(refusal))].into());
+            control.uapi.answer(client, [answer::end(Some(refusal))].into());
             None
         }
     }
@@ -352,7 +388,7 @@ fn new_peer(public_key: PublicKey) -> PeerConfig {
 }
 
 /// Time since 1970, for the times of handshakes.
-fn wall_clock() -> Duration {
+pub(super) fn wall_clock() -> Duration {
     #[expect(clippy::disallowed_methods, reason = "what people are told is told by their clock")]
     let now = SystemTime::now();
     now.duration_since(UNIX_EPOCH).unwrap_or_default()
