@@ -13,7 +13,7 @@ use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config, ConfigError};
-use crate::engine::{self, EngineArgs, Switch};
+use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
@@ -147,19 +147,20 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{}: {warning}", up.file.display());
     }
-    let app = assemble(&up.file, &name, &config, up.engine.gso == Switch::On)?;
+    let app = assemble(&up.file, &name, &config, &up.engine)?;
     engine::run(app, &up.engine)?;
     Ok(())
 }
 
-fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, Failure> {
+fn assemble(file: &Path, name: &str, config: &Config, engine: &EngineArgs) -> Result<App, Failure> {
+    let gro = engine.uses(Offload::UdpGro);
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
-    let sockets = setup::bind_sockets(config.listen_port, gso, LISTEN_PATIENCE)?;
-    let tun = setup::make_interface(name, config, plan.tunnel.mtu, gso)?;
+    let sockets = setup::bind_sockets(config.listen_port, gro, LISTEN_PATIENCE)?;
+    let tun = setup::make_interface(name, config, plan.tunnel.mtu, engine.tun_options())?;
     let listener = Listener::bind(name)
         .inspect_err(|error| tracing::info!("`wg` does not see this tunnel: {error}"))
         .ok();
@@ -176,7 +177,7 @@ fn assemble(file: &Path, name: &str, config: &Config, gso: bool) -> Result<App, 
         let server = relay.client.server;
         Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
     });
-    let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro: gso };
+    let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro };
     let management = Management { binding, listener, drop_in: false, notice: None };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
 }

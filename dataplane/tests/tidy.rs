@@ -233,5 +233,5 @@ fn the_rules_find_what_they_look_for() {
     assert!(is_test(&root().join("dataplane/src/offload/tests/build.rs")));
     assert!(!is_test(&root().join("dataplane/src/offload/split.rs")));
     let waiting = read(&root().join("dataplane/src/egress/waiting.rs"));
-    assert!(waiting.code.len() < 220 && !waiting.code.iter().any(|(_, line)| line.contains("#[test]")));
+    assert!(waiting.code.len() < 280 && !waiting.code.iter().any(|(_, line)| line.contains("#[test]")));
 }

@@ -16,7 +16,7 @@ use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::{Failure, now, randomness};
-use crate::engine::{self, EngineArgs, Switch};
+use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
 use crate::sys::tun::Tun;
@@ -62,7 +62,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         }
     };
     log::init(flags.log_format, log_level(&level));
-    let app = assemble(name, flags.engine.gso == Switch::On, notice);
+    let app = assemble(name, &flags.engine, notice);
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;
     Ok(ExitCode::SUCCESS)
@@ -77,11 +77,12 @@ fn log_level(level: &str) -> LevelFilter {
     }
 }
 
-fn assemble(name: &str, gso: bool, notice: Option<Notice>) -> Result<App, Failure> {
+fn assemble(name: &str, engine: &EngineArgs, notice: Option<Notice>) -> Result<App, Failure> {
+    let options = engine.tun_options();
     let (seeds, cookie_secret) = randomness()?;
     let tun = match inherited("WG_TUN_FD")? {
-        Some(fd) => Tun::inherited(fd, gso).map_err(|error| of_variable("WG_TUN_FD", &error))?,
-        None => setup::make_bare_interface(name, gso)?,
+        Some(fd) => Tun::inherited(fd, options).map_err(|error| of_variable("WG_TUN_FD", &error))?,
+        None => setup::make_bare_interface(name, options)?,
     };
     let listener = match inherited("WG_UAPI_FD")? {
         Some(fd) => Listener::inherited(fd, tun.name()).map_err(|error| of_variable("WG_UAPI_FD", &error))?,
@@ -98,7 +99,7 @@ fn assemble(name: &str, gso: bool, notice: Option<Notice>) -> Result<App, Failur
     let mut tunnel = Tunnel::new(&config, now);
     // Until the interface is brought up.
     tunnel.set_running(false, now);
-    let binding = Binding { listen_port: 0, firewall_mark: 0, gro: gso };
+    let binding = Binding { listen_port: 0, firewall_mark: 0, gro: engine.uses(Offload::UdpGro) };
     let management = Management { binding, listener: Some(listener), drop_in: true, notice };
     Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
 }

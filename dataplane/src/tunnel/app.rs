@@ -30,7 +30,7 @@ use crate::ingress::{Ingress, Meta, Received, Token};
 use crate::offload::split::Splitter;
 use crate::packet::Packet;
 use crate::sys::daemon::Notice;
-use crate::sys::tun::Tun;
+use crate::sys::tun::{Offloads, Tun};
 use crate::turn::{Client, Event, Input};
 use crate::uapi::Listener;
 
@@ -123,7 +123,9 @@ impl App {
     }
 
     fn handle_tun<E: Egress>(&mut self, superpacket: &mut [u8], egress: &mut E, now: Instant) {
-        let mut splitter = match Splitter::new(superpacket) {
+        let bare = self.tun.offloads().bare;
+        let splitter = if bare { Splitter::bare(superpacket) } else { Splitter::new(superpacket) };
+        let mut splitter = match splitter {
             Ok(splitter) => splitter,
             Err(cause) => return self.tunnel.count_drop(cause),
         };
@@ -190,7 +192,7 @@ impl App {
         match path {
             Path::Direct { to, from } => {
                 let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
-                Ok(Way { target: Target { port, to, from, ecn: 0, dont_fragment: false }, channel: None })
+                Ok(Way { target: Target { port, to, from, traffic_class: 0, dont_fragment: false }, channel: None })
             }
             Path::Relayed { peer } => {
                 let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
@@ -200,7 +202,7 @@ impl App {
                     return Err(Cause::NoEndpoint);
                 };
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
-                let target = Target { port, to: relay.server, from: None, ecn: 0, dont_fragment: false };
+                let target = Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
                 Ok(Way { target, channel: Some(number) })
             }
         }
@@ -294,7 +296,7 @@ impl App {
         let Some(port) = self.ports.of(relay.server) else {
             return;
         };
-        let target = Target { port, to: relay.server, from: None, ecn: 0, dont_fragment: false };
+        let target = Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
         while let Some(bytes) = relay.client.poll_transmit() {
             egress.append(&target, bytes.len(), Class::Control, |slot| {
                 slot.copy_from_slice(&bytes);
@@ -381,8 +383,8 @@ impl Application for App {
         IngressKind::Uring
     }
 
-    fn device(&self) -> Option<Arc<OwnedFd>> {
-        Some(Arc::clone(self.tun.fd()))
+    fn device(&self) -> Option<(Arc<OwnedFd>, Offloads)> {
+        Some((Arc::clone(self.tun.fd()), self.tun.offloads()))
     }
 
     /// The TUN device is not read while anything waits: a full queue drains at 10 Mbit/s in this time.
@@ -421,7 +423,7 @@ impl Application for App {
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
         match received.meta {
             Meta::Tun => self.handle_tun(received.bytes, egress, now),
-            Meta::Udp { from, to, segment_size } => {
+            Meta::Udp { from, to, segment_size, .. } => {
                 let path = Path::Direct { to: from, from: to };
                 let segments = Received::segments(received.bytes, segment_size);
                 self.handle_udp(from, path, segments, egress, now);

@@ -12,7 +12,7 @@ use crate::egress;
 use crate::netlink;
 use crate::stun::AddressFamily;
 use crate::stun::channel_data;
-use crate::sys::tun::Tun;
+use crate::sys::tun::{Tun, TunOptions};
 use crate::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use crate::turn::ClientConfig;
 use crate::wire::wireguard::DATA_OVERHEAD;
@@ -267,8 +267,8 @@ pub fn fit_superpackets(handle: &mut netlink::Handle, index: u32, mtu: u32, rela
 ///
 /// # Errors
 /// One sentence that names what the kernel refused, and the remedy.
-pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io::Result<Tun> {
-    let tun = open_device(name, gso)?;
+pub fn make_interface(name: &str, config: &Config, mtu: usize, options: TunOptions) -> io::Result<Tun> {
+    let tun = open_device(name, options)?;
     let mut handle = netlink::Handle::open()?;
     let index = set_device(&mut handle, name, mtu)?;
     fit_superpackets(
@@ -292,19 +292,19 @@ pub fn make_interface(name: &str, config: &Config, mtu: usize, gso: bool) -> io:
 ///
 /// # Errors
 /// As [`make_interface`].
-pub fn make_bare_interface(name: &str, gso: bool) -> io::Result<Tun> {
-    let tun = open_device(name, gso)?;
+pub fn make_bare_interface(name: &str, options: TunOptions) -> io::Result<Tun> {
+    let tun = open_device(name, options)?;
     set_device(&mut netlink::Handle::open()?, name, BARE_MTU)?;
     Ok(tun)
 }
 
 /// Opens the device. One that is taken is tried again for a moment: of the descriptors of a process that was killed a ring
 /// lets go a little later.
-fn open_device(name: &str, gso: bool) -> io::Result<Tun> {
+fn open_device(name: &str, options: TunOptions) -> io::Result<Tun> {
     const PAUSE: Duration = Duration::from_millis(25);
     let mut left = LISTEN_PATIENCE;
     loop {
-        match Tun::open(name, gso) {
+        match Tun::open(name, options) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !left.is_zero() => {
                 std::thread::sleep(PAUSE);
                 left = left.saturating_sub(PAUSE);
