@@ -1,10 +1,11 @@
 //! The command line of `towpath`.
 
 mod interface;
+mod marking;
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -59,6 +60,8 @@ struct Up {
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    marking: marking::MarkingArgs,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -147,20 +150,20 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{}: {warning}", up.file.display());
     }
-    let app = assemble(&up.file, &name, &config, &up.engine)?;
+    let app = assemble(up, &name, &config)?;
     engine::run(app, &up.engine)?;
     Ok(())
 }
 
-fn assemble(file: &Path, name: &str, config: &Config, engine: &EngineArgs) -> Result<App, Failure> {
-    let gro = engine.uses(Offload::UdpGro);
+fn assemble(up: &Up, name: &str, config: &Config) -> Result<App, Failure> {
+    let (file, gro) = (&up.file, up.engine.uses(Offload::UdpGro));
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
     let sockets = setup::bind_sockets(config.listen_port, gro, LISTEN_PATIENCE)?;
-    let tun = setup::make_interface(name, config, plan.tunnel.mtu, engine.tun_options())?;
+    let tun = setup::make_interface(name, config, plan.tunnel.mtu, up.engine.tun_options())?;
     let listener = Listener::bind(name)
         .inspect_err(|error| tracing::info!("`wg` does not see this tunnel: {error}"))
         .ok();
@@ -178,7 +181,9 @@ fn assemble(file: &Path, name: &str, config: &Config, engine: &EngineArgs) -> Re
         Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
     });
     let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro };
-    let management = Management { binding, listener, drop_in: false, notice: None };
+    let marking = up.marking.over(config.marking);
+    let management =
+        Management { binding, marking, inquiries: plan.inquiries, listener, drop_in: false, notice: None };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
 }
 

@@ -15,13 +15,15 @@ use std::process::ExitCode;
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
+use super::marking::MarkingArgs;
 use super::{Failure, now, randomness};
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
 use crate::sys::tun::Tun;
-use crate::tunnel::app::{App, Binding, Management, Sockets};
+use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
+use crate::tunnel::marking::Marking;
 use crate::tunnel::{Tunnel, TunnelConfig, setup};
 use crate::uapi::Listener;
 
@@ -36,6 +38,8 @@ pub(super) struct Flags {
     foreground: bool,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    marking: MarkingArgs,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -62,7 +66,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         }
     };
     log::init(flags.log_format, log_level(&level));
-    let app = assemble(name, &flags.engine, notice);
+    let app = assemble(name, flags, notice);
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;
     Ok(ExitCode::SUCCESS)
@@ -77,8 +81,8 @@ fn log_level(level: &str) -> LevelFilter {
     }
 }
 
-fn assemble(name: &str, engine: &EngineArgs, notice: Option<Notice>) -> Result<App, Failure> {
-    let options = engine.tun_options();
+fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Failure> {
+    let options = flags.engine.tun_options();
     let (seeds, cookie_secret) = randomness()?;
     let tun = match inherited("WG_TUN_FD")? {
         Some(fd) => Tun::inherited(fd, options).map_err(|error| of_variable("WG_TUN_FD", &error))?,
@@ -99,8 +103,16 @@ fn assemble(name: &str, engine: &EngineArgs, notice: Option<Notice>) -> Result<A
     let mut tunnel = Tunnel::new(&config, now);
     // Until the interface is brought up.
     tunnel.set_running(false, now);
-    let binding = Binding { listen_port: 0, firewall_mark: 0, gro: engine.uses(Offload::UdpGro) };
-    let management = Management { binding, listener: Some(listener), drop_in: true, notice };
+    let binding = Binding { listen_port: 0, firewall_mark: 0, gro: flags.engine.uses(Offload::UdpGro) };
+    let marking = flags.marking.over(Marking::default());
+    let management = Management {
+        binding,
+        marking,
+        inquiries: Inquiries::default(),
+        listener: Some(listener),
+        drop_in: true,
+        notice,
+    };
     Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
 }
 

@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 
 pub use self::value::{Endpoint, Host};
 use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::marking::Marking;
 
 /// MTU when the file says nothing, bytes: what every IPv6 link carries (RFC 8200 section 5).
 pub const DEFAULT_MTU: u16 = 1_280;
@@ -50,8 +51,12 @@ pub struct Config {
     pub addresses: Vec<IpNet>,
     /// UDP port; zero lets the kernel choose.
     pub listen_port: u16,
-    /// MTU of the interface, bytes.
+    /// MTU of the interface, bytes, unless it is found out.
     pub mtu: u16,
+    /// The MTU is that of the routes, less what stands around packets.
+    pub mtu_auto: bool,
+    /// DSCP and ECN outside.
+    pub marking: Marking,
     /// The relay to go through.
     pub relay: Option<RelayConfig>,
     /// The peers, in the order of the file.

@@ -9,6 +9,7 @@ use super::value::{self, Endpoint, shown};
 use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
 use super::{Password, PeerSection, RelayConfig, read};
 use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::marking::{Dscp, Marking};
 use crate::tunnel::noise;
 
 /// Reads the text of `file`; files it names are looked for beside it.
@@ -34,17 +35,22 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
         let line = peer.line;
         peers.push(peer.finish().map_err(at(Some(line)))?);
     }
+    let marking = interface.marking();
     let mut config = Config {
         private_key,
         addresses: interface.addresses,
         listen_port: interface.listen_port.map_or(0, |(port, _)| port),
         mtu: DEFAULT_MTU,
+        mtu_auto: false,
+        marking,
         relay,
         peers,
     };
     check_peers(&config, warnings).map_err(|(line, text)| at(Some(line))(text))?;
-    if let Some((mtu, line)) = interface.mtu {
-        config.mtu = check_mtu(&mtu, config.has_ipv6()).map_err(at(Some(line)))?;
+    match interface.mtu {
+        Some((mtu, _)) if mtu.eq_ignore_ascii_case("auto") => config.mtu_auto = true,
+        Some((mtu, line)) => config.mtu = check_mtu(&mtu, config.has_ipv6()).map_err(at(Some(line)))?,
+        None => {}
     }
     if config.addresses.is_empty() {
         warnings.push(
@@ -82,6 +88,8 @@ struct Interface {
     addresses: Vec<IpNet>,
     listen_port: At<u16>,
     mtu: At<String>,
+    ecn: At<bool>,
+    dscp: At<Dscp>,
     relay: At<Endpoint>,
     relay_username: At<String>,
     relay_password_file: At<String>,
@@ -191,7 +199,7 @@ impl Interface {
             "publickey" | "presharedkey" | "allowedips" | "endpoint" | "persistentkeepalive" => {
                 Err(format!("{key} belongs into a [Peer] section; write [Peer] above it"))
             }
-            "relay" | "relayusername" | "relaypasswordfile" => {
+            "relay" | "relayusername" | "relaypasswordfile" | "ecn" | "dscp" => {
                 Err(format!("write it as a comment, so that `wg` can read the file too: #towpath: {key} = …"))
             }
             _ => Err(format!(
@@ -216,10 +224,24 @@ impl Interface {
             "relaypassword" => {
                 Err("put the password into a file of its own and write RelayPasswordFile = FILE".to_owned())
             }
+            "ecn" => once(&mut self.ecn, "ECN", value::switch(value)?, line),
+            "dscp" => {
+                let dscp =
+                    value.parse().map_err(|wanted| format!("{} is not a DSCP; {wanted}", shown(value)))?;
+                once(&mut self.dscp, "DSCP", dscp, line)
+            }
             _ => Err(format!(
-                "{} is unknown after #towpath:; known are Relay, RelayUsername and RelayPasswordFile",
+                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile, ECN and DSCP",
                 shown(key)
             )),
+        }
+    }
+
+    fn marking(&self) -> Marking {
+        let Marking { ecn, dscp } = Marking::default();
+        Marking {
+            ecn: self.ecn.map_or(ecn, |(given, _)| given),
+            dscp: self.dscp.map_or(dscp, |(given, _)| given),
         }
     }
 
@@ -388,5 +410,5 @@ fn check_peers(config: &Config, warnings: &mut Vec<String>) -> Result<(), LineEr
 fn check_mtu(text: &str, ipv6: bool) -> Result<u16, String> {
     let (min, what) =
         if ipv6 { (MTU_MIN_IPV6, "an MTU for a tunnel that carries IPv6") } else { (MTU_MIN_IPV4, "an MTU") };
-    value::number(text, min..=MTU_MAX, what)
+    value::number(text, min..=MTU_MAX, what).map_err(|error| format!("{error}, or auto"))
 }

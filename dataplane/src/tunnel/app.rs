@@ -7,6 +7,9 @@
 
 mod control;
 mod link;
+mod management;
+mod names;
+mod outside;
 mod ports;
 mod way;
 
@@ -18,9 +21,13 @@ use std::time::{Duration, Instant};
 
 use self::control::Control;
 use self::link::Link;
+pub use self::management::Management;
+use self::outside::Outside;
+pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
-use self::way::Way;
+use self::way::{Way, seal_and_append};
+use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
 use crate::driver::{Application, Next, OWN_TOKENS};
 use crate::drops::{Cause, Drops};
@@ -33,10 +40,15 @@ use crate::sys::daemon::Notice;
 use crate::sys::tun::{Offloads, Tun};
 use crate::turn::{Client, Event, Input};
 use crate::uapi::Listener;
+use crate::wire::{too_big, traffic_class};
 
 /// What `wg` has asked for, and what the interface tells of itself.
 const CONTROL: Token = Token(OWN_TOKENS - 1);
 const LINK: Token = Token(OWN_TOKENS - 2);
+/// Names that were looked up; routes and addresses that have changed.
+const NAMES: Token = Token(OWN_TOKENS - 10);
+const ROUTES: Token = Token(OWN_TOKENS - 11);
+const ADDRESSES: Token = Token(OWN_TOKENS - 12);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
 
@@ -50,19 +62,6 @@ pub struct Relay {
     pub peers: Vec<(PeerIndex, SocketAddr)>,
 }
 
-/// How the endpoint is managed from outside.
-#[derive(Debug)]
-pub struct Management {
-    /// How sockets are bound, from the start or when the interface goes up.
-    pub binding: Binding,
-    /// Where `wg` is served.
-    pub listener: Option<Listener>,
-    /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
-    pub drop_in: bool,
-    /// Who waits until everything is there.
-    pub notice: Option<Notice>,
-}
-
 /// The running endpoint.
 pub struct App {
     tunnel: Tunnel,
@@ -74,6 +73,8 @@ pub struct App {
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
     packet: Packet,
     binding: Binding,
+    marking: Marking,
+    outside: Outside,
     drop_in: bool,
     /// What is used up at the start.
     listener: Option<Listener>,
@@ -100,7 +101,7 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, listener, drop_in, notice } = management;
+        let Management { binding, marking, inquiries, listener, drop_in, notice } = management;
         Self {
             tunnel,
             tun,
@@ -110,6 +111,8 @@ impl App {
             ready: false,
             packet: Packet::new(),
             binding,
+            marking,
+            outside: Outside::new(inquiries),
             drop_in,
             listener,
             notice,
@@ -130,15 +133,20 @@ impl App {
             Err(cause) => return self.tunnel.count_drop(cause),
         };
         // All packets of a superpacket are of one flow, so that one look at routes and path is enough.
-        let mut decided = None;
+        let (mut decided, mut told) = (None, false);
         while let Some(packet) = splitter.next_packet() {
             match *decided.get_or_insert_with(|| self.decide(packet, now)) {
-                Ok((peer, Some(way))) => {
-                    if !self.send_packet(peer, &way, packet, egress, now) {
-                        // The session is gone: what follows waits for the next.
-                        decided = None;
+                Ok((peer, Some(way))) => match way.refuses(packet) {
+                    Some(mtu) => {
+                        // One answer is enough for all of them.
+                        let silent = std::mem::replace(&mut told, true);
+                        let message = if silent { None } else { too_big::message(packet, mtu) };
+                        self.refuse(message, egress, now);
                     }
-                }
+                    // The session is gone: what follows waits for the next.
+                    None if !self.send_packet(peer, &way, packet, egress, now) => decided = None,
+                    None => {}
+                },
                 Ok((peer, None)) => self.tunnel.stage(peer, packet, now),
                 Err(cause) => self.tunnel.count_drop(cause),
             }
@@ -149,7 +157,10 @@ impl App {
     fn decide(&mut self, packet: &[u8], now: Instant) -> Result<(PeerIndex, Option<Way>), Cause> {
         let peer = self.tunnel.route(packet)?;
         match self.tunnel.ready(peer, now) {
-            Some(path) => Ok((peer, Some(self.way(path, now)?))),
+            Some(path) => {
+                let way = self.way(path, now)?.carrying(packet, self.marking);
+                Ok((peer, Some(self.measured(way, peer, packet, now))))
+            }
             None => Ok((peer, None)),
         }
     }
@@ -192,7 +203,7 @@ impl App {
         match path {
             Path::Direct { to, from } => {
                 let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
-                Ok(Way { target: Target { port, to, from, traffic_class: 0, dont_fragment: false }, channel: None })
+                Ok(Way::new(Target { port, to, from, traffic_class: 0, dont_fragment: false }, None))
             }
             Path::Relayed { peer } => {
                 let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
@@ -202,8 +213,9 @@ impl App {
                     return Err(Cause::NoEndpoint);
                 };
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
-                let target = Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
-                Ok(Way { target, channel: Some(number) })
+                let target =
+                    Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
+                Ok(Way::new(target, Some(number)))
             }
         }
     }
@@ -212,22 +224,23 @@ impl App {
         &mut self,
         from: SocketAddr,
         path: Path,
+        ecn: u8,
         segments: crate::ingress::Segments<'_>,
         egress: &mut E,
         now: Instant,
     ) {
         if self.relay.as_ref().is_some_and(|relay| relay.server == from) {
             for datagram in segments {
-                self.handle_relay(datagram, egress, now);
+                self.handle_relay(datagram, ecn, egress, now);
             }
             return;
         }
         for datagram in segments {
-            self.open(datagram, path, egress, now);
+            self.open(datagram, path, ecn, egress, now);
         }
     }
 
-    fn handle_relay<E: Egress>(&mut self, datagram: &[u8], egress: &mut E, now: Instant) {
+    fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
         let Some(relay) = &mut self.relay else {
             return;
         };
@@ -236,16 +249,26 @@ impl App {
             Input::Ignored(cause) => self.tunnel.count_drop(cause),
             Input::Data { peer, payload } => {
                 if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, egress, now);
+                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
                 }
             }
         }
     }
 
-    fn open<E: Egress>(&mut self, datagram: &[u8], path: Path, egress: &mut E, now: Instant) {
-        if let Opened::Packet(_) = self.tunnel.open(datagram, path, &mut self.packet, now)
-            && let Some(device) = self.ports.device
-        {
+    /// Opens a datagram that came with these ECN bits, and delivers what is in it.
+    fn open<E: Egress>(&mut self, datagram: &[u8], path: Path, ecn: u8, egress: &mut E, now: Instant) {
+        let Opened::Packet(_) = self.tunnel.open(datagram, path, &mut self.packet, now) else {
+            return;
+        };
+        match traffic_class::decapsulate(self.packet.as_mut_slice(), ecn) {
+            Ok(()) => self.deliver(egress),
+            Err(cause) => self.tunnel.count_drop(cause),
+        }
+    }
+
+    /// Hands what is in the stack packet to the device.
+    fn deliver<E: Egress>(&self, egress: &mut E) {
+        if let Some(device) = self.ports.device {
             egress.deliver(device, self.packet.as_slice());
         }
     }
@@ -260,7 +283,12 @@ impl App {
             let path = self.tunnel.ready(peer, now).ok_or(Cause::NoSession);
             match path.and_then(|path| self.way(path, now)) {
                 Ok(way) => {
-                    self.send_stack_packet(peer, &way, egress, now);
+                    let packet = self.packet.as_slice();
+                    let way = way.carrying(packet, self.marking);
+                    match too_big::mtu_to_tell(packet, self.tunnel.packet_limit(peer)) {
+                        Some(mtu) => self.refuse(too_big::message(packet, mtu), egress, now),
+                        None => _ = self.send_stack_packet(peer, &way, egress, now),
+                    }
                 }
                 Err(cause) => self.tunnel.count_drop(cause),
             }
@@ -272,9 +300,10 @@ impl App {
     fn transmit<E: Egress>(&mut self, message: &Transmit, egress: &mut E, now: Instant) {
         let bytes = message.bytes();
         // A control message that cannot leave is repeated by its timer; only packets are counted.
-        let Ok(way) = self.way(message.path, now) else {
+        let Ok(mut way) = self.way(message.path, now) else {
             return;
         };
+        way.target.traffic_class = marking::of_control(bytes);
         let Some(front) = way.front(bytes.len()) else {
             return;
         };
@@ -348,34 +377,6 @@ impl App {
     }
 }
 
-/// Seals a padded packet into the memory it leaves from, or counts it; `false` when there is no session for it.
-fn seal_and_append<E: Egress>(
-    tunnel: &mut Tunnel,
-    peer: PeerIndex,
-    way: &Way,
-    packet: &[u8],
-    egress: &mut E,
-    now: Instant,
-) -> bool {
-    let sealed_len = Tunnel::sealed_len(packet.len());
-    let Some(front) = way.front(sealed_len) else {
-        tunnel.count_drop(Cause::Mtu);
-        return true;
-    };
-    let mut refused = false;
-    egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
-        let (head, rest) = slot.split_at_mut(front.len());
-        head.copy_from_slice(&front);
-        let sealed = tunnel.seal(peer, packet, rest, now);
-        refused = !sealed;
-        sealed
-    });
-    if refused {
-        tunnel.count_drop(Cause::NoSession);
-    }
-    !refused
-}
-
 impl Application for App {
     /// Socket and device wake the loop by a completion, not by the kernel's synchronous wake-up, which puts it onto the core
     /// of whoever sent. Where both ends share a machine a stream is up to 11 % faster so, and costs the same.
@@ -408,6 +409,7 @@ impl Application for App {
             self.open_control(listener, ingress)?;
         }
         self.open_link(ingress, egress, now);
+        self.open_outside(ingress, now);
         if let Some(relay) = &mut self.relay {
             for &(_, address) in &relay.peers {
                 relay.client.bind_channel(address, now);
@@ -423,13 +425,16 @@ impl Application for App {
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
         match received.meta {
             Meta::Tun => self.handle_tun(received.bytes, egress, now),
-            Meta::Udp { from, to, segment_size, .. } => {
+            Meta::Udp { from, to, segment_size, ecn } => {
                 let path = Path::Direct { to: from, from: to };
                 let segments = Received::segments(received.bytes, segment_size);
-                self.handle_udp(from, path, segments, egress, now);
+                self.handle_udp(from, path, ecn, segments, egress, now);
             }
             Meta::Ready if received.token == CONTROL => return self.note_control(now),
             Meta::Ready if received.token == LINK => return self.link_news = true,
+            Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
+            Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
+            Meta::Ready if received.token == ADDRESSES => return self.outside.note_addresses(),
             Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }
         self.send_control(egress, now);
@@ -448,10 +453,9 @@ impl Application for App {
     fn poll_timeout(&self) -> Option<Instant> {
         let relay = self.relay.as_ref().and_then(|relay| relay.client.poll_timeout());
         let at_once = self.turned.filter(|_| self.link_news || self.tunnel.is_renewing());
-        [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.bind_at, at_once]
-            .into_iter()
-            .flatten()
-            .min()
+        let due =
+            [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.outside.timeout(), at_once];
+        due.into_iter().chain([self.bind_at]).flatten().min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -463,6 +467,7 @@ impl Application for App {
             self.go_up(ingress, egress, now);
         }
         self.tunnel.renew_some(RENEWED);
+        self.look_outside(ingress, egress, now);
         self.serve_control(ingress, egress, now)
     }
 

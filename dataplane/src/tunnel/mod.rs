@@ -9,6 +9,7 @@
 
 pub mod app;
 pub mod key;
+pub mod marking;
 pub mod noise;
 pub mod peer;
 pub mod peers;
@@ -19,6 +20,7 @@ mod change;
 mod incoming;
 mod keys;
 mod limiter;
+pub mod path_mtu;
 mod staged;
 mod timers;
 
@@ -107,6 +109,8 @@ pub struct Tunnel {
     control: VecDeque<Transmit>,
     /// Peers whose staged packets can leave.
     unstaging: VecDeque<PeerIndex>,
+    /// Peers that did not answer; taken out after every look at the timers.
+    unanswered: Vec<PeerIndex>,
     staged_bytes: usize,
     rng: Xoshiro256PlusPlus,
     /// No timer runs out before this.
@@ -136,6 +140,7 @@ impl Tunnel {
             limiter: Limiter::new(rng.next_u64(), now),
             control: VecDeque::with_capacity(CONTROL_MAX),
             unstaging: VecDeque::new(),
+            unanswered: Vec::new(),
             staged_bytes: 0,
             rng,
             wake: None,
@@ -255,6 +260,12 @@ impl Tunnel {
         self.control.pop_front()
     }
 
+    /// A peer that left an initiation unanswered for its time: it may be elsewhere. Drain it after
+    /// [`Tunnel::handle_timeout`].
+    pub fn poll_unanswered(&mut self) -> Option<PeerIndex> {
+        self.unanswered.pop()
+    }
+
     /// When [`Tunnel::handle_timeout`] wants to be called; O(1).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -348,12 +359,14 @@ impl Tunnel {
                     self.start_handshake(index, now);
                 }
                 Due::Retransmit => {
+                    self.note_unanswered(index);
                     self.renew(index);
                     self.peers[index].forget_source();
                     self.initiate(index, now);
                 }
                 Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
                 Due::GiveUp => {
+                    self.note_unanswered(index);
                     let peer = &mut self.peers[index];
                     let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
                     tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
@@ -363,6 +376,13 @@ impl Tunnel {
                     self.peers[index].keys.forget_sessions(&self.identity);
                 }
             }
+        }
+    }
+
+    fn note_unanswered(&mut self, index: PeerIndex) {
+        // Nobody may be asking. A peer that is left out comes up again at its next attempt.
+        if self.unanswered.len() < CONTROL_MAX {
+            self.unanswered.push(index);
         }
     }
 

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::key::{PublicKey, SecretKey};
 use super::keys::Keys;
 use super::noise::Identity;
+use super::path_mtu::PathMtu;
 use super::staged::Staged;
 use super::timers::Timers;
 
@@ -87,6 +88,7 @@ pub(super) struct Peer {
     pub(super) timers: Timers,
     pub(super) path: Option<Path>,
     pub(super) awaits_path: bool,
+    pub(super) path_mtu: PathMtu,
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
     pub(super) unstaging: bool,
@@ -121,6 +123,7 @@ impl Peer {
             timers,
             path: config.path,
             awaits_path: config.awaits_path,
+            path_mtu: PathMtu::default(),
             staged: Staged::default(),
             unstaging: false,
             last_initiation_received: None,

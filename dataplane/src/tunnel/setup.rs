@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use super::app::Sockets;
+use super::app::{AutoMtu, Inquiries, Sockets, auto_mtu};
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
-use crate::config::{self, Config, ConfigError, Endpoint};
+use crate::config::{self, Config, ConfigError, Endpoint, Host, MTU_MIN_IPV4, MTU_MIN_IPV6};
 use crate::egress;
 use crate::netlink;
 use crate::stun::AddressFamily;
@@ -18,7 +18,7 @@ use crate::turn::ClientConfig;
 use crate::wire::wireguard::DATA_OVERHEAD;
 
 /// The MTU every way between two hosts is taken to have, bytes: Ethernet's.
-const OUTER_MTU: u16 = 1_500;
+pub(super) const OUTER_MTU: u16 = 1_500;
 const UDP_HEADER: u16 = 8;
 /// Packets that may wait in front of the TUN device while its reading is stopped or slow.
 const TX_QUEUE: u32 = 1_000;
@@ -32,6 +32,8 @@ pub struct Plan {
     pub tunnel: TunnelConfig,
     /// The relay, and which peer it reaches at which address.
     pub relay: Option<RelayPlan>,
+    /// What is found out while it runs.
+    pub inquiries: Inquiries,
     /// What should be looked at.
     pub warnings: Vec<String>,
 }
@@ -57,6 +59,8 @@ pub fn plan(
     let mut warnings = Vec::new();
     let mut peers = Vec::with_capacity(config.peers.len());
     let mut relayed = Vec::new();
+    let mut inquiries = Inquiries::default();
+    let mut called = Vec::new();
     let relay_server = match &config.relay {
         Some(relay) => Some(resolve(file, &relay.server, None)?),
         None => None,
@@ -67,6 +71,10 @@ pub fn plan(
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
             None => None,
         };
+        if let Some((endpoint @ Endpoint { host: Host::Name(_), .. }, _)) = &section.endpoint {
+            inquiries.names.push((index, endpoint.clone()));
+        }
+        called.extend(address.map(|_| index));
         outside.extend(address.filter(|_| relay_server.is_none()));
         relayed.extend(address.filter(|_| relay_server.is_some()).map(|address| (index, address)));
         peers.push(PeerConfig {
@@ -83,6 +91,11 @@ pub fn plan(
     }
     warn_of_loops(config, &outside, &mut warnings);
     let mtu = match relay_server {
+        _ if config.mtu_auto => {
+            let least = if config.has_ipv6() { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 };
+            inquiries.auto_mtu = Some(AutoMtu { peers: called, least });
+            auto_mtu(&outside, relay_server.is_some(), least, 0)
+        }
         Some(server) => clamp_mtu(config.mtu, server, &relayed, &mut warnings),
         None => config.mtu,
     };
@@ -103,7 +116,7 @@ pub fn plan(
         seed: seeds[0],
         cookie_secret,
     };
-    Ok(Plan { tunnel, relay, warnings })
+    Ok(Plan { tunnel, relay, inquiries, warnings })
 }
 
 fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<SocketAddr, ConfigError> {
@@ -180,7 +193,7 @@ fn relay_family(peers: &[(PeerIndex, SocketAddr)], warnings: &mut Vec<String>) -
 pub fn bind_sockets(port: u16, gro: bool, patience: Duration) -> io::Result<Sockets> {
     /// With a port chosen by the kernel for one family, it may be taken in the other.
     const ATTEMPTS: usize = 16;
-    let options = UdpOptions { gro, patience, ..UdpOptions::default() };
+    let options = UdpOptions { gro, patience, ecn: true, ..UdpOptions::default() };
     let bind = |address: IpAddr, port: u16| UdpSocket::bind(SocketAddr::new(address, port), &options);
     let mut attempt = 0;
     loop {

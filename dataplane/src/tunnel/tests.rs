@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 
 mod changes;
+mod outside;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

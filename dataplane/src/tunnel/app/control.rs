@@ -227,7 +227,10 @@ impl App {
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
                 self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
             }
-            (&Change::Endpoint(address), Subject::Peer(peer)) => self.set_endpoint(peer, address, now),
+            (&Change::Endpoint(address), Subject::Peer(peer)) => {
+                self.outside.names.forget(peer);
+                self.set_endpoint(peer, address, now);
+            }
             (&Change::PersistentKeepalive(seconds), Subject::Peer(peer)) => {
                 self.tunnel.set_persistent_keepalive(peer, seconds, now);
             }
@@ -291,6 +294,7 @@ impl App {
             return false;
         }
         self.tunnel.remove_peer(index);
+        self.outside.names.forget(index);
         if let Some(relay) = &mut self.relay {
             relay.peers.retain(|(peer, _)| *peer != index);
         }
@@ -298,7 +302,7 @@ impl App {
     }
 
     /// Sets where a peer is reached: over the relay, where there is one.
-    fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
+    pub(super) fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
         let Some(relay) = &mut self.relay else {
             let same = matches!(self.tunnel.path(index), Some(Path::Direct { to, .. }) if to == address);
             if !same {
