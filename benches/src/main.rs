@@ -73,6 +73,8 @@ enum Command {
         sink: SocketAddr,
         #[arg(long, default_value_t = 1)]
         flows: usize,
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+        threads: u32,
     },
 }
 
@@ -142,8 +144,8 @@ fn main() -> anyhow::Result<ExitCode> {
             forward_here(raw, sockets, sink, &engine)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Middle { listen, sink, flows } => {
-            let middle = middle::Middle::bind(listen, sink, flows.max(1))?;
+        Command::Middle { listen, sink, flows, threads } => {
+            let middle = middle::Middle::bind(listen, sink, flows.max(1), threads)?;
             println!("{listen}");
             middle.run()?;
             Ok(ExitCode::SUCCESS)

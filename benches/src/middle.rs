@@ -1,10 +1,13 @@
 //! A page of raw kernel calls in the place of a relay: what arrives on one socket leaves through another, one for each
-//! source, to one sink. As many sockets as a TURN relay has for as many flows, and no protocol.
+//! source, to one sink. As many sockets as a TURN relay has for as many flows, as many threads as it is told to, and no
+//! protocol.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::mpsc::channel;
+use std::thread;
 
 use dataplane::egress::{Port, Target};
 use dataplane::ingress::Meta;
@@ -14,19 +17,29 @@ use rustix::event::epoll;
 /// Superpackets taken at a time.
 const BATCH: usize = 16;
 
-/// The sockets, bound.
+/// Where the sources go among threads: the relay takes a random number, a measurement the same one every time.
+const SEED: u32 = 0x7074_776f;
+
+/// The forwarder, its sockets bound.
 pub struct Middle {
+    parts: Vec<Part>,
+}
+
+/// What one thread has: a listening socket of the group, and its share of the sockets that flows leave through.
+struct Part {
     listen: UdpSocket,
     outward: Vec<UdpSocket>,
     sink: SocketAddr,
 }
 
 impl Middle {
-    /// Listens at `listen`, for as many sources as `flows`.
+    /// Listens at `listen`, for as many sources as `flows`, to be forwarded by `threads` threads. The kernel gives each
+    /// source to one of them, as it does for the workers of a relay; a thread that has more sources than its share of
+    /// sockets lets some share one.
     ///
     /// # Errors
     /// What bind(2) answers.
-    pub fn bind(listen: SocketAddr, sink: SocketAddr, flows: usize) -> io::Result<Self> {
+    pub fn bind(listen: SocketAddr, sink: SocketAddr, flows: usize, threads: u32) -> io::Result<Self> {
         // As large as Towpath's relay asks for.
         let options = |buffer| UdpOptions {
             receive_buffer: buffer,
@@ -37,15 +50,38 @@ impl Middle {
             ..UdpOptions::default()
         };
         let any = SocketAddr::new(listen.ip(), 0);
-        let outward: io::Result<_> = (0..flows).map(|_| UdpSocket::bind(any, &options(1 << 20))).collect();
-        Ok(Self { listen: UdpSocket::bind(listen, &options(8 << 20))?, outward: outward?, sink })
+        let group = UdpSocket::bind_group(listen, &options(8 << 20), threads, SEED)?;
+        let share = flows.div_ceil(group.len());
+        let part = |listen| {
+            let outward: io::Result<_> =
+                (0..share).map(|_| UdpSocket::bind(any, &options(1 << 20))).collect();
+            Ok(Part { listen, outward: outward?, sink })
+        };
+        Ok(Self { parts: group.into_iter().map(part).collect::<io::Result<_>>()? })
     }
 
-    /// Forwards until it is killed: epoll, recvmmsg with UDP_GRO, sendmmsg with UDP_SEGMENT.
+    /// Forwards until it is killed, or until one of its threads fails.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn run(&self) -> io::Result<()> {
+    pub fn run(self) -> io::Result<()> {
+        let (ended, ends) = channel();
+        for (index, part) in self.parts.into_iter().enumerate() {
+            let ended = ended.clone();
+            let run = move || {
+                // Nobody listens any more when another thread failed first.
+                let _ = ended.send(part.run());
+            };
+            thread::Builder::new().name(format!("middle-{index}")).spawn(run)?;
+        }
+        drop(ended);
+        ends.recv().unwrap_or(Ok(()))
+    }
+}
+
+impl Part {
+    /// Epoll, recvmmsg with UDP_GRO, sendmmsg with UDP_SEGMENT.
+    fn run(&self) -> io::Result<()> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let sockets = std::iter::once(&self.listen).chain(&self.outward);
         for (index, socket) in sockets.enumerate() {

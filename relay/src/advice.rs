@@ -44,6 +44,9 @@ pub fn give(config: &Config, open_files: Option<u64>) {
             );
         }
     }
+    for sentence in &config.host_bits {
+        tracing::warn!("{sentence}");
+    }
     if lacks_v4(config) {
         tracing::info!(
             "clients over IPv6 that ask for no address family get 440, as they are to have IPv4: name an IPv4 address of this \

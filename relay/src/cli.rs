@@ -88,6 +88,10 @@ pub fn main_with(
             // As above.
             let _ = writeln!(io::stderr(), "towpath-relay: warning: --{name} wins over {name} in the file");
         }
+        for sentence in &config.host_bits {
+            // As above.
+            let _ = writeln!(io::stderr(), "towpath-relay: warning: {sentence}");
+        }
         return match write!(io::stdout(), "{}", Effective(&config)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
@@ -252,7 +256,7 @@ fn bind(config: &Config, gro: bool, steering: Steering) -> io::Result<Vec<Vec<Ud
 fn bind_group(address: SocketAddr, gro: bool, steering: Steering) -> io::Result<Vec<UdpSocket>> {
     // Only a wildcard socket has to be told where a datagram went.
     let packet_info = address.ip().is_unspecified();
-    // RFC 8656 section 14, on the way to clients.
+    // RFC 8656 section 14, alternate behavior, on the way to clients over UDP.
     let without_df = true;
     let options =
         UdpOptions { gro, packet_info, without_df, patience: LISTEN_PATIENCE, ..UdpOptions::default() };

@@ -3,13 +3,13 @@
 mod alternates;
 mod error;
 mod file_limits;
+mod listeners;
+mod reading;
 mod streams;
 mod values;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs;
-use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -21,13 +21,13 @@ use dataplane::engine::{EngineArgs, Switch};
 use dataplane::log::LogFormat;
 use ipnet::IpNet;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use toml::Spanned;
 use zeroize::Zeroizing;
 
 pub use self::alternates::TlsAlternate;
 pub(crate) use self::alternates::is_usable;
 pub use self::error::ConfigError;
+use self::reading::Places;
 pub use self::streams::StreamConfig;
 pub use self::values::{
     AdminUsers, ChannelRange, External, Hairpin, PeerRange, PortRange, PortSharing, Realm, Validity,
@@ -36,7 +36,7 @@ use crate::admin::{AdminChoice, StatusArgs};
 use crate::import::ImportArgs;
 use crate::limits::{LimitArgs, PeerPorts, RateLimit};
 use crate::login::{Login, check_together, parse_secrets};
-use crate::secrets::{Secrets, check_private};
+use crate::secrets::Secrets;
 use crate::server::auth::VALIDITY_MAX_DEFAULT;
 use crate::server::limits::Limits;
 use crate::server::port_set::PortSet;
@@ -51,6 +51,8 @@ const LISTEN_DEFAULT: [SocketAddr; 2] = [
 const RELAY_PORTS_DEFAULT: PortRange = PortRange { low: 49_152, high: 65_535 };
 /// Short on purpose: every unauthenticated request is answered with it.
 const REALM_DEFAULT: &str = "towpath";
+/// Most allocations when nothing is said.
+pub(crate) const ALLOCATIONS_MAX_DEFAULT: u32 = 10_000;
 /// What adds up where flags and file have it both.
 const ADDED_UP: [&str; 2] = ["user", "user-file"];
 /// Time to drain in seconds: below the 30 that Kubernetes waits after SIGTERM before it kills.
@@ -256,9 +258,9 @@ struct File {
     workers: Option<Spanned<u16>>,
     admin: Option<AdminChoice>,
     admin_users: Option<AdminUsers>,
-    /// Names of everything that the file sets.
+    /// Where everything is that the file sets.
     #[serde(skip)]
-    names: BTreeSet<String>,
+    places: Places,
 }
 
 /// What was asked for, from flags and files.
@@ -316,6 +318,8 @@ pub struct Config {
     pub admin_users: bool,
     /// Settings of the file that have no effect, because flags say otherwise.
     pub overridden: Vec<String>,
+    /// Networks that were written as an address inside them, in sentences: perhaps that address alone was meant.
+    pub host_bits: Vec<String>,
 }
 
 impl Config {
@@ -333,7 +337,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn load_again(args: &Args, secrets: &mut Secrets) -> Result<Self, ConfigError> {
-        let mut file = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let mut file = args.config.as_deref().map(reading::read).transpose()?.unwrap_or_default();
         let limits = args.limits.clone().or(file.limits());
         args.engine.check().map_err(ConfigError::Usage)?;
         let streams = StreamConfig::merge(args, &file)?;
@@ -360,10 +364,22 @@ impl Config {
         let allow_peers = first_of(args.allow_peers.clone(), file.allow_peer).unwrap_or_default();
         let allocations_per_user_max =
             args.allocations_per_user_max.or(file.allocations_per_user_max).unwrap_or(1_000);
-        let overridden =
-            file.names.intersection(&args.given).filter(|name| !ADDED_UP.contains(&name.as_str()));
+        let overridden = file.places.names().filter(|name| args.given.contains(*name));
+        let overridden = overridden.filter(|name| !ADDED_UP.contains(name)).map(str::to_owned).collect();
+        let admin = args.admin.or(file.admin);
+        let of_admin = admin.and_then(AdminChoice::address).map(|address| ("admin", address));
+        let named =
+            |name, addresses: &[SocketAddr]| addresses.iter().map(move |&address| (name, address)).collect();
+        let datagrams: Vec<_> = named("listen", listen.as_deref().unwrap_or_default());
+        let tcp: Vec<_> = named("listen-tcp", &streams.tcp);
+        let connections = [tcp, named("listen-tls", &streams.tls), of_admin.into_iter().collect()].concat();
+        if let Some((name, text)) =
+            listeners::conflict(&datagrams).or_else(|| listeners::conflict(&connections))
+        {
+            return Err(file.places.error(args, name, &text));
+        }
         Ok(Self {
-            overridden: overridden.cloned().collect(),
+            overridden,
             listen_is_default: listen.is_none(),
             listen: listen.unwrap_or_else(|| LISTEN_DEFAULT.to_vec()),
             streams,
@@ -374,7 +390,10 @@ impl Config {
                 .secret_validity_max
                 .or(file.secret_validity_max)
                 .map_or(VALIDITY_MAX_DEFAULT, |Validity(validity)| validity),
-            allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net).collect(),
+            host_bits: of_ranges(&allow_peers, "allow-peer")
+                .chain(of_ranges(&limits.deny_peers, "deny-peer"))
+                .collect(),
+            allow_peers: allow_peers.into_iter().map(|PeerRange(net)| net.trunc()).collect(),
             relay_ports: ports.low..=ports.high,
             port_sharing: args.port_sharing.or(file.port_sharing) != Some(PortSharing::Off),
             relay_addresses,
@@ -383,11 +402,11 @@ impl Config {
                 Some(ChannelRange::Rfc8656) => ChannelNumbers::Rfc8656,
                 Some(ChannelRange::Rfc5766) | None => ChannelNumbers::Rfc5766,
             },
-            allocations_max: args.allocations_max.or(file.allocations_max).unwrap_or(10_000),
+            allocations_max: args.allocations_max.or(file.allocations_max).unwrap_or(ALLOCATIONS_MAX_DEFAULT),
             allocations_per_user_max,
             deny_peer_ports: limits.deny_ports(),
             limits: limits.limits(allocations_per_user_max).map_err(ConfigError::Usage)?,
-            deny_peers: limits.deny_peers.into_iter().map(|PeerRange(net)| net).collect(),
+            deny_peers: limits.deny_peers.into_iter().map(|PeerRange(net)| net.trunc()).collect(),
             hairpin: args.hairpin.or(file.hairpin) != Some(Hairpin::Off),
             drain_timeout: Duration::from_secs(
                 args.drain_timeout.or(file.drain_timeout).unwrap_or(DRAIN_TIMEOUT_S).into(),
@@ -395,7 +414,7 @@ impl Config {
             alternates,
             files,
             workers: args.workers.or(file.workers.map(Spanned::into_inner)),
-            admin: args.admin.or(file.admin),
+            admin,
             admin_users: args.admin_users.or(file.admin_users) != Some(AdminUsers::Off),
         })
     }
@@ -413,41 +432,12 @@ fn first_of<T>(flags: Vec<T>, file: Vec<T>) -> Option<Vec<T>> {
     [flags, file].into_iter().find(|list| !list.is_empty())
 }
 
-fn read_file(path: &Path) -> Result<File, ConfigError> {
-    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-    let mut opened = fs::File::open(path).map_err(unreadable)?;
-    let mut text = Zeroizing::new(String::new());
-    opened.read_to_string(&mut text).map_err(unreadable)?;
-    let at = |start: usize, problem: String| {
-        let line = text.as_bytes()[..start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1;
-        ConfigError::Line { path: path.to_owned(), line, text: problem }
-    };
-    let wrong =
-        |error: toml::de::Error| at(error.span().map_or(0, |span| span.start), error.message().to_owned());
-    let mut file: File = toml::from_str(&text).map_err(wrong)?;
-    let names: BTreeMap<String, IgnoredAny> = toml::from_str(&text).map_err(wrong)?;
-    file.names = names.into_keys().collect();
-    if let Some(list) = &file.relay_address {
-        check_relay_addresses(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
-    }
-    if let Some(workers) = &file.workers
-        && !(1..=WORKERS_MAX).contains(workers.get_ref())
-    {
-        return Err(at(
-            workers.span().start,
-            format!("workers has to be at least 1 and at most {WORKERS_MAX}"),
-        ));
-    }
-    if let Some(list) = &file.alternate_server {
-        alternates::check(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
-    }
-    if let Some(list) = &file.alternate_server_tls {
-        alternates::check_tls(list.get_ref()).map_err(|problem| at(list.span().start, problem))?;
-    }
-    if !file.user.is_empty() {
-        check_private(&opened, path)?;
-    }
-    Ok(file)
+/// What is said of ranges that have bits beyond their prefix.
+fn of_ranges(ranges: &[PeerRange], name: &'static str) -> impl Iterator<Item = String> {
+    ranges.iter().filter(|PeerRange(net)| *net != net.trunc()).map(move |PeerRange(net)| {
+        let (network, address) = (net.trunc(), net.addr());
+        format!("{name} {net} is taken for the whole network {network}; write {network}, or {address} for this one alone")
+    })
 }
 
 /// Relay sockets are bound to them.
@@ -489,6 +479,7 @@ fn read_secret_file(path: &Path, secrets: &mut Secrets) -> Result<Vec<Zeroizing<
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -497,7 +488,7 @@ mod tests {
 
     fn load(flags: &[&str]) -> Result<Config, String> {
         let flags = std::iter::once("towpath-relay").chain(flags.iter().copied());
-        let args = Args::try_parse_from(flags).map_err(|error| error.to_string())?;
+        let args = Args::from_words(flags.map(OsString::from)).map_err(|error| error.to_string())?;
         Config::load(&args).map_err(|error| error.to_string())
     }
 
@@ -547,6 +538,27 @@ mod tests {
     }
 
     #[test]
+    fn a_network_that_is_written_as_an_address_in_it_is_taken_whole_and_told() {
+        let flags =
+            ["--allow-peer", "10.1.2.3/16", "10.1.2.3", "10.2.0.0/16", "--deny-peer", "2001:db8::1/64"];
+        let config = load(&flags).unwrap();
+        assert_eq!(
+            config.allow_peers,
+            ["10.1.0.0/16", "10.1.2.3/32", "10.2.0.0/16"].map(|net| net.parse().unwrap())
+        );
+        assert_eq!(config.deny_peers, ["2001:db8::/64".parse().unwrap()]);
+        assert_eq!(
+            config.host_bits,
+            [
+                "allow-peer 10.1.2.3/16 is taken for the whole network 10.1.0.0/16; write 10.1.0.0/16, or 10.1.2.3 for this \
+                 one alone",
+                "deny-peer 2001:db8::1/64 is taken for the whole network 2001:db8::/64; write 2001:db8::/64, or 2001:db8::1 \
+                 for this one alone",
+            ]
+        );
+    }
+
+    #[test]
     fn what_flags_take_the_effect_of_is_known_by_name() {
         let users = file("bob:b\n", 0o600);
         let text = format!(
@@ -573,7 +585,30 @@ mod tests {
     fn errors_in_files_name_file_line_and_remedy() {
         for (content, line, hint) in [
             ("realm = \"a\"\nrelay-ports = \"9\"\n", 2, "LOW-HIGH"),
-            ("\n\nusers = []\n", 3, "unknown field"),
+            ("\n\nusers = []\n", 3, "there is no setting users; user is the one most like it"),
+            ("Listen_TCP = []\n", 1, "listen-tcp is the one most like it"),
+            ("colour = 1\n", 1, "there is no setting colour: towpath-relay --help"),
+            ("realm = \"a\"\n\nrealm = \"b\"\n", 3, "this name was there before"),
+            (
+                "listen = \"0.0.0.0:3478\"\n",
+                1,
+                "listen has to be a list in brackets, and is a text; for example: listen = [\"0.0.0.0:3478\", \"[::]:3478\"]",
+            ),
+            (
+                "\nallocations-max = \"10\"\n",
+                2,
+                "a number without quotes, and is a text; for example: allocations-max = 10000",
+            ),
+            ("strict-reflection = 1\n", 1, "true or false, and is a number"),
+            ("\nlisten = [\n  \"127.0.0.1:1\",\n  \"127.0.0.1:1\",\n]\n", 2, "listen has 127.0.0.1:1 twice"),
+            ("listen-tcp = [\"127.0.0.1:1\"]\nadmin = \"127.0.0.1:1\"\n", 2, "another port"),
+            (
+                "realm = \"a\"\nlisten-tls = [\"127.0.0.1:1\"]\n",
+                2,
+                "listen-tls needs a certificate: add tls-certificate",
+            ),
+            ("tcp-queue-kib = 1\n", 1, "128 to 16384"),
+            ("\ntcp-queues-mib = 1\n", 2, "at least 645"),
             ("\nallow-peer = [\n  \"10.0.0.0/8\",\n  \"10.0.0.0/33\",\n]\n", 2, "\"10.0.0.0/33\" is no"),
             ("listen = [\"127.0.0.1\"]\n", 1, "socket address"),
             ("realm = \"\"\n", 1, "1 to 255 bytes"),
@@ -592,6 +627,13 @@ mod tests {
             let error = load(&["--config", path]).unwrap_err();
             assert!(error.starts_with(&format!("{path}:{line}: ")) && error.contains(hint), "{error}");
         }
+        // Not even a password where none should be.
+        let config = file("realm = \"a\"\nuser = \"alice:hunter2\"\n", 0o600);
+        let error = load(&["--config", config.path().to_str().unwrap()]).unwrap_err();
+        assert!(
+            error.contains(":2: user has to be a list in brackets") && !error.contains("hunter2"),
+            "{error}"
+        );
         let users = file("alice:a\nbob\n", 0o600);
         let path = users.path().to_str().unwrap();
         let error = load(&["--user-file", path]).unwrap_err();
@@ -657,6 +699,11 @@ mod tests {
             (&["--alternate-server-tls", "192.0.2.7:5349/*"], "ADDR:PORT/NAME"),
             (&["--user-file", "fd:x"], "fd:3"),
             (&["--workers", "0"], "1..=256"),
+            (&["--listen", "127.0.0.1:1", "0.0.0.0:1"], "--listen has 0.0.0.0:1, which is every address"),
+            (
+                &["--listen-tcp", "127.0.0.1:1", "--admin", "127.0.0.1:1"],
+                "--admin has 127.0.0.1:1, where listen-tcp",
+            ),
         ] {
             let error = load(flags).unwrap_err();
             assert!(error.contains(hint), "{flags:?}: {error}");

@@ -170,6 +170,9 @@ impl Source {
         for setting in &config.overridden {
             tracing::warn!(setting, "what the file says has no effect: the flag of that name wins");
         }
+        for sentence in &config.host_bits {
+            tracing::warn!("{sentence}");
+        }
         let fixed = Fixed::of(&config);
         for setting in self.fixed.different(&fixed) {
             tracing::warn!(setting, "changed, and stays as it is: that takes a restart");

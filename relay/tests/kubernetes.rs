@@ -243,7 +243,10 @@ fn labels_names_and_versions_agree() {
 fn the_pod_runs_here_and_its_probes_and_the_metric_of_the_scaler_are_there() {
     let (folder, _) = configuration();
     let users = folder.path().join("credentials/users");
+    // Its own mode keeps everyone but root from writing into it.
+    fs::remove_file(&users).unwrap();
     fs::write(&users, format!("{USER}:{PASSWORD}\n")).unwrap();
+    fs::set_permissions(&users, fs::Permissions::from_mode(0o440)).unwrap();
     let mut command = command(folder.path());
     // Everything but where it listens, and the realm of the test's client.
     let config = folder.path().join("towpath-relay.toml");

@@ -36,14 +36,14 @@ impl Carriage {
         let sink = sockets(&world.topology.b, Address::B_AT_RELAY.into(), 1, 32 << 20)?.remove(0);
         let buffer = if flows > 1 { 256 << 10 } else { 8 << 20 };
         let sources = sockets(&world.topology.a, Address::A_AT_RELAY.into(), flows, buffer)?;
-        let (relay, flows) = if contender.who == Who::Kernel {
+        let (relay, flows) = if matches!(contender.who, Who::Kernel | Who::KernelOnEveryCore) {
             let flow = |socket| Flow { socket, to: relay::server(), header: Vec::new() };
-            let relay = Relay::start_middle(world, sink.local_addr(), flows)?;
+            let relay = Relay::start_middle(world, contender, sink.local_addr(), flows)?;
             (relay, sources.into_iter().map(flow).collect())
         } else {
             let relay = Relay::start(world, contender, programs)?;
             let peer = sink.local_addr();
-            let clients = crowd::connect(sources, Some(peer))?;
+            let clients = crowd::connect(sources, peer)?;
             let flows: anyhow::Result<Vec<Flow>> =
                 clients.iter().map(|client| client.flow(peer, size)).collect();
             (relay, flows?)

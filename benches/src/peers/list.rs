@@ -7,6 +7,8 @@ use Demand::{AtMost, NotWorse, RatioAtLeast, RatioAtMost};
 use Figure::{Cost, P50, P99, P999, Rate, Resident, SystemCalls};
 
 const KERNEL: Contender = Contender { name: "kernel calls", who: Who::Kernel, flags: "" };
+const KERNEL_ON_EVERY_CORE: Contender =
+    Contender { name: "kernel, every core", who: Who::KernelOnEveryCore, flags: "" };
 const CABLE: Contender = Contender { name: "bare veth", who: Who::Kernel, flags: "" };
 const COTURN: Contender = Contender { name: "coturn", who: Who::Coturn, flags: "" };
 const WIREGUARD_GO: Contender = Contender { name: "wireguard-go", who: Who::WireguardGo, flags: "" };
@@ -21,9 +23,18 @@ const TUNNELS: &[Contender] = &[WIREGUARD_GO, OURS];
 const SINGLE_THREADED: &[Contender] = &[BORINGTUN, OURS];
 const RELAYS: &[Contender] = &[COTURN, OURS];
 const RELAYS_AND_KERNEL: &[Contender] = &[COTURN, KERNEL, OURS];
-/// The raw forwarder has one thread, coturn and the relay have one for each core.
+/// Coturn and the relay have a thread for each core, and so has a raw forwarder; beside them both with one.
 const RELAYS_AND_ONE_WORKER: &[Contender] =
-    &[COTURN, KERNEL, OURS, ours("1 worker", "--io uring --workers 1")];
+    &[COTURN, KERNEL, KERNEL_ON_EVERY_CORE, ours("1 worker", "--io uring --workers 1"), OURS];
+/// What a packet may cost beside a forwarder of as many threads, with all workers and with one.
+const fn of_equal_threads(ratio: f64) -> [Target; 2] {
+    [
+        target(Cost, RatioAtMost(ratio), "kernel, every core"),
+        target(Cost, RatioAtMost(ratio), "kernel calls").of("1 worker"),
+    ]
+}
+const FLOWS: [Target; 2] = of_equal_threads(1.15);
+const MANY_FLOWS: [Target; 2] = of_equal_threads(1.2);
 const DESIGNS: &[Contender] = &[
     ours("uring, thread", "--io uring --completions thread"),
     ours("uring, inline", "--io uring --completions inline"),
@@ -180,14 +191,19 @@ pub const ROWS: &[Row] = &[
         "Relay, 1,000 flows of ChannelData, together 20,000/s of 160 B one by one",
         Work::Relay { traffic: MANY, flows: 1_000 },
         RELAYS_AND_ONE_WORKER,
-        &[target(Cost, RatioAtMost(0.85), "coturn"), target(Cost, RatioAtMost(1.15), "kernel calls")],
+        &[
+            target(Cost, RatioAtMost(0.85), "coturn"),
+            FLOWS[0],
+            FLOWS[1],
+            target(Cost, RatioAtMost(1.15), "kernel calls"),
+        ],
     ),
     demanded(
         "relay-flows-10000",
         "Relay, 10,000 flows of ChannelData, together 20,000/s of 160 B one by one",
         Work::Relay { traffic: MANY, flows: 10_000 },
         RELAYS_AND_ONE_WORKER,
-        &[target(Cost, RatioAtMost(1.2), "kernel calls")],
+        &[MANY_FLOWS[0], MANY_FLOWS[1], target(Cost, RatioAtMost(1.2), "kernel calls")],
     ),
     demanded(
         "relay-allocations",

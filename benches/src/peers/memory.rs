@@ -44,7 +44,7 @@ pub fn measure(
     let first = TurnClient::connect(sources.remove(0), peer, u64::MAX)?;
     load::run(lasting(2_000), &[first.flow(peer, size)?], &sink)?;
     let before = load::resident_kib(relay.pid(), "VmRSS");
-    let clients = crowd::connect(sources, Some(peer))?;
+    let clients = crowd::connect(sources, peer)?;
     let flows: anyhow::Result<Vec<_>> = clients.iter().map(|client| client.flow(peer, size)).collect();
     let counted = load::run(lasting(allocations as u64 * DATAGRAMS_EACH), &flows?, &sink)?;
     let after = load::resident_kib(relay.pid(), "VmRSS");

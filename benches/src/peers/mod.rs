@@ -1,5 +1,6 @@
 //! The whole-system runner: each row is one kind of work, done in turns by Towpath and by what it is compared with.
 
+mod askers;
 mod carriage;
 mod counter;
 mod crowd;

@@ -102,7 +102,7 @@ impl Programs {
 /// The program that a side runs, besides ours.
 fn program(who: Who) -> Option<&'static str> {
     match who {
-        Who::Towpath | Who::Kernel => None,
+        Who::Towpath | Who::Kernel | Who::KernelOnEveryCore => None,
         Who::WireguardGo => Some("wireguard-go"),
         Who::Boringtun => Some("boringtun-cli"),
         Who::Coturn => Some("turnserver"),

@@ -20,8 +20,10 @@ use crate::load::Flow;
 use crate::process::{Process, Role, now};
 
 const PORT: u16 = 3478;
-const USER: &str = "bench";
-const PASSWORD: &str = "in-its-own-namespace";
+/// The one user of all clients.
+pub const USER: &str = "bench";
+/// Its password.
+pub const PASSWORD: &str = "in-its-own-namespace";
 /// How long a relay may take to start, or to answer a client.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -63,15 +65,26 @@ impl Relay {
         Ok(Self { process, ours })
     }
 
-    /// Starts the page of kernel calls in the relay's place.
+    /// Starts the page of kernel calls in the relay's place, with one thread or as many as the relay has workers.
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn start_middle(world: &World, sink: SocketAddr, flows: usize) -> anyhow::Result<Self> {
+    pub fn start_middle(
+        world: &World,
+        contender: &Contender,
+        sink: SocketAddr,
+        flows: usize,
+    ) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?.display().to_string();
         let (sink, flows, listen) = (sink.to_string(), flows.to_string(), server().to_string());
-        let arguments = [&program, "middle", "--listen", &listen, "--sink", &sink, "--flows", &flows];
-        let arguments = arguments.map(str::to_owned);
+        let threads = match contender.who {
+            Who::KernelOnEveryCore => std::thread::available_parallelism()?.get(),
+            _ => 1,
+        };
+        let threads = threads.to_string();
+        let mut arguments = vec![program.as_str(), "middle", "--listen", &listen, "--sink", &sink];
+        arguments.extend(["--flows", &flows, "--threads", &threads]);
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         let namespace = Some(&world.topology.relay);
         let mut process = Process::start("the forwarder", Role::Program, &arguments, namespace)?;
         process.wait_for(&listen, PATIENCE)?;
@@ -148,7 +161,7 @@ impl TurnClient {
     /// As [`TurnClient::connect`].
     pub fn bind(&mut self, peer: SocketAddr) -> anyhow::Result<()> {
         self.want(peer)?;
-        self.wait_for(|this| this.has(Some(peer)))
+        self.wait_for(|this| this.has(peer))
     }
 
     /// Where peers reach it.
@@ -216,10 +229,10 @@ impl TurnClient {
         Ok(())
     }
 
-    /// Whether it has an allocation, and the channel to `peer` if one was asked for.
+    /// Whether it has an allocation and the channel to `peer`.
     #[must_use]
-    pub fn has(&self, peer: Option<SocketAddr>) -> bool {
-        self.relayed.is_some() && peer.is_none_or(|peer| self.client.channel(peer).is_some())
+    pub fn has(&self, peer: SocketAddr) -> bool {
+        self.relayed.is_some() && self.client.channel(peer).is_some()
     }
 
     /// Its socket.

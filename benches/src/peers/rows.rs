@@ -24,6 +24,8 @@ pub enum Who {
     Towpath,
     /// A page of system calls, without an engine; of a stream, the bare cable.
     Kernel,
+    /// The same of a relay with a thread for each core, as the relay has workers.
+    KernelOnEveryCore,
     /// wireguard-go.
     WireguardGo,
     /// boringtun-cli, on one thread.

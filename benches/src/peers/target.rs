@@ -10,6 +10,9 @@ const NOISE_TURNS: f64 = 0.9;
 /// By chance, one side is worse in all of five turns once in 32 times; in three, once in 8.
 const NOISE_TURNS_MIN: usize = 5;
 
+/// The side that a target is about unless it says otherwise.
+const OURS: &str = "towpath";
+
 /// What is demanded of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Demand {
@@ -42,7 +45,7 @@ impl Target {
     /// Demanded of "towpath".
     #[must_use]
     pub const fn new(figure: Figure, demand: Demand, against: &'static str) -> Self {
-        Self { figure, demand, of: "towpath", against, must: false }
+        Self { figure, demand, of: OURS, against, must: false }
     }
 
     /// The same of another side.
@@ -143,9 +146,10 @@ impl Verdict {
 fn demanded(target: &Target, unit: &str) -> String {
     let must = if target.must { " (must)" } else { "" };
     let (name, against) = (target.figure.name(), target.against);
+    let of = if target.of == OURS { String::new() } else { format!(" of {}", target.of) };
     let demand = match target.demand {
-        Demand::RatioAtMost(limit) => format!("{name} ratio to {against} at most {limit:.3}"),
-        Demand::RatioAtLeast(limit) => format!("{name} ratio to {against} at least {limit:.3}"),
+        Demand::RatioAtMost(limit) => format!("{name} ratio{of} to {against} at most {limit:.3}"),
+        Demand::RatioAtLeast(limit) => format!("{name} ratio{of} to {against} at least {limit:.3}"),
         Demand::AtMost(limit) => format!("{unit} at most {limit:.3}"),
         Demand::NotWorse => format!("{name} of {} not worse than {against} beyond noise", target.of),
     };

@@ -65,15 +65,17 @@ mod tests {
     use crate::admin::observer::Phase;
     use crate::admin::status::Status;
     use crate::admin::status::tests::{about, origin, snapshot};
-    use crate::server::figures::{UserFigures, Volume};
+    use crate::server::figures::{Credentials, UserFigures, Volume};
 
     #[test]
     fn counts_add_up_limits_stay_and_a_user_of_two_workers_is_one() {
         let now = origin();
-        let with = |users: &[(&str, u32)]| {
+        use Credentials::{Shared, Static};
+        let with = |users: &[(&str, Credentials, u32)]| {
             let mut snapshot = snapshot(now);
-            let user = |&(name, allocations): &(&str, u32)| UserFigures {
+            let user = |&(name, credentials, allocations): &(&str, Credentials, u32)| UserFigures {
                 name: name.into(),
+                credentials,
                 allocations,
                 relayed: [Volume { packets: 1, bytes: 10 }; 2],
                 shaped_packets: 1,
@@ -82,8 +84,8 @@ mod tests {
             (snapshot.census.permissions, snapshot.census.permissions_most) = (users.len() as u64, 4);
             snapshot
         };
-        let mut sum = with(&[("alice", 1), ("bob", 2)]);
-        let mut other = with(&[("carol", 3), ("alice", 4)]);
+        let mut sum = with(&[("alice", Static, 1), ("bob", Static, 2)]);
+        let mut other = with(&[("bob", Shared, 3), ("alice", Static, 4)]);
         (other.slots_free_min, other.timer_lag) = (2, Duration::from_secs(9));
         sum.merge(other);
         let status = Status::new(&sum, &about(now), Phase::Serving, now + Duration::from_secs(1));

@@ -282,7 +282,7 @@ fn metric(labels: &[(&'static str, &str)], kind: MetricType, value: f64) -> Metr
 mod tests {
     use super::*;
     use crate::admin::status::tests::{about, origin, snapshot};
-    use crate::server::figures::{UserFigures, Volume};
+    use crate::server::figures::{Credentials, UserFigures, Volume};
 
     fn of(snapshot: &crate::admin::observer::Snapshot) -> String {
         text(&Status::new(snapshot, &about(origin()), Phase::Serving, origin()))
@@ -324,6 +324,7 @@ mod tests {
         let before = of(&snapshot);
         snapshot.census.users = vec![UserFigures {
             name: "evil\"} 1\n# x".into(),
+            credentials: Credentials::Shared,
             allocations: 3,
             relayed: [Volume { packets: 9, bytes: 9 }; 2],
             shaped_packets: 1,

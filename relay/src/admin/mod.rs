@@ -43,6 +43,17 @@ pub enum AdminChoice {
     Off,
 }
 
+impl AdminChoice {
+    /// The address, where there is one.
+    #[must_use]
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::At(address) => Some(address),
+            Self::Off => None,
+        }
+    }
+}
+
 impl fmt::Display for AdminChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -144,6 +144,8 @@ pub(super) struct Ingress {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct User {
     pub name: String,
+    /// `static`, or `secret` where a web service made the name: one name may be two users.
+    pub credentials: String,
     pub allocations: u32,
     pub to_peer: Amount,
     pub to_client: Amount,
@@ -291,6 +293,7 @@ fn users(all: &[UserFigures]) -> Vec<User> {
         .iter()
         .map(|user| User {
             name: user.name.to_string(),
+            credentials: user.credentials.name().to_owned(),
             allocations: user.allocations,
             to_peer: of(user, Direction::ToPeer),
             to_client: of(user, Direction::ToClient),
@@ -312,7 +315,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::life::Reloads;
-    use crate::server::figures::{Census, Figures};
+    use crate::server::figures::{Census, Credentials, Figures};
     use crate::server::rules::Rule;
     use crate::stream::{End, StreamFigures};
 
@@ -379,6 +382,7 @@ pub(super) mod tests {
         let mut snapshot = snapshot(now);
         snapshot.census.users = (0..USERS_MAX as u64 + 5)
             .map(|index| UserFigures {
+                credentials: Credentials::Static,
                 name: format!("user {index}").into(),
                 allocations: 1,
                 relayed: [Volume { packets: 1, bytes: index }, Volume::default()],

@@ -195,11 +195,18 @@ fn counters(title: &str, head: &str, now: &Counts, before: Option<(&Counts, f64)
 }
 
 fn users(status: &Status) -> Table {
-    let mut table =
-        table(&["Users, by bytes", "allocations", "bytes to peers", "bytes to clients", "packets shaped"]);
+    let mut table = table(&[
+        "Users, by bytes",
+        "credentials",
+        "allocations",
+        "bytes to peers",
+        "bytes to clients",
+        "packets shaped",
+    ]);
     for user in status.users.iter().take(USERS_SHOWN) {
         table.add_row([
             printable(&user.name),
+            user.credentials.clone(),
             user.allocations.to_string(),
             short(user.to_peer.bytes as f64),
             short(user.to_client.bytes as f64),
@@ -248,12 +255,19 @@ mod tests {
     use super::*;
     use crate::admin::observer::{Phase, Snapshot};
     use crate::admin::status::tests::{about, origin, snapshot};
-    use crate::server::figures::{UserFigures, Volume};
+    use crate::server::figures::{Credentials, UserFigures, Volume};
 
     fn with_user(mut snapshot: Snapshot, bytes: u64) -> Snapshot {
         let relayed = [Volume { packets: 3, bytes }, Volume::default()];
+        let user = |name: &str, credentials, allocations| UserFigures {
+            name: name.into(),
+            credentials,
+            allocations,
+            relayed,
+            shaped_packets: 4,
+        };
         snapshot.census.users =
-            vec![UserFigures { name: "al\x1b[2Jice".into(), allocations: 2, relayed, shaped_packets: 4 }];
+            vec![user("al\x1b[2Jice", Credentials::Static, 2), user("al\x1b[2Jice", Credentials::Shared, 1)];
         snapshot
     }
 
@@ -273,7 +287,8 @@ mod tests {
         let words = |start: &str| line(start).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words("no_permission"), ["no_permission", "23", "10"]);
         assert_eq!(words("│ allocations"), ["allocations", "12", "100"]);
-        assert_eq!(words("ice"), ["al\u{fffd}[2Jice", "2", "1.5M", "0", "4"]);
+        assert_eq!(words("static"), ["al\u{fffd}[2Jice", "static", "2", "1.5M", "0", "4"]);
+        assert_eq!(words("secret"), ["al\u{fffd}[2Jice", "secret", "1", "1.5M", "0", "4"]);
         assert!(line("towpath-relay").contains("draining, up 2s; uring out, epoll in, GSO on; workers 1"));
         assert!(!text.contains('\x1b'));
     }

@@ -54,7 +54,7 @@ impl Relay {
             gro: self.gro,
             packet_info: false,
             errors: true,
-            // RFC 8656 section 14: the DF of what came is not known here, and taken to be 0.
+            // RFC 8656 sections 14 and 15, alternate behavior: the DF of what came is not known here, and taken to be 0.
             without_df: true,
             ..UdpOptions::default()
         };

@@ -50,7 +50,7 @@ impl StreamConfig {
     }
 
     pub(super) fn merge(args: &Args, file: &File) -> Result<Self, ConfigError> {
-        let usage = |text: String| Err(ConfigError::Usage(text));
+        let wrong = |name: &str, text: &str| Err(file.places.error(args, name, text));
         let tcp = first_of(args.listen_tcp.clone(), file.listen_tcp.clone()).unwrap_or_default();
         let tls = first_of(args.listen_tls.clone(), file.listen_tls.clone()).unwrap_or_default();
         let certificate = args.tls_certificate.as_ref().or(file.tls_certificate.as_ref());
@@ -60,18 +60,25 @@ impl StreamConfig {
                 Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
             }
             (None, None) if tls.is_empty() => None,
-            (None, _) => return usage("TLS needs a certificate: add --tls-certificate FILE".to_owned()),
+            (None, None) => {
+                return wrong(
+                    "listen-tls",
+                    "needs a certificate: add tls-certificate and tls-key, each with a FILE",
+                );
+            }
+            (None, Some(_)) => {
+                return wrong("tls-key", "needs the certificate it is for: add tls-certificate FILE");
+            }
             (Some(_), None) => {
-                return usage("TLS needs the key of its certificate: add --tls-key FILE".to_owned());
+                return wrong("tls-certificate", "needs the key of the certificate: add tls-key FILE");
             }
         };
         let connections_max = args.tcp_connections_max.or(file.tcp_connections_max);
         let per_address_max = args.tcp_connections_per_address_max.or(file.tcp_connections_per_address_max);
         let queue_kib = args.tcp_queue_kib.or(file.tcp_queue_kib).unwrap_or(QUEUE_KIB);
         if !(QUEUE_KIB_MIN..=QUEUE_KIB_MAX).contains(&queue_kib) {
-            return usage(format!(
-                "--tcp-queue-kib takes {QUEUE_KIB_MIN} to {QUEUE_KIB_MAX} KiB, for example {QUEUE_KIB}"
-            ));
+            let text = format!("takes {QUEUE_KIB_MIN} to {QUEUE_KIB_MAX} KiB, for example {QUEUE_KIB}");
+            return wrong("tcp-queue-kib", &text);
         }
         let connections_max = connections_max.unwrap_or(CONNECTIONS_MAX);
         let least_mib = (connections_max as usize * QUEUE_BYTES_MIN).div_ceil(MIB);
@@ -79,10 +86,10 @@ impl StreamConfig {
             None => least_mib.max(QUEUES_MIB as usize),
             Some(mib) if mib as usize >= least_mib => mib as usize,
             Some(_) => {
-                return usage(format!(
-                    "--tcp-queues-mib has to be at least {least_mib} for {connections_max} connections: raise it, or lower \
-                     --tcp-connections-max"
-                ));
+                let text = format!(
+                    "has to be at least {least_mib} for {connections_max} connections: raise it, or lower tcp-connections-max"
+                );
+                return wrong("tcp-queues-mib", &text);
             }
         };
         Ok(Self {
@@ -157,9 +164,9 @@ mod tests {
     #[test]
     fn what_makes_no_sense_says_what_would() {
         for (flags, hint) in [
-            (&["--listen-tls", "127.0.0.1:1"][..], "--tls-certificate FILE"),
-            (&["--listen-tls", "127.0.0.1:1", "--tls-certificate", "a"], "--tls-key FILE"),
-            (&["--tls-key", "a"], "--tls-certificate FILE"),
+            (&["--listen-tls", "127.0.0.1:1"][..], "add tls-certificate and tls-key"),
+            (&["--listen-tls", "127.0.0.1:1", "--tls-certificate", "a"], "add tls-key FILE"),
+            (&["--tls-key", "a"], "add tls-certificate FILE"),
             (&["--tcp-queue-kib", "127"], "128 to 16384"),
             (&["--tcp-queues-mib", "644"], "at least 645 for 10000 connections"),
             (&["--listen-tcp", "3478"], "ADDRESS:PORT"),

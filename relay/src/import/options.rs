@@ -143,14 +143,7 @@ const OPTIONS: &[(&str, Takes, Fate)] = &[
     ("user-quota", Takes::Value, Fate::Translated(Setting::UserQuota)),
     ("total-quota", Takes::Value, Fate::Translated(Setting::TotalQuota)),
     ("max-bps", Takes::Value, Fate::Translated(Setting::MaxBps)),
-    (
-        "bps-capacity",
-        Takes::Value,
-        Fate::AlreadyIf(
-            "0",
-            "there is no rate of all allocations together: set `user-rate`, or shape the interface (tc)",
-        ),
-    ),
+    ("bps-capacity", Takes::Value, Fate::Translated(Setting::BpsCapacity)),
     // TLS.
     ("cert", Takes::Value, Fate::Translated(Setting::Certificate)),
     ("pkey", Takes::Value, Fate::Translated(Setting::Key)),

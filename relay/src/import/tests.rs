@@ -51,7 +51,7 @@ fn a_whole_configuration_comes_over() {
                 aux-server=192.0.2.1:5000\nrelay-ip=192.0.2.1\nrelay-ip=192.0.2.2\nrelay-ip=2001:db8::1\n\
                 external-ip=198.51.100.1/192.0.2.1\nmin-port=50000\nmax-port=50999\nfingerprint\nlt-cred-mech\n\
                 user=alice:pass:word\nuser=bob:0xbc807ee29df3c9ffa736523fb2c4e8ee\nrealm=north.gov\n\
-                static-auth-secret=new\nstatic-auth-secret=old\nuser-quota=12\ntotal-quota=1200\nmax-bps=125000\n\
+                static-auth-secret=new\nstatic-auth-secret=old\nuser-quota=12\ntotal-quota=1200\nmax-bps=125000\nbps-capacity=2500000\n\
                 allowed-peer-ip=10.1.0.5\ndenied-peer-ip=10.0.0.0-10.255.255.255\ndenied-peer-ip=203.0.113.7\n\
                 cert=turn/cert.pem\npkey=/keys/key.pem\nprometheus\nprometheus-port=9700\nno-cli\nrelay-threads=0\n";
     let (config, translation) = loaded(text);
@@ -74,6 +74,8 @@ fn a_whole_configuration_comes_over() {
     );
     assert_eq!((config.allocations_per_user_max, config.allocations_max), (12, 1200));
     assert_eq!(config.limits.allocation_rate.bytes_per_s.unwrap().get(), 125_000);
+    assert_eq!(config.limits.total_rate.bytes_per_s.unwrap().get(), 2_500_000);
+    assert!(translation.differences.iter().any(|note| note.text.starts_with("there are 1000 ports, fewer")));
     assert_eq!(texts(&config.allow_peers), ["10.1.0.5/32"]);
     let denied = |address: &str| {
         config.deny_peers.iter().any(|net| net.contains(&address.parse::<std::net::IpAddr>().unwrap()))
@@ -83,6 +85,34 @@ fn a_whole_configuration_comes_over() {
     assert_eq!(config.workers, Some(1));
     let [second] = &translation.missing[..] else { panic!("{:?}", translation.missing) };
     assert_eq!(second.line, Some(7));
+}
+
+/// As coturn does it, whose words for such a line are "Bad configuration format".
+#[test]
+fn a_line_that_begins_with_dashes_is_passed_over_and_told() {
+    let (config, translation) = loaded("realm=north.gov\n--max-port=50000\n--frobnicate\n");
+    assert_eq!(config.relay_ports, 49_152..=65_535);
+    let texts: Vec<_> = translation.missing.iter().map(|note| (note.line, note.text.as_str())).collect();
+    let [(Some(2), dashes), (Some(3), unknown)] = texts[..] else { panic!("{texts:?}") };
+    assert!(
+        dashes.starts_with("--max-port: coturn passes over")
+            && dashes.ends_with("write max-port where it is wanted")
+    );
+    assert!(unknown.starts_with("--frobnicate: unknown"), "{unknown}");
+}
+
+/// Unlike coturn, which refuses allocations when its ports are used up.
+#[test]
+fn a_range_of_few_ports_is_said_to_be_shared() {
+    let is_said = |text: &str| {
+        let (_, translation) = loaded(text);
+        translation.differences.iter().any(|note| note.text.contains("port-sharing"))
+    };
+    assert!(
+        is_said("min-port=50000\nmax-port=50003\n")
+            && !is_said("min-port=50000\nmax-port=50003\ntotal-quota=4\n")
+    );
+    assert!(!is_said("") && !is_said("min-port=50000\nmax-port=59999\n"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::conf::{Entry, entries};
 use super::options::{Fate, Takes, look_up};
 use super::ranges::{Range, denied_networks, networks};
 use crate::admin::ADDRESS_DEFAULT;
-use crate::config::{External, PortRange, Realm, is_usable};
+use crate::config::{ALLOCATIONS_MAX_DEFAULT, External, PortRange, Realm, is_usable};
 use crate::login::Login;
 use crate::server::WORKERS_MAX;
 use crate::server::auth::SECRETS_MAX;
@@ -52,6 +52,7 @@ pub enum Setting {
     UserQuota,
     TotalQuota,
     MaxBps,
+    BpsCapacity,
     Certificate,
     Key,
     Prometheus,
@@ -142,7 +143,14 @@ pub fn translate(text: &str, folder: &Path) -> Result<Translation, BadValue> {
             let is_plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_';
             let is_shown = entry.name.len() <= NAME_SHOWN_MAX && entry.name.chars().all(is_plain);
             let name = if is_shown { entry.name } else { "what stands here" };
-            let text = format!("{name}: unknown; see whether towpath-relay --help has something like it");
+            let without_dashes = entry.name.trim_start_matches('-');
+            let text = match look_up(without_dashes) {
+                Some(_) => format!(
+                    "{name}: coturn passes over a line that begins with dashes, and so it was left out; write {without_dashes} \
+                     where it is wanted"
+                ),
+                None => format!("{name}: unknown; see whether towpath-relay --help has something like it"),
+            };
             out.missing.push(Note { line: Some(entry.line), text });
             continue;
         };
@@ -249,10 +257,12 @@ fn take(
                 most => _ = out.settings.insert(name, most.to_string()),
             }
         }
-        Setting::MaxBps => {
+        Setting::MaxBps | Setting::BpsCapacity => {
             let bytes: u64 = value(entry, "bytes a second, for example 64000")?;
+            let name = if setting == Setting::MaxBps { "allocation-rate" } else { "total-rate" };
+            // 0 is no limit.
             if bytes > 0 {
-                out.settings.insert("allocation-rate", format!("\"{}bit\"", u128::from(bytes) * 8));
+                out.settings.insert(name, format!("\"{}bit\"", u128::from(bytes) * 8));
             }
         }
         Setting::RelayThreads => {
@@ -321,6 +331,15 @@ fn put_together(said: &Said, out: &mut Translation) -> Result<(), BadValue> {
         let range = format!("{low}-{high}");
         let _: PortRange = range.parse().map_err(|text| BadValue { line, text })?;
         out.settings.insert("relay-ports", quoted(&range));
+        let most = out.settings.get("allocations-max").and_then(|most| most.parse().ok());
+        let ports = usize::from(high - low) + 1;
+        if ports < most.unwrap_or(ALLOCATIONS_MAX_DEFAULT) as usize {
+            out.differ(&format!(
+                "there are {ports} ports, fewer than `allocations-max`: once none is free, several allocations have one port, \
+                 which coturn refuses; such a channel opens one port of a peer, and who asks for a peer that another on the \
+                 port has is answered 508. `port-sharing = \"off\"` refuses as coturn does"
+            ));
+        }
     }
     for (name, alternates) in
         [("alternate-server", &said.alternates), ("alternate-server-tls", &said.tls_alternates)]

@@ -9,7 +9,7 @@ use dataplane::stun::Method;
 use foldhash::fast::RandomState;
 
 use super::allocation::State;
-use super::auth::{Unauthentic, UserId};
+use super::auth::{Identity, Unauthentic, UserId};
 use super::{AllocationId, Server};
 
 /// Allocations, or users, that a census looks at in one step: some tens of microseconds.
@@ -181,17 +181,55 @@ impl Figures {
     }
 }
 
+/// How a user proves who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Credentials {
+    /// By the password or key that the configuration has for the name.
+    Static,
+    /// By a time-limited name that a web service made with a shared secret.
+    Shared,
+}
+
+impl Credentials {
+    /// As tables and `/status.json` have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Shared => "secret",
+        }
+    }
+}
+
+impl From<Identity<'_>> for Credentials {
+    fn from(identity: Identity<'_>) -> Self {
+        match identity {
+            Identity::Static(_) => Self::Static,
+            Identity::Shared(_) => Self::Shared,
+        }
+    }
+}
+
 /// What one user holds and has sent.
 #[derive(Clone, Debug)]
 pub struct UserFigures {
-    /// The name.
+    /// The name, of a static user, or the ID in the names from a shared secret.
     pub name: Arc<str>,
+    /// Which of the two: one name may be both, and is two users then.
+    pub credentials: Credentials,
     /// Allocations held.
     pub allocations: u32,
     /// Relayed payload by [`Direction`], since there is an entry.
     pub relayed: [Volume; Direction::ALL.len()],
     /// Packets dropped above a rate or a fair share.
     pub shaped_packets: u64,
+}
+
+impl UserFigures {
+    /// What one user has with every worker.
+    fn key(&self) -> (Arc<str>, Credentials) {
+        (self.name.clone(), self.credentials)
+    }
 }
 
 /// A count of what is held: begun by its default, taken by [`Server::census`].
@@ -221,10 +259,10 @@ impl Census {
         self.channels += channels;
         self.permissions_most = self.permissions_most.max(permissions_most);
         self.channels_most = self.channels_most.max(channels_most);
-        let known = self.users.iter().enumerate().map(|(index, user)| (user.name.clone(), index));
+        let known = self.users.iter().enumerate().map(|(index, user)| (user.key(), index));
         let known: HashMap<_, _, RandomState> = known.collect();
         for user in users {
-            let Some(&index) = known.get(&user.name) else {
+            let Some(&index) = known.get(&user.key()) else {
                 self.users.push(user);
                 continue;
             };
@@ -289,6 +327,7 @@ impl Server {
             if user.allocations > 0 || has_relayed {
                 census.users.push(UserFigures {
                     name: String::from_utf8_lossy(user.identity().name()).into(),
+                    credentials: user.identity().into(),
                     allocations: user.allocations,
                     relayed: relayed.volumes,
                     shaped_packets: relayed.shaped_packets,

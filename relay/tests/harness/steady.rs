@@ -25,6 +25,8 @@ use super::{Client, PATIENCE, code, peer};
 const TICK: Duration = Duration::from_millis(1);
 /// How soon a client whose relay is gone tries again.
 const RETRY: Duration = Duration::from_millis(10);
+/// How long a client waits for anything before it asks whether its relay is still there.
+const SILENCE: Duration = Duration::from_millis(150);
 /// A message: ChannelData with an 8-byte payload, which needs no padding on a stream.
 const MESSAGE: usize = 12;
 /// What a small datagram takes of a receive buffer, in bytes, with some to spare (on loopback 768).
@@ -80,8 +82,8 @@ impl Link {
         }
     }
 
-    /// An allocation, and a channel to the peer.
-    fn bind(&mut self, peer: SocketAddr) -> io::Result<()> {
+    /// An allocation, and a channel to the peer; `false` when they were there already.
+    fn bind(&mut self, peer: SocketAddr) -> io::Result<bool> {
         let allocated = self.ask(Method::Allocate, |writer| {
             writer.requested_transport(17);
         })?;
@@ -89,7 +91,8 @@ impl Link {
             writer.channel_number(NUMBER).xor_peer_address(peer);
         })?;
         match (code(&allocated), code(&bound)) {
-            (None, None) => self.set_nonblocking(true),
+            (None, None) => self.set_nonblocking(true).map(|()| true),
+            (Some(437), None) => self.set_nonblocking(true).map(|()| false),
             refused => Err(io::Error::other(format!("{refused:?}"))),
         }
     }
@@ -190,7 +193,7 @@ impl Flow {
         enlarge(&peer);
         peer.set_nonblocking(true).unwrap();
         let mut link = Link::open(&access).unwrap();
-        link.bind(peer.local_addr().unwrap()).unwrap();
+        assert!(link.bind(peer.local_addr().unwrap()).unwrap());
         let on_their_way_max = sockopt::socket_recv_buffer_size(&peer).unwrap() / BUFFERED / flows;
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
@@ -205,6 +208,8 @@ impl Flow {
             start: Instant::now(),
             last: Instant::now(),
             gap: Duration::ZERO,
+            asked: Instant::now(),
+            tells: false,
             back,
         };
         let thread = std::thread::spawn(move || state.run(rate, on_their_way_max as u64, &told));
@@ -232,6 +237,10 @@ struct State {
     /// When something came last.
     last: Instant,
     gap: Duration,
+    /// When the client last came back.
+    asked: Instant,
+    /// The next datagram is the first through a new allocation.
+    tells: bool,
     back: Option<Sender<Instant>>,
 }
 
@@ -244,8 +253,11 @@ impl State {
             }
             assert!(self.last.elapsed() < PATIENCE, "lost: {} of {}", self.sent - self.returned, self.sent);
             let due = if stopping { 0 } else { (self.start.elapsed().as_secs_f64() * rate) as u64 };
-            if let Err(error) = self.turn(due.min(self.returned + on_their_way_max)) {
-                assert!(self.back.is_some(), "the relay dropped its client: {error}");
+            let turned = self.turn(due.min(self.returned + on_their_way_max));
+            if let (Err(error), None) = (&turned, &self.back) {
+                panic!("the relay dropped its client: {error}");
+            }
+            if turned.is_err() || self.is_silent() {
                 self.come_back();
             }
             std::thread::sleep(TICK);
@@ -284,23 +296,37 @@ impl State {
             let now = Instant::now();
             self.gap = self.gap.max(now - self.last);
             self.last = now;
-            if let (0, 1.., Some(back)) = (before, self.epoch, &self.back) {
+            if let (true, Some(back)) = (std::mem::take(&mut self.tells), &self.back) {
                 back.send(now).unwrap();
             }
         }
         broken
     }
 
-    /// Allocates on the relay that comes after one that crashed, and goes on.
+    /// Whether a client whose relay may crash has to ask: over UDP a relay that crashed and came back before the next datagram
+    /// left is met by silence only, and so is one that crashed with as much on the way as there may be.
+    fn is_silent(&self) -> bool {
+        let waits = self.last.elapsed().min(self.asked.elapsed()) > SILENCE;
+        self.back.is_some() && matches!(self.link, Link::Udp(_)) && self.sent > self.returned && waits
+    }
+
+    /// Allocates on the relay that comes after one that crashed, and goes on. Where it turns out to have been slow only, what
+    /// was on its way is no longer counted.
     fn come_back(&mut self) {
         let peer = self.peer.local_addr().unwrap();
         let mut attempt = 0;
-        while let Err(error) = self.link.open_again(&self.access, attempt).and_then(|()| self.link.bind(peer))
-        {
-            assert!(self.last.elapsed() < PATIENCE, "the client does not come back: {error}");
-            attempt += 1;
-            std::thread::sleep(RETRY);
-        }
+        let anew = loop {
+            match self.link.open_again(&self.access, attempt).and_then(|()| self.link.bind(peer)) {
+                Ok(anew) => break anew,
+                Err(error) => {
+                    assert!(self.last.elapsed() < PATIENCE, "the client does not come back: {error}");
+                    attempt += 1;
+                    std::thread::sleep(RETRY);
+                }
+            }
+        };
+        self.asked = Instant::now();
+        self.tells = self.tells || anew;
         self.epoch += 1;
         (self.sent, self.returned, self.start) = (0, 0, Instant::now());
         self.unread.clear();
