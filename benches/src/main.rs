@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{forward, instructions, middle, process, ring, slots, zero_copy};
+use benches::{forward, instructions, middle, process, ring, slots, timing, zero_copy};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::EngineArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -48,6 +48,12 @@ enum Command {
     Slots {
         /// Turns of each size
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+    },
+    /// What the always-on histograms of the tunnel's stages cost
+    Timing {
+        /// Turns of each side, by two
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         runs: u32,
     },
     /// Instructions of the hot functions, counted by callgrind and compared with a baseline
@@ -137,6 +143,14 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Slots { runs } => {
             compare_slots(runs)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Timing { runs } => {
+            println!(
+                "{:>7} {:>6} {:>11} {:>11} {:>9} {:>8} {:>18}",
+                "packets", "bytes", "untimed ns", "timed ns", "cost ns", "ratio", "spread"
+            );
+            timing::costs(runs).iter().for_each(|cost| println!("{cost}"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Instructions(arguments) => instructions::run(&arguments),

@@ -5,22 +5,26 @@ mod marking;
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
+use crate::admin;
 use crate::config::{self, Config, ConfigError};
 use crate::engine::{self, EngineArgs, Offload};
+use crate::host::{self, Host};
 use crate::log::{self, LogFormat};
+use crate::netlink;
+use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::{Tunnel, noise, setup};
-use crate::turn::Client;
 use crate::uapi::Listener;
 
 /// Exit status of a mistake in what the user wrote: flags, configuration, keys.
@@ -46,6 +50,10 @@ struct Cli {
 enum Command {
     /// Bring up the tunnel of a configuration file in wg-quick's format, and stay in the foreground
     Up(Up),
+    /// Show what the tunnels of this machine do: peers, paths, losses, and where time goes
+    Show(ShowArgs),
+    /// End a tunnel that `towpath up` runs, and take back what one that was killed has left behind
+    Down(Down),
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -56,15 +64,32 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Up {
-    /// The configuration; the interface is named after it, without the ending
+    /// The configuration, or the name of one in /etc/towpath or /etc/wireguard; the interface is named after it, without the
+    /// ending
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     marking: marking::MarkingArgs,
+    /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+struct Down {
+    /// The interface, or the configuration it was brought up with
+    #[arg(value_name = "NAME|FILE")]
+    name: PathBuf,
+}
+
+/// The command line as it is described, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program. The first of `args` is its name.
@@ -92,6 +117,15 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Up(up) => {
             log::init(up.log_format, LevelFilter::INFO);
             up_tunnel(&up).map_err(|failure| failure.formatted(up.log_format))
+        }
+        Command::Show(args) => match show::run(&args) {
+            // Whoever read has gone, as `head` does.
+            Err(ShowError::Print(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            shown => Ok(shown?),
+        },
+        Command::Down(down) => {
+            log::init(LogFormat::Text, LevelFilter::WARN);
+            Ok(host::down::down(&config::interface_of(&down.name)?)?)
         }
         Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
         Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
@@ -137,6 +171,15 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl From<ShowError> for Failure {
+    fn from(error: ShowError) -> Self {
+        match error {
+            ShowError::Usage(text) => Self::usage(text),
+            error => Self { text: error.to_string(), status: 1, as_log: false },
+        }
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::usage(error.to_string())
@@ -145,25 +188,46 @@ impl From<ConfigError> for Failure {
 
 fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
-    let (config, warnings) = Config::load(&up.file)?;
-    let name = config::interface_name(&up.file)?;
+    let file = config::find(&up.file);
+    let (config, warnings) = Config::load(&file)?;
+    let name = config::interface_name(&file)?;
     for warning in warnings {
-        tracing::warn!("{}: {warning}", up.file.display());
+        tracing::warn!("{}: {warning}", file.display());
     }
-    let app = assemble(up, &name, &config)?;
-    engine::run(app, &up.engine)?;
+    let mut host = Host::open(&name, &file, &config)?;
+    let outcome = run_tunnel(&file, &name, &config, up, &mut host);
+    host.end();
+    outcome
+}
+
+fn run_tunnel(file: &Path, name: &str, config: &Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
+    match host.before_interface() {
+        // We are to end, and so we do.
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            tracing::info!("{error}");
+            return Ok(());
+        }
+        done => done?,
+    }
+    let app = assemble(file, name, config, up, host)?;
+    host.serve(|halt, started| engine::run_until(app, &up.engine, halt, || started.tell()))?;
     Ok(())
 }
 
-fn assemble(up: &Up, name: &str, config: &Config) -> Result<App, Failure> {
-    let (file, gro) = (&up.file, up.engine.uses(Offload::UdpGro));
+fn assemble(file: &Path, name: &str, config: &Config, up: &Up, host: &mut Host) -> Result<App, Failure> {
+    let gro = up.engine.uses(Offload::UdpGro);
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
+    let admin = bind_admin(up.admin)?;
     let sockets = setup::bind_sockets(config.listen_port, gro, LISTEN_PATIENCE)?;
-    let tun = setup::make_interface(name, config, plan.tunnel.mtu, up.engine.tun_options())?;
+    let mut handle = netlink::Handle::open().map_err(io::Error::from)?;
+    let (tun, index) =
+        setup::make_interface(&mut handle, name, config, plan.tunnel.mtu, up.engine.tun_options())?;
+    let firewall_mark = host.connect(&mut handle, index, config)?;
+    setup::mark_sockets(&sockets, firewall_mark)?;
     let listener = Listener::bind(name)
         .inspect_err(|error| tracing::info!("`wg` does not see this tunnel: {error}"))
         .ok();
@@ -176,15 +240,24 @@ fn assemble(up: &Up, name: &str, config: &Config) -> Result<App, Failure> {
         "interface is up"
     );
     let now = now();
-    let relay = plan.relay.map(|relay| {
-        let server = relay.client.server;
-        Relay { client: Client::new(relay.client, now), server, peers: relay.peers }
-    });
-    let binding = Binding { listen_port: config.listen_port, firewall_mark: 0, gro };
+    let relay = plan.relay.map(|relay| Relay::new(relay, now));
+    let binding = Binding { listen_port: config.listen_port, firewall_mark, gro };
     let marking = up.marking.over(config.marking);
-    let management =
-        Management { binding, marking, inquiries: plan.inquiries, listener, drop_in: false, notice: None };
+    let management = Management {
+        binding,
+        marking,
+        inquiries: plan.inquiries,
+        listener,
+        drop_in: false,
+        notice: None,
+        admin,
+    };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
+}
+
+/// The socket for totals, if there are to be any.
+fn bind_admin(address: Option<SocketAddr>) -> io::Result<Option<admin::Listener>> {
+    address.map(|address| admin::Listener::bind_flag(address, "the tunnel's totals")).transpose()
 }
 
 #[expect(clippy::disallowed_methods, reason = "set-up happens before the driver reads the clock")]

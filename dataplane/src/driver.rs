@@ -11,6 +11,7 @@ use crate::egress::{Egress, EgressStats, Flush};
 use crate::engine::IngressKind;
 use crate::halt::Halt;
 use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
+use crate::stages::{Stages, Stopwatch, Timing};
 use crate::sys::signal::{Signal, StopSignals};
 use crate::sys::tun::Offloads;
 
@@ -94,6 +95,11 @@ pub trait Application {
 
     /// Packets the application itself lost, by cause.
     fn drops(&self) -> Drops;
+
+    /// Where the time that batches take is recorded, if it is.
+    fn stages(&mut self) -> Option<&mut Stages> {
+        None
+    }
 }
 
 /// Whether the loop goes on.
@@ -239,6 +245,18 @@ fn drain(application: &mut impl Application, egress: &mut impl Egress) -> io::Re
     }
 }
 
+/// The wait for input is over, and the batch is to be timed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the driver is where time enters, once a batch more when it is timed"
+)]
+fn begin_timing(egress: &mut impl Egress) -> Timing {
+    if let Some(stopwatch) = egress.stopwatch() {
+        stopwatch.start();
+    }
+    Timing::new(egress.offered(), Instant::now())
+}
+
 /// The state of the loop between two turns.
 struct Loop {
     now: Instant,
@@ -273,34 +291,14 @@ impl Loop {
         egress: &mut E,
         ends: &Ends<'_>,
     ) -> io::Result<()> {
-        if self.flush == Flush::Suspended {
+        let timing = if self.flush == Flush::Suspended {
             // The design stops the loop: only signals and timers get their turn.
             self.now = Instant::now();
             self.take_signals(application, ends);
+            None
         } else {
-            let timeout = self.timeout(application);
-            let mut signalled = false;
-            let mut now = None;
-            let polled = ingress.poll(timeout, &mut |received| {
-                if received.token.0 >= OWN_TOKENS {
-                    signalled |= received.token == SIGNALS;
-                    return;
-                }
-                let now = *now.get_or_insert_with(Instant::now);
-                application.handle(received, egress, now);
-            });
-            if let Err(error) = polled {
-                application.handle_failure(error)?;
-                self.stopping = true;
-            }
-            if let Some(now) = now {
-                self.awake_until = now + self.busy_poll;
-            }
-            self.now = now.unwrap_or_else(Instant::now);
-            if signalled {
-                self.take_signals(application, ends);
-            }
-        }
+            self.take_input(application, ingress, egress, ends)?
+        };
         if self.now >= self.next_control || application.poll_timeout().is_some_and(|due| due <= self.now) {
             self.next_control = self.now + CONTROL_INTERVAL;
             application.handle_timeout(egress, self.now);
@@ -309,11 +307,60 @@ impl Loop {
         let (flush, failed) = flush(application, egress, self.now)?;
         self.flush = flush;
         self.stopping |= failed;
+        if let (Some(timing), Some(stages)) = (timing, application.stages()) {
+            let outside = egress.stopwatch().map(Stopwatch::stop);
+            timing.finish(stages, egress.offered(), outside, Instant::now());
+        }
         self.react(application, ingress, egress);
         if !ingress.has_more() {
             egress.idle();
         }
         Ok(())
+    }
+
+    /// Waits for input and hands over a batch of it; the times so far, when it is one that is timed.
+    #[expect(clippy::disallowed_methods, reason = "the driver is where time enters, once a batch")]
+    fn take_input<A: Application, I: Ingress, E: Egress>(
+        &mut self,
+        application: &mut A,
+        ingress: &mut I,
+        egress: &mut E,
+        ends: &Ends<'_>,
+    ) -> io::Result<Option<Timing>> {
+        let timeout = self.timeout(application);
+        let timed = application.stages().is_some_and(Stages::is_due);
+        let waited = ingress.wait(timeout);
+        let mut timing = timed.then(|| begin_timing(egress));
+        let mut signalled = false;
+        let mut now = None;
+        let mut hand_over = |received: Received<'_>| {
+            if received.token.0 >= OWN_TOKENS {
+                signalled |= received.token == SIGNALS;
+                return;
+            }
+            let now = *now.get_or_insert_with(Instant::now);
+            let begun = timing.is_some().then(Instant::now);
+            application.handle(received, egress, now);
+            if let (Some(timing), Some(begun)) = (&mut timing, begun) {
+                timing.handled(begun.elapsed());
+            }
+        };
+        let taken = waited.and_then(|()| ingress.take(&mut hand_over));
+        if let Some(timing) = &mut timing {
+            timing.all_handed_over(Instant::now());
+        }
+        if let Err(error) = taken {
+            application.handle_failure(error)?;
+            self.stopping = true;
+        }
+        if let Some(now) = now {
+            self.awake_until = now + self.busy_poll;
+        }
+        self.now = now.unwrap_or_else(Instant::now);
+        if signalled {
+            self.take_signals(application, ends);
+        }
+        Ok(timing)
     }
 
     /// Hands over the signals that have come.

@@ -12,6 +12,7 @@ use crate::driver::{self, Application, Ends, Ledger};
 use crate::drops::Drops;
 use crate::egress::probe::{self, probe, setup_reason};
 use crate::egress::{Direct, Egress, Runtime, Threaded, Uring, WhenBusy};
+use crate::halt::Halt;
 use crate::ingress::{Epoll, Ingress, UringIngress};
 use crate::sys::ring::{ReapHalf, SubmitHalf};
 use crate::sys::signal::StopSignals;
@@ -116,18 +117,35 @@ pub fn run<A: Application>(mut application: A, args: &EngineArgs) -> io::Result<
     Ok(())
 }
 
+/// As [`run`], of a program that waits for signals on a thread of its own: the loop ends with `halt`. `started` is called once
+/// it is ready for packets.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_until<A: Application>(
+    mut application: A,
+    args: &EngineArgs,
+    halt: &Halt,
+    started: impl FnOnce(),
+) -> io::Result<()> {
+    args.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
+    let plan = Plan::choose(&application, args);
+    let place = Place {
+        number: 0,
+        ends: Ends { signals: None, halt: Some(halt) },
+        before_start: || Ok(()),
+        after_start: started,
+    };
+    let ledger = run_loop(&mut application, &plan, args, place)?;
+    tracing::info!(figures = %figures(&ledger, 1), "ledger");
+    Ok(())
+}
+
 /// What happens once in a process, before its first loop is set up: signals are blocked, and the design is chosen.
 fn prepare<A: Application>(application: &A, args: &EngineArgs) -> io::Result<(StopSignals, Plan)> {
     args.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
     let signals = StopSignals::with(application.signals())?;
-    let plan = match args.io {
-        Io::Auto => Plan::Probed(probe(application.device(), now())),
-        io => {
-            tracing::info!("I/O design: {}", name(io));
-            Plan::Chosen(io)
-        }
-    };
-    Ok((signals, plan))
+    Ok((signals, Plan::choose(application, args)))
 }
 
 /// Which design packets leave by.
@@ -136,6 +154,18 @@ enum Plan {
     Chosen(Io),
     /// The ring where the probe succeeded, else why not.
     Probed(Result<(), String>),
+}
+
+impl Plan {
+    fn choose<A: Application>(application: &A, args: &EngineArgs) -> Self {
+        match args.io {
+            Io::Auto => Self::Probed(probe(application.device(), now())),
+            io => {
+                tracing::info!("I/O design: {}", name(io));
+                Self::Chosen(io)
+            }
+        }
+    }
 }
 
 /// A loop among those of its process.

@@ -1,5 +1,6 @@
 //! The io_uring packet engine, and the WireGuard tunnel endpoint built on it.
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod driver;
@@ -7,11 +8,17 @@ pub mod drops;
 pub mod egress;
 pub mod engine;
 pub mod halt;
+pub mod hlog;
+pub mod host;
 pub mod ingress;
 pub mod log;
 pub mod netlink;
+pub mod notify;
 pub mod offload;
 pub mod packet;
+pub mod show;
+pub mod stages;
+pub mod status;
 pub mod stun;
 pub mod sys;
 pub mod tunnel;

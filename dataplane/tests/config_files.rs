@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use dataplane::config::{self, Config};
+use dataplane::config::{self, Config, Table};
 use proptest::prelude::*;
 
 const PRIVATE: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
@@ -80,7 +80,7 @@ fn a_whole_file_is_understood() {
     let addresses: Vec<_> = config.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.0.0.1/24", "fd00::1/64", "10.9.9.9/32"]);
     assert_eq!((config.listen_port, config.mtu), (51_820, 1_420));
-    assert!(config.relay.is_none() && config.has_ipv6());
+    assert!(config.relays.is_empty() && config.has_ipv6());
 
     let [first, second] = &config.peers[..] else { panic!("two peers") };
     assert_eq!(first.public_key.to_string(), PEER);
@@ -125,9 +125,10 @@ fn keys_and_passwords_can_stand_in_files_of_their_own() {
     let file = files.write("wg0.conf", text, 0o604);
     let (config, warnings) = Config::load(&file).expect("valid");
     assert_eq!(*config.private_key.to_base64(), PRIVATE);
-    let relay = config.relay.expect("a relay");
+    let [relay] = &config.relays[..] else { panic!("{:?}", config.relays) };
     assert_eq!(relay.server.to_string(), "relay.example:3479");
-    assert_eq!((relay.username.as_str(), relay.password.expose()), ("alice", "hunter2"));
+    let found = &relay.credentials;
+    assert_eq!((found.username.as_str(), found.password.expose()), ("alice", "hunter2"));
     assert!(!format!("{relay:?}").contains("hunter2"));
     // The configuration itself holds no secret, so everyone may read it.
     assert_eq!(warnings.len(), 1, "{warnings:?}");
@@ -151,7 +152,7 @@ fn relays_are_checked() {
             "#towpath: Relay = {uri}\n#towpath: RelayUsername = u\n#towpath: RelayPasswordFile = p"
         ));
         Config::load(&files.write("wg0.conf", &text, 0o600))
-            .map(|(config, _)| config.relay.expect("a relay").server.to_string())
+            .map(|(config, _)| config.relays[0].server.to_string())
             .map_err(|error| (error.line, error.problem))
     };
     assert_eq!(relay("turn:192.0.2.1"), Ok("192.0.2.1:3478".to_owned()));
@@ -198,13 +199,14 @@ fn each_mistake_names_its_line_and_the_remedy() {
         (interface("Address = 224.0.0.1"), 3, "unicast"),
         (interface("Address = ::"), 3, "unicast"),
         (interface("Address = 10.0.0.1/24, 10.0.0.1/32"), 3, "already"),
-        (interface("PostUp = rm -rf /"), 3, "not supported yet"),
-        (interface("DNS = 1.1.1.1"), 3, "not supported yet"),
-        (interface("Table = off"), 3, "not supported yet"),
-        (interface("FwMark = 1"), 3, "not supported yet"),
-        (interface("SaveConfig = true"), 3, "not supported yet"),
-        (with_peer("AllowedIPs = 0.0.0.0/0"), 5, "not supported yet"),
-        (with_peer("AllowedIPs = ::/0"), 5, "not supported yet"),
+        (interface("PostUp ="), 3, "command"),
+        (interface("DNS = 1.1.1"), 3, "name server"),
+        (interface("DNS = 10.9.0.2, a b/c"), 3, "domain"),
+        (interface("Table = nowhere-at-all"), 3, "51820"),
+        (interface("Table = off\nTable = auto"), 4, "line 3"),
+        (interface("FwMark = 0x1ffffffff"), 3, "0xca6c"),
+        (interface("SaveConfig = yes"), 3, "true"),
+        (with_peer("PostUp = true"), 5, "[Interface]"),
         (with_peer("AllowedIPs = 10.0.0.0/8, ten"), 5, "address range"),
         (with_peer("Endpoint = 192.0.2.1"), 5, "HOST:PORT"),
         (with_peer("Endpoint = 2001:db8::1"), 5, "brackets"),
@@ -230,6 +232,119 @@ fn each_mistake_names_its_line_and_the_remedy() {
         assert!(problem.contains(remedy), "{text}\n{problem}");
     }
     assert_eq!(problem("").0, None, "no section at all");
+}
+
+#[test]
+fn what_is_to_be_done_to_the_host_is_read_as_wg_quick_reads_it() {
+    let (config, warnings) = load(&format!(
+        "{}[Peer]\nPublicKey = {PEER}\nAllowedIPs = 0.0.0.0/0, ::/0\n",
+        interface(
+            "Address = 10.0.0.1/24\nDNS = 10.0.0.2,fd00::2 example.org\ndns = corp.example # ours\nTable=1234\nFwMark = 0xca6c\n\
+             SaveConfig = TRUE\nPostUp = one %i; two = 2 # three\nPostUp = four\nPreUp = a\nPreDown = b\nPostDown = c"
+        )
+    ))
+    .expect("valid");
+    assert_eq!(warnings, Vec::<String>::new());
+    let host = &config.host;
+    assert_eq!((host.table, host.firewall_mark, host.save_config), (Table::Number(1234), 0xca6c, true));
+    let servers: Vec<String> = host.name_servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["10.0.0.2", "fd00::2"]);
+    assert_eq!(host.search_domains, ["example.org", "corp.example"]);
+    assert_eq!(host.hooks.post_up, ["one %i; two = 2", "four"]);
+    let others = [&host.hooks.pre_up, &host.hooks.pre_down, &host.hooks.post_down];
+    assert_eq!(others.map(|hooks| hooks.join("|")), ["a", "b", "c"]);
+    assert_eq!(config.peers[0].allowed_ips.len(), 2);
+
+    let (config, _) = load(&interface("FwMark = off\nTable = main\nSaveConfig = false")).expect("valid");
+    assert_eq!((config.host.firewall_mark, config.host.table), (0, Table::Number(254)));
+    assert!(!config.host.save_config && config.host.hooks.is_empty());
+}
+
+#[test]
+fn commands_that_everyone_can_write_are_not_run() {
+    let files = Files::new();
+    let text = interface("Address = 10.0.0.1\nPostUp = true");
+    let error = Config::load(&files.write("wg0.conf", &text, 0o602)).expect_err("refused").to_string();
+    assert!(error.contains("chmod o-w"), "{error}");
+    assert!(Config::load(&files.write("wg0.conf", &text, 0o600)).is_ok());
+    assert!(Config::load(&files.write("wg1.conf", &interface("Address = 10.0.0.1"), 0o602)).is_ok());
+}
+
+/// Both formats of a configuration, whose files lie in one folder.
+fn both(conf: &str, toml: &str) -> [Config; 2] {
+    let files = Files::new();
+    files.write("p", "secret", 0o600);
+    [("wg0.conf", conf), ("wg0.toml", toml)].map(|(name, text)| {
+        let (config, warnings) = Config::load(&files.write(name, text, 0o600)).expect(name);
+        assert_eq!(warnings, Vec::<String>::new());
+        config
+    })
+}
+
+#[test]
+fn toml_says_the_same() {
+    let conf = format!(
+        "[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.1/24, fd00::1/64\nListenPort = 51820\nMTU = 1420\n\
+         DNS = 10.0.0.2, example.org\nTable = off\nFwMark = 0xca6c\nPostUp = echo \"one\"\nPostUp = two\n\
+         #towpath: Relay = turn:relay.example\n#towpath: RelayUsername = u\n#towpath: RelayPasswordFile = p\n\
+         [Peer]\nPublicKey = {PEER}\nPresharedKey = {PRIVATE}\nAllowedIPs = 10.0.0.2, ::/0\nEndpoint = [2001:db8::1]:1\n\
+         PersistentKeepalive = 25\n[Peer]\nPublicKey = {OTHER}\nAllowedIPs = 10.0.0.3\nPersistentKeepalive = off\n"
+    );
+    let toml = format!(
+        "# mine\n[interface]\nprivate-key = \"{PRIVATE}\"\naddress = [\"10.0.0.1/24\", \"fd00::1/64\"]\nlisten-port = 51820\n\
+         mtu = 1420\ndns = [\"10.0.0.2\", \"example.org\"]\ntable = \"off\"\nfw-mark = 0xca6c\n\
+         post-up = ['echo \"one\"', \"two\"]\nrelay = \"turn:relay.example\"\nrelay-username = \"u\"\nrelay-password-file = \"p\"\n\
+         [[peer]]\npublic-key = \"{PEER}\"\npreshared-key = \"{PRIVATE}\"\nallowed-ips = [\"10.0.0.2\", \"::/0\"]\n\
+         endpoint = \"[2001:db8::1]:1\"\npersistent-keepalive = 25\n\
+         [[peer]]\nPublicKey = \"{OTHER}\"\nAllowedIPs = \"10.0.0.3\"\npersistent-keepalive = \"off\"\n"
+    );
+    let shown = both(&conf, &toml).map(|mut config| {
+        // Those are where they stand in each.
+        for peer in &mut config.peers {
+            peer.line = 0;
+            peer.endpoint.iter_mut().for_each(|(_, line)| *line = 0);
+        }
+        (format!("{config:?}"), config.private_key.to_base64().to_string())
+    });
+    assert_eq!(shown[0], shown[1]);
+}
+
+#[test]
+fn mistakes_in_toml_name_their_line_too() {
+    let files = Files::new();
+    let key = format!("private-key = \"{PRIVATE}\"");
+    let cases = [
+        (format!("[interface]\n{key}\nmtu = 9001\n"), Some(3), "9000"),
+        (format!("[interface]\n{key}\nmtu = 1420.5\n"), Some(3), "whole number"),
+        (format!("[interface]\n{key}\ncolour = \"blue\"\n"), Some(3), "colour"),
+        (
+            format!("[interface]\n{key}\naddress = [\n  \"10.0.0.1\",\n  \"ten\",\n]\n"),
+            Some(5),
+            "address range",
+        ),
+        (format!("[interface]\n{key}\nsave-config = true\n"), Some(3), "wg-quick"),
+        (format!("[interface]\n{key}\n[[peer]]\nallowed-ips = \"10.0.0.2\"\n"), Some(3), "PublicKey"),
+        (format!("[interface]\n{key}\n[peer]\npublic-key = \"{PEER}\"\n"), Some(3), "[[peer]]"),
+        (format!("peer = [1]\n[interface]\n{key}\n"), Some(1), "[[peer]]"),
+        (format!("[interface]\n{key}\n[server]\n"), Some(3), "[interface]"),
+        (format!("[interface]\n{key}\nprivate-key = \"{OTHER}\"\n"), Some(3), "TOML"),
+        (format!("[interface]\nprivate-key = {PRIVATE}\n"), Some(2), "TOML"),
+        (
+            format!("[Interface]\nPrivateKey = \"{PRIVATE}\"\nprivate-key = \"{PRIVATE}\"\n"),
+            Some(3),
+            "line 2",
+        ),
+        (String::new(), None, "[Interface]"),
+    ];
+    for (text, line, remedy) in cases {
+        let error = Config::load(&files.write("wg0.toml", &text, 0o600)).expect_err(&text);
+        assert_eq!(error.line, line, "{text}\n{error}");
+        assert!(error.problem.contains(remedy), "{text}\n{error}");
+        assert!(!error.to_string().contains(&PRIVATE[..10]), "{error}");
+    }
+    let text = format!("[interface]\n{key}\naddress = \"10.0.0.1\"\n");
+    let (_, warnings) = Config::load(&files.write("wg0.toml", &text, 0o604)).expect("valid");
+    assert!(warnings.len() == 1 && warnings[0].contains("chmod 600"), "{warnings:?}");
 }
 
 #[test]
@@ -304,6 +419,12 @@ fn the_file_names_the_interface() {
     assert_eq!(name("sixteen-letters1.conf"), None);
     assert_eq!(name("my tunnel.conf"), None);
     assert_eq!(name(".."), None);
+    let of = |given: &str| config::interface_of(Path::new(given)).ok();
+    for given in ["wg.0", "/etc/towpath/wg.0.conf", "wg.0.toml", "./wg.0.conf"] {
+        assert_eq!(of(given).as_deref(), Some("wg.0"), "{given}");
+    }
+    assert_eq!(of("/etc/towpath/wg0.txt").as_deref(), Some("wg0"));
+    assert_eq!(config::find(Path::new("no-such-one")), Path::new("no-such-one"));
 }
 
 proptest! {
@@ -314,7 +435,8 @@ proptest! {
                 prop::sample::select(vec![
                     "[Interface]", "[Peer]", "[", "PrivateKey =", "PublicKey =", "PresharedKey=", "Address =",
                     "AllowedIPs =", "Endpoint =", "MTU =", "ListenPort =", "PersistentKeepalive =", "#towpath:",
-                    "#towpath: Relay =", "#towpath: RelayUsername =", "#", "", "=",
+                    "#towpath: Relay =", "#towpath: RelayUsername =", "#", "", "=", "DNS =", "Table =", "FwMark =", "PostUp =",
+                    "SaveConfig =",
                 ]),
                 prop_oneof![Just(PRIVATE.to_owned()), Just(PEER.to_owned()), Just("10.0.0.1/8".to_owned()), ".{0,40}"],
             ),
@@ -322,7 +444,9 @@ proptest! {
         )
     ) {
         let text: String = lines.iter().map(|(start, rest)| format!("{start} {rest}\n")).collect();
-        if let Err(error) = load(&text) {
+        let files = Files::new();
+        let as_toml = Config::load(&files.write("wg0.toml", &text, 0o600));
+        for error in [load(&text).err(), as_toml.err()].into_iter().flatten() {
             let shown = error.to_string();
             prop_assert!(!shown.contains(&PRIVATE[..10]) && !shown.contains(&PEER[..10]), "{}", shown);
             prop_assert!(error.line.is_none_or(|line| (1..=text.lines().count()).contains(&line)));

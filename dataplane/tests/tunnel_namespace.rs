@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
+#[path = "tunnel_namespace/show.rs"]
+mod show;
 #[path = "support/user_namespace.rs"]
 mod user_namespace;
 
@@ -116,6 +118,7 @@ impl Running {
                 .arg(file)
                 .args(["--log-format", "json"])
                 .args(flags)
+                .env("RUNTIME_DIRECTORY", file.with_file_name("run"))
                 .stderr(Stdio::from(output))
                 .spawn()
                 .unwrap()
@@ -288,7 +291,7 @@ fn packets_pass_over_a_debian_turn_server() {
     std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
     let interface = "MTU = 1420\n#towpath: Relay = turn:192.0.2.2:3478\n#towpath: RelayUsername = alice\n\
                      #towpath: RelayPasswordFile = password";
-    let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820");
+    let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820\n#towpath: Path = relay");
     let b = cable.configuration(2, "MTU = 1420", "");
     let b = Running::start(&cable.b, &b, &["--io", "suspend"]);
     let a = Running::start(&cable.a, &a, &["--io", "suspend"]);
@@ -310,7 +313,9 @@ fn a_relayed_interface_gets_an_mtu_that_fits() {
     let file = cable.configuration(1, interface, "Endpoint = [2001:db8::2]:51820");
     let log = std::fs::File::create(file.with_extension("log")).unwrap();
     let child = cable.a.run(|| {
-        Command::new(TOWPATH).arg("up").arg(&file).args(["--log-format", "json"]).stderr(log).spawn().unwrap()
+        let mut command = Command::new(TOWPATH);
+        command.arg("up").arg(&file).args(["--log-format", "json"]).stderr(log);
+        command.env("RUNTIME_DIRECTORY", file.with_file_name("run")).spawn().unwrap()
     });
     let mut running = Running { child, log: file.with_extension("log") };
     running.wait_for("interface is up");

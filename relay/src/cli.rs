@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use dataplane::engine::{self, Offload, Switch};
+use dataplane::notify::Notifier;
 use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
@@ -25,7 +26,6 @@ use crate::crew::Crew;
 use crate::import;
 use crate::life::{DrainPlan, Life};
 use crate::login;
-use crate::notify::Notifier;
 use crate::own_addresses::OwnAddresses;
 use crate::reload::{Fixed, Source};
 use crate::report::Tally;

@@ -16,7 +16,6 @@ pub mod import;
 pub mod life;
 pub mod limits;
 pub mod login;
-mod notify;
 mod overload;
 pub mod own_addresses;
 mod ready;

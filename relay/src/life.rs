@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dataplane::driver::Next;
+use dataplane::notify::Notifier;
 use dataplane::sys::signal::Signal;
 
 use crate::config::Config;
 use crate::confine::Confinement;
 use crate::crew::{Crew, Reconfiguration};
-use crate::notify::Notifier;
 use crate::reload::{Reloaded, Reloader, Source};
 use crate::server::{Alternates, Server};
 
@@ -118,7 +118,7 @@ impl Life {
         if let Some(confinement) = &self.confinement {
             confinement.when_ready();
         }
-        self.notifier.ready(now);
+        self.notifier.ready("serving", now);
         if let Some(Hook(hook)) = self.once_ready.take() {
             hook();
         }
@@ -161,7 +161,7 @@ impl Life {
             }
             Signal::Terminate => {
                 let time = if server.allocations_of_all() == 0 { Duration::ZERO } else { self.plan.timeout };
-                self.notifier.stopping(time);
+                self.notifier.stopping("draining", time);
                 if time.is_zero() {
                     return Next::Stop;
                 }
@@ -241,7 +241,7 @@ impl Life {
 
     fn reloaded(&mut self, now: Instant) {
         if self.drained_by.is_none() {
-            self.notifier.ready(now);
+            self.notifier.ready("serving", now);
         }
     }
 

@@ -4,73 +4,31 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
+#[path = "../../dataplane/tests/support/debian.rs"]
+mod debian;
 mod harness;
 #[path = "../../dataplane/tests/support/left_out.rs"]
 mod left_out;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
+use debian::{Overlay, contents, errors, package};
 use harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket};
-use left_out::left_out;
 use rustix::process::Signal;
 
 const CONFIG: &str = "etc/towpath-relay/towpath-relay.toml";
 const UNIT: &str = "usr/lib/systemd/system/towpath-relay.service";
 
-fn errors(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Builds the package around the program that was built for the tests; `None` without cargo-deb.
-fn package(folder: &Path) -> Option<PathBuf> {
-    if !program("cargo-deb").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        left_out("the Debian package: cargo install cargo-deb --locked");
-        return None;
-    }
-    if program("dpkg-deb").arg("--version").output().is_err() {
-        left_out("the Debian package: apt-get install dpkg");
-        return None;
-    }
-    // The name of a profile is nothing to rely on: the program is put where that of a release would be.
-    let release = folder.join("target/release");
-    fs::create_dir_all(&release).unwrap();
-    symlink(env!("CARGO_BIN_EXE_towpath-relay"), release.join("towpath-relay")).unwrap();
-    let deb = folder.join("towpath-relay.deb");
-    let output = program("cargo-deb")
-        .args(["--no-build", "--no-strip", "--no-dbgsym", "--fast", "--offline", "--manifest-path"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
-        .arg("-o")
-        .arg(&deb)
-        .env("CARGO_TARGET_DIR", folder.join("target"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", errors(&output));
-    Some(deb)
-}
-
-/// The files of a package and their modes.
-fn contents(deb: &Path) -> BTreeMap<String, String> {
-    let output = program("dpkg-deb").arg("-c").arg(deb).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let files = text.lines().filter(|line| !line.ends_with('/'));
-    files
-        .map(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            (words[5].trim_start_matches("./").to_owned(), format!("{} {}", words[0], words[1]))
-        })
-        .collect()
-}
-
 #[test]
 fn the_package_has_what_belongs_in_it() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(deb) = package(folder.path()) else { return };
+    let Some(deb) = package(folder.path(), env!("CARGO_MANIFEST_DIR"), env!("CARGO_BIN_EXE_towpath-relay"))
+    else {
+        return;
+    };
     let contents = contents(&deb);
     let (file, executable) = ("-rw-r--r-- 0/0", "-rwxr-xr-x 0/0");
     let examples = "usr/share/doc/towpath-relay/examples";
@@ -105,102 +63,22 @@ fn the_package_has_what_belongs_in_it() {
     assert_eq!(String::from_utf8(control.stdout).unwrap().trim(), format!("/{CONFIG}"));
 }
 
-/// This machine's system with a layer over it, in a mount namespace that ends with this.
-struct Overlay {
-    holder: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Overlay {
-    /// `None` without the privilege for it.
-    fn new() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        // The layer is in memory, because it must not be inside what it is over. `cat` holds it until its input ends.
-        let script = "set -e; cd \"$1\"; mount -t tmpfs layer .; cd \"$1\"; mkdir upper work root; \
-                      mount -t overlay system -o lowerdir=/,upperdir=upper,workdir=work root; \
-                      mount --rbind /proc root/proc; mount --rbind /dev root/dev; \
-                      mount -t tmpfs run root/run; mount -t tmpfs tmp root/tmp; echo mounted; exec cat";
-        let holder = program("unshare")
-            .args(["--mount", "sh", "-c", script, "sh"])
-            .arg(folder.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let Ok(mut holder) = holder else {
-            left_out("installing the Debian package: apt-get install util-linux");
-            return None;
-        };
-        let mut line = String::new();
-        BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let overlay = Self { holder, folder };
-        if line != "mounted\n" {
-            left_out("installing the Debian package: root, and a kernel with overlayfs (modprobe overlay)");
-            return None;
-        }
-        Some(overlay)
-    }
-
-    /// A program in its namespace, outside of the overlay.
-    fn beside(&self, name: &str) -> Command {
-        let mut command = program("nsenter");
-        command.args(["--mount", "--target", &self.holder.id().to_string(), name]);
-        command
-    }
-
-    /// A program in the system.
-    fn command(&self, name: &str) -> Command {
-        let mut command = self.beside("chroot");
-        command.arg(self.folder.path().join("root")).arg(name);
-        command
-    }
-
-    /// A command of the unit as systemd runs it: as its user, with its limits, and without a way to more privileges.
-    fn as_the_service(&self, unit: &str, key: &str) -> Command {
-        let one = |key| of_unit(unit, key).join(" ");
-        let mut command = self.beside("prlimit");
-        // The unit's units are those of systemd, powers of 1024.
-        let locked = one("LimitMEMLOCK").replace('M', "000000");
-        // The machine's own limits, where those are lower: only another privilege could raise them.
-        let own = rustix::process::getrlimit(rustix::process::Resource::Memlock).maximum.unwrap_or(u64::MAX);
-        let locked = locked.parse::<u64>().unwrap().min(own);
-        command.args([format!("--memlock={locked}"), format!("--core={}", one("LimitCORE"))]);
-        assert_eq!(one("NoNewPrivileges"), "yes");
-        command.arg("chroot").arg(self.folder.path().join("root"));
-        command.args([
-            "setpriv",
-            "--clear-groups",
-            "--no-new-privs",
-            "--bounding-set=-all",
-            "--inh-caps=-all",
-        ]);
-        command.args([format!("--reuid={}", one("User")), format!("--regid={}", one("Group"))]);
-        command.args(of_unit(unit, key));
-        command
-    }
-
-    /// Runs a script in the system and returns what it prints.
-    fn run(&self, script: &str) -> String {
-        let output = self.command("sh").args(["-ec", script]).output().unwrap();
-        assert!(output.status.success(), "{script}: {}", errors(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Everything with our name that was added to the system.
-    fn added(&self) -> Vec<String> {
-        let upper = self.folder.path().join("upper");
-        let output = self.beside("find").arg(&upper).args(["-name", "*towpath*", "-printf", "%P\n"]).output();
-        let text = String::from_utf8(output.unwrap().stdout).unwrap();
-        text.lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        // Gone already when it could not mount; the mounts go with it.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
+/// A command of the unit as systemd runs it: as its user, with its limits, and without a way to more privileges.
+fn as_the_service(overlay: &Overlay, unit: &str, key: &str) -> Command {
+    let one = |key| of_unit(unit, key).join(" ");
+    let mut command = overlay.beside("prlimit");
+    // The unit's units are those of systemd, powers of 1024.
+    let locked = one("LimitMEMLOCK").replace('M', "000000");
+    // The machine's own limits, where those are lower: only another privilege could raise them.
+    let own = rustix::process::getrlimit(rustix::process::Resource::Memlock).maximum.unwrap_or(u64::MAX);
+    let locked = locked.parse::<u64>().unwrap().min(own);
+    command.args([format!("--memlock={locked}"), format!("--core={}", one("LimitCORE"))]);
+    assert_eq!(one("NoNewPrivileges"), "yes");
+    command.arg("chroot").arg(overlay.folder.path().join("root"));
+    command.args(["setpriv", "--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]);
+    command.args([format!("--reuid={}", one("User")), format!("--regid={}", one("Group"))]);
+    command.args(of_unit(unit, key));
+    command
 }
 
 /// The words of a line of the unit file, its program first.
@@ -225,7 +103,10 @@ fn binding(relay: std::net::SocketAddr) {
 #[test]
 fn the_package_installs_starts_and_leaves_nothing_when_it_is_purged() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(deb) = package(folder.path()) else { return };
+    let Some(deb) = package(folder.path(), env!("CARGO_MANIFEST_DIR"), env!("CARGO_BIN_EXE_towpath-relay"))
+    else {
+        return;
+    };
     let Some(overlay) = Overlay::new() else { return };
     let (root, copy) = (overlay.folder.path().join("root"), "/tmp/towpath-relay.deb");
     let status = overlay.beside("cp").arg(&deb).arg(root.join(&copy[1..])).status().unwrap();
@@ -241,10 +122,10 @@ fn the_package_installs_starts_and_leaves_nothing_when_it_is_purged() {
     assert!(overlay.added().len() > 10, "{:?}", overlay.added());
 
     let unit = overlay.run(&format!("cat /{UNIT}"));
-    let check = overlay.as_the_service(&unit, "ExecStartPre").output().unwrap();
+    let check = as_the_service(&overlay, &unit, "ExecStartPre").output().unwrap();
     assert!(check.status.success() && errors(&check).contains("# 0 users"), "{}", errors(&check));
     assert!(!errors(&check).contains("warning"), "nothing in the file is without effect: {}", errors(&check));
-    let mut command = overlay.as_the_service(&unit, "ExecStart");
+    let mut command = as_the_service(&overlay, &unit, "ExecStart");
     command.args(["--listen", "127.0.0.1:0", "--admin", "off", "--realm", REALM]);
     let relay = RelayProcess::spawn(command);
     let status = fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();

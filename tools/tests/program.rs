@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use dataplane::hlog;
 use rustix::process::{Pid, Signal, kill_process};
-use tools::format::{bundle, hlog};
+use tools::format::bundle;
 use tools::run::distribution::histogram;
 
 #[expect(clippy::disallowed_methods, reason = "the test runs the program")]

@@ -96,7 +96,7 @@ fn every_command_is_accepted_as_it_stands() {
     for block in readme.blocks("sh") {
         for command in commands_of_shell(block) {
             let name = command[0].as_str();
-            let known = ["cargo", "umask", "sudo", "jq", "kill", "printf", "openssl", "base64", "docker"]
+            let known = ["cargo", "umask", "sudo", "systemctl", "jq", "kill", "printf", "openssl", "base64", "docker"]
                 .contains(&name)
                 || name.starts_with("name=")
                 // Run by the interop tests.
@@ -123,6 +123,7 @@ fn every_command_is_accepted_as_it_stands() {
 
 /// Command lines that flags are tried on.
 const UP: &str = "towpath up x";
+const DOWN: &str = "towpath down x";
 const INTERFACE: &str = "towpath wg0";
 const RELAY: &str = "towpath-relay";
 const LABS: [&str; 4] = [
@@ -164,7 +165,7 @@ fn every_flag_of_tunnel_relay_demo_and_compare_is_described() {
     let readme = document("README.md");
     let described: BTreeSet<&str> =
         readme.spans().filter_map(|(_, span)| span.split_whitespace().next()).collect();
-    for base in [UP, INTERFACE, RELAY, LABS[1], LABS[3]] {
+    for base in [UP, DOWN, INTERFACE, RELAY, LABS[1], LABS[3]] {
         let line = words(base);
         let output = program(&line[0]).args(&line[1..]).arg("--help").output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
@@ -218,18 +219,20 @@ fn the_examples_of_tunnel_configurations_are_good() {
     for example in readme.blocks("ini") {
         let (config, warnings) = tunnel_config(example).unwrap();
         assert!(warnings.is_empty() && config.peers.len() == 1, "{warnings:?}");
-        relays.push(config.relay.is_some());
+        relays.push(!config.relays.is_empty());
     }
     assert_eq!(relays, [false, true]);
 
     let packaged = fs::read_to_string(root().join("dataplane/packaging/wg0.conf")).unwrap();
     let (config, warnings) = tunnel_config(&packaged).unwrap();
-    assert!(warnings.is_empty() && config.relay.is_none() && config.mtu == 1_420);
+    assert!(warnings.is_empty() && config.relays.is_empty() && config.mtu == 1_420);
     let psk = "#PresharedKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
     let whole = packaged.replace("#PresharedKey =", psk).replace("##towpath:", "#towpath:");
     let whole = whole.replace("#PresharedKey", "PresharedKey").replace("#Persistent", "Persistent");
+    let whole = whole.replace("#DNS", "DNS").replace("#Post", "Post");
     let (config, _) = tunnel_config(&whole).unwrap();
-    assert!(config.relay.is_some() && config.peers[0].preshared_key.is_some());
+    assert_eq!((config.host.hooks.post_up.len(), config.host.name_servers.len()), (1, 1));
+    assert!(!config.relays.is_empty() && config.peers[0].preshared_key.is_some());
     assert_eq!(config.peers[0].persistent_keepalive, 25);
 }
 
@@ -245,7 +248,8 @@ fn the_examples_of_relay_configurations_are_good() {
         let args = relay::config::Args::try_parse_from(args).unwrap();
         relay::config::Config::load(&args).unwrap()
     };
-    for example in document("README.md").blocks("toml") {
+    let readme = document("README.md");
+    for example in readme.blocks("toml").filter(|example| !example.starts_with("[interface]")) {
         assert_eq!(load(example).relay_ports, 50_000..=59_999);
     }
     let packaged = fs::read_to_string(root().join("relay/packaging/towpath-relay.toml")).unwrap();
@@ -285,19 +289,52 @@ fn the_examples_of_relay_configurations_are_good() {
     assert_eq!((whole.allow_peers.len(), whole.external.len(), whole.relay_addresses.len()), (1, 1, 2));
 }
 
+/// What an error says of a key that is not known.
+const UNKNOWN: &str = "is unknown in";
+
 #[test]
-fn what_is_not_supported_yet_says_so() {
+fn every_key_in_the_table_is_known_and_every_known_key_is_in_it() {
     let readme = document("README.md");
-    let text = readme.paragraph("Tunnel: a default route");
-    for key in ["PreUp", "PostUp", "PreDown", "PostDown", "DNS", "Table", "FwMark", "SaveConfig"] {
-        assert!(text.contains(&format!("`{key}`")), "{key}");
-        let error =
-            tunnel_config(&format!("[Interface]\nPrivateKeyFile = wg0.key\n{key} = x\n")).unwrap_err();
-        assert!(error.contains("wg0.conf:3: ") && error.contains("not supported yet"), "{error}");
+    let keys = readme.column("Configuration", "key");
+    let keys: BTreeSet<&str> = keys.iter().flat_map(|cell| cell.split(['`', ',', ' '])).collect();
+    let keys: Vec<&str> = keys.into_iter().filter(|key| !matches!(*key, "" | "or")).collect();
+    assert!(keys.len() >= 18, "{keys:?}");
+    for key in &keys {
+        let in_interface = tunnel_config(&format!("[Interface]\n{key} = x\n")).unwrap_err();
+        let in_peer = tunnel_config(&format!("[Interface]\n[Peer]\n{key} = x\n")).unwrap_err();
+        assert!(!in_interface.contains(UNKNOWN) && !in_peer.contains(UNKNOWN), "{in_interface}\n{in_peer}");
     }
-    let error =
-        tunnel_config("[Interface]\nPrivateKeyFile = wg0.key\n[Peer]\nAllowedIPs = ::/0\n").unwrap_err();
-    assert!(error.contains("not supported yet"), "{error}");
+    for section in ["[Interface]", "[Interface]\n[Peer]"] {
+        let error = tunnel_config(&format!("{section}\nNone = x\n")).unwrap_err();
+        let (_, known) = error.split_once("known are ").unwrap();
+        for key in known.split([',', ' ']).filter(|key| !matches!(*key, "" | "and")) {
+            assert!(keys.contains(&key), "{key} is not in the table");
+        }
+    }
+}
+
+#[test]
+fn the_example_in_toml_says_what_the_first_one_does() {
+    let readme = document("README.md");
+    let example = readme.blocks("toml").find(|example| example.starts_with("[interface]")).unwrap();
+    let directory = directory();
+    let file = directory.path().join("wg0.toml");
+    write(&file, example);
+    let (config, warnings) = Config::load(&file).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    let (first, _) = tunnel_config(readme.blocks("ini").next().unwrap()).unwrap();
+    assert_eq!((&config.addresses, config.listen_port), (&first.addresses, first.listen_port));
+    let peer = |config: &Config| {
+        let peer = &config.peers[0];
+        (
+            peer.public_key,
+            peer.allowed_ips.clone(),
+            peer.endpoint.as_ref().map(|(endpoint, _)| endpoint.clone()),
+        )
+    };
+    assert_eq!(peer(&config), peer(&first));
+    assert_eq!((config.host.name_servers.len(), config.host.search_domains.len()), (1, 1));
+    assert_eq!(config.host.hooks.post_up.len(), 1);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::stages::relayed::{self, Relayed};
 use crate::stages::routes::Routes;
 use crate::stages::taker::Leaving;
 use crate::stages::tunnel::Pair;
+use crate::stages::turn::Sealing;
 
 /// One operation, set up and counted.
 #[derive(Clone, Copy)]
@@ -120,6 +121,18 @@ pub const CASES: &[Case] = &[
     Case { name: "open-64", title: "open a packet of 64 B", operations: MANY, set_up: || open(64) },
     Case { name: "open-1420", title: "open a packet of 1,420 B", operations: MANY, set_up: || open(1_420) },
     Case {
+        name: "turn",
+        title: "1,000 turns of the loop, a packet of 64 B sealed and submitted in each, not timed",
+        operations: FEW,
+        set_up: || turns(false),
+    },
+    Case {
+        name: "turn-timed",
+        title: "the same with the histograms of the stages",
+        operations: FEW,
+        set_up: || turns(true),
+    },
+    Case {
         name: "stun-parse",
         title: "parse an Allocate request",
         operations: MANY,
@@ -200,6 +213,11 @@ fn open(len: usize) -> Box<dyn FnMut()> {
         pair.open(&sealed[next]);
         next += 1;
     })
+}
+
+fn turns(timed: bool) -> Box<dyn FnMut()> {
+    let mut sealing = Sealing::new(1, 64, timed);
+    Box::new(move || sealing.run(1_000))
 }
 
 fn allocate_request() -> Vec<u8> {

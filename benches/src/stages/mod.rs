@@ -2,13 +2,14 @@
 //! by [`crate::instructions`], which counts its instructions.
 //!
 //! Nothing here asks the kernel for anything after it is set up, and nothing depends on the clock or on chance but the
-//! keys of sessions and the hashes of the relay's table.
+//! keys of sessions, the hashes of the relay's table, and [`turn`], which reads the clock as the loop does.
 
 pub mod offload;
 pub mod relayed;
 pub mod routes;
 pub mod taker;
 pub mod tunnel;
+pub mod turn;
 
 use std::time::Instant;
 

@@ -84,6 +84,35 @@ impl Reap for TakerReap {
     }
 }
 
+/// The design over a [`Taker`], and its only port.
+///
+/// # Panics
+/// When memory or `/dev/null` is refused.
+#[must_use]
+pub fn egress() -> (Uring<Taker, TakerReap>, Port) {
+    let (slab, slots) = Slab::new(SOCKET_SLOTS + DEVICE_SLOTS).expect("memory for a ring");
+    let completed = Completed::default();
+    let submit = Taker { queued: Vec::new(), completed: completed.clone(), enters: 0 };
+    // A completion thread would reap at moments of its own, and make no two counts equal.
+    let mut egress = Uring::with_ring(
+        submit,
+        TakerReap(completed),
+        Arc::new(slab),
+        slots,
+        SOCKET_SLOTS,
+        true,
+        Completions::Inline,
+        origin(),
+    )
+    .expect("no thread to start");
+    let port = egress.add_socket(nowhere()).expect("room for a port");
+    (egress, port)
+}
+
+fn nowhere() -> Arc<OwnedFd> {
+    Arc::new(OwnedFd::from(File::open("/dev/null").expect("there is a /dev/null")))
+}
+
 /// Packets on their way out through a [`Taker`], again and again.
 pub struct Leaving {
     egress: Uring<Taker, TakerReap>,
@@ -100,30 +129,13 @@ impl Leaving {
     /// When memory or `/dev/null` is refused.
     #[must_use]
     pub fn new(destinations: u16) -> Self {
-        let (slab, slots) = Slab::new(SOCKET_SLOTS + DEVICE_SLOTS).expect("memory for a ring");
-        let completed = Completed::default();
-        let submit = Taker { queued: Vec::new(), completed: completed.clone(), enters: 0 };
-        let now = origin();
-        // A completion thread would reap at moments of its own, and make no two counts equal.
-        let mut egress = Uring::with_ring(
-            submit,
-            TakerReap(completed),
-            Arc::new(slab),
-            slots,
-            SOCKET_SLOTS,
-            true,
-            Completions::Inline,
-            now,
-        )
-        .expect("no thread to start");
-        let nowhere = Arc::new(OwnedFd::from(File::open("/dev/null").expect("there is a /dev/null")));
-        let port = egress.add_socket(nowhere.clone()).expect("room for a port");
-        let device = egress.add_device(nowhere, OFFLOADS).expect("room for a port");
+        let (mut egress, port) = egress();
+        let device = egress.add_device(nowhere(), OFFLOADS).expect("room for a port");
         let to = |index| SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 1_000 + index));
         let targets = (0..destinations)
             .map(|index| Target { port, to: to(index), from: None, traffic_class: 0, dont_fragment: false })
             .collect();
-        Self { egress, device, targets, packets: offload::tcp_segments(SEGMENTS, PAYLOAD_LEN), now }
+        Self { egress, device, targets, packets: offload::tcp_segments(SEGMENTS, PAYLOAD_LEN), now: origin() }
     }
 
     /// Appends each packet to every destination and submits.

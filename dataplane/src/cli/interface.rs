@@ -9,6 +9,7 @@
 
 use std::env;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
@@ -16,7 +17,7 @@ use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::marking::MarkingArgs;
-use super::{Failure, now, randomness};
+use super::{Failure, bind_admin, now, randomness};
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
@@ -40,6 +41,9 @@ pub(super) struct Flags {
     engine: EngineArgs,
     #[command(flatten)]
     marking: MarkingArgs,
+    /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
     /// How log lines look
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
@@ -92,6 +96,7 @@ fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Fa
         Some(fd) => Listener::inherited(fd, tun.name()).map_err(|error| of_variable("WG_UAPI_FD", &error))?,
         None => Listener::bind(tun.name())?,
     };
+    let admin = bind_admin(flags.admin)?;
     let config = TunnelConfig {
         private_key: SecretKey::new([0; KEY_LEN]),
         mtu: setup::BARE_MTU,
@@ -112,6 +117,7 @@ fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Fa
         listener: Some(listener),
         drop_in: true,
         notice,
+        admin,
     };
     Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
 }

@@ -1,4 +1,4 @@
-//! The tunnel's configuration file: wg-quick's format, with the relay in comments that `wg` does not see.
+//! The tunnel's configuration file: wg-quick's format, with the relay in comments that `wg` does not see, or the same as TOML.
 //!
 //! ```ini
 //! [Interface]
@@ -14,7 +14,11 @@
 //! Endpoint = 192.0.2.1:51820
 //! ```
 
+mod document;
+mod host;
+mod login;
 mod parse;
+mod relay;
 mod value;
 
 use std::fmt;
@@ -27,9 +31,13 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+pub use self::host::{Hooks, HostSection, Table};
+pub use self::login::{Credentials, Login, LoginKind};
+pub use self::relay::RelayConfig;
 pub use self::value::{Endpoint, Host};
 use crate::tunnel::key::{PublicKey, SecretKey};
 use crate::tunnel::marking::Marking;
+use crate::tunnel::paths::Policy;
 
 /// MTU when the file says nothing, bytes: what every IPv6 link carries (RFC 8200 section 5).
 pub const DEFAULT_MTU: u16 = 1_280;
@@ -41,6 +49,10 @@ pub const MTU_MIN_IPV6: u16 = 1_280;
 pub const MTU_MIN_IPV4: u16 = 576;
 /// No configuration or key file is longer than this, bytes: 65,536 peers fit several times.
 const FILE_MAX: u64 = 64 << 20;
+
+/// Where configurations are kept, and how the names of files end there.
+const PLACES: [(&str, &str); 3] =
+    [("/etc/towpath", ".conf"), ("/etc/towpath", ".toml"), ("/etc/wireguard", ".conf")];
 
 /// What a configuration file says.
 #[derive(Debug)]
@@ -57,21 +69,12 @@ pub struct Config {
     pub mtu_auto: bool,
     /// DSCP and ECN outside.
     pub marking: Marking,
-    /// The relay to go through.
-    pub relay: Option<RelayConfig>,
+    /// What is to be done to the host.
+    pub host: HostSection,
+    /// The relays, in the order in which they are tried.
+    pub relays: Vec<RelayConfig>,
     /// The peers, in the order of the file.
     pub peers: Vec<PeerSection>,
-}
-
-/// A TURN relay and the credentials for it.
-#[derive(Debug)]
-pub struct RelayConfig {
-    /// Where it listens.
-    pub server: Endpoint,
-    /// The user.
-    pub username: String,
-    /// The password.
-    pub password: Password,
 }
 
 /// A password that does not show itself and is wiped when dropped.
@@ -105,6 +108,8 @@ pub struct PeerSection {
     pub allowed_ips: Vec<IpNet>,
     /// Where it is reached, and on which line that stands.
     pub endpoint: Option<(Endpoint, usize)>,
+    /// By which ways it may be reached.
+    pub path: Policy,
     /// Seconds between keepalives; zero for none.
     pub persistent_keepalive: u16,
 }
@@ -142,7 +147,16 @@ impl Config {
         let mut warnings = Vec::new();
         let (text, world_readable) =
             read(file).map_err(|problem| ConfigError { file: file.into(), line: None, problem })?;
-        let config = parse::parse(file, &text, &mut warnings)?;
+        let is_toml = file.extension().is_some_and(|end| end == "toml");
+        let parse = if is_toml { document::parse } else { parse::parse };
+        let config = parse(file, &text, &mut warnings)?;
+        if !config.host.hooks.is_empty() && everyone_can_write(file) {
+            let problem = format!(
+                "everyone can write the commands that are run from it; run: chmod o-w {}",
+                file.display()
+            );
+            return Err(ConfigError { file: file.into(), line: None, problem });
+        }
         if world_readable && holds_secret(&text) {
             warnings
                 .insert(0, format!("everyone can read the keys in it; run: chmod 600 {}", file.display()));
@@ -158,11 +172,46 @@ impl Config {
     }
 }
 
+fn everyone_can_write(file: &Path) -> bool {
+    file.metadata().is_ok_and(|data| data.is_file() && data.mode() & 0o002 != 0)
+}
+
 /// Whether a configuration has a key in it, not only the name of a file that has one.
 fn holds_secret(text: &str) -> bool {
     let keys =
-        text.lines().filter_map(|line| line.split_once('=')).map(|(key, _)| key.trim().to_ascii_lowercase());
+        text.lines().filter_map(|line| line.split_once('=')).map(|(key, _)| document::bare(key.trim()));
     keys.into_iter().any(|key| key == "privatekey" || key == "presharedkey")
+}
+
+/// The configuration that is meant: a file, or the name of one where configurations are kept.
+#[must_use]
+pub fn find(given: &Path) -> PathBuf {
+    let is_name = given.file_name() == Some(given.as_os_str()) && interface_name(given).is_ok();
+    if !is_name || given.exists() {
+        return given.to_owned();
+    }
+    let kept = PLACES.iter().map(|(folder, ending)| {
+        let mut name = given.as_os_str().to_owned();
+        name.push(ending);
+        Path::new(folder).join(name)
+    });
+    // Where there is none, what was given is named in the error.
+    kept.into_iter().find(|file| file.exists()).unwrap_or_else(|| given.to_owned())
+}
+
+/// The interface that is meant: by its name, or by the configuration it was brought up with.
+///
+/// # Errors
+/// When the kernel would not take the name.
+pub fn interface_of(given: &Path) -> Result<String, ConfigError> {
+    let has_ending = given.extension().is_some_and(|end| end == "conf" || end == "toml");
+    if has_ending || given.file_name() != Some(given.as_os_str()) {
+        return interface_name(given);
+    }
+    // The whole of it, with whatever dots are in it.
+    let mut name = given.as_os_str().to_owned();
+    name.push(".conf");
+    interface_name(Path::new(&name))
 }
 
 /// The interface a configuration file is for: the name of the file without its ending.

@@ -5,22 +5,35 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use super::host::Reading;
+use super::relay::{self, Relays};
 use super::value::{self, Endpoint, shown};
 use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
-use super::{Password, PeerSection, RelayConfig, read};
+use super::{PeerSection, read};
 use crate::tunnel::key::{PublicKey, SecretKey};
 use crate::tunnel::marking::{Dscp, Marking};
 use crate::tunnel::noise;
+use crate::tunnel::paths::Policy;
 
 /// Reads the text of `file`; files it names are looked for beside it.
 pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Config, ConfigError> {
-    let at = |line: Option<usize>| move |problem: String| ConfigError { file: file.into(), line, problem };
     let mut sections = Sections::default();
     for (index, raw) in text.lines().enumerate() {
         let line = index + 1;
-        sections.line(raw, line).map_err(at(Some(line)))?;
+        let at = |problem| ConfigError { file: file.into(), line: Some(line), problem };
+        sections.line(raw, line).map_err(at)?;
     }
-    let interface = sections
+    finish(file, sections, warnings)
+}
+
+/// From what the lines say to what they come to, in whichever format they were.
+pub(super) fn finish(
+    file: &Path,
+    sections: Sections,
+    warnings: &mut Vec<String>,
+) -> Result<Config, ConfigError> {
+    let at = |line: Option<usize>| move |problem: String| ConfigError { file: file.into(), line, problem };
+    let mut interface = sections
         .interface
         .ok_or_else(|| {
             "there is no [Interface] section; begin with [Interface] and PrivateKeyFile = wg0.key".to_owned()
@@ -29,11 +42,12 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
     let directory = file.parent().unwrap_or(Path::new(""));
     let private_key =
         interface.private_key(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
-    let relay = interface.relay(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
+    let relays = std::mem::take(&mut interface.relays);
+    let relays = relays.finish(directory, warnings).map_err(|(line, text)| at(Some(line))(text))?;
     let mut peers = Vec::with_capacity(sections.peers.len());
     for peer in sections.peers {
         let line = peer.line;
-        peers.push(peer.finish().map_err(at(Some(line)))?);
+        peers.push(peer.finish(!relays.is_empty()).map_err(at(Some(line)))?);
     }
     let marking = interface.marking();
     let mut config = Config {
@@ -43,7 +57,8 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
         mtu: DEFAULT_MTU,
         mtu_auto: false,
         marking,
-        relay,
+        host: interface.host.finish(),
+        relays,
         peers,
     };
     check_peers(&config, warnings).map_err(|(line, text)| at(Some(line))(text))?;
@@ -66,9 +81,9 @@ type At<T> = Option<(T, usize)>;
 type LineError = (usize, String);
 
 #[derive(Default)]
-struct Sections {
-    interface: Option<Interface>,
-    peers: Vec<Peer>,
+pub(super) struct Sections {
+    pub(super) interface: Option<Interface>,
+    pub(super) peers: Vec<Peer>,
     current: Current,
 }
 
@@ -81,7 +96,7 @@ enum Current {
 }
 
 #[derive(Default)]
-struct Interface {
+pub(super) struct Interface {
     line: usize,
     private_key: At<SecretKey>,
     private_key_file: At<String>,
@@ -90,19 +105,19 @@ struct Interface {
     mtu: At<String>,
     ecn: At<bool>,
     dscp: At<Dscp>,
-    relay: At<Endpoint>,
-    relay_username: At<String>,
-    relay_password_file: At<String>,
+    host: Reading,
+    relays: Relays,
 }
 
 #[derive(Default)]
-struct Peer {
+pub(super) struct Peer {
     line: usize,
     public_key: At<PublicKey>,
     preshared_key: At<SecretKey>,
     allowed_ips: Vec<IpNet>,
     endpoint: At<Endpoint>,
     persistent_keepalive: At<u16>,
+    path: At<Policy>,
 }
 
 impl Sections {
@@ -133,7 +148,7 @@ impl Sections {
             }
             (Current::Peer, false) => self.peers.last_mut().map_or(Ok(()), |peer| peer.set(key, value, line)),
             (Current::Peer, true) => {
-                Err("#towpath: lines belong into the [Interface] section; move it there".to_owned())
+                self.peers.last_mut().map_or(Ok(()), |peer| peer.set_ours(key, value, line))
             }
         }
     }
@@ -147,12 +162,12 @@ impl Sections {
                         first.line
                     ));
                 }
-                self.interface = Some(Interface { line, ..Interface::default() });
+                self.interface = Some(Interface::on(line));
                 self.current = Current::Interface;
                 Ok(())
             }
             "peer" if heading.ends_with(']') => {
-                self.peers.push(Peer { line, ..Peer::default() });
+                self.peers.push(Peer::on(line));
                 self.current = Current::Peer;
                 Ok(())
             }
@@ -182,8 +197,20 @@ fn secret_key(value: &str) -> Result<SecretKey, String> {
     value.parse().map_err(|error: crate::tunnel::key::NotAKey| error.to_string())
 }
 
+/// Keys that are comments in wg-quick's format, as they are written for [`Interface::set_ours`] in lower case.
+pub(super) const OURS: [&str; 6] =
+    ["relay", "relayusername", "relaypasswordfile", "relaysecretfile", "ecn", "dscp"];
+
 impl Interface {
-    fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+    /// One that begins on this line.
+    pub(super) fn on(line: usize) -> Self {
+        Self { line, ..Self::default() }
+    }
+
+    pub(super) fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        if let Some(set) = self.host.set(key, value, line) {
+            return set;
+        }
         match key.to_ascii_lowercase().as_str() {
             "privatekey" => once(&mut self.private_key, "PrivateKey", secret_key(value)?, line),
             "privatekeyfile" => once(&mut self.private_key_file, "PrivateKeyFile", value.to_owned(), line),
@@ -193,37 +220,26 @@ impl Interface {
                 once(&mut self.listen_port, "ListenPort", port, line)
             }
             "mtu" => once(&mut self.mtu, "MTU", value.to_owned(), line),
-            "preup" | "postup" | "predown" | "postdown" | "dns" | "table" | "fwmark" | "saveconfig" => {
-                Err(format!("{key} is not supported yet; remove the line"))
-            }
             "publickey" | "presharedkey" | "allowedips" | "endpoint" | "persistentkeepalive" => {
                 Err(format!("{key} belongs into a [Peer] section; write [Peer] above it"))
             }
-            "relay" | "relayusername" | "relaypasswordfile" | "ecn" | "dscp" => {
+            ours if OURS.contains(&ours) => {
                 Err(format!("write it as a comment, so that `wg` can read the file too: #towpath: {key} = …"))
             }
             _ => Err(format!(
-                "{} is unknown in [Interface]; known are PrivateKey, PrivateKeyFile, Address, ListenPort and MTU",
+                "{} is unknown in [Interface]; known are PrivateKey, PrivateKeyFile, Address, ListenPort, MTU, DNS, \
+                 Table, FwMark, PreUp, PostUp, PreDown, PostDown and SaveConfig",
                 shown(key)
             )),
         }
     }
 
-    fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
-        /// RFC 8489 section 14.3: a USERNAME has fewer than 509 bytes.
-        const USERNAME_MAX: usize = 508;
+    pub(super) fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        if let Some(outcome) = self.relays.set(key, value, line) {
+            return outcome;
+        }
         match key.to_ascii_lowercase().as_str() {
-            "relay" => once(&mut self.relay, "Relay", value::relay(value)?, line),
-            "relayusername" if value.is_empty() || value.len() > USERNAME_MAX => {
-                Err(format!("RelayUsername is 1 to {USERNAME_MAX} bytes long"))
-            }
-            "relayusername" => once(&mut self.relay_username, "RelayUsername", value.to_owned(), line),
-            "relaypasswordfile" => {
-                once(&mut self.relay_password_file, "RelayPasswordFile", value.to_owned(), line)
-            }
-            "relaypassword" => {
-                Err("put the password into a file of its own and write RelayPasswordFile = FILE".to_owned())
-            }
+            "path" => Err("Path belongs into a [Peer] section; write it below [Peer]".to_owned()),
             "ecn" => once(&mut self.ecn, "ECN", value::switch(value)?, line),
             "dscp" => {
                 let dscp =
@@ -231,7 +247,8 @@ impl Interface {
                 once(&mut self.dscp, "DSCP", dscp, line)
             }
             _ => Err(format!(
-                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile, ECN and DSCP",
+                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile, RelaySecretFile, ECN \
+                 and DSCP",
                 shown(key)
             )),
         }
@@ -276,29 +293,6 @@ impl Interface {
             )),
         }
     }
-
-    fn relay(&self, directory: &Path, warnings: &mut Vec<String>) -> Result<Option<RelayConfig>, LineError> {
-        match (&self.relay, &self.relay_username, &self.relay_password_file) {
-            (None, None, None) => Ok(None),
-            (Some((server, _)), Some((username, _)), Some((file, line))) => {
-                let text = read_secret(directory, file, warnings).map_err(|problem| (*line, problem))?;
-                if text.is_empty() {
-                    return Err((*line, format!("{file} is empty; write the password into it")));
-                }
-                let password = Password(text);
-                Ok(Some(RelayConfig { server: server.clone(), username: username.clone(), password }))
-            }
-            (relay, username, file) => {
-                let lines = [
-                    relay.as_ref().map(|at| at.1),
-                    username.as_ref().map(|at| at.1),
-                    file.as_ref().map(|at| at.1),
-                ];
-                let line = lines.into_iter().flatten().next().unwrap_or(self.line);
-                Err((line, "Relay, RelayUsername and RelayPasswordFile are needed together".to_owned()))
-            }
-        }
-    }
 }
 
 /// The first line of a file that holds a key or password.
@@ -319,7 +313,12 @@ fn read_secret(
 }
 
 impl Peer {
-    fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+    /// One that begins on this line.
+    pub(super) fn on(line: usize) -> Self {
+        Self { line, ..Self::default() }
+    }
+
+    pub(super) fn set(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
         match key.to_ascii_lowercase().as_str() {
             "publickey" => {
                 let public: PublicKey =
@@ -332,14 +331,7 @@ impl Peer {
             }
             "presharedkey" => once(&mut self.preshared_key, "PresharedKey", secret_key(value)?, line),
             "allowedips" => {
-                for net in value::prefixes(value)? {
-                    if net.prefix_len() == 0 {
-                        return Err(format!(
-                            "{net} would replace the default route, which is not supported yet; list narrower ranges"
-                        ));
-                    }
-                    self.allowed_ips.push(net.trunc());
-                }
+                self.allowed_ips.extend(value::prefixes(value)?.iter().map(IpNet::trunc));
                 Ok(())
             }
             "endpoint" => once(&mut self.endpoint, "Endpoint", value::endpoint(value, None)?, line),
@@ -350,7 +342,8 @@ impl Peer {
                 };
                 once(&mut self.persistent_keepalive, "PersistentKeepalive", seconds, line)
             }
-            "privatekey" | "privatekeyfile" | "address" | "listenport" | "mtu" => {
+            "privatekey" | "privatekeyfile" | "address" | "listenport" | "mtu" | "dns" | "table"
+            | "fwmark" | "preup" | "postup" | "predown" | "postdown" | "saveconfig" => {
                 Err(format!("{key} belongs into the [Interface] section; move it there"))
             }
             _ => Err(format!(
@@ -361,16 +354,34 @@ impl Peer {
         }
     }
 
-    fn finish(self) -> Result<PeerSection, String> {
+    pub(super) fn set_ours(&mut self, key: &str, value: &str, line: usize) -> Result<(), String> {
+        match key.to_ascii_lowercase().as_str() {
+            "path" => once(&mut self.path, "Path", relay::policy(value)?, line),
+            key if key.starts_with("relay") => {
+                Err("relays belong into the [Interface] section; move the line there".to_owned())
+            }
+            _ => Err(format!("{} is unknown after #towpath: in [Peer]; known is Path", shown(key))),
+        }
+    }
+
+    fn finish(self, relayed: bool) -> Result<PeerSection, String> {
         let (public_key, _) = self
             .public_key
             .ok_or("this peer has no PublicKey; add the one that `towpath pubkey` prints there")?;
+        let path = self.path.map(|(path, _)| path).unwrap_or_default();
+        if path == Policy::Relay && !relayed {
+            return Err(
+                "Path is relay, and there is no relay; write #towpath: Relay = turn:HOST into [Interface]"
+                    .to_owned(),
+            );
+        }
         Ok(PeerSection {
             line: self.line,
             public_key,
             preshared_key: self.preshared_key.map(|(key, _)| key),
             allowed_ips: self.allowed_ips,
             endpoint: self.endpoint,
+            path,
             persistent_keepalive: self.persistent_keepalive.map_or(0, |(seconds, _)| seconds),
         })
     }

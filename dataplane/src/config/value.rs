@@ -97,7 +97,8 @@ pub(super) fn endpoint(text: &str, default_port: Option<u16>) -> Result<Endpoint
     Ok(endpoint)
 }
 
-fn is_host_name(name: &str) -> bool {
+/// Whether a text is a host name or domain (RFC 1123 section 2.1), or would be but for underscores.
+pub(super) fn is_host_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))

@@ -15,6 +15,7 @@ use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::Cause;
 use crate::offload::split::Splitter;
 use crate::offload::virtio;
+use crate::stages::Stopwatch;
 use crate::sys::slab::Slab;
 use crate::sys::tun::Offloads;
 use crate::sys::udp::send_message;
@@ -45,6 +46,7 @@ pub struct Direct {
     busy: Option<Port>,
     failure: Option<io::Error>,
     stats: EgressStats,
+    stopwatch: Stopwatch,
 }
 
 impl Direct {
@@ -62,6 +64,7 @@ impl Direct {
             busy: None,
             failure: None,
             stats: EgressStats::default(),
+            stopwatch: Stopwatch::default(),
         })
     }
 
@@ -70,6 +73,7 @@ impl Direct {
         let mut queue = std::mem::take(&mut self.queue);
         self.staging.seal(&mut queue);
         self.busy = None;
+        let since = self.stopwatch.begin();
         let mut rest = queue.drain(..);
         for mut filled in rest.by_ref() {
             if !self.write(&mut filled) {
@@ -80,6 +84,7 @@ impl Direct {
             self.staging.release(filled.slot);
         }
         self.queue.extend(rest);
+        self.stopwatch.in_kernel(since);
     }
 
     /// Writes one slot; `false` when it has to wait.
@@ -261,6 +266,12 @@ impl Direct {
     /// Writes until a slot is free again.
     fn make_room(&mut self, has_room: impl Fn(&Staging) -> bool) {
         self.stats.ring_full += 1;
+        let since = self.stopwatch.begin();
+        self.write_until(has_room);
+        self.stopwatch.made_room(since);
+    }
+
+    fn write_until(&mut self, has_room: impl Fn(&Staging) -> bool) {
         while !has_room(&self.staging) {
             self.write_queue();
             if let Some(entry) = self.busy.and_then(|port| self.ports.get(port)) {
@@ -363,6 +374,14 @@ impl Egress for Direct {
 
     fn stats(&self) -> EgressStats {
         self.stats.clone()
+    }
+
+    fn offered(&self) -> u64 {
+        self.stats.offered
+    }
+
+    fn stopwatch(&mut self) -> Option<&mut Stopwatch> {
+        Some(&mut self.stopwatch)
     }
 
     fn design(&self) -> &'static str {

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::drops::Drops;
+use crate::stages::Stopwatch;
 
 /// A socket or device that packets leave through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -179,6 +180,16 @@ pub trait Egress {
 
     /// Figures so far.
     fn stats(&self) -> EgressStats;
+
+    /// Packets appended so far, as in [`Egress::stats`].
+    fn offered(&self) -> u64 {
+        self.stats().offered
+    }
+
+    /// What is started when a batch is timed; `None` where other threads than the loop's write.
+    fn stopwatch(&mut self) -> Option<&mut Stopwatch> {
+        None
+    }
 
     /// Its name, as `--io` has it.
     fn design(&self) -> &'static str;

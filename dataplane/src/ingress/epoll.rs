@@ -186,7 +186,7 @@ impl Ingress for Epoll {
         }
     }
 
-    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
@@ -195,9 +195,12 @@ impl Ingress for Epoll {
         self.stats.system_calls += 1;
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
+    }
+
+    fn take(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
         let events = std::mem::take(&mut self.events);
         let mut result = Ok(());
         for event in &events {
@@ -216,6 +219,8 @@ impl Ingress for Epoll {
         }
         self.more |= events.len() == EVENTS;
         self.events = events;
+        // Handed over; taken again without a wait there is nothing.
+        self.events.clear();
         result
     }
 

@@ -166,12 +166,26 @@ pub trait Ingress {
     /// Asks to be woken, once, when a source can be written again. Of a [`Source::Ready`], [`Meta::Writable`] says so.
     fn wake_when_writable(&mut self, token: Token);
 
-    /// Waits at most `timeout` for something to arrive, then hands over what is there, a bounded amount, in order for
-    /// each source. Returns early when a source asked about became writable.
+    /// Waits at most `timeout` for something to arrive. Returns early when a source asked about became writable.
     ///
     /// # Errors
     /// Only what ends the program: a broken descriptor or ring.
-    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()>;
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// Hands over what the last [`Ingress::wait`] found, a bounded amount, in order for each source.
+    ///
+    /// # Errors
+    /// As [`Ingress::wait`].
+    fn take(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()>;
+
+    /// Waits and hands over.
+    ///
+    /// # Errors
+    /// As [`Ingress::wait`].
+    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+        self.wait(timeout)?;
+        self.take(handler)
+    }
 
     /// Whether the last [`Ingress::poll`] stopped at its own bound, so that the next will not have to wait.
     fn has_more(&self) -> bool;

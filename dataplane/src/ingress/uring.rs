@@ -279,10 +279,13 @@ impl Ingress for UringIngress {
         entry.writing = self.ring.arm_poll(entry.fd.as_fd(), libc::POLLOUT, data).is_ok();
     }
 
-    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         // What is kept of a source that is read again has nothing to wait for.
         let timeout = if self.has_kept_to_hand_over() { Some(Duration::ZERO) } else { timeout };
-        self.ring.wait(timeout)?;
+        self.ring.wait(timeout)
+    }
+
+    fn take(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
         let Self { ring, sources, ended, stats, .. } = self;
         let mut poll = Poll::default();
         if ring.has_kept() {

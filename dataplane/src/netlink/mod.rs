@@ -1,4 +1,4 @@
-//! Interfaces, addresses, routes and queueing disciplines by rtnetlink(7), blocking, so that no `ip` or `tc` program is needed.
+//! Interfaces, addresses, routes, rules and queueing disciplines by rtnetlink(7), blocking, so that no `ip` or `tc` program is needed.
 //!
 //! A [`Handle`] belongs to the network namespace its thread was in when it was opened, and stays there.
 
@@ -6,6 +6,7 @@ mod error;
 mod link;
 mod qdisc;
 mod route;
+mod rule;
 mod watch;
 
 use std::io;
@@ -20,6 +21,7 @@ pub use error::Error;
 pub use ipnet::{IpNet, Ipv4Net};
 pub use link::{Address, LinkState, LinkStats};
 pub use qdisc::QdiscStats;
+pub use rule::Rule;
 pub use watch::{AddressWatch, LinkWatch, RouteWatch};
 
 /// The kernel's answers to a dump are at most 32 KiB a piece (netlink_dump); the rest is slack.

@@ -1,5 +1,6 @@
-//! Routes of the main table.
+//! Routes, of the main table and others.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -13,6 +14,9 @@ use netlink_packet_route::route::{
 use super::link::family;
 use super::{Error, Handle};
 
+/// The table that is asked unless a rule says otherwise.
+const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
 impl Handle {
     /// Routes a prefix to an interface, without a gateway. A route of the same prefix to the same interface, such as the
     /// one the kernel made with the interface's address, is enough.
@@ -20,8 +24,16 @@ impl Handle {
     /// # Errors
     /// EEXIST when the prefix is routed to another interface: that route is left alone.
     pub fn add_route(&mut self, index: u32, net: IpNet) -> Result<(), Error> {
+        self.add_route_in(index, net, MAIN_TABLE)
+    }
+
+    /// As [`Handle::add_route`], in another table.
+    ///
+    /// # Errors
+    /// As [`Handle::add_route`].
+    pub fn add_route_in(&mut self, index: u32, net: IpNet, table: u32) -> Result<(), Error> {
         let net = net.trunc();
-        let mut message = to(net, RouteScope::Link);
+        let mut message = to(net, RouteScope::Link, table);
         message.attributes.push(RouteAttribute::Oif(index));
         let added = self.change(
             &format!("route {net} to interface {index}"),
@@ -30,7 +42,7 @@ impl Handle {
         );
         match added {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if self.has_route(index, net)? {
+                if self.has_route(index, net, table)? {
                     return Ok(());
                 }
                 Err(error.with_remedy("another interface has this route: remove it or narrow the prefix"))
@@ -45,7 +57,7 @@ impl Handle {
     /// ENETUNREACH or EHOSTUNREACH when the gateway is not on a connected network.
     pub fn add_route_via(&mut self, net: IpNet, gateway: IpAddr) -> Result<(), Error> {
         let net = net.trunc();
-        let mut message = to(net, RouteScope::Universe);
+        let mut message = to(net, RouteScope::Universe, MAIN_TABLE);
         message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
         self.change(
             &format!("route {net} through {gateway}"),
@@ -54,15 +66,31 @@ impl Handle {
         )
     }
 
-    /// Whether the main table routes exactly this prefix to this interface.
-    fn has_route(&mut self, index: u32, net: IpNet) -> Result<bool, Error> {
+    /// The tables that hold a route, of either family.
+    ///
+    /// # Errors
+    /// When the kernel's answer cannot be read.
+    pub fn tables_in_use(&mut self) -> Result<BTreeSet<u32>, Error> {
+        let routes =
+            self.query("list routes", RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_DUMP)?;
+        Ok(routes
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => Some(table_of(route)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Whether a table routes exactly this prefix to this interface.
+    fn has_route(&mut self, index: u32, net: IpNet, table: u32) -> Result<bool, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(net.addr());
         let wanted = RouteAttribute::Destination(RouteAddress::from(net.addr()));
         let routes = self.query("list routes", RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)?;
         Ok(routes.iter().any(|answer| match answer {
             RouteNetlinkMessage::NewRoute(route) => {
-                route.header.table == RouteHeader::RT_TABLE_MAIN
+                table_of(route) == table
                     && route.header.destination_prefix_length == net.prefix_len()
                     && route.attributes.contains(&RouteAttribute::Oif(index))
                     // The kernel leaves the destination of a default route out.
@@ -73,12 +101,25 @@ impl Handle {
     }
 }
 
-/// A unicast route of the main table to a prefix.
-fn to(net: IpNet, scope: RouteScope) -> RouteMessage {
+/// The table a route is in.
+fn table_of(route: &RouteMessage) -> u32 {
+    let given = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    given.unwrap_or_else(|| route.header.table.into())
+}
+
+/// A unicast route to a prefix, in a table.
+fn to(net: IpNet, scope: RouteScope, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(net.addr());
     message.header.destination_prefix_length = net.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    // The header has eight bits for it; a larger number is an attribute alone.
+    match u8::try_from(table) {
+        Ok(table) => message.header.table = table,
+        Err(_) => message.attributes.push(RouteAttribute::Table(table)),
+    }
     // What `ip route add` uses: "installed during boot", that is, by an administrator's program.
     message.header.protocol = RouteProtocol::Boot;
     message.header.scope = scope;

@@ -17,6 +17,7 @@ pub mod ring;
 pub mod signal;
 pub mod slab;
 mod socket;
+pub mod spawn;
 pub mod steering;
 pub mod tun;
 pub mod udp;

@@ -6,11 +6,13 @@
 //! ```
 
 mod control;
+mod figures;
 mod link;
-mod management;
 mod names;
 mod outside;
 mod ports;
+mod relays;
+mod status;
 mod way;
 
 use std::io;
@@ -20,12 +22,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::control::Control;
+pub use self::control::Management;
+use self::figures::Figures;
 use self::link::Link;
-pub use self::management::Management;
 use self::outside::Outside;
 pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
+pub use self::relays::{Relay, RelayChoice, RelayPlan};
 use self::way::{Way, seal_and_append};
 use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
@@ -36,31 +40,22 @@ use crate::engine::IngressKind;
 use crate::ingress::{Ingress, Meta, Received, Token};
 use crate::offload::split::Splitter;
 use crate::packet::Packet;
+use crate::stages::Stages;
 use crate::sys::daemon::Notice;
 use crate::sys::tun::{Offloads, Tun};
-use crate::turn::{Client, Event, Input};
 use crate::uapi::Listener;
 use crate::wire::{too_big, traffic_class};
 
 /// What `wg` has asked for, and what the interface tells of itself.
 const CONTROL: Token = Token(OWN_TOKENS - 1);
 const LINK: Token = Token(OWN_TOKENS - 2);
+const FIGURES: Token = Token(OWN_TOKENS - 3);
 /// Names that were looked up; routes and addresses that have changed.
 const NAMES: Token = Token(OWN_TOKENS - 10);
 const ROUTES: Token = Token(OWN_TOKENS - 11);
 const ADDRESSES: Token = Token(OWN_TOKENS - 12);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
-
-/// A relay and the peers reached over it.
-pub struct Relay {
-    /// Keeps the allocation.
-    pub client: Client,
-    /// Its address.
-    pub server: SocketAddr,
-    /// Which peer is reached at which address.
-    pub peers: Vec<(PeerIndex, SocketAddr)>,
-}
 
 /// The running endpoint.
 pub struct App {
@@ -89,6 +84,7 @@ pub struct App {
     bind_at: Option<Instant>,
     /// When the last turn ended.
     turned: Option<Instant>,
+    figures: Figures,
 }
 
 impl App {
@@ -101,7 +97,7 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, marking, inquiries, listener, drop_in, notice } = management;
+        let Management { binding, marking, inquiries, listener, drop_in, notice, admin } = management;
         Self {
             tunnel,
             tun,
@@ -122,6 +118,7 @@ impl App {
             deleted: false,
             bind_at: None,
             turned: None,
+            figures: Figures::new(admin),
         }
     }
 
@@ -207,11 +204,7 @@ impl App {
             }
             Path::Relayed { peer } => {
                 let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
-                let Some(number) = relay.client.channel(peer) else {
-                    // An authentic packet came from a new address: it gets a channel of its own.
-                    relay.client.bind_channel(peer, now);
-                    return Err(Cause::NoEndpoint);
-                };
+                let number = relay.channel(peer, now).ok_or(Cause::NoEndpoint)?;
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
                 let target =
                     Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
@@ -237,21 +230,6 @@ impl App {
         }
         for datagram in segments {
             self.open(datagram, path, ecn, egress, now);
-        }
-    }
-
-    fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        match relay.client.handle_input(datagram, now) {
-            Input::Consumed => {}
-            Input::Ignored(cause) => self.tunnel.count_drop(cause),
-            Input::Data { peer, payload } => {
-                if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
-                }
-            }
         }
     }
 
@@ -315,60 +293,6 @@ impl App {
         });
     }
 
-    fn serve_relay<E: Egress>(&mut self, egress: &mut E, now: Instant) {
-        while let Some(event) = self.relay.as_mut().and_then(|relay| relay.client.poll_event()) {
-            self.handle_relay_event(event, now);
-        }
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        let Some(port) = self.ports.of(relay.server) else {
-            return;
-        };
-        let target = Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
-        while let Some(bytes) = relay.client.poll_transmit() {
-            egress.append(&target, bytes.len(), Class::Control, |slot| {
-                slot.copy_from_slice(&bytes);
-                true
-            });
-        }
-    }
-
-    fn handle_relay_event(&mut self, event: Event, now: Instant) {
-        match event {
-            Event::Allocated { relayed, mapped } => {
-                let mapped = mapped.map_or_else(String::new, |address| address.to_string());
-                tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
-                if self.relay.as_ref().is_some_and(|relay| relay.peers.is_empty()) {
-                    self.report_ready();
-                }
-            }
-            Event::ChannelBound { peer, .. } => {
-                self.set_relayed_paths(peer, Some(Path::Relayed { peer }), now);
-                tracing::debug!(%peer, "channel bound");
-                self.report_ready();
-            }
-            Event::ChannelLost { peer } => {
-                self.set_relayed_paths(peer, None, now);
-                tracing::debug!(%peer, "channel lost");
-            }
-            Event::Failed { reason } => tracing::warn!("{reason}"),
-        }
-    }
-
-    /// Sets the path of the peers reached over the channel to `address`, unless they have roamed elsewhere.
-    fn set_relayed_paths(&mut self, address: SocketAddr, path: Option<Path>, now: Instant) {
-        let Some(relay) = &self.relay else {
-            return;
-        };
-        for &(index, _) in relay.peers.iter().filter(|(_, peer)| *peer == address) {
-            let current = self.tunnel.path(index);
-            if current.is_none() || current == Some(Path::Relayed { peer: address }) {
-                self.tunnel.set_path(index, path, now);
-            }
-        }
-    }
-
     fn report_ready(&mut self) {
         if !std::mem::replace(&mut self.ready, true) {
             let name = self.tun.name();
@@ -399,22 +323,18 @@ impl Application for App {
         egress: &mut E,
         now: Instant,
     ) -> io::Result<()> {
-        if let Some(relay) = &self.relay {
-            tracing::info!("asking the relay {} for an address", relay.server);
-        }
+        self.open_relay(now);
         self.open_device(ingress, egress)?;
         let sockets = std::mem::replace(&mut self.sockets, Sockets::NONE);
         self.open_sockets(sockets, ingress, egress)?;
         if let Some(listener) = self.listener.take() {
-            self.open_control(listener, ingress)?;
+            self.open_control(listener, ingress, now)?;
         }
+        self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);
-        if let Some(relay) = &mut self.relay {
-            for &(_, address) in &relay.peers {
-                relay.client.bind_channel(address, now);
-            }
-        } else {
+        // Whoever can be reached directly need not wait for the relay.
+        if self.relay.as_ref().is_none_or(|relay| !relay.is_needed()) {
             self.report_ready();
         }
         self.tunnel.handle_timeout(now);
@@ -431,6 +351,7 @@ impl Application for App {
                 self.handle_udp(from, path, ecn, segments, egress, now);
             }
             Meta::Ready if received.token == CONTROL => return self.note_control(now),
+            Meta::Ready if received.token == FIGURES => return self.figures.handle_ready(now),
             Meta::Ready if received.token == LINK => return self.link_news = true,
             Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
             Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
@@ -442,20 +363,20 @@ impl Application for App {
 
     fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant) {
         self.tunnel.handle_timeout(now);
-        if let Some(relay) = &mut self.relay
-            && relay.client.poll_timeout().is_some_and(|due| due <= now)
-        {
-            relay.client.handle_timeout(now);
+        self.figures.look(now);
+        if let Some(relay) = &mut self.relay {
+            relay.handle_timeout(now);
         }
         self.send_control(egress, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let relay = self.relay.as_ref().and_then(|relay| relay.client.poll_timeout());
+        let relay = self.relay.as_ref().and_then(Relay::poll_timeout);
         let at_once = self.turned.filter(|_| self.link_news || self.tunnel.is_renewing());
+        let asked = self.figures.poll_timeout();
         let due =
             [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.outside.timeout(), at_once];
-        due.into_iter().chain([self.bind_at]).flatten().min()
+        due.into_iter().chain([self.bind_at, asked]).flatten().min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -468,6 +389,7 @@ impl Application for App {
         }
         self.tunnel.renew_some(RENEWED);
         self.look_outside(ingress, egress, now);
+        self.serve_figures(ingress, egress, now);
         self.serve_control(ingress, egress, now)
     }
 
@@ -485,12 +407,16 @@ impl Application for App {
     fn stop<E: Egress>(&mut self, egress: &mut E, now: Instant) {
         self.tunnel.stop();
         if let Some(relay) = &mut self.relay {
-            relay.client.close(now);
+            relay.close(now);
         }
         self.serve_relay(egress, now);
     }
 
     fn drops(&self) -> Drops {
         self.tunnel.drops().clone()
+    }
+
+    fn stages(&mut self) -> Option<&mut Stages> {
+        Some(&mut self.figures.stages)
     }
 }

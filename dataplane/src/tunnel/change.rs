@@ -91,6 +91,7 @@ impl Tunnel {
         let Some(mut peer) = self.peers.remove(index) else {
             return false;
         };
+        self.departed.add(&peer.stats);
         self.by_key.remove(&peer.public_key);
         for tag in peer.keys.tags() {
             self.by_tag.remove(&tag);
@@ -227,9 +228,13 @@ impl Tunnel {
     /// look at every peer.
     pub fn forget_sources(&mut self, is_gone: impl Fn(IpAddr) -> bool) {
         for peer in self.peers.iter_mut() {
-            if let Some(Path::Direct { from: Some(from), .. }) = peer.path
-                && is_gone(from)
-            {
+            let gone = match peer.path {
+                Some(Path::Direct { from, .. }) => from.is_some_and(&is_gone),
+                // Where the direct way would begin is not known here.
+                Some(Path::Relayed { .. }) => true,
+                None => false,
+            };
+            if gone {
                 peer.forget_source();
             }
         }

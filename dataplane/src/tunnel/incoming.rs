@@ -57,6 +57,7 @@ impl Tunnel {
         peer.forget_outlived(&self.identity, now);
         let opened = peer.keys.open(datagram, receiver, out.buffer(), now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
+        peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.
         let news = self.authentic(index, path, now);
         let peer = &mut self.peers[index];
@@ -118,7 +119,9 @@ impl Tunnel {
         let peer = &mut self.peers[index];
         peer.timers.session_made(now);
         peer.timers.anything_sent(now);
-        self.transmit_to(index, path, bytes, len);
+        if let Some(path) = peer.answers_by(path) {
+            self.transmit_to(index, path, bytes, len);
+        }
         self.prune_keys(index, now);
         self.arm(index);
         Ok(Opened::Consumed)
@@ -148,7 +151,10 @@ impl Tunnel {
             None => tracing::info!(peer = %peer.public_key, "handshake complete"),
             Some(_) => tracing::debug!(peer = %peer.public_key, "handshake complete"),
         }
-        self.transmit_to(index, path, bytes, len);
+        // By the way that is in use: the peer follows it.
+        if let Some(path) = self.peers[index].path {
+            self.transmit_to(index, path, bytes, len);
+        }
         self.prune_keys(index, now);
         self.unstage(index);
         self.arm(index);
@@ -183,9 +189,18 @@ impl Tunnel {
     /// The peer answers from here now, and it is alive. The answer is whether a timer may have changed.
     fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index];
-        peer.path = Some(path);
-        peer.awaits_path = false;
         let news = peer.is_news(Passed::Received, now);
+        match &mut peer.paths {
+            None => (peer.path, peer.awaits_path) = (Some(path), false),
+            Some(paths) => {
+                // All messages of a batch that come by the way in use tell the same.
+                if news || peer.path != Some(path) {
+                    paths.heard(path, now);
+                    self.follow_paths(index, now);
+                }
+            }
+        }
+        let peer = &mut self.peers[index];
         if news {
             peer.timers.anything_received(now);
         }

@@ -11,6 +11,7 @@ pub mod app;
 pub mod key;
 pub mod marking;
 pub mod noise;
+pub mod paths;
 pub mod peer;
 pub mod peers;
 pub mod routes;
@@ -20,8 +21,10 @@ mod change;
 mod incoming;
 mod keys;
 mod limiter;
+mod missing;
 pub mod path_mtu;
 mod staged;
+mod switch;
 mod timers;
 
 #[cfg(test)]
@@ -116,6 +119,8 @@ pub struct Tunnel {
     /// No timer runs out before this.
     wake: Option<Instant>,
     drops: Drops,
+    /// Of peers that were removed: what has been counted once stays counted.
+    departed: PeerStats,
     control_overflows: u64,
 }
 
@@ -145,6 +150,7 @@ impl Tunnel {
             rng,
             wake: None,
             drops: Drops::default(),
+            departed: PeerStats::default(),
             control_overflows: 0,
         };
         for peer in &config.peers {
@@ -210,6 +216,9 @@ impl Tunnel {
         peer.stats.sent_bytes += packet.len() as u64;
         peer.stats.sent_message_bytes += out.len() as u64;
         if peer.is_news(Passed::DataSent, now) {
+            if let Some(paths) = &mut peer.paths {
+                paths.sent(now);
+            }
             let jitter = self.jitter();
             let timers = &mut self.peers[index].timers;
             timers.data_sent(jitter, now);
@@ -352,6 +361,7 @@ impl Tunnel {
         let peer = &mut self.peers[index];
         peer.staged.expire(&mut self.staged_bytes, &mut self.drops, now);
         peer.forget_noted();
+        self.poll_paths(index, now);
         while let Some(due) = self.peers[index].timers.poll(now) {
             match due {
                 Due::Initiate => {
@@ -428,13 +438,24 @@ impl Tunnel {
         let Some(path) = self.peers[index].path.filter(|_| can_start) else {
             return;
         };
-        let peer = &mut self.peers[index];
-        let mut bytes = [0; CONTROL_LEN];
-        if let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) {
-            peer.timers.initiation_sent(jitter, now);
-            self.transmit_to(index, path, bytes, len);
+        if self.initiate_by(index, path, now) {
+            self.peers[index].timers.initiation_sent(jitter, now);
         }
         self.arm(index);
+    }
+
+    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had.
+    fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
+        let peer = &mut self.peers[index];
+        let mut bytes = [0; CONTROL_LEN];
+        let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) else {
+            return false;
+        };
+        if let Some(paths) = &mut peer.paths {
+            paths.initiated(path, now);
+        }
+        self.transmit_to(index, path, bytes, len);
+        true
     }
 
     /// As [`Tunnel::transmit`], of a message that counts for a peer.

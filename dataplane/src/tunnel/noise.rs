@@ -25,6 +25,7 @@ use boringtun::x25519;
 use ring::hmac;
 
 use super::key::{PublicKey, SecretKey};
+use super::missing::Arrived;
 use crate::drops::Cause;
 use crate::wire::wireguard::{self, DATA_HEADER, DATA_OVERHEAD, SessionIndex};
 
@@ -158,6 +159,7 @@ struct Session {
     confirmed: bool,
     /// Counter of the next message sent.
     next_counter: u64,
+    arrived: Arrived,
 }
 
 impl Session {
@@ -188,6 +190,8 @@ pub struct OpenedData {
     pub age: Duration,
     /// Whether this side initiated the handshake.
     pub initiator: bool,
+    /// How many more messages of the peer's are missing than before this one, or fewer.
+    pub missing: i64,
 }
 
 /// The inside of a data message.
@@ -375,7 +379,8 @@ impl Noise {
         };
         let confirmed = self.confirm(receiver);
         let age = now.saturating_duration_since(session.born);
-        Ok(OpenedData { inner, confirmed, age, initiator: session.initiator })
+        let missing = self.session_mut(receiver).map_or(0, |session| session.arrived.note(counter));
+        Ok(OpenedData { inner, confirmed, age, initiator: session.initiator, missing })
     }
 
     /// Wipes every session key; what the peer sent last stays known, so that old initiations remain replays.
@@ -430,6 +435,7 @@ impl Noise {
             confirmed: initiator,
             // An initiator has just sent the keepalive that confirms the session.
             next_counter: u64::from(initiator),
+            arrived: Arrived::default(),
         });
     }
 

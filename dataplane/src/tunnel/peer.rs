@@ -1,6 +1,7 @@
 //! One peer: its protocol state, its timers, where it is reached, and what waits for it.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use super::key::{PublicKey, SecretKey};
 use super::keys::Keys;
 use super::noise::Identity;
 use super::path_mtu::PathMtu;
+use super::paths::Paths;
 use super::staged::Staged;
 use super::timers::Timers;
 
@@ -37,6 +39,15 @@ impl Path {
         match *self {
             Self::Direct { to, .. } => to,
             Self::Relayed { peer } => peer,
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct { to, .. } => write!(formatter, "{to}"),
+            Self::Relayed { peer } => write!(formatter, "{peer} over the relay"),
         }
     }
 }
@@ -73,8 +84,36 @@ pub struct PeerStats {
     pub sent_message_bytes: u64,
     /// Bytes of all authentic messages from it, likewise.
     pub received_message_bytes: u64,
+    /// Data messages that it has sent and that did not arrive: by their counters, in which nothing else leaves gaps. One that
+    /// is only late counts until it comes.
+    pub missing_messages: u64,
     /// When the last handshake was completed.
     pub last_handshake: Option<Instant>,
+}
+
+impl PeerStats {
+    /// Adds another peer's. Of the handshakes, the later one counts.
+    pub(super) fn add(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self {
+            sent_packets,
+            sent_bytes,
+            received_packets,
+            received_bytes,
+            sent_message_bytes,
+            received_message_bytes,
+            missing_messages,
+            last_handshake,
+        } = other;
+        self.sent_packets += sent_packets;
+        self.sent_bytes += sent_bytes;
+        self.received_packets += received_packets;
+        self.received_bytes += received_bytes;
+        self.sent_message_bytes += sent_message_bytes;
+        self.received_message_bytes += received_message_bytes;
+        self.missing_messages = self.missing_messages.saturating_add(*missing_messages);
+        self.last_handshake = self.last_handshake.max(*last_handshake);
+    }
 }
 
 /// One peer.
@@ -87,6 +126,8 @@ pub(super) struct Peer {
     pub(super) allowed_ips: BTreeSet<IpNet>,
     pub(super) timers: Timers,
     pub(super) path: Option<Path>,
+    /// What decides `path`, where there is more than one way.
+    pub(super) paths: Option<Box<Paths>>,
     pub(super) awaits_path: bool,
     pub(super) path_mtu: PathMtu,
     pub(super) staged: Staged,
@@ -122,6 +163,7 @@ impl Peer {
             allowed_ips: BTreeSet::new(),
             timers,
             path: config.path,
+            paths: None,
             awaits_path: config.awaits_path,
             path_mtu: PathMtu::default(),
             staged: Staged::default(),
@@ -145,13 +187,25 @@ impl Peer {
 
     /// When something has to be done for this peer.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.staged.next_expiry()].into_iter().flatten().min()
+        let paths = self.paths.as_ref().and_then(|paths| paths.next_timeout());
+        [self.timers.next(), self.staged.next_expiry(), paths].into_iter().flatten().min()
+    }
+
+    /// By which way an answer goes to what came by `path`.
+    pub(super) fn answers_by(&self, path: Path) -> Option<Path> {
+        match &self.paths {
+            Some(paths) if !paths.allows(path) => self.path,
+            _ => Some(path),
+        }
     }
 
     /// Nothing comes back: the local address the peer once sent to may be gone, so the kernel chooses again.
     pub(super) fn forget_source(&mut self) {
         if let Some(Path::Direct { from, .. }) = &mut self.path {
             *from = None;
+        }
+        if let Some(paths) = &mut self.paths {
+            paths.forget_source();
         }
     }
 

@@ -5,16 +5,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use super::app::{AutoMtu, Inquiries, Sockets, auto_mtu};
+use ipnet::IpNet;
+
+use super::app::{AutoMtu, Inquiries, RelayChoice, RelayPlan, Sockets, auto_mtu};
+use super::paths::Policy;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
-use crate::config::{self, Config, ConfigError, Endpoint, Host, MTU_MIN_IPV4, MTU_MIN_IPV6};
+use crate::config::{self, Config, ConfigError, Endpoint, Host, MTU_MIN_IPV4, MTU_MIN_IPV6, Table};
 use crate::egress;
 use crate::netlink;
 use crate::stun::AddressFamily;
 use crate::stun::channel_data;
 use crate::sys::tun::{Tun, TunOptions};
 use crate::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
-use crate::turn::ClientConfig;
 use crate::wire::wireguard::DATA_OVERHEAD;
 
 /// The MTU every way between two hosts is taken to have, bytes: Ethernet's.
@@ -30,20 +32,12 @@ pub const BARE_MTU: usize = 1_420;
 pub struct Plan {
     /// The endpoint.
     pub tunnel: TunnelConfig,
-    /// The relay, and which peer it reaches at which address.
+    /// The relays, and which peer they reach at which address.
     pub relay: Option<RelayPlan>,
     /// What is found out while it runs.
     pub inquiries: Inquiries,
     /// What should be looked at.
     pub warnings: Vec<String>,
-}
-
-/// The relay part of a [`Plan`].
-pub struct RelayPlan {
-    /// For the TURN client.
-    pub client: ClientConfig,
-    /// Which peer is reached at which address.
-    pub peers: Vec<(PeerIndex, SocketAddr)>,
 }
 
 /// Looks names up and decides paths and MTU. `seeds` are random: one for the endpoint, one for the TURN client.
@@ -61,11 +55,15 @@ pub fn plan(
     let mut relayed = Vec::new();
     let mut inquiries = Inquiries::default();
     let mut called = Vec::new();
-    let relay_server = match &config.relay {
-        Some(relay) => Some(resolve(file, &relay.server, None)?),
-        None => None,
-    };
-    let mut outside: Vec<SocketAddr> = relay_server.into_iter().collect();
+    let mut policies = Vec::new();
+    let mut choices = Vec::with_capacity(config.relays.len());
+    for relay in &config.relays {
+        let server = resolve(file, &relay.server, Some(relay.line))?;
+        let (login, credentials) = (relay.login.clone(), relay.credentials.clone());
+        choices.push(RelayChoice { server, login, credentials });
+    }
+    let mut outside: Vec<SocketAddr> = choices.iter().map(|choice| choice.server).collect();
+    let has_relay = !choices.is_empty();
     for (index, section) in (0..).map(PeerIndex).zip(&config.peers) {
         let address = match &section.endpoint {
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
@@ -75,14 +73,17 @@ pub fn plan(
             inquiries.names.push((index, endpoint.clone()));
         }
         called.extend(address.map(|_| index));
-        outside.extend(address.filter(|_| relay_server.is_none()));
-        relayed.extend(address.filter(|_| relay_server.is_some()).map(|address| (index, address)));
+        let goes_direct = !has_relay || section.path != Policy::Relay;
+        let goes_over_relay = has_relay && section.path != Policy::Direct;
+        outside.extend(address.filter(|_| goes_direct));
+        relayed.extend(address.filter(|_| goes_over_relay).map(|address| (index, address)));
+        policies.extend(has_relay.then_some((index, section.path)));
         peers.push(PeerConfig {
             public_key: section.public_key,
             preshared_key: section.preshared_key.clone(),
             allowed_ips: section.allowed_ips.clone(),
-            path: address.filter(|_| relay_server.is_none()).map(|to| Path::Direct { to, from: None }),
-            awaits_path: relay_server.is_some() && address.is_some(),
+            path: address.filter(|_| goes_direct).map(|to| Path::Direct { to, from: None }),
+            awaits_path: address.is_some() && !goes_direct,
             persistent_keepalive: Some(section.persistent_keepalive),
         });
     }
@@ -90,24 +91,22 @@ pub fn plan(
         warnings.push("there is no [Peer] section: nobody can be reached, and nobody is answered".to_owned());
     }
     warn_of_loops(config, &outside, &mut warnings);
-    let mtu = match relay_server {
-        _ if config.mtu_auto => {
-            let least = if config.has_ipv6() { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 };
-            inquiries.auto_mtu = Some(AutoMtu { peers: called, least });
-            auto_mtu(&outside, relay_server.is_some(), least, 0)
-        }
-        Some(server) => clamp_mtu(config.mtu, server, &relayed, &mut warnings),
-        None => config.mtu,
+    let servers: Vec<IpAddr> = choices.iter().map(|choice| choice.server.ip()).collect();
+    let mtu = if config.mtu_auto {
+        let least = if config.has_ipv6() { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 };
+        inquiries.auto_mtu = Some(AutoMtu { peers: called, least });
+        auto_mtu(&outside, has_relay, least, 0)
+    } else if has_relay {
+        clamp_mtu(config.mtu, &servers, &relayed, &mut warnings)
+    } else {
+        config.mtu
     };
-    let relay = config.relay.as_ref().zip(relay_server).map(|(relay, server)| RelayPlan {
-        client: ClientConfig {
-            server,
-            username: relay.username.clone(),
-            password: zeroize::Zeroizing::new(relay.password.expose().to_owned()),
-            family: relay_family(&relayed, &mut warnings),
-            seed: seeds[1],
-        },
+    let relay = has_relay.then(|| RelayPlan {
+        choices,
+        family: relay_family(&relayed, &mut warnings),
         peers: relayed,
+        policies,
+        seed: seeds[1],
     });
     let tunnel = TunnelConfig {
         private_key: config.private_key.clone(),
@@ -130,9 +129,11 @@ fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<
 
 /// What goes to these addresses must not be routed into the tunnel it comes out of.
 fn warn_of_loops(config: &Config, outside: &[SocketAddr], warnings: &mut Vec<String>) {
+    // A default route leaves out what the tunnel sends, and other tables are led to by the user's rules.
+    let routed = |net: &&IpNet| config.host.table == Table::Auto && net.prefix_len() > 0;
     for address in outside {
-        let inside =
-            config.peers.iter().flat_map(|peer| &peer.allowed_ips).find(|net| net.contains(&address.ip()));
+        let nets = config.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        let inside = nets.filter(routed).find(|net| net.contains(&address.ip()));
         if let Some(net) = inside {
             warnings.push(format!(
                 "{address} lies in AllowedIPs {net}: unless a narrower route leads there, what the tunnel sends goes \
@@ -157,12 +158,12 @@ pub fn relay_mtu(server: IpAddr, peers: &[IpAddr]) -> u16 {
 
 fn clamp_mtu(
     mtu: u16,
-    server: SocketAddr,
+    servers: &[IpAddr],
     peers: &[(PeerIndex, SocketAddr)],
     warnings: &mut Vec<String>,
 ) -> u16 {
     let peers: Vec<IpAddr> = peers.iter().map(|(_, address)| address.ip()).collect();
-    let fits = relay_mtu(server.ip(), &peers);
+    let fits = servers.iter().map(|server| relay_mtu(*server, &peers)).min().unwrap_or(mtu);
     if mtu <= fits {
         return mtu;
     }
@@ -275,29 +276,27 @@ pub fn fit_superpackets(handle: &mut netlink::Handle, index: u32, mtu: u32, rela
     }
 }
 
-/// Creates the interface, gives it its addresses and MTU, brings it up and routes the peers' prefixes to it. It goes
-/// away with the descriptor.
+/// Creates the interface, gives it its addresses and MTU, and brings it up. It goes away with the descriptor. The index is
+/// for whoever routes packets into it.
 ///
 /// # Errors
 /// One sentence that names what the kernel refused, and the remedy.
-pub fn make_interface(name: &str, config: &Config, mtu: usize, options: TunOptions) -> io::Result<Tun> {
+pub fn make_interface(
+    handle: &mut netlink::Handle,
+    name: &str,
+    config: &Config,
+    mtu: usize,
+    options: TunOptions,
+) -> io::Result<(Tun, u32)> {
     let tun = open_device(name, options)?;
-    let mut handle = netlink::Handle::open()?;
-    let index = set_device(&mut handle, name, mtu)?;
-    fit_superpackets(
-        &mut handle,
-        index,
-        u32::try_from(mtu).map_err(io::Error::other)?,
-        config.relay.is_some(),
-    );
+    let index = set_device(handle, name, mtu)?;
+    let relayed = !config.relays.is_empty();
+    fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, relayed);
     for address in &config.addresses {
         handle.add_address(index, *address)?;
     }
     handle.set_up(index)?;
-    for prefix in config.peers.iter().flat_map(|peer| &peer.allowed_ips) {
-        handle.add_route(index, *prefix)?;
-    }
-    Ok(tun)
+    Ok((tun, index))
 }
 
 /// Creates an interface that is down and has no address, as `ip link add type wireguard` does, with the same MTU of 1,420

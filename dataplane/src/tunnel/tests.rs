@@ -3,6 +3,7 @@
 
 mod changes;
 mod outside;
+mod paths;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -506,6 +507,26 @@ fn authentic_packets_roam_and_their_replays_do_not() {
         assert_eq!(pair.b.open(&sealed, way, &mut stack, pair.now), Opened::Packet(PEER));
         assert_eq!(pair.b.path(PEER), Some(way));
     }
+}
+
+#[test]
+fn messages_that_do_not_arrive_are_missed_until_they_come() {
+    let mut pair = Pair::connected();
+    let missing = |pair: &Pair| pair.b.stats(PEER).missing_messages;
+    let sealed: Vec<_> = (0..6).map(|number| pair.seal_at_a(&[number])).collect();
+    for (place, expected) in [(0, 0), (3, 2), (1, 1), (2, 0), (5, 1)] {
+        assert!(pair.at_b(&sealed[place]).is_some());
+        assert_eq!(missing(&pair), expected, "behind message {place}");
+    }
+    // Seen twice it arrives once, and what is no message of the peer's counts for nothing.
+    let mut forged = sealed[4].clone();
+    *forged.last_mut().expect("bytes") ^= 1;
+    assert_eq!((pair.at_b(&sealed[5]), pair.at_b(&forged)), (None, None));
+    assert_eq!(missing(&pair), 1);
+    // A new session begins its own count; what the old one missed stays missed.
+    pair.pass(125 * SECOND);
+    pair.exchange();
+    assert_eq!(missing(&pair), 1);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! asked to. Sans-IO: after every call, drain [`Client::poll_transmit`] and [`Client::poll_event`] and ask
 //! [`Client::poll_timeout`].
 
+mod answers;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -16,9 +18,10 @@ use super::credentials::Credentials;
 use super::failure;
 use super::permissions::Permissions;
 use super::transaction::{Due, Request, Transaction};
+use super::watch::Watch;
 use crate::drops::Cause;
 use crate::stun::{
-    AddressFamily, ChannelData, ChannelNumber, Class, ErrorCode, Message, Method, TransactionId, channel_data,
+    AddressFamily, ChannelData, ChannelNumber, Class, Message, Method, TransactionId, channel_data,
 };
 
 /// Most requests in flight; more wait their turn, so that a thousand peers do not become one burst.
@@ -30,6 +33,10 @@ const REFRESH_MIN: Duration = Duration::from_secs(5);
 /// Wait before the first new attempt; doubles up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// How long a server that has gone away is asked for more urgently than RFC 8489 does by default.
+const URGENT: Duration = Duration::from_secs(60);
+/// An allocation that lasted at least this long is made anew at once when the server no longer has it.
+const LASTED: Duration = Duration::from_secs(2);
 /// How many nonces in a row may be stale before the server is taken to be broken.
 const STALE_NONCES_MAX: u8 = 3;
 
@@ -85,6 +92,13 @@ pub enum Event {
         /// The peer.
         peer: SocketAddr,
     },
+    /// The server is silent, or takes nobody: another one should be tried, if there is one. This one is tried on.
+    Unusable {
+        /// The server that it names instead, in a message it has signed.
+        alternate: Option<SocketAddr>,
+    },
+    /// The server refuses user name and password.
+    Unauthorized,
     /// Something does not work; it is tried again with growing pauses. Said once until the reason changes.
     Failed {
         /// What and why, and how to mend it.
@@ -95,7 +109,7 @@ pub enum Event {
 enum Allocation {
     Absent { retry_at: Instant },
     Requested,
-    Established { refresh_at: Option<Instant>, expires_at: Instant },
+    Established { since: Instant, refresh_at: Option<Instant>, expires_at: Instant },
     Closed,
 }
 
@@ -115,6 +129,9 @@ pub struct Client {
     transmits: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
     deadline: Option<Instant>,
+    watch: Watch,
+    /// Until then requests are urgent.
+    urgent_until: Option<Instant>,
 }
 
 impl Client {
@@ -136,6 +153,8 @@ impl Client {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             deadline: None,
+            watch: Watch::default(),
+            urgent_until: None,
         };
         if client.credentials.is_none() {
             client.allocation = Allocation::Closed;
@@ -154,6 +173,7 @@ impl Client {
                 return Input::Ignored(Cause::MalformedOuter);
             };
             let Some(peer) = self.channels.peer(data.number) else { return Input::Ignored(Cause::NoChannel) };
+            self.watch.heard_data();
             let start = channel_data::HEADER_LEN;
             return Input::Data { peer, payload: start..start + data.payload.len() };
         }
@@ -186,6 +206,36 @@ impl Client {
         let wanted = self.permissions.want(peer, now);
         self.advance(now);
         wanted
+    }
+
+    /// Somebody waits for the server: for a minute it is asked often, and found silent soon.
+    pub fn hurry(&mut self, now: Instant) {
+        self.urgent_until = Some(now + URGENT);
+        for transaction in &mut self.transactions {
+            transaction.hurry(now);
+        }
+        self.deadline = self.next_deadline();
+    }
+
+    /// Data was sent to the server, and something is expected to come back: if nothing does, it is asked whether it still
+    /// has the allocation. O(1).
+    pub fn sent(&mut self, now: Instant) {
+        self.watch.sent(now);
+        if let (Allocation::Established { .. }, Some(due)) = (&self.allocation, self.watch.due()) {
+            self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
+        }
+    }
+
+    /// Another user name and password, from the next request on. An allocation that there is goes on where the server
+    /// takes the new name for the same user, as it does with names that only expire later.
+    pub fn set_credentials(&mut self, username: String, password: Zeroizing<String>, now: Instant) {
+        if self.credentials.as_mut().is_some_and(|known| known.replace(username.clone(), password)) {
+            self.username = username;
+            if let Allocation::Absent { retry_at } = &mut self.allocation {
+                (*retry_at, self.backoff) = (now, BACKOFF_MIN);
+            }
+            self.advance(now);
+        }
     }
 
     /// The channel to send to `peer` with, when it is bound. O(1).
@@ -231,154 +281,16 @@ impl Client {
     }
 
     /// A Data indication (RFC 8656 section 11.4); from a peer without permission it is not believed.
-    fn handle_data_indication(&self, datagram: &[u8], message: &Message<'_>) -> Input {
+    fn handle_data_indication(&mut self, datagram: &[u8], message: &Message<'_>) -> Input {
         let (Ok(Some(peer)), Some(data)) = (message.xor_peer_address(), message.data()) else {
             return Input::Ignored(Cause::MalformedOuter);
         };
         if !self.permissions.holds(peer.ip()) {
             return Input::Ignored(Cause::NoPermission);
         }
+        self.watch.heard_data();
         let start = data.as_ptr().addr() - datagram.as_ptr().addr();
         Input::Data { peer, payload: start..start + data.len() }
-    }
-
-    fn handle_response(&mut self, message: &Message<'_>, now: Instant) -> Input {
-        let position = self.transactions.iter().position(|transaction| {
-            transaction.id == message.transaction() && transaction.request.method() == message.method()
-        });
-        // The answer to a request that was answered already, or given up.
-        let Some(position) = position else { return Input::Consumed };
-        let success = message.class() == Class::Success;
-        // A success must be signed when the request was; a refusal need not be, a signed one must be right
-        // (RFC 8489 section 9.2.5).
-        if (success && self.transactions[position].signed) || message.has_integrity() {
-            let key = self.credentials.as_ref().and_then(Credentials::key);
-            if !key.is_some_and(|key| message.verify_integrity(key)) {
-                return Input::Ignored(Cause::Unauthenticated);
-            }
-        }
-        let transaction = self.transactions.swap_remove(position);
-        if success {
-            self.handle_success(transaction.request, message, now);
-        } else {
-            // A refusal without a readable code is one all the same.
-            let code = message.error_code().ok().flatten().unwrap_or(ErrorCode(500));
-            self.handle_refusal(&transaction, code, message, now);
-        }
-        self.advance(now);
-        Input::Consumed
-    }
-
-    fn handle_success(&mut self, request: Request, message: &Message<'_>, now: Instant) {
-        match request {
-            Request::Allocate { .. } => {
-                let Ok(Some(relayed)) = message.xor_relayed_address() else {
-                    self.lose(
-                        format!("relay {} names no relayed address: use another relay", self.server),
-                        now,
-                    );
-                    return;
-                };
-                self.establish(message, now);
-                self.backoff = BACKOFF_MIN;
-                self.last_reason = None;
-                let mapped = message.xor_mapped_address().ok().flatten();
-                self.events.push_back(Event::Allocated { relayed, mapped });
-            }
-            Request::Refresh => self.establish(message, now),
-            Request::Delete => {}
-            Request::CreatePermission { peer } => self.permissions.grant(peer, now),
-            Request::ChannelBind { number, peer } => {
-                let jitter = self.jitter(Duration::from_secs(60));
-                if self.channels.confirm(number, jitter, now) {
-                    self.events.push_back(Event::ChannelBound { peer, number });
-                }
-                if self.channels.bound(peer) == Some(number) {
-                    self.permissions.grant(peer.ip(), now);
-                }
-            }
-        }
-    }
-
-    /// The allocation is good for another lifetime; refreshed at half of it.
-    fn establish(&mut self, message: &Message<'_>, now: Instant) {
-        let lifetime = message.lifetime().ok().flatten();
-        let lifetime = lifetime.map_or(LIFETIME_DEFAULT, |seconds| Duration::from_secs(seconds.into()));
-        let lifetime = lifetime.max(2 * REFRESH_MIN);
-        self.allocation =
-            Allocation::Established { refresh_at: Some(now + lifetime / 2), expires_at: now + lifetime };
-    }
-
-    fn handle_refusal(
-        &mut self,
-        transaction: &Transaction,
-        code: ErrorCode,
-        message: &Message<'_>,
-        now: Instant,
-    ) {
-        let request = transaction.request;
-        let again = match code {
-            failure::UNAUTHENTICATED if transaction.signed => {
-                self.lose(failure::wrong_credentials(self.server, &self.username), now);
-                return;
-            }
-            failure::UNAUTHENTICATED => Some(0),
-            failure::STALE_NONCE if transaction.stale_nonces < STALE_NONCES_MAX => {
-                Some(transaction.stale_nonces + 1)
-            }
-            _ => None,
-        };
-        let challenged = again.is_some()
-            && self.credentials.as_mut().is_some_and(|credentials| credentials.take_challenge(message));
-        if let (true, Some(stale_nonces)) = (challenged, again) {
-            self.start(request, stale_nonces, now);
-            return;
-        }
-        let reason = failure::reason(self.server, request, code);
-        match request {
-            _ if code == failure::ALLOCATION_MISMATCH => {
-                if let Request::Allocate { .. } = request {
-                    // Most likely our own, from before a restart; then this deletes it.
-                    self.transmit_delete();
-                }
-                self.lose(reason, now);
-            }
-            Request::Allocate { .. } | Request::Refresh | Request::Delete => self.lose(reason, now),
-            Request::CreatePermission { peer } => {
-                self.permissions.refuse(peer, now);
-                self.report(reason);
-            }
-            Request::ChannelBind { number, peer } => {
-                if self.channels.refuse(number, now) {
-                    self.events.push_back(Event::ChannelLost { peer });
-                }
-                self.report(reason);
-            }
-        }
-    }
-
-    /// Gives the allocation up and tries again after a pause.
-    fn lose(&mut self, reason: String, now: Instant) {
-        for peer in self.channels.reset(now) {
-            self.events.push_back(Event::ChannelLost { peer });
-        }
-        self.permissions.reset(now);
-        self.transactions.clear();
-        if let Some(credentials) = &mut self.credentials {
-            credentials.forget_challenge();
-        }
-        // Three quarters to five quarters: clients that lost the same relay do not return in step.
-        let pause = self.backoff * 3 / 4 + self.jitter(self.backoff / 2);
-        self.allocation = Allocation::Absent { retry_at: now + pause };
-        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
-        self.report(reason);
-    }
-
-    fn report(&mut self, reason: String) {
-        if self.last_reason.as_ref() != Some(&reason) {
-            self.last_reason = Some(reason.clone());
-            self.events.push_back(Event::Failed { reason });
-        }
     }
 
     /// Does everything that is due at `now` and finds the next deadline.
@@ -393,8 +305,15 @@ impl Client {
                 let reason = format!("the allocation on relay {} expired: is it reachable?", self.server);
                 self.lose(reason, now);
             }
-            Allocation::Established { refresh_at: Some(refresh_at), expires_at } if refresh_at <= now => {
-                self.allocation = Allocation::Established { refresh_at: None, expires_at };
+            Allocation::Established { since, refresh_at: Some(refresh_at), expires_at }
+                if refresh_at <= now =>
+            {
+                self.allocation = Allocation::Established { since, refresh_at: None, expires_at };
+                self.start(Request::Refresh, 0, now);
+            }
+            Allocation::Established { .. } if self.watch.due().is_some_and(|due| due <= now) => {
+                self.watch.ask();
+                self.hurry(now);
                 self.start(Request::Refresh, 0, now);
             }
             _ => {}
@@ -428,6 +347,10 @@ impl Client {
         }
         if let Some(request) = unanswered {
             self.lose(failure::no_answer(self.server, request), now);
+            self.events.push_back(Event::Unusable { alternate: None });
+            if self.is_urgent(now) {
+                (self.allocation, self.backoff) = (Allocation::Absent { retry_at: now }, BACKOFF_MIN);
+            }
         }
     }
 
@@ -436,7 +359,9 @@ impl Client {
             Allocation::Closed => return None,
             Allocation::Requested => None,
             Allocation::Absent { retry_at } => Some(retry_at),
-            Allocation::Established { refresh_at, expires_at } => Some(refresh_at.unwrap_or(expires_at)),
+            Allocation::Established { refresh_at, expires_at, .. } => {
+                [Some(refresh_at.unwrap_or(expires_at)), self.watch.due()].into_iter().flatten().min()
+            }
         };
         // What is due while too much is in flight is started by the response or the timeout of something that is.
         let room = self.transactions.len() < IN_FLIGHT_MAX;
@@ -451,9 +376,14 @@ impl Client {
         let id = self.transaction_id();
         let Some(credentials) = &self.credentials else { return };
         let bytes = credentials.build(request, id);
-        let signed = credentials.key().is_some();
+        let signed = credentials.can_sign();
         self.transmits.push_back(bytes.clone());
-        self.transactions.push(Transaction::new(id, request, bytes, signed, stale_nonces, now));
+        let urgent = self.is_urgent(now);
+        self.transactions.push(Transaction::new(id, request, bytes, signed, stale_nonces, urgent, now));
+    }
+
+    fn is_urgent(&self, now: Instant) -> bool {
+        self.urgent_until.is_some_and(|until| now < until)
     }
 
     /// Asks once to delete the allocation; nobody waits for the answer.

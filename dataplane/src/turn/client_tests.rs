@@ -35,6 +35,9 @@ struct Server {
     mismatches: u32,
     silent: bool,
     always_stale: bool,
+    /// Allocate is refused with 300 and this server, in a signed message or not.
+    alternate: Option<(SocketAddr, bool)>,
+    password: &'static str,
     requests: Vec<(Method, bool)>,
 }
 
@@ -50,6 +53,8 @@ impl Server {
             mismatches: 0,
             silent: false,
             always_stale: false,
+            alternate: None,
+            password: "secret",
             requests: Vec::new(),
         }
     }
@@ -70,7 +75,7 @@ impl Server {
         if self.silent {
             return None;
         }
-        let key = Key::long_term(b"alice", b"realm", b"secret");
+        let key = Key::long_term(b"alice", b"realm", self.password.as_bytes());
         let nonce = self.nonce.clone();
         let refuse = |code: u16| {
             Some(respond(&message, Class::Error, None, |writer| {
@@ -84,6 +89,11 @@ impl Server {
         }
         if self.always_stale || message.nonce() != Some(&self.nonce) {
             return refuse(438);
+        }
+        if let Some((to, signed)) = self.alternate.filter(|_| message.method() == Method::Allocate) {
+            return Some(respond(&message, Class::Error, signed.then_some(&key), |writer| {
+                writer.error_code(ErrorCode(300), "elsewhere").alternate_server(to);
+            }));
         }
         let code = self.act(&message, now);
         if code != 0 {
@@ -567,4 +577,84 @@ proptest! {
         run(&mut client, &mut server, now, now + Duration::from_secs(300));
         prop_assert!(client.channel(address(PEER)).is_some());
     }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_server_that_was_started_again_is_noticed_by_its_silence() {
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    let now = begin + 10 * SECOND;
+    (server.allocated_until, server.nonce) = (None, b"second".to_vec());
+    client.sent(now);
+    run(&mut client, &mut server, now, now + 499 * SECOND / 1000);
+    assert!(!server.has_allocation(now), "half a second of silence is nothing");
+    run(&mut client, &mut server, now, now + SECOND / 2);
+    assert_eq!(client.channel(address(PEER)), Some(number), "bound again at once");
+    let seen = events(&mut client);
+    assert!(seen.contains(&Event::ChannelLost { peer: address(PEER) }), "{seen:?}");
+    assert!(seen.contains(&Event::ChannelBound { peer: address(PEER), number }), "{seen:?}");
+}
+
+#[test]
+fn a_server_that_is_well_is_asked_less_and_less_while_its_peers_only_listen() {
+    let begin = start();
+    let (mut client, mut server, _) = bound(begin);
+    let before = server.count(Method::Refresh);
+    let mut now = begin;
+    while now < begin + 60 * SECOND {
+        client.sent(now);
+        let next = now + SECOND / 10;
+        run(&mut client, &mut server, now, next);
+        now = next;
+    }
+    let asked = server.count(Method::Refresh) - before;
+    assert!((8..=14).contains(&asked), "{asked}");
+}
+
+#[test]
+fn a_silent_server_is_given_up_soon_and_asked_often_until_it_is_back() {
+    let begin = start();
+    let (mut client, mut server, _) = bound(begin);
+    server.silent = true;
+    client.sent(begin);
+    run(&mut client, &mut server, begin, begin + 2 * SECOND);
+    let seen = events(&mut client);
+    assert!(seen.contains(&Event::Unusable { alternate: None }), "{seen:?}");
+    run(&mut client, &mut server, begin + 2 * SECOND, begin + 20 * SECOND);
+    (server.silent, server.allocated_until) = (false, None);
+    let back = begin + 20 * SECOND;
+    run(&mut client, &mut server, back, back + SECOND / 2);
+    assert!(client.channel(address(PEER)).is_some(), "within half a second");
+}
+
+#[test]
+fn another_server_is_believed_only_when_the_message_is_signed() {
+    for (signed, expected) in [(true, Some(address(OTHER))), (false, None)] {
+        let now = start();
+        let (mut client, mut server) = (client_with("secret", now), Server::new());
+        server.alternate = Some((address(OTHER), signed));
+        settle(&mut client, &mut server, now);
+        let seen = events(&mut client);
+        assert!(seen.contains(&Event::Unusable { alternate: expected }), "{seen:?}");
+    }
+}
+
+#[test]
+fn new_credentials_are_used_at_once_and_from_the_next_request_on() {
+    let begin = start();
+    let (mut client, mut server) = (client_with("wrong", begin), Server::new());
+    settle(&mut client, &mut server, begin);
+    assert!(events(&mut client).contains(&Event::Unauthorized));
+    client.set_credentials("alice".to_owned(), Zeroizing::new("secret".to_owned()), begin);
+    settle(&mut client, &mut server, begin);
+    assert!(server.has_allocation(begin), "no pause");
+    // A change while the allocation stands: the next Refresh has the new password.
+    server.password = "third";
+    client.set_credentials("alice".to_owned(), Zeroizing::new("third".to_owned()), begin);
+    events(&mut client);
+    run(&mut client, &mut server, begin, begin + 400 * SECOND);
+    assert_eq!(events(&mut client), []);
+    assert!(server.allocated_until.is_some_and(|until| until > begin + 600 * SECOND));
 }

@@ -25,6 +25,8 @@ pub(super) struct Credentials {
     username: String,
     password: Zeroizing<String>,
     challenge: Option<Challenge>,
+    /// What was signed with before the last change: answers to it are under way.
+    previous: Option<Key>,
 }
 
 struct Challenge {
@@ -36,7 +38,12 @@ struct Challenge {
 impl Credentials {
     /// `None` when the user name is longer than a message may carry.
     pub(super) fn new(username: String, password: Zeroizing<String>) -> Option<Self> {
-        (username.len() <= USERNAME_BYTES_MAX).then_some(Self { username, password, challenge: None })
+        (username.len() <= USERNAME_BYTES_MAX).then_some(Self {
+            username,
+            password,
+            challenge: None,
+            previous: None,
+        })
     }
 
     /// Takes realm and nonce from a 401 or 438; `false` when they are missing or too long.
@@ -59,9 +66,29 @@ impl Credentials {
         self.challenge = None;
     }
 
-    /// The key that responses are signed with.
-    pub(super) fn key(&self) -> Option<&Key> {
-        self.challenge.as_ref().map(|challenge| &challenge.key)
+    /// Another name and password, for the same challenge; `false` when the name is too long.
+    pub(super) fn replace(&mut self, username: String, password: Zeroizing<String>) -> bool {
+        if username.len() > USERNAME_BYTES_MAX {
+            return false;
+        }
+        (self.username, self.password) = (username, password);
+        let (username, password) = (self.username.as_bytes(), self.password.as_bytes());
+        self.previous = self.challenge.as_mut().map(|challenge| {
+            let key = Key::long_term(username, &challenge.realm, password);
+            std::mem::replace(&mut challenge.key, key)
+        });
+        true
+    }
+
+    /// Whether requests are signed.
+    pub(super) fn can_sign(&self) -> bool {
+        self.challenge.is_some()
+    }
+
+    /// Whether a response comes from the server.
+    pub(super) fn verify(&self, response: &Message<'_>) -> bool {
+        let current = self.challenge.as_ref().map(|challenge| &challenge.key);
+        [current, self.previous.as_ref()].into_iter().flatten().any(|key| response.verify_integrity(key))
     }
 
     /// Builds a request, signed when the server has said with what.

@@ -7,6 +7,10 @@ use crate::stun::ErrorCode;
 
 /// The server wants credentials, or refuses those it got.
 pub(super) const UNAUTHENTICATED: ErrorCode = ErrorCode(401);
+/// Another server should be asked (RFC 8489 section 10).
+pub(super) const TRY_ALTERNATE: ErrorCode = ErrorCode(300);
+/// There is no room for another allocation.
+pub(super) const INSUFFICIENT_CAPACITY: ErrorCode = ErrorCode(508);
 /// The allocation is not (or already) there.
 pub(super) const ALLOCATION_MISMATCH: ErrorCode = ErrorCode(437);
 /// The nonce has expired; the response has a new one.

@@ -14,5 +14,6 @@ mod credentials;
 mod failure;
 mod permissions;
 mod transaction;
+mod watch;
 
 pub use client::{Client, ClientConfig, Event, Input};

@@ -12,6 +12,11 @@ pub(super) const SENDS_MAX: u32 = 7;
 /// Wait after the last one (Rm × RTO).
 pub(super) const LAST_WAIT: Duration = Duration::from_secs(8);
 
+/// The same for a request whose answer others wait for: there are few of them, and they must not add up to a long outage.
+/// RFC 8489 leaves it to configuration.
+pub(super) const URGENT_RTO: Duration = Duration::from_millis(400);
+pub(super) const URGENT_SENDS_MAX: u32 = 3;
+
 /// What is asked of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
@@ -47,6 +52,7 @@ pub(super) struct Transaction {
     /// When to look at it again.
     pub(super) deadline: Instant,
     sends: u32,
+    urgent: bool,
 }
 
 /// What a passed deadline asks for.
@@ -64,17 +70,29 @@ impl Transaction {
         bytes: Vec<u8>,
         signed: bool,
         stale_nonces: u8,
+        urgent: bool,
         now: Instant,
     ) -> Self {
-        Self { id, request, bytes, signed, stale_nonces, deadline: now + RTO, sends: 1 }
+        let rto = if urgent { URGENT_RTO } else { RTO };
+        Self { id, request, bytes, signed, stale_nonces, deadline: now + rto, sends: 1, urgent }
+    }
+
+    /// From now on its answer is waited for.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.urgent = true;
+        self.deadline = self.deadline.min(now + URGENT_RTO);
     }
 
     /// Called when the deadline has passed.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Due {
-        if self.sends == SENDS_MAX {
+        if self.sends >= if self.urgent { URGENT_SENDS_MAX } else { SENDS_MAX } {
             return Due::GiveUp;
         }
         self.sends += 1;
+        if self.urgent {
+            self.deadline = now + URGENT_RTO;
+            return Due::Retransmit;
+        }
         let wait = if self.sends == SENDS_MAX { LAST_WAIT } else { RTO * (1 << (self.sends - 1)) };
         self.deadline = now + wait;
         Due::Retransmit

@@ -16,6 +16,7 @@ pub mod answer;
 pub mod request;
 pub mod server;
 pub mod socket;
+pub mod status;
 
 use std::io;
 

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::Refusal;
+use super::status::Wanted;
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 
 /// The longest line, bytes: twice a key in hexadecimal digits with its name.
@@ -16,8 +17,10 @@ const REQUEST_MAX: usize = 16 << 20;
 /// What a client asks for.
 #[derive(Debug)]
 pub enum Request {
-    /// Everything that is known.
+    /// Everything that `wg` knows.
     Get,
+    /// The figures that `towpath show` shows.
+    Status(Wanted),
     /// Changes.
     Set(Set),
     /// Nothing that can be done; the reason.
@@ -82,6 +85,8 @@ enum State {
     Idle,
     /// Behind `get=1`; a line that should not be there is a mistake.
     Get { mistake: Option<Refusal> },
+    /// Behind `status=1`.
+    Status { wanted: Wanted, mistake: Option<Refusal> },
     /// Behind `set=1`; where the peer stands to which lines belong.
     Set { set: Set, peer: Option<usize> },
 }
@@ -145,6 +150,10 @@ impl Parser {
                     self.state = State::Get { mistake: None };
                     Ok(None)
                 }
+                b"status=1" if !overlong => {
+                    self.state = State::Status { wanted: Wanted::default(), mistake: None };
+                    Ok(None)
+                }
                 b"set=1" if !overlong => {
                     self.state = State::Set { set: Set::default(), peer: None };
                     Ok(None)
@@ -156,6 +165,14 @@ impl Parser {
             }
             State::Get { mistake } => {
                 *mistake = Some(Refusal::Invalid);
+                Ok(None)
+            }
+            State::Status { wanted, mistake } if self.line.is_empty() => {
+                Ok(Some(mistake.map_or(Request::Status(*wanted), Request::Bad)))
+            }
+            State::Status { wanted, mistake } => {
+                let taken = if overlong { Err(Refusal::Invalid) } else { wanted.take(&self.line) };
+                *mistake = mistake.or(taken.err());
                 Ok(None)
             }
             State::Set { set, .. } if self.line.is_empty() => Ok(Some(Request::Set(std::mem::take(set)))),
@@ -418,8 +435,21 @@ mod tests {
     }
 
     #[test]
+    fn figures_are_asked_for_with_what_else_is_wanted() {
+        for wanted in [(false, false), (true, false), (true, true)] {
+            let wanted = Wanted { allowed_ips: wanted.0, stages: wanted.1 };
+            let requests = parse(&format!("{}get=1\n\n", wanted.request()));
+            assert!(matches!(requests[..], [Request::Status(asked), Request::Get] if asked == wanted));
+        }
+        let long = format!("status=1\n{}\n\n", "stages=true".repeat(100));
+        for text in ["status=1\nget=1\n\n", "status=1\nstages=false\nstages=true\n\n", &long] {
+            assert!(matches!(parse(text)[..], [Request::Bad(Refusal::Invalid)]), "{text:?}");
+        }
+    }
+
+    #[test]
     fn other_protocols_are_told_apart() {
-        for text in ["GET / HTTP/1.1\n", "get=2\n", "\n", &format!("{}\n", "x".repeat(4_000))] {
+        for text in ["GET / HTTP/1.1\n", "get=2\n", "status=2\n", "\n", &format!("{}\n", "x".repeat(4_000))] {
             assert!(matches!(Parser::default().push(text.as_bytes()), Parsed::Foreign), "{text:?}");
         }
         assert!(matches!(parse("get=1\nx=1\n\n")[..], [Request::Bad(Refusal::Invalid)]));
@@ -445,11 +475,9 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), front in any::<bool>()) {
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), front in prop::sample::select(vec!["", "set=1\n", "status=1\n"])) {
             let mut parser = Parser::default();
-            if front {
-                parser.push(b"set=1\n");
-            }
+            parser.push(front.as_bytes());
             parser.push(&bytes);
         }
     }

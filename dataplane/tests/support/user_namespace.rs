@@ -1,4 +1,4 @@
-//! The calling test again as root of a user and network namespace: nothing of the machine is touched, and no privilege is
+//! The calling test again as root of a user, network and mount namespace: nothing of the machine is touched, and no privilege is
 //! needed where everyone may make them.
 
 #[path = "left_out.rs"]
@@ -66,7 +66,7 @@ fn unshare(program: &OsStr, arguments: &[&str]) -> std::io::Result<Output> {
     #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
     let mut command = Command::new("unshare");
     command
-        .args(["--user", "--map-root-user", "--net"])
+        .args(["--user", "--map-root-user", "--net", "--mount"])
         .arg(program)
         .args(arguments)
         .env(INSIDE, "1")

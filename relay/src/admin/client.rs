@@ -5,9 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use dataplane::admin::TURN_TIME_MAX;
 
 use super::ADDRESS_DEFAULT;
-use super::desk::TURN_TIME_MAX;
 use super::status::Status;
 
 /// How long the relay may take to answer.

@@ -1,10 +1,18 @@
 //! The figures of several workers as one.
 
+use std::time::Instant;
+
+use dataplane::admin;
+
 use super::observer::Snapshot;
 
-impl Snapshot {
-    /// Adds another worker's. What is one for all (limits, readings of the configuration, the design) is the first's.
-    pub fn merge(&mut self, other: Self) {
+impl admin::Snapshot for Snapshot {
+    fn taken(&self) -> Instant {
+        self.taken
+    }
+
+    /// What is one for all (limits, readings of the configuration, the design) is the first's.
+    fn merge(&mut self, other: Self) {
         // Named one by one, so that a new figure cannot be forgotten here.
         let Self {
             taken,
@@ -62,6 +70,8 @@ impl Snapshot {
 mod tests {
     use std::time::Duration;
 
+    use dataplane::admin::Snapshot as _;
+
     use crate::admin::observer::Phase;
     use crate::admin::status::Status;
     use crate::admin::status::tests::{about, origin, snapshot};
@@ -92,7 +102,7 @@ mod tests {
         assert_eq!((status.workers, status.allocations.live, status.allocations.limit), (2, 24, 100));
         assert_eq!((status.permissions.live, status.permissions.most_of_one_allocation), (4, 4));
         assert_eq!((status.refusals["401"], status.drops["no_permission"]), (14, 6));
-        assert_eq!((status.egress.sent, status.drops["kernel_rcvbuf_skbs"]), (80, 4));
+        assert_eq!((status.egress.figures.sent, status.drops["kernel_rcvbuf_skbs"]), (80, 4));
         assert_eq!((status.hairpinned.packets, status.port_conflicts), (4, 2));
         assert_eq!(
             (status.egress.unexplained, status.egress.slots_free_min, status.timer_lag_s),

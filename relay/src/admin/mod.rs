@@ -1,33 +1,33 @@
-//! Seeing what the relay does: a small HTTP server on a thread of its own, for probes, Prometheus and people.
+//! Seeing what the relay does: [`dataplane::admin`] with a page, metrics, and the figures as JSON.
 //!
-//! ```text
-//!   loop ── Observer ── snapshot ──► queue of one ──► Desk ── status ──► page, metrics, status.json
-//!        ◄───────────── asked ◄──────────────────────        ◄── HTTP ── up to 16 connections
-//! ```
-//! Each worker has a loop, and what is shown are the figures of all together. The loop is asked when somebody asks, and then answers between two batches; nobody waits for the other under a lock.
-//! Without a question there is nothing to do but the additions that count.
+//! Each worker has a loop, and what is shown are the figures of all together. Without a question there is nothing to do but the
+//! additions that count.
 
 mod client;
-mod connection;
-mod desk;
 mod merge;
 mod metrics;
 mod observer;
 mod page;
-mod request;
 mod respond;
-mod serve;
 mod status;
 mod table;
 mod unexplained;
 
+#[cfg(test)]
+mod serving_tests;
+
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
+
+use dataplane::admin::{Listener, Server, Shared};
 
 pub use self::client::StatusArgs;
+use self::observer::Snapshot;
 pub use self::observer::{Observer, Phase};
+use self::respond::Responder;
 pub use self::table::run as run_status;
 
 /// Where the figures are when nothing is said: the port that Prometheus' list of exporters has for TURN servers.
@@ -87,8 +87,7 @@ impl TryFrom<String> for AdminChoice {
 /// A socket for the figures, bound and not served yet: its port has to be known before the first peer is judged.
 #[derive(Debug)]
 pub struct Admin {
-    listener: TcpListener,
-    address: SocketAddr,
+    listener: Listener,
     users: bool,
     gso: bool,
 }
@@ -100,58 +99,41 @@ impl Admin {
     /// # Errors
     /// An address that was asked for cannot be had; the text names the remedy.
     pub fn bind(choice: Option<AdminChoice>, users: bool, gso: bool) -> io::Result<Option<Self>> {
-        let address = match choice {
+        let what = if users { "user names and figures" } else { "figures" };
+        let listener = match choice {
             Some(AdminChoice::Off) => return Ok(None),
-            Some(AdminChoice::At(address)) => address,
-            None => ADDRESS_DEFAULT,
-        };
-        let bound = TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .and_then(|listener| listener.local_addr().map(|address| Self { listener, address, users, gso }));
-        match bound {
-            Ok(admin) => {
-                if !address.ip().is_loopback() {
+            Some(AdminChoice::At(address)) => Listener::bind_flag(address, what)?,
+            None => match Listener::bind(ADDRESS_DEFAULT, what) {
+                Ok(listener) => listener,
+                Err(error) => {
                     tracing::warn!(
-                        %address,
-                        "everyone who reaches the admin address can read {}: keep it behind a firewall, or on 127.0.0.1",
-                        if users { "user names and figures" } else { "figures" }
+                        %error,
+                        "no metrics and no status page: {ADDRESS_DEFAULT} cannot be had; choose another address \
+                         with --admin, or --admin off"
                     );
+                    return Ok(None);
                 }
-                Ok(Some(admin))
-            }
-            Err(error) if choice.is_none() => {
-                tracing::warn!(
-                    %error,
-                    "no metrics and no status page: {ADDRESS_DEFAULT} cannot be had; choose another address \
-                     with --admin, or --admin off"
-                );
-                Ok(None)
-            }
-            Err(error) => {
-                let remedy = match error.kind() {
-                    io::ErrorKind::AddrInUse => {
-                        "another program has it: stop that one or choose another --admin"
-                    }
-                    io::ErrorKind::AddrNotAvailable => {
-                        "no interface has this address: choose another --admin"
-                    }
-                    io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-                    _ => "choose another --admin, or off",
-                };
-                Err(io::Error::new(error.kind(), format!("--admin {address}: {error}; {remedy}")))
-            }
-        }
+            },
+        };
+        Ok(Some(Self { listener, users, gso }))
     }
 
     /// Where it is.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listener.address()
+    }
+
+    /// What serves the figures of the loops behind `shared`.
+    fn serve(self, shared: Arc<Shared<Snapshot>>) -> Server<Responder> {
+        Server::new(self.listener, Responder::new(self.gso, self.users), shared)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]

@@ -1,20 +1,17 @@
 //! The loop's side: it looks whether somebody asked, counts what the server holds a step at a time, and publishes.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_queue::ArrayQueue;
+use dataplane::admin::Shared;
 use dataplane::drops::Drops;
 use dataplane::egress::{Egress, EgressStats};
 use dataplane::ingress::{Ingress, IngressStats, Source};
-use rustix::event::{EventfdFlags, eventfd};
 
+use super::Admin;
 use super::unexplained::Unexplained;
-use super::{Admin, serve};
 use crate::app::duties::Subjects;
 use crate::life::Reloads;
 use crate::ready::ReadySource;
@@ -36,6 +33,15 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The one of a number, as [`Shared::phase`] has it.
+    pub(super) const fn of(number: u8) -> Self {
+        match number {
+            number if number == Self::Serving as u8 => Self::Serving,
+            number if number == Self::Draining as u8 => Self::Draining,
+            _ => Self::Starting,
+        }
+    }
+
     /// The name used in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -82,104 +88,13 @@ pub(super) struct Snapshot {
     pub design: (&'static str, &'static str),
 }
 
-/// What the admin thread and the loops of all workers share: flags, a queue of one, and a descriptor each to be woken by.
-#[derive(Debug)]
-pub(super) struct Shared {
-    phase: AtomicU8,
-    stopped: AtomicBool,
-    to_admin: OwnedFd,
-    /// By worker.
-    loops: Box<[ToLoop]>,
-}
-
-/// What the admin thread shares with one loop.
-#[derive(Debug)]
-struct ToLoop {
-    asked: AtomicBool,
-    snapshots: ArrayQueue<Box<Snapshot>>,
-    fd: OwnedFd,
-}
-
-impl Shared {
-    pub fn new(workers: usize) -> io::Result<Arc<Self>> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let to_loop = |_| {
-            let (asked, snapshots) = (AtomicBool::new(false), ArrayQueue::new(1));
-            Ok(ToLoop { asked, snapshots, fd: eventfd(0, flags)? })
-        };
-        Ok(Arc::new(Self {
-            phase: AtomicU8::new(Phase::Starting as u8),
-            stopped: AtomicBool::new(false),
-            to_admin: eventfd(0, flags)?,
-            loops: (0..workers).map(to_loop).collect::<io::Result<_>>()?,
-        }))
-    }
-
-    /// How many loops there are.
-    pub fn workers(&self) -> usize {
-        self.loops.len()
-    }
-
-    /// The admin thread wants a snapshot of each.
-    pub fn ask(&self) {
-        for to_loop in &self.loops {
-            to_loop.asked.store(true, Ordering::Release);
-            wake(&to_loop.fd);
-        }
-    }
-
-    /// A worker's loop answers.
-    pub fn publish(&self, worker: usize, snapshot: Snapshot) {
-        // One that nobody took is older.
-        drop(self.loops[worker].snapshots.force_push(Box::new(snapshot)));
-        wake(&self.to_admin);
-    }
-
-    /// The admin thread takes what a worker has published.
-    pub fn take(&self, worker: usize) -> Option<Box<Snapshot>> {
-        self.loops[worker].snapshots.pop()
-    }
-
-    /// What the admin thread waits on.
-    pub fn admin_fd(&self) -> BorrowedFd<'_> {
-        self.to_admin.as_fd()
-    }
-
-    /// Makes [`Shared::admin_fd`] unreadable until somebody wakes the admin thread again.
-    pub fn clear_admin_fd(&self) {
-        clear(&self.to_admin);
-    }
-
-    pub fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
-    }
-
-    pub fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Acquire) {
-            phase if phase == Phase::Serving as u8 => Phase::Serving,
-            phase if phase == Phase::Draining as u8 => Phase::Draining,
-            _ => Phase::Starting,
-        }
-    }
-}
-
-fn wake(fd: &OwnedFd) {
-    // It fails when the counter is full, and then the other side is being woken already.
-    let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
-}
-
-fn clear(fd: &OwnedFd) {
-    // It fails when there is nothing to clear.
-    let _ = rustix::io::read(fd, &mut [0_u8; 8]);
-}
-
 /// The loop's side; without an admin address it does nothing.
 #[derive(Debug)]
 pub struct Observer {
     /// Bound, and not served yet; one worker's of several.
     admin: Option<Admin>,
     /// What several have together, until the loop runs.
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<Shared<Snapshot>>>,
     worker: usize,
     work: Option<Work>,
 }
@@ -187,7 +102,7 @@ pub struct Observer {
 /// What the loop keeps while figures are served.
 #[derive(Debug)]
 struct Work {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<Snapshot>>,
     worker: usize,
     /// Serves HTTP, and owns the listener and its connections; ends when the observer is dropped.
     thread: Option<JoinHandle<()>>,
@@ -225,14 +140,13 @@ impl Observer {
             None if self.admin.is_some() => Shared::new(1)?,
             None => return Ok(()),
         };
-        let to_loop = &shared.loops[self.worker];
-        ingress.add_borrowed(to_loop.fd.as_fd(), ReadySource::Figures.token(), Source::Ready)?;
+        ingress.add_borrowed(shared.loop_fd(self.worker), ReadySource::Figures.token(), Source::Ready)?;
         let Some(admin) = self.admin.take() else {
             self.work = Some(Work::new(shared, self.worker, None));
             return Ok(());
         };
-        let address = admin.address;
-        let server = serve::Server::new(admin, shared.clone());
+        let address = admin.address();
+        let server = admin.serve(shared.clone());
         // Owns the listener and all connections; ends when `stopped` is set.
         let thread = std::thread::Builder::new().name("towpath-admin".into()).spawn(move || server.run())?;
         tracing::info!(%address, "metrics and status page");
@@ -243,7 +157,7 @@ impl Observer {
     /// Its source is readable: somebody asked.
     pub fn handle_ready(&mut self) {
         if let Some(work) = &mut self.work {
-            clear(&work.to_loop().fd);
+            work.shared.clear_loop_fd(work.worker);
             work.look();
         }
     }
@@ -305,22 +219,18 @@ impl Observer {
     /// Says where the relay is in its life; `/readyz` answers by it at once.
     pub fn set_phase(&self, phase: Phase) {
         if let Some(work) = &self.work {
-            work.shared.phase.store(phase as u8, Ordering::Release);
+            work.shared.set_phase(phase as u8);
         }
     }
 }
 
 impl Work {
-    fn new(shared: Arc<Shared>, worker: usize, thread: Option<JoinHandle<()>>) -> Self {
+    fn new(shared: Arc<Shared<Snapshot>>, worker: usize, thread: Option<JoinHandle<()>>) -> Self {
         Self { shared, worker, thread, census: None, unexplained: Unexplained::default(), continue_at: None }
     }
 
-    fn to_loop(&self) -> &ToLoop {
-        &self.shared.loops[self.worker]
-    }
-
     fn look(&mut self) {
-        if self.census.is_none() && self.to_loop().asked.swap(false, Ordering::AcqRel) {
+        if self.census.is_none() && self.shared.take_question(self.worker) {
             self.census = Some(Census::default());
         }
     }
@@ -341,8 +251,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            self.shared.stopped.store(true, Ordering::Release);
-            wake(&self.shared.to_admin);
+            self.shared.stop();
             // A panic there was reported where it happened, and there is nothing left to serve.
             let _ = thread.join();
         }

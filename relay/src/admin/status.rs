@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use dataplane::drops::Cause;
+use dataplane::status::{self, Counts};
 use serde::{Deserialize, Serialize};
 
 use super::observer::{Phase, Snapshot};
@@ -12,9 +12,6 @@ use crate::server::{CHANNELS_MAX, PERMISSIONS_MAX};
 
 /// Users shown, those who relayed most; a list of all would grow with them.
 pub(super) const USERS_MAX: usize = 1000;
-
-/// Counters by name.
-pub(super) type Counts = BTreeMap<String, u64>;
 
 /// Everything there is to see.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,7 +57,7 @@ pub(super) struct Status {
     /// In packets, unless the name says skbs.
     pub drops: Counts,
     pub egress: Egress,
-    pub ingress: Ingress,
+    pub ingress: status::Ingress,
     /// Users who hold allocations or have relayed anything; `users` has at most 1,000 of them.
     pub users_in_all: u64,
     pub users: Vec<User>,
@@ -109,35 +106,12 @@ impl From<Volume> for Amount {
 /// How packets leave.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Egress {
-    pub offered: u64,
-    pub sent: u64,
-    pub sent_bytes: u64,
-    pub pending: u64,
+    #[serde(flatten)]
+    pub figures: status::Egress,
     /// Offered, and neither sent nor lost for a cause nor on their way: always 0.
     pub unexplained: u64,
-    pub operations: u64,
-    pub segments_per_operation: f64,
-    pub system_calls: u64,
-    pub waited: u64,
-    pub ring_full: u64,
-    pub slots: u64,
-    pub slots_in_flight: u64,
     /// Of the worker that has fewest.
     pub slots_free_min: u64,
-    pub completion_wakeups: u64,
-    pub gso_fallbacks: u64,
-}
-
-/// How packets come in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Ingress {
-    pub superpackets: u64,
-    pub packets: u64,
-    pub system_calls: u64,
-    pub kernel_drops_skbs: u64,
-    pub truncated: u64,
-    pub errors: u64,
-    pub rearmed: u64,
 }
 
 /// One user.
@@ -209,9 +183,13 @@ impl Status {
             refusals: counts(snapshot.refusals.iter().copied()),
             rules: counts(snapshot.rules.iter().map(|&(rule, count)| (rule.name(), count))),
             authentication_failures: counts(snapshot.figures.authentication_failures()),
-            drops: drops(snapshot),
-            egress: egress(snapshot),
-            ingress: ingress(snapshot),
+            drops: status::losses(&snapshot.drops, &snapshot.egress, &snapshot.ingress),
+            egress: Egress {
+                figures: status::Egress::new(&snapshot.egress, snapshot.egress_pending),
+                unexplained: snapshot.egress_unexplained,
+                slots_free_min: snapshot.slots_free_min,
+            },
+            ingress: status::Ingress::from(&snapshot.ingress),
             users_in_all: census.users.len() as u64,
             users: users(&census.users),
         }
@@ -243,49 +221,6 @@ fn relayed(snapshot: &Snapshot) -> BTreeMap<String, BTreeMap<String, Amount>> {
     Direction::ALL.into_iter().map(|direction| (direction.name().to_owned(), by_carrier(direction))).collect()
 }
 
-/// What the application, the egress and the kernel lost, in one list.
-fn drops(snapshot: &Snapshot) -> Counts {
-    let mut drops = snapshot.drops.clone();
-    drops.merge(&snapshot.egress.drops);
-    drops.add(Cause::KernelReceiveBuffer, snapshot.ingress.kernel_drops_skbs);
-    drops.add(Cause::Truncated, snapshot.ingress.truncated);
-    Cause::ALL.iter().map(|&cause| (cause.name().to_owned(), drops.get(cause))).collect()
-}
-
-fn egress(snapshot: &Snapshot) -> Egress {
-    let egress = &snapshot.egress;
-    Egress {
-        offered: egress.offered,
-        sent: egress.sent,
-        sent_bytes: egress.sent_bytes,
-        pending: snapshot.egress_pending,
-        unexplained: snapshot.egress_unexplained,
-        operations: egress.operations,
-        segments_per_operation: egress.sent as f64 / egress.operations.max(1) as f64,
-        system_calls: egress.enters,
-        waited: egress.waited,
-        ring_full: egress.ring_full,
-        slots: egress.slots,
-        slots_in_flight: egress.slots_in_flight,
-        slots_free_min: snapshot.slots_free_min,
-        completion_wakeups: egress.completion_wakeups,
-        gso_fallbacks: egress.gso_fallbacks,
-    }
-}
-
-fn ingress(snapshot: &Snapshot) -> Ingress {
-    let ingress = &snapshot.ingress;
-    Ingress {
-        superpackets: ingress.superpackets,
-        packets: ingress.packets,
-        system_calls: ingress.system_calls,
-        kernel_drops_skbs: ingress.kernel_drops_skbs,
-        truncated: ingress.truncated,
-        errors: ingress.errors,
-        rearmed: ingress.rearmed,
-    }
-}
-
 /// Those who relayed most, most first.
 fn users(all: &[UserFigures]) -> Vec<User> {
     let of = |user: &UserFigures, direction| user.relayed[direction as usize].into();
@@ -309,7 +244,7 @@ fn users(all: &[UserFigures]) -> Vec<User> {
 pub(super) mod tests {
     use std::time::Duration;
 
-    use dataplane::drops::Drops;
+    use dataplane::drops::{Cause, Drops};
     use dataplane::egress::EgressStats;
     use dataplane::ingress::IngressStats;
 
@@ -371,7 +306,10 @@ pub(super) mod tests {
         assert_eq!(status.drops.len(), Cause::ALL.len());
         assert_eq!((status.drops["no_permission"], status.drops["egress_expired"]), (3, 4));
         assert_eq!((status.drops["kernel_rcvbuf_skbs"], status.drops["replay"]), (2, 0));
-        assert_eq!((status.uptime_s, status.age_s, status.egress.segments_per_operation), (2.0, 2.0, 4.0));
+        assert_eq!(
+            (status.uptime_s, status.age_s, status.egress.figures.segments_per_operation),
+            (2.0, 2.0, 4.0)
+        );
         let json = serde_json::to_string(&status).unwrap();
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
     }

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
+use dataplane::status::{Counts, short_number};
 
 use super::client::{AskError, StatusArgs, are_stale, ask, ask_fresh};
-use super::status::{Counts, Status};
+use super::status::Status;
 use crate::server::figures::Direction;
 
 /// Between two looks: rates are counted over it.
@@ -146,7 +147,7 @@ fn traffic(rates: Option<(&Status, f64)>, now: &Status) -> Table {
         let amount = now.relayed_in(direction);
         let per_second = |read: fn(&Status, Direction) -> u64| {
             rates.map_or_else(unknown, |(before, seconds)| {
-                short(read(now, direction).saturating_sub(read(before, direction)) as f64 / seconds)
+                short_number(read(now, direction).saturating_sub(read(before, direction)) as f64 / seconds)
             })
         };
         let name = match direction {
@@ -156,20 +157,20 @@ fn traffic(rates: Option<(&Status, f64)>, now: &Status) -> Table {
         table.add_row([
             name.to_owned(),
             amount.packets.to_string(),
-            short(amount.bytes as f64),
+            short_number(amount.bytes as f64),
             per_second(|status, direction| status.relayed_in(direction).packets),
             per_second(|status, direction| 8 * status.relayed_in(direction).bytes),
         ]);
     }
     let rate = |read: fn(&Status) -> u64| {
         rates.map_or_else(unknown, |(before, seconds)| {
-            short(read(now).saturating_sub(read(before)) as f64 / seconds)
+            short_number(read(now).saturating_sub(read(before)) as f64 / seconds)
         })
     };
     table.add_row([
         "of it inside".to_owned(),
         now.hairpinned.packets.to_string(),
-        short(now.hairpinned.bytes as f64),
+        short_number(now.hairpinned.bytes as f64),
         rate(|status| status.hairpinned.packets),
         rate(|status| 8 * status.hairpinned.bytes),
     ]);
@@ -184,7 +185,7 @@ fn counters(title: &str, head: &str, now: &Counts, before: Option<(&Counts, f64)
     for &(name, &count) in &counted {
         let rate = before.map_or_else(unknown, |(before, seconds)| {
             let old = before.get(name).copied().unwrap_or_default();
-            short(count.saturating_sub(old) as f64 / seconds)
+            short_number(count.saturating_sub(old) as f64 / seconds)
         });
         table.add_row([name.clone(), count.to_string(), rate]);
     }
@@ -208,9 +209,9 @@ fn users(status: &Status) -> Table {
             printable(&user.name),
             user.credentials.clone(),
             user.allocations.to_string(),
-            short(user.to_peer.bytes as f64),
-            short(user.to_client.bytes as f64),
-            short(user.shaped_packets as f64),
+            short_number(user.to_peer.bytes as f64),
+            short_number(user.to_client.bytes as f64),
+            short_number(user.shaped_packets as f64),
         ]);
     }
     let shown = status.users.len().min(USERS_SHOWN) as u64;
@@ -227,15 +228,6 @@ fn printable(name: &str) -> String {
 
 fn unknown() -> String {
     "–".to_owned()
-}
-
-/// Three digits and a factor of a thousand.
-fn short(value: f64) -> String {
-    let steps = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
-    let (size, letter) = steps.into_iter().find(|&(size, _)| value >= size).unwrap_or((1.0, ""));
-    let scaled = value / size;
-    let digits = if letter.is_empty() && scaled.fract() == 0.0 || scaled >= 100.0 { 0 } else { 1 };
-    format!("{scaled:.digits$}{letter}")
 }
 
 fn table(head: &[&str]) -> Table {
@@ -314,14 +306,5 @@ mod tests {
         let text = text(&first, &other);
         let line = text.lines().find(|line| line.contains("no_permission")).unwrap();
         assert!(line.contains('–'), "{line}");
-    }
-
-    #[test]
-    fn numbers_stay_short() {
-        for (value, expected) in
-            [(0.0, "0"), (0.5, "0.5"), (999.0, "999"), (1234.0, "1.2k"), (123_456.0, "123k"), (2.5e9, "2.5G")]
-        {
-            assert_eq!(short(value), expected);
-        }
     }
 }

@@ -74,20 +74,21 @@ fn file(route: Route, device: &str) -> String {
 }
 
 fn configuration_a(route: Route, private: &str, public_b: &str, password_file: &Path) -> String {
-    let (relay, endpoint) = match route {
-        Route::Direct | Route::RelayOnly => (String::new(), Address::B_DIRECT),
+    let (relay, path, endpoint) = match route {
+        Route::Direct | Route::RelayOnly => (String::new(), "", Address::B_DIRECT),
         Route::Relayed => (
             format!(
                 "#towpath: Relay = turn:{}:{RELAY_PORT}\n#towpath: RelayUsername = {USER}\n#towpath: RelayPasswordFile = {}\n",
                 Address::RELAY,
                 password_file.display()
             ),
+            "#towpath: Path = relay\n",
             Address::B_AT_RELAY,
         ),
     };
     format!(
         "[Interface]\nPrivateKey = {private}\nAddress = {A_INSIDE}/24\nListenPort = {TUNNEL_PORT}\n{relay}\n\
-         [Peer]\nPublicKey = {public_b}\nAllowedIPs = {B_INSIDE}/32\nEndpoint = {endpoint}:{TUNNEL_PORT}\n"
+         [Peer]\nPublicKey = {public_b}\nAllowedIPs = {B_INSIDE}/32\nEndpoint = {endpoint}:{TUNNEL_PORT}\n{path}"
     )
 }
 

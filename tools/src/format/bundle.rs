@@ -5,8 +5,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use dataplane::hlog;
 
-use super::{hgrm, hlog};
+use super::hgrm;
 use crate::run::{Histograms, RunResult, SCHEMA};
 
 /// Name of the JSON file in the directory.

@@ -2,4 +2,3 @@
 
 pub mod bundle;
 pub mod hgrm;
-pub mod hlog;

@@ -235,6 +235,8 @@ impl Framing for TurnFraming {
                     Event::Failed { reason } => {
                         self.trouble.get_or_insert(reason);
                     }
+                    // A reason comes with each of them, and there is no other relay.
+                    Event::Unusable { .. } | Event::Unauthorized => {}
                 }
             }
         }

@@ -146,6 +146,17 @@ fn counts_agree(bench: &Bench, interface_a: &str, interface_b: &str) {
     });
 }
 
+/// `towpath show` says whatever `wg show` says, in the same words and order.
+fn is_shown_alike(bench: &Bench, interface: &str) {
+    until("both say the same", || {
+        let [ours, theirs] =
+            ["towpath", "wg"].map(|program| bench.on("a", &format!("{program} show {interface}")));
+        let mut lines = ours.lines();
+        // A second passes or a keepalive comes between the two.
+        theirs.lines().all(|line| lines.any(|other| other == line)) && theirs.contains("latest handshake")
+    });
+}
+
 #[test]
 fn wg_quick_brings_a_tunnel_up_and_down() {
     let Some(bench) = bench("wg_quick_brings_a_tunnel_up_and_down") else { return };
@@ -171,6 +182,7 @@ fn wg_quick_brings_a_tunnel_up_and_down() {
     bench.world.iperf("a", "b", "10.77.0.2", 1);
     assert_eq!(bench.on("a", "wg show interfaces").split_whitespace().collect::<Vec<_>>().len(), 2);
     bench.on("a", "ip link show wga | grep 'mtu 1380'");
+    is_shown_alike(&bench, "wga");
 
     let [rx_a, tx_a] = transfer(&bench, "a", "wga");
     assert!(rx_a > 1_000_000 && tx_a > 1_000_000, "{rx_a} {tx_a}");

@@ -154,7 +154,8 @@ fn carry_relayed(world: &World, relay: &str) {
         quick(&a),
         password.display()
     );
-    let file = world.file("towa.conf", &a.config(&b, Some("10.2.0.2:51820"), &relayed));
+    let config = a.config(&b, Some("10.2.0.2:51820"), &relayed) + "#towpath: Path = relay\n";
+    let file = world.file("towa.conf", &config);
     let caller = world.tunnel("a", &file, &[]);
     sh("ip netns exec a ping -c 3 -i 0.05 -W 5 10.77.0.2");
     let [out, back] = world.iperf("a", "b", "10.77.0.2", 2);

@@ -134,9 +134,14 @@ impl World {
         );
     }
 
+    /// Where [`World::file`] writes.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// Writes a file that only its owner can read.
     pub fn file(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.dir.join(name);
+        let path = self.path(name);
         fs::write(&path, content).unwrap();
         sh(&format!("chmod 600 {}", path.display()));
         path
@@ -166,7 +171,9 @@ impl World {
     pub fn relay(&self, host: &str, flags: &[&str]) -> Process {
         let parent = std::process::id().to_string();
         let mut program = vec![env!("CARGO_BIN_EXE_towpath-lab"), "__relay", "-", &parent];
-        program.extend(["--drain-timeout", "0"]);
+        if !flags.contains(&"--drain-timeout") {
+            program.extend(["--drain-timeout", "0"]);
+        }
         program.extend(flags);
         self.start(host, &program, "ready")
     }

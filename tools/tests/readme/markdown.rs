@@ -72,16 +72,13 @@ impl Document {
         self.spans.iter().map(|(section, span)| (section.as_str(), span.as_str()))
     }
 
-    /// The code spans in the first column of the table below `heading` whose first heading cell is `title`.
+    /// The code spans in a column of the first table below `heading` that has a column `title`.
     pub fn column(&self, heading: &str, title: &str) -> Vec<&str> {
-        let rows = self.rows.iter().filter(|row| row.0 == heading).map(|row| row.1[0].as_str());
-        rows.skip_while(|cell| *cell != title).skip(2).map(|cell| cell.trim_matches('`')).collect()
-    }
-
-    /// The paragraph that begins with `start`, in one line.
-    pub fn paragraph(&self, start: &str) -> String {
-        let found = self.text.split("\n\n").find(|paragraph| paragraph.trim_start().starts_with(start));
-        found.unwrap_or_default().replace('\n', " ")
+        let rows = self.rows.iter().filter(|row| row.0 == heading);
+        let mut rows = rows.map(|row| &row.1).skip_while(|cells| !cells.iter().any(|cell| cell == title));
+        let head = rows.next().map(|cells| cells.iter().position(|cell| cell == title));
+        let Some(Some(column)) = head else { return Vec::new() };
+        rows.skip(1).filter_map(|cells| cells.get(column)).map(|cell| cell.trim_matches('`')).collect()
     }
 
     /// Targets of links.

@@ -28,6 +28,7 @@ pub use super::waiting::{WAITING_BYTES, WAITING_TIME};
 use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::Cause;
 use crate::engine::Completions;
+use crate::stages::Stopwatch;
 use crate::sys::ring::{self, ReapHalf, SubmitHalf};
 use crate::sys::slab::{Slab, Slot};
 use crate::sys::tun::Offloads;
@@ -70,6 +71,7 @@ pub struct Uring<S, R: Reap> {
     waiting_time: Duration,
     capacity: usize,
     stats: EgressStats,
+    stopwatch: Stopwatch,
 }
 
 impl Uring<SubmitHalf, ReapHalf> {
@@ -131,6 +133,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             waiting_time: WAITING_TIME,
             capacity,
             stats: EgressStats::default(),
+            stopwatch: Stopwatch::default(),
         })
     }
 
@@ -174,6 +177,13 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             return Ok(());
         }
         self.stats.ring_full += 1;
+        let since = self.stopwatch.begin();
+        let made = self.submit_until(has_room);
+        self.stopwatch.made_room(since);
+        made
+    }
+
+    fn submit_until(&mut self, has_room: impl Fn(&Self) -> bool) -> io::Result<()> {
         for _ in 0..WAITS_MAX {
             self.submit_filled(self.now)?;
             self.completer.try_reap();
@@ -263,6 +273,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
     /// Submits `pushed` operations and looks at their results.
     fn submit_and_settle(&mut self, pushed: usize, now: Instant) -> io::Result<()> {
         let bytes = std::mem::take(&mut self.pushed_bytes);
+        let since = self.stopwatch.begin();
         self.enter(pushed)?;
         self.stats.operations += pushed as u64;
         let wake = self.completer.handover.submitted(pushed);
@@ -274,6 +285,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
                 Err(_) => failed = true,
             });
             let succeeded = !failed && taken == bytes;
+            self.stopwatch.in_kernel(since);
             if wake {
                 self.stats.completion_wakeups += 1;
                 thread.thread().unpark();
@@ -281,6 +293,9 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             if all && succeeded {
                 return Ok(());
             }
+        } else {
+            // Reaped here, below: that takes no system call.
+            self.stopwatch.in_kernel(since);
         }
         self.settle(Duration::ZERO, now)?;
         Ok(())
@@ -405,6 +420,14 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
             slots_in_flight: self.submit.in_flight() as u64,
             ..self.stats.clone()
         }
+    }
+
+    fn offered(&self) -> u64 {
+        self.stats.offered
+    }
+
+    fn stopwatch(&mut self) -> Option<&mut Stopwatch> {
+        Some(&mut self.stopwatch)
     }
 
     fn design(&self) -> &'static str {

@@ -6,11 +6,16 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{App, CONTROL};
+use super::status::Telling;
+use super::{App, Binding, CONTROL, Inquiries};
+use crate::admin;
 use crate::driver::Next;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
+use crate::sys::daemon::Notice;
 use crate::tunnel::key::PublicKey;
+use crate::tunnel::marking::Marking;
+use crate::tunnel::paths::Policy;
 use crate::tunnel::{Path, PeerConfig, PeerIndex, setup};
 use crate::uapi::answer::{self, Part};
 use crate::uapi::server::ClientId;
@@ -19,11 +24,30 @@ use crate::uapi::{Change, Job, Listener, Refusal, Request, Set, Uapi};
 /// What one turn may cost, in changes that are table look-ups.
 const TURN: usize = 64;
 /// Peers told of in one turn.
-const PEERS_TOLD: usize = 32;
+pub(super) const PEERS_TOLD: usize = 32;
 /// How long a port may be taken by our own former socket, of which a ring lets go a moment later.
 const PORT_PATIENCE: Duration = Duration::from_millis(250);
 /// How soon a port is tried again.
 const PORT_AGAIN: Duration = Duration::from_millis(10);
+
+/// How the endpoint is managed from outside.
+#[derive(Debug)]
+pub struct Management {
+    /// How sockets are bound, from the start or when the interface goes up.
+    pub binding: Binding,
+    /// What datagrams say outside of the packets inside.
+    pub marking: Marking,
+    /// What is found out about the network outside.
+    pub inquiries: Inquiries,
+    /// Where `wg` is served.
+    pub listener: Option<Listener>,
+    /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
+    pub drop_in: bool,
+    /// Who waits until everything is there.
+    pub notice: Option<Notice>,
+    /// Where totals are shown.
+    pub admin: Option<admin::Listener>,
+}
 
 /// The connection to `wg`.
 pub(super) struct Control {
@@ -31,12 +55,15 @@ pub(super) struct Control {
     job: Option<Work>,
     /// The work goes on then.
     at: Option<Instant>,
+    /// The program is up since.
+    started: Instant,
 }
 
 /// A request under way.
 enum Work {
     Get { client: ClientId, last: Option<PeerIndex>, parts: VecDeque<Part> },
     Set(Changes),
+    Status(Telling),
 }
 
 struct Changes {
@@ -72,10 +99,15 @@ enum Step {
 
 impl App {
     /// Begins to serve `wg`.
-    pub(super) fn open_control<I: Ingress>(&mut self, listener: Listener, ingress: &mut I) -> io::Result<()> {
+    pub(super) fn open_control<I: Ingress>(
+        &mut self,
+        listener: Listener,
+        ingress: &mut I,
+        now: Instant,
+    ) -> io::Result<()> {
         let uapi = Uapi::start(listener)?;
         ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
-        self.control = Some(Control { uapi, job: None, at: None });
+        self.control = Some(Control { uapi, job: None, at: None, started: now });
         Ok(())
     }
 
@@ -109,12 +141,17 @@ impl App {
         }
         while control.job.is_none() {
             let Some(job) = control.uapi.next() else { break };
-            control.job = begin(job, &control.uapi);
+            control.job = begin(job, &control);
         }
         match control.job.take() {
             None => {}
             Some(Work::Get { client, last, parts }) => {
                 control.job = self.tell(client, last, parts, &control.uapi, now);
+                control.at = Some(now);
+            }
+            Some(Work::Status(telling)) => {
+                let left = self.tell_status(telling, &control.uapi, ingress, egress, now);
+                control.job = left.map(Work::Status);
                 control.at = Some(now);
             }
             Some(Work::Set(changes)) => {
@@ -136,9 +173,8 @@ impl App {
         now: Instant,
     ) -> Option<Work> {
         if parts.is_empty() {
-            let port =
-                Some(self.sockets.port()).filter(|port| *port != 0).unwrap_or(self.binding.listen_port);
-            parts.push_back(answer::device(self.tunnel.private_key(), port, self.binding.firewall_mark));
+            let (key, mark) = (self.tunnel.private_key(), self.binding.firewall_mark);
+            parts.push_back(answer::device(key, self.listen_port(), mark));
         }
         let wall = wall_clock();
         for _ in 0..PEERS_TOLD {
@@ -152,6 +188,11 @@ impl App {
             parts.push_back(answer::peer(&view, ago.map(|ago| wall.saturating_sub(ago))));
         }
         Some(Work::Get { client, last, parts })
+    }
+
+    /// The port of the sockets, or what it will be; 0 when the kernel is to choose.
+    pub(super) fn listen_port(&self) -> u16 {
+        Some(self.sockets.port()).filter(|port| *port != 0).unwrap_or(self.binding.listen_port)
     }
 
     /// Makes some changes.
@@ -221,7 +262,7 @@ impl App {
                     Some(_) if remove => Subject::Nobody,
                     Some(index) => Subject::Peer(index),
                     None if remove || update_only || self.is_ourselves(&key) => Subject::Nobody,
-                    None => Subject::Peer(self.tunnel.add_peer(&new_peer(key), now)),
+                    None => Subject::Peer(self.add_peer(key, now)),
                 };
             }
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
@@ -288,6 +329,14 @@ impl App {
         self.tunnel.private_key().is_some() && self.tunnel.public_key() == *key
     }
 
+    fn add_peer(&mut self, key: PublicKey, now: Instant) -> PeerIndex {
+        let index = self.tunnel.add_peer(&new_peer(key), now);
+        if self.relay.is_some() {
+            self.tunnel.choose_paths(index, Policy::Auto, false, now);
+        }
+        index
+    }
+
     /// Removes a peer; `false` when it has more prefixes than one turn takes away.
     fn forget_peer(&mut self, index: PeerIndex) -> bool {
         if !self.tunnel.remove_allowed_ips(index, TURN) {
@@ -296,12 +345,12 @@ impl App {
         self.tunnel.remove_peer(index);
         self.outside.names.forget(index);
         if let Some(relay) = &mut self.relay {
-            relay.peers.retain(|(peer, _)| *peer != index);
+            relay.forget_peer(index);
         }
         true
     }
 
-    /// Sets where a peer is reached: over the relay, where there is one.
+    /// Sets where a peer is reached: directly, and where there is a relay, over it as well.
     pub(super) fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
         let Some(relay) = &mut self.relay else {
             let same = matches!(self.tunnel.path(index), Some(Path::Direct { to, .. }) if to == address);
@@ -310,25 +359,21 @@ impl App {
             }
             return;
         };
-        if self.tunnel.path(index) == Some(Path::Relayed { peer: address }) {
+        if relay.peer(index) == Some(address) {
             return;
         }
-        relay.peers.retain(|(peer, _)| *peer != index);
-        relay.peers.push((index, address));
-        if relay.client.channel(address).is_some() {
-            self.tunnel.set_path(index, Some(Path::Relayed { peer: address }), now);
-        } else {
-            self.tunnel.set_path(index, None, now);
-            relay.client.bind_channel(address, now);
-        }
+        let bound = relay.set_peer(index, address, now);
+        self.tunnel.set_direct(index, address, now);
+        self.tunnel.set_relayed(index, bound.then_some(Path::Relayed { peer: address }), now);
     }
 }
 
 /// Begins with a request; one that cannot be done is answered at once.
-fn begin(job: Job, uapi: &Uapi) -> Option<Work> {
+fn begin(job: Job, control: &Control) -> Option<Work> {
     let client = job.client;
     match job.request {
         Request::Get => Some(Work::Get { client, last: None, parts: VecDeque::new() }),
+        Request::Status(wanted) => Some(Work::Status(Telling::new(client, wanted, control.started))),
         Request::Set(Set { changes, mistake }) => Some(Work::Set(Changes {
             client,
             rest: changes.into_iter(),
@@ -338,7 +383,7 @@ fn begin(job: Job, uapi: &Uapi) -> Option<Work> {
             port_until: None,
         })),
         Request::Bad(refusal) => {
-            uapi.answer(client, [answer::end(Some(refusal))].into());
+            control.uapi.answer(client, [answer::end(Some(refusal))].into());
             None
         }
     }
@@ -356,7 +401,7 @@ fn new_peer(public_key: PublicKey) -> PeerConfig {
 }
 
 /// Time since 1970, for the times of handshakes.
-fn wall_clock() -> Duration {
+pub(super) fn wall_clock() -> Duration {
     #[expect(clippy::disallowed_methods, reason = "what people are told is told by their clock")]
     let now = SystemTime::now();
     now.duration_since(UNIX_EPOCH).unwrap_or_default()

@@ -105,6 +105,22 @@ fn one_peer_comes_and_goes_while_packets_of_another_pass() {
 }
 
 #[test]
+fn what_was_counted_for_a_peer_that_goes_stays_counted() {
+    let mut pair = Pair::connected();
+    let sealed = pair.seal_at_a(b"x");
+    pair.at_b(&sealed);
+    let (sent, received) = (pair.a.stats(PEER), pair.b.stats(PEER));
+    assert!(sent.sent_message_bytes > 0 && received.received_packets == 2);
+    pair.a.remove_peer(PEER);
+    pair.b.remove_peer(PEER);
+    assert_eq!((pair.a.departed, pair.b.departed), (sent, received));
+    let mut twice = received;
+    twice.add(&received);
+    assert_eq!(twice.received_packets, 4);
+    assert_eq!(twice.last_handshake, received.last_handshake);
+}
+
+#[test]
 fn a_prefix_belongs_to_whom_it_was_given_last() {
     let now = Instant::now();
     let peers = vec![peer(2, &["10.0.0.0/24", "fd00::/64"], None), peer(3, &[], None)];

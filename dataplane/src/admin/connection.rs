@@ -18,35 +18,35 @@ const LINGER_TIME: Duration = Duration::from_millis(200);
 
 /// Where a connection is.
 #[derive(Debug)]
-enum State {
+enum State<R> {
     Reading { len: usize },
-    Waiting { request: Request, since: Instant },
+    Waiting { request: Request<R>, since: Instant },
     Writing { answer: Vec<u8>, sent: usize },
     Leaving,
 }
 
 /// What has become of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum Progress<R> {
     /// It waits for its client.
     Pending,
     /// It waits for [`Connection::answer`].
-    Asks(Result<Request, Refusal>),
+    Asks(Result<Request<R>, Refusal>),
     /// It is over: drop it.
     Over,
 }
 
 /// A connection.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct Connection<R> {
     stream: TcpStream,
-    state: State,
+    state: State<R>,
     deadline: Instant,
     buffer: Box<[u8; REQUEST_LEN_MAX]>,
     loopback: bool,
 }
 
-impl Connection {
+impl<R: Copy> Connection<R> {
     /// # Errors
     /// The kernel refuses to make the socket non-blocking.
     pub fn new(stream: TcpStream, loopback: bool, now: Instant) -> io::Result<Self> {
@@ -76,7 +76,7 @@ impl Connection {
     }
 
     /// Since when it waits for the loop, and what it asked.
-    pub fn waiting(&self) -> Option<(Request, Instant)> {
+    pub fn waiting(&self) -> Option<(Request<R>, Instant)> {
         match self.state {
             State::Waiting { request, since } => Some((request, since)),
             State::Reading { .. } | State::Writing { .. } | State::Leaving => None,
@@ -93,14 +93,14 @@ impl Connection {
         }
     }
 
-    /// Goes as far as it can without waiting.
-    pub fn advance(&mut self, now: Instant) -> Progress {
+    /// Goes as far as it can without waiting. `find` knows what there is at a path.
+    pub fn advance(&mut self, find: fn(&str) -> Option<R>, now: Instant) -> Progress<R> {
         match &mut self.state {
             State::Reading { len } => match self.stream.read(&mut self.buffer[*len..]) {
                 Ok(0) => Progress::Over,
                 Ok(more) => {
                     *len += more;
-                    let parsed = parse(&self.buffer[..*len], self.loopback);
+                    let parsed = parse(&self.buffer[..*len], self.loopback, find);
                     match parsed {
                         Some(Ok(request)) => {
                             self.state = State::Waiting { request, since: now };
@@ -134,7 +134,7 @@ impl Connection {
         }
     }
 
-    fn leave(&mut self, now: Instant) -> Progress {
+    fn leave(&mut self, now: Instant) -> Progress<R> {
         if self.stream.shutdown(Shutdown::Write).is_err() {
             return Progress::Over;
         }
@@ -144,15 +144,15 @@ impl Connection {
     }
 
     /// Gives the answer and begins to write it.
-    pub fn answer(&mut self, answer: Vec<u8>, now: Instant) -> Progress {
+    pub fn answer(&mut self, answer: Vec<u8>, find: fn(&str) -> Option<R>, now: Instant) -> Progress<R> {
         self.state = State::Writing { answer, sent: 0 };
         self.deadline = now + CLIENT_TIME;
-        self.advance(now)
+        self.advance(find, now)
     }
 }
 
 /// Nothing to be had now, or never again.
-fn later(error: &io::Error) -> Progress {
+fn later<R>(error: &io::Error) -> Progress<R> {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Progress::Pending,
         _ => Progress::Over,

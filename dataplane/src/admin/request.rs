@@ -7,25 +7,10 @@ pub(super) const REQUEST_LEN_MAX: usize = 4096;
 /// Most header fields.
 const FIELDS_MAX: usize = 48;
 
-/// What can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resource {
-    /// `/`
-    Page,
-    /// `/healthz`
-    Health,
-    /// `/readyz`
-    Ready,
-    /// `/metrics`
-    Metrics,
-    /// `/status.json`
-    Status,
-}
-
 /// A request that can be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Request {
-    pub resource: Resource,
+pub(super) struct Request<R> {
+    pub resource: R,
     /// HEAD: the answer has no body.
     pub head_only: bool,
 }
@@ -40,21 +25,29 @@ pub(super) enum Refusal {
     TooLong,
 }
 
-/// What the bytes received so far come to; `None`: more has to come. `loopback` says that the socket has a loopback
+/// What the bytes received so far come to; `None`: more has to come. `find` knows what there is at a path. `loopback` says that the socket has a loopback
 /// address: then the host that is asked for has to be one as well. Otherwise a page elsewhere, whose name is made to
 /// resolve to 127.0.0.1, could read the figures through its visitor's browser (DNS rebinding).
-pub(super) fn parse(bytes: &[u8], loopback: bool) -> Option<Result<Request, Refusal>> {
+pub(super) fn parse<R>(
+    bytes: &[u8],
+    loopback: bool,
+    find: impl Fn(&str) -> Option<R>,
+) -> Option<Result<Request<R>, Refusal>> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
-        Ok(httparse::Status::Complete(_)) => Some(judge(&request, loopback)),
+        Ok(httparse::Status::Complete(_)) => Some(judge(&request, loopback, find)),
         Ok(httparse::Status::Partial) if bytes.len() < REQUEST_LEN_MAX => None,
         Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => Some(Err(Refusal::TooLong)),
         Err(_) => Some(Err(Refusal::BadRequest)),
     }
 }
 
-fn judge(request: &httparse::Request<'_, '_>, loopback: bool) -> Result<Request, Refusal> {
+fn judge<R>(
+    request: &httparse::Request<'_, '_>,
+    loopback: bool,
+    find: impl Fn(&str) -> Option<R>,
+) -> Result<Request<R>, Refusal> {
     let mut hosts = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     let host = hosts.next();
     // RFC 9112 section 3.2: one of them, and HTTP/1.1 has to have it.
@@ -71,14 +64,8 @@ fn judge(request: &httparse::Request<'_, '_>, loopback: bool) -> Result<Request,
     };
     // Compared as a whole, never as a path of files: there is nothing to climb out of.
     let target = request.path.unwrap_or_default();
-    let resource = match target.split_once('?').map_or(target, |(path, _query)| path) {
-        "/" => Resource::Page,
-        "/healthz" => Resource::Health,
-        "/readyz" => Resource::Ready,
-        "/metrics" => Resource::Metrics,
-        "/status.json" => Resource::Status,
-        _ => return Err(Refusal::NotFound),
-    };
+    let path = target.split_once('?').map_or(target, |(path, _query)| path);
+    let resource = find(path).ok_or(Refusal::NotFound)?;
     Ok(Request { resource, head_only })
 }
 
@@ -98,20 +85,24 @@ mod tests {
 
     use super::*;
 
-    fn get(target: &str) -> Option<Result<Request, Refusal>> {
+    /// The place of a path among those that there are.
+    fn find(path: &str) -> Option<usize> {
+        ["/", "/metrics", "/status.json"].iter().position(|known| *known == path)
+    }
+
+    fn parse(bytes: &[u8], loopback: bool) -> Option<Result<Request<usize>, Refusal>> {
+        super::parse(bytes, loopback, find)
+    }
+
+    fn get(target: &str) -> Option<Result<Request<usize>, Refusal>> {
         parse(format!("GET {target} HTTP/1.1\r\nHost: 127.0.0.1:9641\r\n\r\n").as_bytes(), true)
     }
 
     #[test]
     fn what_there_is_is_found_and_nothing_else() {
-        for (target, resource) in [
-            ("/", Resource::Page),
-            ("/?theme=dark", Resource::Page),
-            ("/healthz", Resource::Health),
-            ("/readyz", Resource::Ready),
-            ("/metrics", Resource::Metrics),
-            ("/status.json?x=../..", Resource::Status),
-        ] {
+        for (target, resource) in
+            [("/", 0), ("/?theme=dark", 0), ("/metrics", 1), ("/status.json?x=../..", 2)]
+        {
             assert_eq!(get(target), Some(Ok(Request { resource, head_only: false })), "{target}");
         }
         for target in [
@@ -133,7 +124,7 @@ mod tests {
     #[test]
     fn only_reading_is_allowed() {
         let head = b"HEAD /metrics HTTP/1.0\r\n\r\n";
-        let expected = Request { resource: Resource::Metrics, head_only: true };
+        let expected = Request { resource: 1, head_only: true };
         assert_eq!(parse(head, true), Some(Ok(expected)));
         for method in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get"] {
             let request = format!("{method} / HTTP/1.1\r\nHost: localhost\r\n\r\n");

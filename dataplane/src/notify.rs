@@ -1,8 +1,8 @@
-//! What the service manager is told (sd_notify(3)): that the relay serves, reads its configuration again, ends, and is
+//! What the service manager is told (sd_notify(3)): that a program serves, reads its configuration again, ends, and is
 //! alive.
 //!
 //! The protocol is one datagram for each message. It is spoken here, by the one socket that is connected at the start,
-//! because a confined relay can open no other (the crates for it open one for each message).
+//! because a confined program can open no other (the crates for it open one for each message).
 
 use std::ffi::OsStr;
 use std::io;
@@ -41,14 +41,14 @@ impl Notifier {
     }
 
     /// To this socket, with a sign of life wanted this often.
-    #[cfg(test)]
+    #[must_use]
     pub fn to(socket: UnixDatagram, watchdog: Duration) -> Self {
         Self { socket: Some(socket), watchdog: Some(watchdog), next: None }
     }
 
-    /// The relay serves; the watchdog's time begins.
-    pub fn ready(&mut self, now: Instant) {
-        self.send("READY=1\nSTATUS=serving");
+    /// The program serves, which people are told in the words of `status`; the watchdog's time begins.
+    pub fn ready(&mut self, status: &str, now: Instant) {
+        self.send(&format!("READY=1\nSTATUS={status}"));
         self.next = self.watchdog.map(|_| now);
     }
 
@@ -61,11 +61,11 @@ impl Notifier {
         ));
     }
 
-    /// The relay ends, within `time`: the manager waits that long and some more before it kills.
-    pub fn stopping(&self, time: Duration) {
+    /// The program ends, within `time`: the manager waits that long and some more before it kills.
+    pub fn stopping(&self, status: &str, time: Duration) {
         const SPARE: Duration = Duration::from_secs(5);
         let microseconds = (time + SPARE).as_micros();
-        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={microseconds}\nSTATUS=draining"));
+        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={microseconds}\nSTATUS={status}"));
     }
 
     /// Gives a sign of life when it is time, twice in the time that the manager allows.
@@ -148,7 +148,7 @@ mod tests {
         let start = Instant::now();
         notifier.handle_timeout(start);
         assert_eq!((received(), notifier.poll_timeout()), (None, None), "nothing before it serves");
-        notifier.ready(start);
+        notifier.ready("serving", start);
         assert!(received().unwrap().starts_with("READY=1\n"));
         for half in 0..3 {
             let now = start + half * allowed / 2;

@@ -7,30 +7,49 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Admin;
+use super::Listener;
 use super::connection::{Connection, Progress};
 use super::desk::Desk;
-use super::observer::Shared;
-use super::respond::Responder;
+use super::exchange::{Shared, Snapshot};
+use super::respond::Answer;
 
 /// Most connections at a time.
-pub(super) const CONNECTIONS_MAX: usize = 16;
+const CONNECTIONS_MAX: usize = 16;
 /// Connections taken before the others have their turn.
 const ACCEPTS_MAX: usize = 16;
 /// How long nothing is accepted after the kernel had no descriptor for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What is shown.
+pub trait Site {
+    /// Something that can be asked for.
+    type Resource: Copy;
+    /// What it is made of.
+    type Snapshot: Snapshot;
+    /// The paths there are, for whoever asks for another.
+    const RESOURCES: &'static str;
+
+    /// What there is at a path.
+    fn find(path: &str) -> Option<Self::Resource>;
+
+    /// Whether the loop has to be asked first.
+    fn needs_figures(resource: Self::Resource) -> bool;
+
+    /// Answers with what is known now.
+    fn respond(&self, resource: Self::Resource, desk: &Desk<Self::Snapshot>, now: Instant) -> Answer;
+}
+
 /// What the admin thread owns.
 #[derive(Debug)]
-pub(super) struct Server {
+pub struct Server<S: Site> {
     listener: TcpListener,
     /// The listener is on loopback.
     loopback: bool,
-    shared: Arc<Shared>,
-    desk: Desk,
-    responder: Responder,
+    shared: Arc<Shared<S::Snapshot>>,
+    desk: Desk<S::Snapshot>,
+    site: S,
     /// The oldest first.
-    connections: Vec<Connection>,
+    connections: Vec<Connection<S::Resource>>,
     /// Nothing is accepted before this.
     accept_from: Option<Instant>,
 }
@@ -43,26 +62,28 @@ struct Found {
     ready: Vec<bool>,
 }
 
-impl Server {
-    pub fn new(admin: Admin, shared: Arc<Shared>) -> Self {
+impl<S: Site> Server<S> {
+    /// A server of `site` on `listener`, with the loops behind `shared`.
+    #[must_use]
+    pub fn new(listener: Listener, site: S, shared: Arc<Shared<S::Snapshot>>) -> Self {
         Self {
-            loopback: admin.address.ip().is_loopback(),
-            listener: admin.listener,
+            loopback: listener.address.ip().is_loopback(),
+            listener: listener.socket,
             desk: Desk::new(shared.clone()),
             shared,
-            responder: Responder::new(admin.gso, admin.users),
+            site,
             connections: Vec::with_capacity(CONNECTIONS_MAX),
             accept_from: None,
         }
     }
 
-    /// Serves until the observer is gone.
+    /// Serves until [`Shared::stop`].
     pub fn run(mut self) {
         while !self.shared.is_stopped() {
             let found = match self.wait(now()) {
                 Ok(found) => found,
                 Err(error) => {
-                    tracing::error!(%error, "the admin thread cannot go on; packets are relayed as before");
+                    tracing::error!(%error, "the admin thread cannot go on; packets pass as before");
                     return;
                 }
             };
@@ -102,11 +123,14 @@ impl Server {
             self.desk.handle_wake();
         }
         let mut ready = found.ready.iter();
-        let (desk, responder) = (&mut self.desk, &self.responder);
+        let (desk, site) = (&mut self.desk, &self.site);
         self.connections.retain_mut(|connection| {
-            let progress =
-                if ready.next() == Some(&true) { connection.advance(now) } else { Progress::Pending };
-            settle(connection, progress, desk, responder, now)
+            let progress = if ready.next() == Some(&true) {
+                connection.advance(S::find, now)
+            } else {
+                Progress::Pending
+            };
+            settle(connection, progress, desk, site, now)
         });
         if found.acceptable {
             self.accept(now);
@@ -129,8 +153,8 @@ impl Server {
             };
             let Ok(mut connection) = Connection::new(stream, self.loopback, now) else { continue };
             // Most requests are there already.
-            let progress = connection.advance(now);
-            if !settle(&mut connection, progress, &mut self.desk, &self.responder, now) {
+            let progress = connection.advance(S::find, now);
+            if !settle(&mut connection, progress, &mut self.desk, &self.site, now) {
                 continue;
             }
             if self.connections.len() == CONNECTIONS_MAX {
@@ -145,28 +169,31 @@ impl Server {
 }
 
 /// Answers a connection that can be answered, and ends one whose time is over. Whether it stays.
-fn settle(
-    connection: &mut Connection,
-    progress: Progress,
-    desk: &mut Desk,
-    responder: &Responder,
+fn settle<S: Site>(
+    connection: &mut Connection<S::Resource>,
+    progress: Progress<S::Resource>,
+    desk: &mut Desk<S::Snapshot>,
+    site: &S,
     now: Instant,
 ) -> bool {
     let progress = match progress {
-        Progress::Asks(Err(refusal)) => connection.answer(responder.refuse(refusal), now),
+        Progress::Asks(Err(refusal)) => {
+            connection.answer(Answer::refuse(refusal, S::RESOURCES).bytes(false), S::find, now)
+        }
         Progress::Asks(Ok(_)) | Progress::Pending => match connection.waiting() {
             Some((request, since)) => {
-                let fresh = !Responder::needs_figures(request.resource) || desk.is_fresh(since, now);
+                let fresh = !S::needs_figures(request.resource) || desk.is_fresh(since, now);
                 if !fresh && now < connection.deadline() {
                     return true;
                 }
-                connection.answer(responder.respond(request, desk, now), now)
+                let answer = site.respond(request.resource, desk, now);
+                connection.answer(answer.bytes(request.head_only), S::find, now)
             }
             None => progress,
         },
         Progress::Over => return false,
     };
-    progress != Progress::Over && now < connection.deadline()
+    !matches!(progress, Progress::Over) && now < connection.deadline()
 }
 
 #[expect(
@@ -175,76 +202,4 @@ fn settle(
 )]
 fn now() -> Instant {
     Instant::now()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read as _, Write as _};
-    use std::net::{SocketAddr, TcpStream};
-
-    use super::super::AdminChoice;
-    use super::super::client::{AskError, ask, ask_fresh};
-    use super::super::desk::TURN_TIME_MAX;
-    use super::super::status::tests::snapshot;
-    use super::*;
-
-    fn get(address: SocketAddr, target: &str) -> String {
-        let mut stream = TcpStream::connect(address).unwrap();
-        write!(stream, "GET {target} HTTP/1.0\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    #[test]
-    fn probes_fail_when_the_loop_has_stopped_and_the_admin_thread_answers_on() {
-        let any = AdminChoice::At("127.0.0.1:0".parse().unwrap());
-        let admin = Admin::bind(Some(any), true, true).unwrap().unwrap();
-        let address = admin.address();
-        // There is no loop behind it.
-        let server = Server::new(admin, Shared::new(1).unwrap());
-        std::thread::spawn(|| server.run());
-        let start = now();
-        assert!(get(address, "/healthz").starts_with("HTTP/1.1 200 "), "it may only be slow");
-        assert!(get(address, "/metrics").starts_with("HTTP/1.1 503 "), "there are no figures");
-        assert!(get(address, "/readyz").ends_with("starting\n"));
-        assert!(get(address, "/").starts_with("HTTP/1.1 200 "), "the page needs no figures");
-        std::thread::sleep((start + TURN_TIME_MAX).saturating_duration_since(now()));
-        let answer = get(address, "/healthz");
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("for 3 s"), "{answer}");
-    }
-
-    /// An admin thread in front of a loop that answered once, `ago`, and is driven by the test.
-    fn with_old_figures(ago: Duration) -> (SocketAddr, Arc<Shared>) {
-        let any = AdminChoice::At("127.0.0.1:0".parse().unwrap());
-        let admin = Admin::bind(Some(any), true, true).unwrap().unwrap();
-        let address = admin.address();
-        let shared = Shared::new(1).unwrap();
-        shared.publish(0, snapshot(now() - ago));
-        let server = Server::new(admin, shared.clone());
-        std::thread::spawn(|| server.run());
-        (address, shared)
-    }
-
-    #[test]
-    fn status_fails_when_the_loop_hangs_although_old_figures_are_served() {
-        let (address, _shared) = with_old_figures(Duration::from_secs(60));
-        let start = now();
-        assert!(ask(address).unwrap().age_s >= 60.0);
-        let error = ask_fresh(address).unwrap_err();
-        assert!(matches!(error, AskError::Hangs { age_s, .. } if age_s >= 60.0), "{error}");
-        assert!(error.to_string().contains("the relay hangs: its figures are 6"), "{error}");
-        assert!(start.elapsed() >= TURN_TIME_MAX, "a busy loop is given as long as by the probe");
-    }
-
-    #[test]
-    fn status_waits_for_a_loop_that_is_only_busy() {
-        let (address, shared) = with_old_figures(Duration::from_secs(60));
-        let busy = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_secs(1));
-            shared.publish(0, snapshot(now()));
-        });
-        assert!(ask_fresh(address).unwrap().age_s < 3.0);
-        busy.join().unwrap();
-    }
 }

@@ -3,37 +3,37 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::observer::{Phase, Shared, Snapshot};
+use super::exchange::{Shared, Snapshot};
 
 /// Figures that are not older than this are shown again, so that the loop is asked ten times a second at most.
 const FRESH_TIME: Duration = Duration::from_millis(100);
 /// How long an answer is waited for before older figures are shown.
 pub(super) const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// The loop is well as long as it has not left a question open for longer.
-pub(super) const TURN_TIME_MAX: Duration = Duration::from_secs(3);
+pub const TURN_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// What is known of the loop.
 #[derive(Debug)]
-pub(super) struct Desk {
-    shared: Arc<Shared>,
-    /// By worker: what has come of an answer that is not complete.
-    gathered: Vec<Option<Box<Snapshot>>>,
-    latest: Option<Box<Snapshot>>,
+pub struct Desk<S> {
+    shared: Arc<Shared<S>>,
+    /// By loop: what has come of an answer that is not complete.
+    gathered: Vec<Option<Box<S>>>,
+    latest: Option<Box<S>>,
     /// The oldest question that has no answer.
     asked: Option<Instant>,
 }
 
-impl Desk {
-    pub fn new(shared: Arc<Shared>) -> Self {
-        let gathered = (0..shared.workers()).map(|_| None).collect();
+impl<S: Snapshot> Desk<S> {
+    pub(super) fn new(shared: Arc<Shared<S>>) -> Self {
+        let gathered = (0..shared.loops()).map(|_| None).collect();
         Self { shared, gathered, latest: None, asked: None }
     }
 
     /// The loop may have published.
-    pub fn handle_wake(&mut self) {
+    pub(super) fn handle_wake(&mut self) {
         self.shared.clear_admin_fd();
-        for (worker, place) in self.gathered.iter_mut().enumerate() {
-            *place = self.shared.take(worker).or(place.take());
+        for (number, place) in self.gathered.iter_mut().enumerate() {
+            *place = self.shared.take(number).or(place.take());
         }
         if self.gathered.iter().all(Option::is_some) {
             self.latest = self.gathered.iter_mut().filter_map(Option::take).reduce(|mut sum, other| {
@@ -45,8 +45,8 @@ impl Desk {
     }
 
     /// Whether somebody who asked at `since` can be answered; asks the loop where its figures are too old.
-    pub fn is_fresh(&mut self, since: Instant, now: Instant) -> bool {
-        let fresh = self.latest.as_ref().is_some_and(|latest| latest.taken + FRESH_TIME > since);
+    pub(super) fn is_fresh(&mut self, since: Instant, now: Instant) -> bool {
+        let fresh = self.latest.as_ref().is_some_and(|latest| latest.taken() + FRESH_TIME > since);
         if !fresh && self.asked.is_none() {
             self.asked = Some(now);
             self.shared.ask();
@@ -55,17 +55,20 @@ impl Desk {
     }
 
     /// The last figures, however old.
-    pub fn latest(&self) -> Option<&Snapshot> {
+    #[must_use]
+    pub fn latest(&self) -> Option<&S> {
         self.latest.as_deref()
     }
 
     /// Whether every loop has turned within the last seconds, as far as it was asked.
+    #[must_use]
     pub fn is_turning(&self, now: Instant) -> bool {
         self.asked.is_none_or(|asked| now < asked + TURN_TIME_MAX)
     }
 
-    /// Where the relay is in its life.
-    pub fn phase(&self) -> Phase {
+    /// Where the program is in its life: see [`Shared::set_phase`].
+    #[must_use]
+    pub fn phase(&self) -> u8 {
         self.shared.phase()
     }
 }
@@ -73,7 +76,28 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::status::tests::{origin, snapshot};
+
+    #[derive(Debug)]
+    struct Figures(Instant, u32);
+
+    impl Snapshot for Figures {
+        fn taken(&self) -> Instant {
+            self.0
+        }
+        fn merge(&mut self, other: Self) {
+            self.0 = self.0.min(other.0);
+            self.1 += other.1;
+        }
+    }
+
+    fn snapshot(taken: Instant) -> Figures {
+        Figures(taken, 12)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin for virtual time")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
 
     #[test]
     fn a_loop_that_leaves_a_question_open_for_seconds_does_not_turn() {
@@ -107,7 +131,7 @@ mod tests {
         shared.publish(1, snapshot(start + Duration::from_secs(5)));
         desk.handle_wake();
         let latest = desk.latest().unwrap();
-        assert_eq!((latest.workers, latest.allocations, latest.taken), (3, 3 * 12, start));
+        assert_eq!((latest.1, latest.0), (3 * 12, start));
         assert!(desk.is_turning(start + TURN_TIME_MAX));
     }
 
@@ -124,6 +148,6 @@ mod tests {
         let almost = taken + FRESH_TIME - Duration::from_millis(1);
         assert!(desk.is_fresh(almost, almost));
         assert!(!desk.is_fresh(taken + FRESH_TIME, taken + FRESH_TIME));
-        assert_eq!(desk.latest().unwrap().taken, taken);
+        assert_eq!(desk.latest().unwrap().0, taken);
     }
 }

@@ -63,6 +63,14 @@ impl<W: Write> Writer<W> {
         writeln!(self.out, "{start_s:.3},{length_s:.3},{max:.3},{}", STANDARD.encode(&self.buffer))
     }
 
+    /// Flushes the output.
+    ///
+    /// # Errors
+    /// What it answers.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
     /// Hands the output back.
     ///
     /// # Errors
@@ -133,7 +141,10 @@ fn read_line(deserializer: &mut Deserializer, line: &str) -> Result<Line, String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::distribution::histogram;
+
+    fn histogram() -> Histogram<u64> {
+        Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap()
+    }
 
     fn log() -> (String, Histogram<u64>) {
         let mut writer =

@@ -1,0 +1,82 @@
+//! `towpath down`: asks the process that runs a tunnel to end, and takes back what it may have left.
+
+use std::io;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::{Found, Host, Journal, journal};
+use crate::config::HostSection;
+use crate::sys::signal::StopSignals;
+
+/// Ends the tunnel of an interface of this network namespace, and waits for its end.
+///
+/// # Errors
+/// When there is none, or it is another user's.
+pub fn down(interface: &str) -> io::Result<()> {
+    let directory = journal::directory();
+    if !journal::exists(&directory, interface) {
+        let more = if super::is_there(interface) {
+            ": somebody else has made the interface of this name"
+        } else {
+            ""
+        };
+        let text = format!("{interface} is not up by `towpath up`, in this network namespace{more}");
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
+    let journal = loop {
+        match Journal::open(&directory, interface)? {
+            Found::Free(journal) => break journal,
+            Found::Running(None) => {
+                return Err(io::Error::other(format!(
+                    "{interface} is run by a process of another PID namespace: end it there"
+                )));
+            }
+            Found::Running(Some(process)) => end(&directory, interface, process)?,
+        }
+    };
+    if journal.is_empty() {
+        journal.remove();
+        return Ok(());
+    }
+    tracing::warn!("the process of {interface} was killed: what it has left is taken back");
+    let host = Host {
+        interface: interface.to_owned(),
+        file: std::path::PathBuf::new(),
+        section: HostSection::default(),
+        directory,
+        journal,
+        signals: StopSignals::new()?,
+    };
+    host.end();
+    Ok(())
+}
+
+/// Asks a process to end and waits for it, if it still runs the tunnel.
+fn end(directory: &std::path::Path, interface: &str, process: Pid) -> io::Result<()> {
+    let handle = match pidfd_open(process, PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        // It has just ended.
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    // The number was the right one before there was a handle; only if it still is, so is the handle.
+    if !matches!(Journal::open(directory, interface)?, Found::Running(Some(other)) if other == process) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&handle, Signal::TERM) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(rustix::io::Errno::PERM) => {
+            let text = format!("process {process} runs {interface} and is another user's: run as root");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    loop {
+        match poll(&mut [PollFd::new(&handle, PollFlags::IN)], None) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What was done to the host, written down before it is done, so that somebody else can take it back when this process
+//! cannot.
+//!
+//! One file for each tunnel of each network namespace, in [`DIRECTORY`]; whoever has it locked (fcntl(2), so that the
+//! kernel knows which process that is) runs the tunnel. Its lines are JSON and are only ever appended:
+//!
+//! ```text
+//!  {"done":{"rule":{…}}}
+//!  {"taken_back":true}
+//! ```
+//!
+//! What was done last is taken back first, so that a line need not say which step it is about.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, fcntl_lock, flock};
+use rustix::io::Errno;
+use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk};
+use serde::{Deserialize, Serialize};
+
+use super::Step;
+
+/// Where the files are, unless the service manager names another place (`RUNTIME_DIRECTORY` of systemd.exec(5)).
+pub const DIRECTORY: &str = "/run/towpath";
+/// No file is longer than this, bytes; hooks are its longest lines.
+const LENGTH_MAX: u64 = 16 << 20;
+
+/// A file that this process has locked.
+#[derive(Debug)]
+pub struct Journal {
+    /// `None` where nothing can be written: then only this process can take its steps back.
+    file: Option<File>,
+    path: PathBuf,
+    /// What was done and not taken back, oldest first.
+    steps: Vec<Step>,
+}
+
+/// What a journal turns out to be.
+#[derive(Debug)]
+pub enum Found {
+    /// Nobody runs this tunnel. Steps in it are what a process that was killed has left.
+    Free(Journal),
+    /// This process runs it; `None` when it is in another PID namespace.
+    Running(Option<Pid>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", untagged)]
+enum Line {
+    Done { done: Step },
+    TakenBack { taken_back: bool },
+}
+
+/// The directory of this process.
+#[must_use]
+pub fn directory() -> PathBuf {
+    let given = std::env::var_os("RUNTIME_DIRECTORY").filter(|given| !given.is_empty());
+    // There may be several, between colons; the first is the service's own.
+    let first = given.map(|given| {
+        let bytes = given.as_encoded_bytes().split(|byte| *byte == b':').next().unwrap_or_default().to_vec();
+        PathBuf::from(<OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes))
+    });
+    first.unwrap_or_else(|| DIRECTORY.into())
+}
+
+impl Journal {
+    /// Looks for the journal of an interface of this network namespace, and locks it. Where there is none it is made.
+    ///
+    /// # Errors
+    /// Where nothing can be written, or what is there cannot be read.
+    pub fn open(directory: &Path, interface: &str) -> io::Result<Found> {
+        let path = path(directory, interface)?;
+        let named = |error: io::Error| {
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => "; run as root, who may write there",
+                io::ErrorKind::ReadOnlyFilesystem => "; mount /run writable",
+                _ => "",
+            };
+            io::Error::new(error.kind(), format!("{}: {error}{remedy}", path.display()))
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(named)?;
+        loop {
+            let mut options = File::options();
+            let file = options.read(true).append(true).create(true).mode(0o600).open(&path).map_err(named)?;
+            // POSIX locks: a process gives them up when it closes any descriptor of the file, so that it opens it once.
+            match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::AGAIN | Errno::ACCESS) => match holder(&file).map_err(named)? {
+                    Some(process) => return Ok(Found::Running(process)),
+                    None => continue,
+                },
+                Err(error) => return Err(named(error.into())),
+            }
+            // Whoever had it may have removed it before we got the lock.
+            if file.metadata().map_err(named)?.nlink() == 0 {
+                continue;
+            }
+            let mut journal = Self { file: Some(file), path: path.clone(), steps: Vec::new() };
+            journal.read().map_err(named)?;
+            return Ok(Found::Free(journal));
+        }
+    }
+
+    /// One that is nowhere but in memory.
+    #[must_use]
+    pub fn unwritten() -> Self {
+        Self { file: None, path: PathBuf::new(), steps: Vec::new() }
+    }
+
+    /// Writes down what is about to be done.
+    ///
+    /// # Errors
+    /// When it cannot be written; then it is not to be done.
+    pub fn note(&mut self, step: Step) -> io::Result<()> {
+        let line = Line::Done { done: step };
+        self.append(&line)?;
+        if let Line::Done { done } = line {
+            self.steps.push(done);
+        }
+        Ok(())
+    }
+
+    /// What is to be taken back next: the newest step.
+    #[must_use]
+    pub fn newest(&self) -> Option<&Step> {
+        self.steps.last()
+    }
+
+    /// Whether there is something to be taken back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The newest step is taken back, or cannot be.
+    pub fn forget_newest(&mut self) {
+        if self.steps.pop().is_some()
+            && let Err(error) = self.append(&Line::TakenBack { taken_back: true })
+        {
+            // It would be taken back once more, which finds nothing.
+            tracing::warn!("{}: {error}", self.path.display());
+        }
+    }
+
+    /// Removes the file, and the directory with the last one.
+    pub fn remove(self) {
+        if self.file.is_none() {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("{}: {error}", self.path.display());
+        }
+        if let Some(directory) = self.path.parent() {
+            // Others have files in it, or it is the service manager's.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
+    fn append(&mut self, line: &Line) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut text = serde_json::to_vec(line).map_err(io::Error::other)?;
+        text.push(b'\n');
+        // By one write: what is there is whole, or its last line is not and was not acted on.
+        file.write_all(&text)
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut text = String::new();
+        file.rewind()?;
+        (&*file).take(LENGTH_MAX).read_to_string(&mut text)?;
+        self.steps = steps_in(&text);
+        if !text.is_empty() && !text.ends_with('\n') {
+            file.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+}
+
+/// The steps in a journal that are not taken back. What was not written to its end was not done either.
+fn steps_in(text: &str) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for line in text.lines() {
+        match serde_json::from_str(line) {
+            Ok(Line::Done { done }) => steps.push(done),
+            Ok(Line::TakenBack { .. }) => _ = steps.pop(),
+            Err(_) => {}
+        }
+    }
+    steps
+}
+
+/// Who has a file locked; `None` when nobody has it any more.
+fn holder(file: &File) -> io::Result<Option<Option<Pid>>> {
+    let wanted = Flock {
+        start: 0,
+        length: 0,
+        pid: None,
+        typ: FlockType::WriteLock,
+        offset_type: FlockOffsetType::Set,
+    };
+    Ok(fcntl_getlk(file, &wanted)?.map(|lock| lock.pid))
+}
+
+/// A turn in what no two tunnels may do at the same time, such as choosing a free table; given up when dropped.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held for its lock")] Option<File>);
+
+/// Waits for a turn. Where there is no directory, nobody is waited for.
+#[must_use]
+pub fn turn(directory: &Path) -> Turn {
+    let locked = |file: &File| flock(file, FlockOperation::LockExclusive).is_ok();
+    Turn(File::open(directory).ok().filter(locked))
+}
+
+/// The journal's file: the same name in another network namespace is another interface.
+fn path(directory: &Path, interface: &str) -> io::Result<PathBuf> {
+    let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    Ok(directory.join(format!("{interface}@{namespace}")))
+}
+
+/// Whether there is a journal of an interface of this network namespace.
+#[must_use]
+pub fn exists(directory: &Path, interface: &str) -> bool {
+    path(directory, interface).is_ok_and(|path| path.exists())
+}
+
+/// The steps of all other journals of this network namespace, of tunnels that run or were killed.
+#[must_use]
+pub fn steps_of_others(directory: &Path, interface: &str) -> Vec<Step> {
+    let Ok(own) = path(directory, interface) else { return Vec::new() };
+    let namespace = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str())?;
+        Some(name.rsplit_once('@')?.1.to_owned())
+    };
+    let files =
+        fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let others = files.filter(|file| *file != own && namespace(file) == namespace(&own));
+    let texts = others.filter_map(|file| fs::read_to_string(file).ok());
+    texts.flat_map(|text| steps_in(&text)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free(directory: &Path) -> Journal {
+        match Journal::open(directory, "wg0").expect("opened") {
+            Found::Free(journal) => journal,
+            Found::Running(process) => panic!("{process:?} has it"),
+        }
+    }
+
+    fn hook(command: &str) -> Step {
+        Step::PostDown { commands: vec![command.to_owned()] }
+    }
+
+    #[test]
+    fn what_was_noted_and_not_taken_back_is_there_for_the_next_process() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let directory = folder.path().join("towpath");
+        let mut journal = free(&directory);
+        for command in ["one", "two", "three"] {
+            journal.note(hook(command)).expect("noted");
+        }
+        journal.forget_newest();
+        journal.note(hook("four")).expect("noted");
+        let path = journal.path.clone();
+        drop(journal);
+        // Killed while it wrote: what was not written to its end was not done.
+        let mut text = fs::read_to_string(&path).expect("text");
+        text.push_str("{\"done\":{\"post_down\":{\"comm");
+        fs::write(&path, &text).expect("written");
+
+        let mut journal = free(&directory);
+        assert_eq!(journal.steps, [hook("one"), hook("two"), hook("four")]);
+        journal.note(hook("five")).expect("noted");
+        drop(journal);
+        let mut journal = free(&directory);
+        for expected in ["five", "four", "two", "one"] {
+            assert_eq!(journal.newest(), Some(&hook(expected)));
+            journal.forget_newest();
+        }
+        assert!(journal.is_empty() && exists(&directory, "wg0"));
+        journal.remove();
+        assert!(!directory.exists());
+    }
+
+    #[test]
+    fn tunnels_of_the_same_network_namespace_know_of_each_other() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let mut journal = free(folder.path());
+        journal.note(hook("one")).expect("noted");
+        assert_eq!(steps_of_others(folder.path(), "wg0"), []);
+        assert_eq!(steps_of_others(folder.path(), "wg1"), [hook("one")]);
+        let elsewhere = folder.path().join("wg0@1");
+        fs::rename(&journal.path, elsewhere).expect("renamed");
+        assert_eq!(steps_of_others(folder.path(), "wg1"), []);
+    }
+
+    #[test]
+    fn nothing_is_written_where_nothing_can_be() {
+        let mut journal = Journal::unwritten();
+        journal.note(hook("one")).expect("noted");
+        assert_eq!(journal.newest(), Some(&hook("one")));
+        journal.forget_newest();
+        assert!(journal.is_empty());
+        journal.remove();
+    }
+}

@@ -1,0 +1,244 @@
+//! What `towpath up` does to the host beyond its interface, and how that is taken back: hooks, name servers, rules for a
+//! default route, a firewall against packets that come in beside the tunnel.
+//!
+//! Everything that outlives the interface is a [`Step`]. It is written into the [`Journal`] before it is done, and steps are
+//! taken back in reverse: at the end, or by the next `towpath up` or `towpath down` when this process was killed.
+
+pub mod down;
+mod firewall;
+pub mod journal;
+mod names;
+mod program;
+mod routes;
+mod save;
+mod steward;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::journal::{Found, Journal};
+use self::names::Resolver;
+use crate::config::{Config, HostSection};
+use crate::netlink::{Handle, Rule};
+use crate::sys::signal::StopSignals;
+
+/// Something that was done to the host, with what is needed to take it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// `PostDown`: run when the interface is gone, if `PreUp` was begun.
+    PostDown {
+        /// For a shell.
+        commands: Vec<String>,
+    },
+    /// The interface, which goes with its process.
+    Interface,
+    /// The name servers of the interface.
+    Names {
+        /// Who was told.
+        program: Resolver,
+        /// The interface, as it was called to them.
+        record: String,
+    },
+    /// A table of nftables.
+    Firewall {
+        /// Of the family `ip6`, not `ip`.
+        ipv6: bool,
+        /// Its name.
+        table: String,
+    },
+    /// A setting of the kernel, and what it was.
+    Setting {
+        /// The file in /proc/sys.
+        path: PathBuf,
+        /// Its content.
+        before: String,
+    },
+    /// A policy rule.
+    Rule(Rule),
+    /// `SaveConfig`: the file is written anew.
+    Save {
+        /// The configuration.
+        file: PathBuf,
+    },
+    /// `PreDown`: run while packets still pass, if `PostUp` was begun.
+    PreDown {
+        /// For a shell.
+        commands: Vec<String>,
+    },
+}
+
+/// The host, for as long as a tunnel is up.
+#[derive(Debug)]
+pub struct Host {
+    interface: String,
+    file: PathBuf,
+    section: HostSection,
+    directory: PathBuf,
+    journal: Journal,
+    signals: StopSignals,
+}
+
+impl Host {
+    /// Takes the tunnel's name for this process, and takes back what one that was killed has left. From here on SIGTERM and
+    /// SIGINT are blocked, in every thread that is started later too.
+    ///
+    /// # Errors
+    /// When the tunnel is up already.
+    pub fn open(interface: &str, file: &Path, config: &Config) -> io::Result<Self> {
+        let signals = StopSignals::new()?;
+        let directory = journal::directory();
+        let journal = match Journal::open(&directory, interface) {
+            Ok(Found::Free(journal)) => journal,
+            Ok(Found::Running(process)) => {
+                let process = process.map_or_else(String::new, |process| format!(", by process {process}"));
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    format!("{interface} is up already{process}: run `towpath down {interface}` first"),
+                ));
+            }
+            Err(error) => {
+                tracing::info!(
+                    "`towpath down` does not find this tunnel, and what it does to the host stays if it is killed: {error}"
+                );
+                Journal::unwritten()
+            }
+        };
+        let section = config.host.clone();
+        let mut host = Self {
+            interface: interface.to_owned(),
+            file: std::path::absolute(file)?,
+            section,
+            directory,
+            journal,
+            signals,
+        };
+        if !host.journal.is_empty() {
+            tracing::warn!(
+                "a process that was killed has left something of {interface} behind: it is taken back"
+            );
+            host.take_back_all();
+        }
+        Ok(host)
+    }
+
+    /// Runs `PreUp`, before there is an interface.
+    ///
+    /// # Errors
+    /// When a command fails, or a signal comes meanwhile.
+    pub fn before_interface(&mut self) -> io::Result<()> {
+        let hooks = &self.section.hooks;
+        if !hooks.post_down.is_empty() {
+            let commands = self.named(&hooks.post_down);
+            self.journal.note(Step::PostDown { commands })?;
+        }
+        let commands = self.named(&self.section.hooks.pre_up);
+        self.run_hooks("PreUp", &commands)?;
+        self.journal.note(Step::Interface)
+    }
+
+    /// Tells the resolver of the name servers, and leads packets into the interface. `index` is the interface's; the answer
+    /// is the mark for the tunnel's own sockets, 0 for none.
+    ///
+    /// # Errors
+    /// What the kernel or a program refused, with the remedy.
+    pub fn connect(&mut self, handle: &mut Handle, index: u32, config: &Config) -> io::Result<u32> {
+        self.set_names()?;
+        self.route(handle, index, config)
+    }
+
+    /// Takes back what is still to be taken back, once the interface is gone.
+    pub fn end(mut self) {
+        self.take_back_all();
+        self.journal.remove();
+    }
+
+    /// Commands with the interface's name in them.
+    fn named(&self, commands: &[String]) -> Vec<String> {
+        commands.iter().map(|command| command.replace("%i", &self.interface)).collect()
+    }
+
+    fn run_hooks(&self, name: &str, commands: &[String]) -> io::Result<()> {
+        for command in commands {
+            tracing::info!("{name}: {command}");
+            program::shell(command, &self.signals)
+                .map_err(|error| io::Error::new(error.kind(), format!("{name}: {command}: {error}")))?;
+        }
+        Ok(())
+    }
+
+    fn take_back_all(&mut self) {
+        while self.take_back_newest() {}
+    }
+
+    /// Takes back what there is above the interface.
+    fn take_back_to_interface(&mut self) {
+        while self.journal.newest().is_some_and(|step| *step != Step::Interface) {
+            self.take_back_newest();
+        }
+    }
+
+    /// Takes back what was done last; `false` when there is nothing. What cannot be taken back is told and given up: the
+    /// rest does not suffer from it.
+    fn take_back_newest(&mut self) -> bool {
+        let Some(step) = self.journal.newest().cloned() else {
+            return false;
+        };
+        if let Err(error) = self.take_back(&step) {
+            tracing::warn!("{error}");
+        }
+        self.journal.forget_newest();
+        true
+    }
+
+    fn take_back(&self, step: &Step) -> io::Result<()> {
+        match step {
+            Step::PreDown { commands } => self.run_all_hooks("PreDown", commands),
+            Step::PostDown { commands } => self.run_all_hooks("PostDown", commands),
+            Step::Interface => wait_until_gone(&self.interface),
+            Step::Names { program, record } => names::unset(*program, record, &self.signals)?,
+            Step::Firewall { ipv6, table } => firewall::remove(*ipv6, table, &self.signals)?,
+            Step::Setting { path, before } => routes::restore_setting(path, before, &self.others())?,
+            Step::Rule(rule) => match Handle::open()?.delete_rule(rule) {
+                // It was noted and not done, or somebody else has removed it.
+                Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                done => done?,
+            },
+            Step::Save { file } => save::save(&self.interface, file)?,
+        }
+        Ok(())
+    }
+
+    /// Runs hooks of the end, all of them whatever becomes of one.
+    fn run_all_hooks(&self, name: &str, commands: &[String]) {
+        for command in commands {
+            if let Err(error) = self.run_hooks(name, std::slice::from_ref(command)) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+
+    /// What other tunnels of this network namespace have done.
+    fn others(&self) -> Vec<Step> {
+        journal::steps_of_others(&self.directory, &self.interface)
+    }
+}
+
+/// Whether there is an interface of this name in this network namespace, as far as anybody can say.
+fn is_there(interface: &str) -> bool {
+    Handle::open().is_ok_and(|mut handle| handle.link_index(interface).is_ok())
+}
+
+/// The interface goes with the descriptor of its device, of which a ring lets go a moment later.
+fn wait_until_gone(interface: &str) {
+    const LOOKS: usize = 100;
+    for _ in 0..LOOKS {
+        if !is_there(interface) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

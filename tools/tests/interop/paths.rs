@@ -1,0 +1,272 @@
+//! A peer that is reached directly or over a relay, while either of the two comes and goes.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::world::{Process, World, enter, keys, sh};
+
+/// What a relay needs to forward to `b`.
+const RELAY: [&str; 4] = ["--realm", "test", "--allow-peer", "10.2.0.0/24"];
+
+/// Two ends of a tunnel, of which the first knows the relay.
+struct Pair {
+    name: &'static str,
+    /// The network inside.
+    inside: u8,
+    a: (String, String),
+    b: (String, String),
+}
+
+impl Pair {
+    fn new(name: &'static str, inside: u8) -> Self {
+        Self { name, inside, a: keys(), b: keys() }
+    }
+
+    fn a(&self, world: &World, interface: &str, peer: &str) -> PathBuf {
+        let Self { name, inside, a, b } = self;
+        let text = format!(
+            "[Interface]\nPrivateKey = {}\nAddress = 10.{inside}.0.1/24\n{interface}\n[Peer]\nPublicKey = {}\n\
+             AllowedIPs = 10.{inside}.0.2/32\nEndpoint = 10.2.0.2:518{inside}\n{peer}\n",
+            a.0, b.1
+        );
+        world.file(&format!("{name}a.conf"), &text)
+    }
+
+    fn b(&self, world: &World, address: &str) -> PathBuf {
+        let Self { name, inside, a, b } = self;
+        let text = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = 518{inside}\n{address}\n[Peer]\nPublicKey = {}\n\
+             AllowedIPs = 10.{inside}.0.1/32\n",
+            b.0, a.1
+        );
+        world.file(&format!("{name}b.conf"), &text)
+    }
+}
+
+/// The lines about a relay on the usual port, and that relay, which knows `user` and its password.
+fn relay(world: &World, flags: &[&str]) -> (String, Process) {
+    let password = world.file("password", "secret\n");
+    world.file("users", "user:secret\n");
+    let lines = format!(
+        "#towpath: Relay = turn:10.1.0.1:3478\n#towpath: RelayUsername = user\n#towpath: RelayPasswordFile = {}",
+        password.display()
+    );
+    let mut all = vec!["--listen", "10.1.0.1:3478"];
+    all.extend(flags);
+    (lines, start_relay(world, &all))
+}
+
+/// The lines without the first, which names the relay.
+fn login(lines: &str) -> &str {
+    lines.split_once('\n').unwrap().1
+}
+
+/// A relay for the users in the file.
+fn start_relay(world: &World, flags: &[&str]) -> Process {
+    let users = world.path("users").display().to_string();
+    let mut all = RELAY.to_vec();
+    all.extend(["--user-file", &users]);
+    all.extend(flags);
+    world.relay("r", &all)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test may read the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn pass(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// Runs a TCP stream for some seconds, towards `a` (`-R`) or away from it; the longest time without a byte that arrived, s.
+fn longest_gap(world: &World, address: &str, seconds: u32, direction: &str) -> f64 {
+    const INTERVAL: f64 = 0.1;
+    let listen = ["iperf3", "-s", "-1", "-i", "0.1", "-B", address, "--forceflush"];
+    let server = world.start("b", &listen, "listening");
+    let text = sh(&format!(
+        "ip netns exec a iperf3 -c {address} -t {seconds} -i 0.1 --connect-timeout 3000 -b 50M -f k \
+         --get-server-output {direction}"
+    ));
+    drop(server);
+    // What the receiving end saw: `[  5]   0.00-0.10   sec   640 KBytes  52428 Kbits/sec`.
+    let end = if direction == "-R" {
+        text.split("Server output:").next()
+    } else {
+        text.split("Server output:").nth(1)
+    };
+    let intervals: Vec<bool> = end
+        .unwrap()
+        .lines()
+        .take_while(|line| !line.contains("- - -"))
+        .filter_map(|line| line.split_once(" sec ")?.1.split_whitespace().next()?.parse::<f64>().ok())
+        .map(|amount| amount > 0.0)
+        .collect();
+    assert!(intervals.len() > 50, "{text}");
+    let gap = intervals.split(|moves| *moves).map(<[bool]>::len).max().unwrap_or(0);
+    assert!(intervals.iter().rev().take(10).any(|moves| *moves), "the stream ended in silence: {text}");
+    gap as f64 * INTERVAL
+}
+
+#[test]
+fn a_stream_goes_over_the_relay_while_the_direct_path_is_cut() {
+    let Some(world) = enter("paths::a_stream_goes_over_the_relay_while_the_direct_path_is_cut") else {
+        return;
+    };
+    let (lines, relay) = relay(&world, &[]);
+    // One far end is ours, the other knows nothing of relays.
+    let (ours, stock) = (Pair::new("ours", 77), Pair::new("stock", 78));
+    let callee = world.tunnel("b", &ours.b(&world, "Address = 10.77.0.2/24"), &[]);
+    let go =
+        world.start("b", &["env", "LOG_LEVEL=verbose", "wireguard-go", "-f", "go"], "UAPI listener started");
+    sh(&format!(
+        "ip netns exec b wg setconf go {}
+         ip -n b addr add 10.78.0.2/24 dev go; ip -n b link set go mtu 1280 up",
+        stock.b(&world, "").display()
+    ));
+    let mut callers = [&ours, &stock].map(|pair| world.tunnel("a", &pair.a(&world, &lines, ""), &[]));
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2; ip netns exec a ping -c 2 -i 0.05 -W 5 10.78.0.2");
+    let gaps = std::thread::scope(|scope| {
+        let world = &world;
+        let streams = [("10.77.0.2", ""), ("10.78.0.2", "-R")]
+            .map(|(address, direction)| scope.spawn(move || longest_gap(world, address, 14, direction)));
+        pass(Duration::from_secs(2));
+        // Only what is forwarded: the relay is reached as before.
+        sh(
+            "ip netns exec r nft 'table inet cut { chain forward { type filter hook forward priority 0; policy drop; }; }'",
+        );
+        let cut = now();
+        for caller in &mut callers {
+            caller.wait_for("another path is used");
+        }
+        let noticed = cut.elapsed();
+        assert!(noticed < Duration::from_millis(2_500), "noticed after {noticed:?}");
+        pass(Duration::from_secs(2));
+        sh("ip netns exec r nft delete table inet cut");
+        let healed = now();
+        for caller in &mut callers {
+            caller.wait_for("another path is used");
+        }
+        println!("left after {noticed:?}, taken back {:?} after it healed", healed.elapsed());
+        streams.map(|stream| stream.join().unwrap())
+    });
+    println!("longest gaps in the streams: {gaps:.1?} s");
+    assert!(gaps.iter().all(|gap| *gap < 3.0), "{gaps:?}");
+    drop((callers, callee, go, relay));
+}
+
+/// The longest time between two answers of a ping that runs for some seconds meanwhile, s.
+fn longest_outage(world: &World, seconds: u32, meanwhile: impl FnOnce(&World)) -> f64 {
+    std::thread::scope(|scope| {
+        let ping = scope
+            .spawn(move || sh(&format!("ip netns exec a ping -D -i 0.05 -w {seconds} 10.77.0.2 || true")));
+        meanwhile(world);
+        let text = ping.join().unwrap();
+        let times: Vec<f64> = text
+            .lines()
+            .filter(|line| line.contains("bytes from"))
+            .filter_map(|line| line.strip_prefix('[')?.split_once(']')?.0.parse().ok())
+            .collect();
+        assert!(times.len() > 20, "{text}");
+        times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max)
+    })
+}
+
+#[test]
+fn a_relay_that_was_started_again_is_taken_up_again() {
+    let Some(world) = enter("paths::a_relay_that_was_started_again_is_taken_up_again") else { return };
+    let (lines, first) = relay(&world, &[]);
+    let pair = Pair::new("tow", 77);
+    let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
+    let caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+    let mut second = None;
+    let outage = longest_outage(&world, 5, |world| {
+        pass(Duration::from_secs(1));
+        sh(&format!("kill -9 {}", first.pid()));
+        second = Some(relay(world, &[]));
+    });
+    println!("without the relay for {outage:.2} s");
+    assert!(outage < 2.0, "{outage}");
+    drop((caller, callee, first, second));
+}
+
+#[test]
+fn the_next_relay_takes_over_from_a_silent_one() {
+    let Some(world) = enter("paths::the_next_relay_takes_over_from_a_silent_one") else { return };
+    let (lines, first) = relay(&world, &[]);
+    let others = ["--listen", "10.1.0.1:3479", "--relay-ports", "40000-40100", "--admin", "127.0.0.1:0"];
+    let second = start_relay(&world, &others);
+    let pair = Pair::new("tow", 77);
+    let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
+    let lines =
+        format!("#towpath: Relay = turn:10.1.0.1\n#towpath: Relay = turn:10.1.0.1:3479\n{}", login(&lines));
+    let mut caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+    let outage = longest_outage(&world, 6, |_| {
+        pass(Duration::from_secs(1));
+        sh(&format!("kill -9 {}", first.pid()));
+        caller.wait_for("going over to relay 10.1.0.1:3479");
+    });
+    println!("without a relay for {outage:.2} s");
+    assert!(outage < 3.0, "{outage}");
+    drop((caller, callee, first, second));
+}
+
+#[test]
+fn a_relay_that_drains_sends_its_clients_elsewhere() {
+    let Some(world) = enter("paths::a_relay_that_drains_sends_its_clients_elsewhere") else { return };
+    let drains = ["--drain-timeout", "60", "--alternate-server", "10.1.0.1:3479"];
+    let (lines, mut first) = relay(&world, &drains);
+    let others = ["--listen", "10.1.0.1:3479", "--relay-ports", "40000-40100", "--admin", "127.0.0.1:0"];
+    let second = start_relay(&world, &others);
+    let (old, new) = (Pair::new("old", 77), Pair::new("new", 78));
+    let callees = [
+        world.tunnel("b", &old.b(&world, "Address = 10.77.0.2/24"), &[]),
+        world.tunnel("b", &new.b(&world, "Address = 10.78.0.2/24"), &[]),
+    ];
+    let holder = world.tunnel("a", &old.a(&world, &lines, "#towpath: Path = relay"), &[]);
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+    sh(&format!("kill -TERM {}", first.pid()));
+    first.wait_for("drain");
+    // Who comes now is sent on at once; who is there stays for as long as it is served.
+    let caller = world.tunnel("a", &new.a(&world, &lines, "#towpath: Path = relay"), &[]);
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.78.0.2; ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+    let log = caller.stop().join("\n");
+    assert!(log.contains("going over to relay 10.1.0.1:3479"), "{log}");
+    drop((holder, callees, first, second));
+}
+
+#[test]
+fn a_password_that_changes_is_read_again() {
+    let Some(world) = enter("paths::a_password_that_changes_is_read_again") else { return };
+    let (lines, first) = relay(&world, &[]);
+    let pair = Pair::new("tow", 77);
+    let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
+    let mut caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+    world.file("password", "other\nsomebody\n");
+    world.file("users", "somebody:other\n");
+    sh(&format!("kill -9 {}", first.pid()));
+    let second = start_relay(&world, &["--listen", "10.1.0.1:3478"]);
+    // Nobody misses the relay before something is sent.
+    sh("ip netns exec a ping -c 20 -i 0.1 -W 1 10.77.0.2 || true");
+    caller.wait_for("new credentials for relay");
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+    drop((caller, callee, first, second));
+}
+
+#[test]
+fn a_shared_secret_makes_the_name_and_the_password() {
+    let Some(world) = enter("paths::a_shared_secret_makes_the_name_and_the_password") else { return };
+    let secret = world.file("secret", "north\n").display().to_string();
+    let flags = ["--listen", "10.1.0.1:3478", "--realm", "test", "--allow-peer", "10.2.0.0/24"];
+    let flags: Vec<&str> = flags.into_iter().chain(["--secret-file", &secret]).collect();
+    let relay = world.relay("r", &flags);
+    let pair = Pair::new("tow", 77);
+    let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
+    let lines = format!("#towpath: Relay = turn:10.1.0.1\n#towpath: RelaySecretFile = {secret}");
+    let caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
+    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+    drop((caller, callee, relay));
+}
