@@ -57,7 +57,7 @@ fn ring(criterion: &mut Criterion) {
                 let source = UdpSocket::bind(any(), &UdpOptions::default()).expect("a socket");
                 egress.add_socket(source.fd().clone()).expect("room for a port")
             });
-            let target = Target { port, to, from: None, ecn: 0, dont_fragment: false };
+            let target = Target { port, to, from: None, traffic_class: 0, dont_fragment: false };
             group.bench_function(BenchmarkId::new(format!("udp/{name}"), count), |bencher| {
                 bencher.iter(|| {
                     for packet in &packets[..count] {

@@ -50,7 +50,7 @@ fn forward_raw(
     width: usize,
 ) -> io::Result<()> {
     UdpSocket::receive_from(socket.fd().as_fd(), batch, width)?;
-    let target = Target { port: Port(0), to: sink, from: None, ecn: 0, dont_fragment: false };
+    let target = Target { port: Port(0), to: sink, from: None, traffic_class: 0, dont_fragment: false };
     let items: Vec<(Target, &[u8], usize)> = batch
         .iter_mut()
         .filter_map(|arrival| match arrival.meta {
@@ -116,8 +116,13 @@ impl Application for Forwarder {
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, _now: Instant) {
         let Meta::Udp { segment_size, .. } = received.meta else { return };
-        let target =
-            Target { port: Port(received.token.0), to: self.sink, from: None, ecn: 0, dont_fragment: false };
+        let target = Target {
+            port: Port(received.token.0),
+            to: self.sink,
+            from: None,
+            traffic_class: 0,
+            dont_fragment: false,
+        };
         for segment in Received::segments(received.bytes, segment_size) {
             egress.append(&target, segment.len(), Class::Data, |slot| {
                 slot.copy_from_slice(segment);

@@ -105,7 +105,8 @@ impl Part {
 
     fn forward(&self, batch: &mut ReceiveBatch, ways: &mut HashMap<SocketAddr, usize>) -> io::Result<()> {
         self.listen.receive_batch(batch)?;
-        let target = Target { port: Port(0), to: self.sink, from: None, ecn: 0, dont_fragment: false };
+        let target =
+            Target { port: Port(0), to: self.sink, from: None, traffic_class: 0, dont_fragment: false };
         let mut items: Vec<(Target, &[u8], usize)> = Vec::with_capacity(BATCH);
         let mut way = 0;
         for arrival in batch.iter_mut() {

@@ -32,7 +32,8 @@ pub fn cost(count: usize, duration: Duration) -> anyhow::Result<f64> {
     let slab = Arc::new(slab);
     let mut slots = std::collections::VecDeque::from(slots);
     let (mut submit, mut reap) = ring::new(slab.clone(), count).context("io_uring is not available")?;
-    let target = Target { port: Port(0), to: sink.local_addr(), from: None, ecn: 0, dont_fragment: false };
+    let target =
+        Target { port: Port(0), to: sink.local_addr(), from: None, traffic_class: 0, dont_fragment: false };
     let payload = vec![0x5a; DATAGRAM * SEGMENTS];
     let mut batch = ReceiveBatch::new(1, RECEIVE_LEN);
     let mut turn = || -> anyhow::Result<()> {

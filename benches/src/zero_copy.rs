@@ -130,7 +130,8 @@ impl Turn {
         submit: &mut SubmitHalf,
         reap: &mut ReapHalf,
     ) -> anyhow::Result<(f64, u64)> {
-        let target = Target { port: Port(0), to: sink.address(), from: None, ecn: 0, dont_fragment: false };
+        let target =
+            Target { port: Port(0), to: sink.address(), from: None, traffic_class: 0, dont_fragment: false };
         let (fd, len) = (source.fd().as_fd(), DATAGRAM * self.segments);
         let until = now() + self.duration;
         let operations = if self.segments == 1 { BATCH } else { 1 };

@@ -1,6 +1,7 @@
 //! The command line of `towpath`.
 
 mod interface;
+mod marking;
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::admin;
 use crate::config::{self, Config, ConfigError};
-use crate::engine::{self, EngineArgs, Switch};
+use crate::engine::{self, EngineArgs, Offload};
 use crate::host::{self, Host};
 use crate::log::{self, LogFormat};
 use crate::netlink;
@@ -68,6 +69,8 @@ struct Up {
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    marking: marking::MarkingArgs,
     /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     admin: Option<SocketAddr>,
@@ -192,19 +195,12 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
         tracing::warn!("{}: {warning}", file.display());
     }
     let mut host = Host::open(&name, &file, &config)?;
-    let outcome = run_tunnel(&file, &name, &config, &up.engine, up.admin, &mut host);
+    let outcome = run_tunnel(&file, &name, &config, up, &mut host);
     host.end();
     outcome
 }
 
-fn run_tunnel(
-    file: &Path,
-    name: &str,
-    config: &Config,
-    args: &EngineArgs,
-    admin: Option<SocketAddr>,
-    host: &mut Host,
-) -> Result<(), Failure> {
+fn run_tunnel(file: &Path, name: &str, config: &Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
     match host.before_interface() {
         // We are to end, and so we do.
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -213,28 +209,23 @@ fn run_tunnel(
         }
         done => done?,
     }
-    let app = assemble(file, name, config, args.gso == Switch::On, admin, host)?;
-    host.serve(|halt, started| engine::run_until(app, args, halt, || started.tell()))?;
+    let app = assemble(file, name, config, up, host)?;
+    host.serve(|halt, started| engine::run_until(app, &up.engine, halt, || started.tell()))?;
     Ok(())
 }
 
-fn assemble(
-    file: &Path,
-    name: &str,
-    config: &Config,
-    gso: bool,
-    admin: Option<SocketAddr>,
-    host: &mut Host,
-) -> Result<App, Failure> {
+fn assemble(file: &Path, name: &str, config: &Config, up: &Up, host: &mut Host) -> Result<App, Failure> {
+    let gro = up.engine.uses(Offload::UdpGro);
     let (seeds, cookie_secret) = randomness()?;
     let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
-    let admin = bind_admin(admin)?;
-    let sockets = setup::bind_sockets(config.listen_port, gso, LISTEN_PATIENCE)?;
+    let admin = bind_admin(up.admin)?;
+    let sockets = setup::bind_sockets(config.listen_port, gro, LISTEN_PATIENCE)?;
     let mut handle = netlink::Handle::open().map_err(io::Error::from)?;
-    let (tun, index) = setup::make_interface(&mut handle, name, config, plan.tunnel.mtu, gso)?;
+    let (tun, index) =
+        setup::make_interface(&mut handle, name, config, plan.tunnel.mtu, up.engine.tun_options())?;
     let firewall_mark = host.connect(&mut handle, index, config)?;
     setup::mark_sockets(&sockets, firewall_mark)?;
     let listener = Listener::bind(name)
@@ -250,8 +241,17 @@ fn assemble(
     );
     let now = now();
     let relay = plan.relay.map(|relay| Relay::new(relay, now));
-    let binding = Binding { listen_port: config.listen_port, firewall_mark, gro: gso };
-    let management = Management { binding, listener, drop_in: false, notice: None, admin };
+    let binding = Binding { listen_port: config.listen_port, firewall_mark, gro };
+    let marking = up.marking.over(config.marking);
+    let management = Management {
+        binding,
+        marking,
+        inquiries: plan.inquiries,
+        listener,
+        drop_in: false,
+        notice: None,
+        admin,
+    };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
 }
 

@@ -13,6 +13,7 @@ use crate::halt::Halt;
 use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
 use crate::stages::{Stages, Stopwatch, Timing};
 use crate::sys::signal::{Signal, StopSignals};
+use crate::sys::tun::Offloads;
 
 /// The tokens of the driver's own sources; ports, and so applications' tokens, never get that far.
 const SIGNALS: Token = Token(u32::MAX);
@@ -31,8 +32,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// The number of a port and the token of its source are the same: an application adds a socket to the egress first, and
 /// then to the ingress under `Token(port.0)`.
 pub trait Application {
-    /// The TUN device, if there is one and it is open already: the probe of `--io auto` writes to it.
-    fn device(&self) -> Option<Arc<OwnedFd>> {
+    /// The TUN device and what it takes, if there is one and it is open already: the probe of `--io auto` writes to it.
+    fn device(&self) -> Option<(Arc<OwnedFd>, Offloads)> {
         None
     }
 

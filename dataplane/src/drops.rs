@@ -64,6 +64,8 @@ causes! {
     AllowedIps => "allowed_ips",
     /// Not an IP packet, or one whose lengths lie.
     MalformedInner => "malformed_inner",
+    /// Marked as congested outside although the packet inside is of a sender that does not see marks (RFC 6040).
+    Ecn => "ecn",
     /// Waited for a handshake in a full queue.
     StagedFull => "staged_full",
     /// Waited for a handshake that never completed.

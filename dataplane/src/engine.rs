@@ -1,5 +1,6 @@
 //! Chooses how packets come in and leave, once, and runs an application on the choice: one loop, or several workers.
 
+mod offload;
 mod workers;
 
 use std::io;
@@ -16,6 +17,7 @@ use crate::ingress::{Epoll, Ingress, UringIngress};
 use crate::sys::ring::{ReapHalf, SubmitHalf};
 use crate::sys::signal::StopSignals;
 
+pub use self::offload::{Offload, Offloads};
 pub use self::workers::run_workers;
 
 /// How packets leave (`--io`).
@@ -74,6 +76,9 @@ pub struct EngineArgs {
     /// Superpackets on UDP sockets and TUN devices
     #[arg(long, value_enum, default_value = "on")]
     pub gso: Switch,
+    /// Offloads to do without, with commas between them: vnet-hdr, tun-tso, tun-gro, udp-gso, udp-gro
+    #[arg(long, value_name = "LIST")]
+    pub no_offload: Option<Offloads>,
     /// Who reaps completions; only with `--io uring` [default: thread]
     #[arg(long, value_enum)]
     pub completions: Option<Completions>,
@@ -180,7 +185,7 @@ fn run_loop<A: Application, B: FnOnce() -> io::Result<()>, S: FnOnce()>(
     args: &EngineArgs,
     place: Place<'_, B, S>,
 ) -> io::Result<Ledger> {
-    let gso = args.gso == Switch::On;
+    let gso = args.uses(Offload::UdpGso);
     let io = match plan {
         Plan::Probed(probed) => {
             // The ring itself is part of the attempt: locked memory can be enough for the probe and not for it.
@@ -235,7 +240,8 @@ fn set_up_ring<A: Application>(
     args: &EngineArgs,
 ) -> io::Result<Uring<SubmitHalf, ReapHalf>> {
     let completions = args.completions.unwrap_or(Completions::Thread);
-    let mut egress = Uring::new(args.gso == Switch::On, completions, application.device().is_some(), now())?;
+    let mut egress =
+        Uring::new(args.uses(Offload::UdpGso), completions, application.device().is_some(), now())?;
     egress.set_waiting_time(application.waiting_time());
     Ok(egress)
 }
@@ -321,6 +327,7 @@ fn figures(ledger: &Ledger, workers: usize) -> serde_json::Value {
         "completion_wakeups": egress.completion_wakeups,
         "gso_fallbacks": egress.gso_fallbacks,
         "cq_overflows": egress.cq_overflows,
+        "resent": egress.resent,
         "kernel_workers": probe::kernel_workers(),
         "egress_drops": causes(&egress.drops),
         "application_drops": causes(&ledger.application),
@@ -343,8 +350,14 @@ mod tests {
 
     #[test]
     fn completions_need_the_ring() {
-        let args =
-            |io, completions| EngineArgs { io, ingress: None, gso: Switch::On, completions, busy_poll: 0 };
+        let args = |io, completions| EngineArgs {
+            io,
+            ingress: None,
+            gso: Switch::On,
+            no_offload: None,
+            completions,
+            busy_poll: 0,
+        };
         assert!(args(Io::Uring, Some(Completions::Inline)).check().is_ok());
         assert!(args(Io::Suspend, None).check().is_ok());
         assert!(args(Io::Suspend, Some(Completions::Thread)).check().is_err());

@@ -102,6 +102,18 @@ fn what_may_be_missing_has_defaults() {
 }
 
 #[test]
+fn mtu_ecn_and_dscp_are_understood() {
+    use dataplane::tunnel::marking::{Dscp, Marking};
+    let (config, _) = load(&interface("MTU = Auto")).expect("valid");
+    assert!(config.mtu_auto);
+    assert_eq!(config.marking, Marking { ecn: true, dscp: Dscp::Fixed(0) });
+    let (config, warnings) =
+        load(&interface("Address = 10.0.0.1\n#towpath: ECN = off\n# towpath: dscp = copy")).expect("valid");
+    assert_eq!((config.mtu_auto, config.marking), (false, Marking { ecn: false, dscp: Dscp::Copy }));
+    assert!(warnings.is_empty());
+}
+
+#[test]
 fn keys_and_passwords_can_stand_in_files_of_their_own() {
     let files = Files::new();
     files.write("wg0.key", &format!("{PRIVATE}\n"), 0o600);
@@ -176,7 +188,11 @@ fn each_mistake_names_its_line_and_the_remedy() {
         (interface("MTU = 9001"), 3, "9000"),
         (interface("MTU = 575"), 3, "576"),
         (interface("MTU = 1279\nAddress = fd00::1"), 3, "1280"),
-        (interface("MTU = large"), 3, "576"),
+        (interface("MTU = large"), 3, "auto"),
+        (interface("#towpath: ECN = maybe"), 3, "on nor off"),
+        (interface("#towpath: DSCP = 64"), 3, "0 to 63"),
+        (interface("#towpath: ECN = on\n#towpath: ECN = on"), 4, "line 3"),
+        (interface("DSCP = 1"), 3, "#towpath: DSCP"),
         (interface("ListenPort = 65536"), 3, "65535"),
         (interface("ListenPort = -1"), 3, "65535"),
         (interface("Address = 10.0.0.1/33"), 3, "10.0.0.0/24"),

@@ -39,6 +39,7 @@ suite! {
         a_removed_socket_is_accounted_for: Removed gso true,
         a_refused_fill_appends_nothing: Refused gso true,
         the_source_address_is_kept: SourceAddress gso true,
+        the_traffic_class_is_kept: TrafficClass gso true,
     }
 }
 
@@ -47,7 +48,7 @@ fn socket(address: &str) -> UdpSocket {
 }
 
 fn to(port: Port, sink: &Sink) -> Target {
-    Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false }
+    Target { port, to: sink.address(), from: None, traffic_class: 0, dont_fragment: false }
 }
 
 fn append(egress: &mut impl Subject, target: &Target, flow: u32, number: u64, len: usize) {
@@ -230,8 +231,13 @@ impl Scenario for SourceAddress {
         let (receiver, sender) = (socket("127.0.0.1:0"), socket("0.0.0.0:0"));
         let port = egress.add_socket(sender.fd().clone()).expect("port");
         let from = "127.0.0.2".parse().expect("address");
-        let target =
-            Target { port, to: receiver.local_addr(), from: Some(from), ecn: 1, dont_fragment: false };
+        let target = Target {
+            port,
+            to: receiver.local_addr(),
+            from: Some(from),
+            traffic_class: 1,
+            dont_fragment: false,
+        };
         append(&mut egress, &target, 1, 0, 100);
         flush(&mut egress, &[port]);
         let mut batch = ReceiveBatch::new(1, RECEIVE_LEN);
@@ -242,6 +248,53 @@ impl Scenario for SourceAddress {
             panic!("meta")
         };
         assert_eq!(seen.ip(), from);
+        egress.close();
+    }
+}
+
+/// Each datagram has the ECN bits that its target names, whatever its neighbours have, and none overtakes another.
+struct TrafficClass;
+
+impl Scenario for TrafficClass {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        use dataplane::ingress::{Meta, Received};
+        use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch};
+        if !design.keeps(Rule::TrafficClass) {
+            return;
+        }
+        const CLASSES: [u8; 5] = [0, 2, 2, 3, 0xb8 | 1];
+        let class = |number: u64| CLASSES[number as usize % CLASSES.len()];
+        for loopback in ["127.0.0.1:0", "[::1]:0"] {
+            let options = UdpOptions { ecn: true, ..UdpOptions::default() };
+            let receiver = UdpSocket::bind(loopback.parse().expect("address"), &options).expect("socket");
+            let sender = socket(loopback);
+            let port = egress.add_socket(sender.fd().clone()).expect("port");
+            for number in 0..40 {
+                let target = Target {
+                    port,
+                    to: receiver.local_addr(),
+                    from: None,
+                    traffic_class: class(number),
+                    dont_fragment: false,
+                };
+                append(&mut egress, &target, 1, number, 100);
+            }
+            flush(&mut egress, &[port]);
+            let (mut batch, mut tally) = (ReceiveBatch::new(16, RECEIVE_LEN), flows::Tally::default());
+            let all = wait_until(Duration::from_secs(2), || {
+                receiver.receive_batch(&mut batch).expect("received");
+                for arrival in batch.iter_mut() {
+                    let Some(Meta::Udp { segment_size, ecn, .. }) = arrival.meta else { panic!("meta") };
+                    for datagram in Received::segments(arrival.bytes, segment_size) {
+                        assert_eq!(ecn, class(tally.total()) & 3, "{loopback}, datagram {}", tally.total());
+                        tally.note(datagram);
+                    }
+                }
+                tally.total() == 40
+            });
+            assert!(all, "{} datagrams over {loopback}", tally.total());
+            tally.check();
+        }
         egress.close();
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use dataplane::drops::Cause;
 use dataplane::egress::{Class, Egress, Flush, Port, Target};
 use dataplane::netlink::Handle;
-use dataplane::sys::tun::Tun;
+use dataplane::sys::tun::{Tun, TunOptions};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use support::designs::{Design, Rule, Scenario, Subject, run};
 use support::flows::{self, Sink};
@@ -70,7 +70,7 @@ impl Path {
     }
 
     fn target(&self, port: Port) -> Target {
-        Target { port, to: self.sink.address(), from: None, ecn: 0, dont_fragment: false }
+        Target { port, to: self.sink.address(), from: None, traffic_class: 0, dont_fragment: false }
     }
 }
 
@@ -158,7 +158,7 @@ impl<E: Subject> Traffic<'_, E> {
                     let to = others.address(index / 9);
                     append(
                         self.egress,
-                        &Target { port, to, from: None, ecn: 0, dont_fragment: false },
+                        &Target { port, to, from: None, traffic_class: 0, dont_fragment: false },
                         99,
                         index,
                     );
@@ -298,7 +298,7 @@ const BURSTS_MAX: usize = 100;
 /// veth pair saw 2 of 126 runs out of order beside a busy machine, one of them with all threads of the test on one core.
 fn bottleneck() -> (Handle, u32, Sink) {
     let mut near = Handle::open().expect("netlink");
-    let tun = Tun::open("far", false).expect("a TUN device");
+    let tun = Tun::open("far", TunOptions::PLAIN).expect("a TUN device");
     let far = near.link_index(tun.name()).expect("far");
     near.add_address(far, "10.9.0.1/24".parse().expect("address")).expect("added");
     // What it queues is what a sink that does not get its turn may leave there.
@@ -347,9 +347,14 @@ impl Scenario for Bottleneck {
         let other = Sink::new("127.0.0.1:0");
         let port = egress.add_socket(busy.fd().clone()).expect("port");
         let local_port = egress.add_socket(local.fd().clone()).expect("port");
-        let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
-        let beside =
-            Target { port: local_port, to: other.address(), from: None, ecn: 0, dont_fragment: false };
+        let target = Target { port, to: sink.address(), from: None, traffic_class: 0, dont_fragment: false };
+        let beside = Target {
+            port: local_port,
+            to: other.address(),
+            from: None,
+            traffic_class: 0,
+            dont_fragment: false,
+        };
         let (mut number, mut beside_sent, mut calm, mut beside_busy, mut all_lost) = (0, 0, 0, 0, 0);
         let sized = self.bursts.borrow().len();
         // Only what waits in a queue of its own can run out of time there, and leaves other sockets alone.

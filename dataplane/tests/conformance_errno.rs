@@ -10,7 +10,7 @@ use std::time::Duration;
 use dataplane::drops::Cause;
 use dataplane::egress::{Class, Flush, Target};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
-use support::designs::{Design, Scenario, Subject, run};
+use support::designs::{Design, Rule, Scenario, Subject, run};
 use support::flows::{self, Sink};
 use support::here::{in_namespace, now, wait_until};
 use support::{here, ledger};
@@ -89,13 +89,23 @@ impl Scenario for Neighbours {
         for _ in 0..ROUNDS {
             for index in 0..BATCH {
                 if index == self.position {
-                    let target =
-                        Target { port: ports[0], to: to_bad, from: None, ecn: 0, dont_fragment: false };
+                    let target = Target {
+                        port: ports[0],
+                        to: to_bad,
+                        from: None,
+                        traffic_class: 0,
+                        dont_fragment: false,
+                    };
                     egress.append(&target, bad.len, Class::Data, |_| true);
                 }
                 for (flow, &port) in ports.iter().enumerate() {
-                    let target =
-                        Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
+                    let target = Target {
+                        port,
+                        to: sink.address(),
+                        from: None,
+                        traffic_class: 0,
+                        dont_fragment: false,
+                    };
                     egress.append(&target, 100 + index, Class::Data, |bytes| {
                         flows::write(bytes, flow as u32, number);
                         true
@@ -165,7 +175,7 @@ impl Scenario for AboveMtu {
         let socket =
             UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket");
         let port = egress.add_socket(socket.fd().clone()).expect("port");
-        let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment: false };
+        let target = Target { port, to: sink.address(), from: None, traffic_class: 0, dont_fragment: false };
         for number in 0..60u64 {
             egress.append(&target, 2_000, Class::Data, |bytes| {
                 flows::write(bytes, 1, number);
@@ -199,7 +209,7 @@ impl Scenario for DontFragment {
         for number in 0..400u64 {
             let dont_fragment = number % 4 < 2;
             let len = if number % 3 == 0 { 2_000 } else { 1_000 };
-            let target = Target { port, to: sink.address(), from: None, ecn: 0, dont_fragment };
+            let target = Target { port, to: sink.address(), from: None, traffic_class: 0, dont_fragment };
             egress.append(&target, len, Class::Data, |bytes| {
                 flows::write(bytes, 1, number);
                 true
@@ -229,6 +239,53 @@ fn what_must_not_be_fragmented_is_dropped_above_the_mtu() {
             }
         }
     });
+}
+
+/// A socket whose superpackets the kernel refuses with EINVAL, beside one that has no such trouble.
+struct WithoutSuperpackets;
+
+impl Scenario for WithoutSuperpackets {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        let sink = Sink::new("127.0.0.1:0");
+        let sockets = [0, 1].map(|_| {
+            UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default()).expect("socket")
+        });
+        sockets[0].leave_out_checksums().expect("SO_NO_CHECK");
+        let ports = sockets.each_ref().map(|socket| egress.add_socket(socket.fd().clone()).expect("port"));
+        for number in 0..300u64 {
+            for (flow, port) in ports.into_iter().enumerate() {
+                let target =
+                    Target { port, to: sink.address(), from: None, traffic_class: 0, dont_fragment: false };
+                egress.append(&target, 200, Class::Data, |bytes| {
+                    flows::write(bytes, flow as u32, number);
+                    true
+                });
+            }
+            if number % 30 == 29 {
+                let flushed = || egress.flush(now()).expect("flush") == Flush::Done;
+                assert!(wait_until(Duration::from_secs(2), flushed), "{design:?}");
+            }
+        }
+        let stats = egress.close();
+        ledger::check_causes(&stats, &[]);
+        assert_eq!((stats.offered, stats.sent), (600, 600), "{design:?}");
+        if design.keeps(Rule::Superpackets) {
+            // The writer thread may have filled more slots before it met the refusal.
+            let most = if design == Design::Threaded { 10 } else { 1 };
+            assert!((1..=most).contains(&stats.gso_fallbacks), "{design:?}: {stats:?}");
+            assert!((2..=300).contains(&stats.resent), "{design:?}: {stats:?}");
+            // The other socket goes on with superpackets.
+            assert!(stats.operations < 300 + 1 + 150, "{design:?}: {stats:?}");
+        }
+        sink.finish(600);
+    }
+}
+
+#[test]
+fn a_socket_without_superpackets_loses_nothing_and_costs_others_nothing() {
+    for design in DESIGNS {
+        run(design, true, &WithoutSuperpackets);
+    }
 }
 
 /// Gives the loopback interface the MTU of an Ethernet.

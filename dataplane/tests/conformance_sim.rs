@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dataplane::drops::Cause;
-use dataplane::egress::sim::{self, Delivered, Faults, SimControl, SimReap, SimSubmit};
+use dataplane::egress::sim::{self, Delivered, Faults, Refused, SimControl, SimReap, SimSubmit};
 use dataplane::egress::uring::{Reap, Submit, WAITING_BYTES};
 use dataplane::egress::{Class, Egress, EgressStats, FORGIVEN_MAX, Flush, Port, Target, Uring};
 use dataplane::engine::Completions;
+use dataplane::offload::checksum;
 use dataplane::offload::split::Splitter;
 use dataplane::sys::slab::{Slab, Slot};
 use dataplane::sys::tun::Offloads;
@@ -198,8 +199,8 @@ impl Reap for WatchedReap {
                 libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES if socket => {
                     observed.forgivable += packets;
                 }
+                libc::EIO | libc::EINVAL if packets > 1 => {}
                 libc::EIO if !socket => observed.down += packets,
-                libc::EINVAL if socket && packets > 1 => {}
                 libc::ECANCELED | libc::EINTR | libc::EMSGSIZE => {}
                 _ if result == len as i32 => {}
                 _ => observed.invalid += packets,
@@ -252,7 +253,7 @@ impl Run {
             Uring::with_ring(submit, reap, slab, slots, SOCKET_SLOTS, true, completions, now).expect("uring");
         let fd = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null")));
         let sockets = (0..3).map(|_| egress.add_socket(fd.clone()).expect("port")).collect();
-        let offloads = Offloads { checksum: true, tso: true, uso: true };
+        let offloads = Offloads { checksum: true, tso: true, uso: true, bare: false };
         let device = egress.add_device(fd.clone(), offloads).expect("port");
         let random = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5eed);
         let (numbers, tally, wire) = (vec![0; FLOWS + 2], Tally::default(), Vec::new());
@@ -638,4 +639,103 @@ fn a_socket_closed_with_packets_waiting_counts_them() {
     assert_eq!(run.egress.add_socket(run.fd.clone()).expect("port"), port);
     assert_eq!(run.flush(), Flush::Done);
     assert!(run.wire.is_empty());
+}
+
+/// The same with a checksum, so that a device's superpacket can hold it.
+fn mergeable_packet(flow: u32, number: u64, len: usize) -> Vec<u8> {
+    let mut packet = inner_packet(flow, number, len);
+    let pseudo = checksum::pseudo_header(&packet[12..20], 17) + (packet.len() - 20) as u64;
+    let field = checksum::finish_udp(pseudo + checksum::sum(&packet[20..]));
+    packet[26..28].copy_from_slice(&field.to_be_bytes());
+    packet
+}
+
+/// Appends batches to two sockets and a device, and flushes each; what the superpackets of the last batch were.
+fn batches(run: &mut Run, count: usize) -> [usize; 3] {
+    let mut last = [0; 3];
+    for _ in 0..count {
+        run.wire.clear();
+        for flow in [0, 1, FLOWS] {
+            for _ in 0..30 {
+                let number = run.numbers[flow];
+                run.numbers[flow] += 1;
+                if flow == FLOWS {
+                    run.egress.deliver(run.device, &mergeable_packet(flow as u32, number, 400));
+                    continue;
+                }
+                let target = sim::target(run.sockets[flow], ([192, 0, 2, 1], 7).into());
+                run.egress.append(&target, 400, Class::Data, |bytes| {
+                    flows::write(bytes, flow as u32, number);
+                    true
+                });
+            }
+        }
+        assert_eq!(run.flush(), Flush::Done);
+        last = [0; 3];
+        for delivered in &run.wire {
+            let of = delivered.target.map_or(2, |target| usize::from(target.port == run.sockets[1]));
+            let whole = match delivered.target {
+                Some(_) => delivered.segment_size < delivered.bytes.len(),
+                None => delivered.bytes[1] != 0,
+            };
+            last[of] += usize::from(whole);
+        }
+    }
+    last
+}
+
+#[test]
+fn an_offload_that_is_refused_is_given_up_alone_and_without_loss() {
+    for completions in [Completions::Inline, Completions::Thread] {
+        for errno in [libc::EINVAL, libc::EIO] {
+            for given_up in 0..3 {
+                let mut run = Run::new(1, Faults::default(), completions, Mutation::None);
+                assert_eq!(batches(&mut run, 3), [1, 1, 1], "all is well");
+                let kinds = [Refused::Of(run.sockets[0]), Refused::Of(run.sockets[1]), Refused::ToDevices];
+                run.control.refuse_superpackets(kinds[given_up], errno);
+                let superpackets = batches(&mut run, 3);
+                for (kind, count) in superpackets.into_iter().enumerate() {
+                    assert_eq!(count, usize::from(kind != given_up), "{given_up}, errno {errno}");
+                }
+                // Not asked for again, also when the kernel would take them now.
+                run.control.refuse_superpackets(kinds[given_up], 0);
+                assert_eq!(batches(&mut run, 1), superpackets);
+                let (stats, _) = run.finish();
+                assert_eq!((stats.gso_fallbacks, stats.resent), (1, 30), "{given_up}, errno {errno}");
+                assert_eq!((stats.sent, stats.drops.total()), (stats.offered, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn superpackets_are_not_given_up_for_what_is_refused_one_by_one_too() {
+    for errno in [libc::EINVAL, libc::EIO] {
+        let mut run = Run::new(1, Faults::default(), Completions::Inline, Mutation::None);
+        let bad: std::net::SocketAddr = ([192, 0, 2, 9], 7).into();
+        run.control.fail_sends_to(bad, errno);
+        let target = sim::target(run.sockets[0], bad);
+        for _ in 0..20 {
+            run.egress.append(&target, 400, Class::Data, |_| true);
+        }
+        assert_eq!(run.flush(), Flush::Done);
+        assert_eq!(batches(&mut run, 1), [1, 1, 1], "others on the same socket");
+        let stats = run.egress.close();
+        assert_eq!((stats.drops.get(Cause::EgressInvalid), stats.drops.total()), (20, 20));
+        ledger::check(&stats, 0);
+    }
+}
+
+#[test]
+fn of_many_sockets_without_superpackets_the_next_has_its_own() {
+    let mut run = Run::new(1, Faults::default(), Completions::Inline, Mutation::None);
+    run.control.refuse_superpackets(Refused::Of(run.sockets[0]), libc::EINVAL);
+    batches(&mut run, 1);
+    run.control.refuse_superpackets(Refused::Of(run.sockets[0]), 0);
+    assert_eq!(batches(&mut run, 1), [0, 1, 1]);
+    let old = run.sockets[0];
+    run.egress.remove(old);
+    run.sockets[0] = run.egress.add_socket(run.fd.clone()).expect("port");
+    assert_eq!(run.sockets[0], old, "it has the number of the one before");
+    assert_eq!(batches(&mut run, 1), [1, 1, 1]);
 }

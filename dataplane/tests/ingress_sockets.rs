@@ -39,6 +39,7 @@ macro_rules! suite {
 
 suite! {
     superpackets_arrive_whole_and_in_order: Superpackets,
+    ecn_bits_are_told_where_they_are_asked_for: Ecn,
     a_paused_source_is_not_read: Paused,
     a_paused_device_keeps_what_it_has: PausedDevice,
     what_was_read_is_handed_over_at_the_end: Finished,
@@ -98,7 +99,7 @@ impl Scenario for Superpackets {
             }
             sender.send_segments(receiver.local_addr(), None, 0, &bytes, 1_000).expect("sent");
             poll_until(&mut ingress, 41, |received| {
-                let Meta::Udp { from, to, segment_size } = received.meta else {
+                let Meta::Udp { from, to, segment_size, .. } = received.meta else {
                     panic!("{:?}", received.meta)
                 };
                 assert_eq!((received.token, from), (TOKEN, sender.local_addr()));
@@ -112,6 +113,38 @@ impl Scenario for Superpackets {
         let stats = ingress.stats();
         assert_eq!((stats.packets, stats.superpackets), (number, superpackets));
         assert!(superpackets < number / 10, "no superpackets: {stats:?}");
+    }
+}
+
+struct Ecn;
+
+impl Scenario for Ecn {
+    fn run<I: Ingress>(&self, mut ingress: I) {
+        for (number, (loopback, asks)) in
+            [("127.0.0.1:0", true), ("127.0.0.1:0", false), ("[::1]:0", true)].into_iter().enumerate()
+        {
+            let bind = |ecn| {
+                let options = UdpOptions { ecn, ..UdpOptions::default() };
+                UdpSocket::bind(loopback.parse().expect("address"), &options).expect("socket")
+            };
+            let (sender, receiver) = (bind(false), bind(asks));
+            let token = Token(number as u32);
+            ingress.add(receiver.fd().clone(), token, Source::Udp).expect("added");
+            // A superpacket with every class; the DSCP beside the bits is not told.
+            for class in [0, 1, 2, 3, 0xb8 | 2] {
+                sender
+                    .send_segments(receiver.local_addr(), None, class, &[class; 3_000], 1_000)
+                    .expect("sent");
+            }
+            poll_until(&mut ingress, 15, |received| {
+                let Meta::Udp { to, segment_size, ecn, .. } = received.meta else { panic!("meta") };
+                assert_eq!((received.token, to), (token, Some(receiver.local_addr().ip())));
+                let class = received.bytes[0];
+                assert!(received.bytes.iter().all(|&byte| byte == class), "classes in one superpacket");
+                assert_eq!(ecn, if asks { class & 3 } else { 0 });
+                Received::segments(received.bytes, segment_size).count()
+            });
+        }
     }
 }
 

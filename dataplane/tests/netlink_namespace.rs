@@ -9,7 +9,7 @@ mod user_namespace;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 
-use dataplane::netlink::{AddressWatch, Handle, LinkState, LinkWatch};
+use dataplane::netlink::{AddressWatch, Handle, LinkState, LinkWatch, RouteWatch};
 use rustix::thread::UnshareFlags;
 
 /// Runs the calling test again inside new namespaces and answers `None`; inside, answers a handle.
@@ -175,6 +175,22 @@ fn addresses_that_come_and_go_are_told() {
         handle.add_address(loopback, dataplane::netlink::IpNet::new(address.into(), 32).unwrap()).unwrap();
     }
     assert!(watch.take() && !watch.take());
+}
+
+#[test]
+fn changes_of_routes_and_interfaces_are_told_together() {
+    let test = "changes_of_routes_and_interfaces_are_told_together";
+    let Some(mut handle) = inside_namespace(test) else { return };
+    let (left, right) = handle.add_veth("left", "right").unwrap();
+    handle.set_up(left).unwrap();
+    handle.set_up(right).unwrap();
+    handle.add_address(left, "10.8.0.1/24".parse().unwrap()).unwrap();
+    let mut watch = RouteWatch::open().unwrap();
+    while watch.take() {}
+    handle.add_route(left, "10.77.0.0/16".parse().unwrap()).unwrap();
+    assert!(watch.take(), "a route");
+    handle.set_mtu(left, 1_300).unwrap();
+    assert!(watch.take(), "an interface");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use dataplane::offload::coalesce::{SLOT_LEN_MIN, Superpacket};
 use dataplane::offload::split::Splitter;
 use dataplane::offload::virtio;
 use dataplane::packet::Packet;
-use dataplane::sys::tun::Tun;
+use dataplane::sys::tun::{Tun, TunOptions};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use here::{again_inside_namespace, lacks};
 
@@ -345,7 +345,7 @@ impl Host {
 
     fn set_up(number: u8) -> io::Result<Tun> {
         dataplane::sys::namespace::unshare_net()?;
-        let tun = Tun::open("tow0", true)?;
+        let tun = Tun::open("tow0", TunOptions::ALL)?;
         // The namespace's own: ask for ECN on every connection, both families.
         std::fs::write("/proc/sys/net/ipv4/tcp_ecn", "1").unwrap();
         let mut handle = Handle::open().unwrap();

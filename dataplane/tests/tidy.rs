@@ -27,6 +27,8 @@ const EXEMPT: &[(&str, &str)] = &[
     ("dataplane/src/tunnel/app/control.rs", "likewise; it tells people the time of handshakes"),
     ("dataplane/src/tunnel/app/figures.rs", "likewise; it starts the admin thread"),
     ("dataplane/src/tunnel/app/link.rs", "likewise; it follows the interface"),
+    ("dataplane/src/tunnel/app/names.rs", "likewise; it has a thread that looks names up"),
+    ("dataplane/src/tunnel/app/outside.rs", "likewise; it asks the kernel for path MTUs and follows routes"),
     ("dataplane/src/tunnel/app/ports.rs", "likewise; it opens and closes sockets"),
     ("dataplane/src/tunnel/app/status.rs", "likewise; it tells what ingress and egress have counted"),
     (
@@ -239,5 +241,5 @@ fn the_rules_find_what_they_look_for() {
     assert!(is_test(&root().join("dataplane/src/offload/tests/build.rs")));
     assert!(!is_test(&root().join("dataplane/src/offload/split.rs")));
     let waiting = read(&root().join("dataplane/src/egress/waiting.rs"));
-    assert!(waiting.code.len() < 220 && !waiting.code.iter().any(|(_, line)| line.contains("#[test]")));
+    assert!(waiting.code.len() < 280 && !waiting.code.iter().any(|(_, line)| line.contains("#[test]")));
 }

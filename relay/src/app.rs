@@ -308,7 +308,7 @@ impl Application for Relay {
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
         let (from, to, segment_size) = match received.meta {
-            Meta::Udp { from, to, segment_size } => (from, to, segment_size),
+            Meta::Udp { from, to, segment_size, .. } => (from, to, segment_size),
             Meta::Icmp(error) => return self.handle_icmp(received.token, error, egress, now),
             Meta::Tun | Meta::Ready | Meta::Writable => {
                 return match ReadySource::of(received.token) {

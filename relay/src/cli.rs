@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use dataplane::engine::{self, Switch};
+use dataplane::engine::{self, Offload, Switch};
 use dataplane::notify::Notifier;
 use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -133,7 +133,7 @@ fn run(
 ) -> io::Result<()> {
     advice::check_relay_addresses(&config)?;
     advice::give(&config, raise_open_files());
-    let gro = args.engine.gso == Switch::On;
+    let gro = args.engine.uses(Offload::UdpGro);
     // Before anything is given up: ports may be such that take a privilege.
     let workers = workers(&config);
     let steering = Steering { members: workers.into(), seed: u32::from_ne_bytes(random()?) };

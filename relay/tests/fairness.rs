@@ -256,7 +256,8 @@ impl Client {
 
     /// Sends some packets, at most [`BATCH`]. What the kernel does not take is not sent again.
     fn send(&self, packets: usize) {
-        let target = Target { port: Port(0), to: self.relay, from: None, ecn: 0, dont_fragment: false };
+        let target =
+            Target { port: Port(0), to: self.relay, from: None, traffic_class: 0, dont_fragment: false };
         let bytes = &self.batch[..packets * (4 + PAYLOAD)];
         // A full send buffer is as good as a full receive buffer: it counts as the network's loss.
         let _ = send_message(&self.socket, &target, bytes, 4 + PAYLOAD);

@@ -167,7 +167,8 @@ fn superpackets_stay_whole_and_in_order() {
     let payload = |sequence: u16| [&sequence.to_be_bytes()[..], &[0xa5; PAYLOAD - 2]].concat();
     let out: Vec<u8> = (0..COUNT).flat_map(|sequence| channel_message(&payload(sequence))).collect();
     let fast: Arc<std::os::fd::OwnedFd> = Arc::new(left.socket.try_clone().unwrap().into());
-    let target = Target { port: Port(0), to: relay.listen[0], from: None, ecn: 0, dont_fragment: false };
+    let target =
+        Target { port: Port(0), to: relay.listen[0], from: None, traffic_class: 0, dont_fragment: false };
     dataplane::sys::udp::send_message(&fast, &target, &out, PAYLOAD + 4).unwrap();
     for sequence in 0..COUNT {
         assert_eq!(receive_channel_data(&right.socket), payload(sequence), "{sequence}");

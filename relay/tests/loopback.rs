@@ -155,7 +155,7 @@ fn superpackets_keep_their_order_both_ways() {
     };
     let out: Vec<u8> = (0..COUNT).flat_map(|sequence| channel_message(number, &payload(sequence))).collect();
     let fast_client = Arc::new(client.socket.try_clone().unwrap().into());
-    let target = |to| Target { port: Port(0), to, from: None, ecn: 0, dont_fragment: false };
+    let target = |to| Target { port: Port(0), to, from: None, traffic_class: 0, dont_fragment: false };
     dataplane::sys::udp::send_message(&fast_client, &target(relay.listen[0]), &out, PAYLOAD + 4).unwrap();
     let mut arrived = Vec::new();
     while arrived.len() < usize::from(COUNT) * PAYLOAD {

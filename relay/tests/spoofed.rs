@@ -21,7 +21,7 @@ use dataplane::drops::Cause;
 use dataplane::netlink::Handle;
 use dataplane::offload::checksum;
 use dataplane::stun::{Class, Key, Method, TransactionId, Writer};
-use dataplane::sys::tun::Tun;
+use dataplane::sys::tun::{Tun, TunOptions};
 use harness::{Client, RelayProcess, code};
 use relay::server::auth::Credentials;
 use relay::server::limits::Limits;
@@ -189,7 +189,7 @@ fn spoofed_sources_on_the_wire_leave_no_memory_behind_in_the_relay() {
     if !user_namespace::inside("spoofed_sources_on_the_wire_leave_no_memory_behind_in_the_relay") {
         return;
     }
-    let tun = match Tun::open("outside", false) {
+    let tun = match Tun::open("outside", TunOptions::PLAIN) {
         Ok(tun) => tun,
         Err(error) => return left_out(&format!("spoofed sources on the wire: {error}")),
     };

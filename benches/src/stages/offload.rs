@@ -16,7 +16,7 @@ pub const HEADER_LEN: usize = 52;
 /// TCP payload of a packet of 1,420 bytes.
 pub const PAYLOAD_LEN: usize = 1_420 - HEADER_LEN;
 /// A device with every offload.
-pub const OFFLOADS: Offloads = Offloads { checksum: true, tso: true, uso: true };
+pub const OFFLOADS: Offloads = Offloads { checksum: true, tso: true, uso: true, bare: false };
 
 /// Consecutive TCP segments of one flow with valid checksums, none of which ends a superpacket.
 #[must_use]

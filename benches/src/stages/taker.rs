@@ -121,7 +121,7 @@ impl Leaving {
         let device = egress.add_device(nowhere, OFFLOADS).expect("room for a port");
         let to = |index| SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 1_000 + index));
         let targets = (0..destinations)
-            .map(|index| Target { port, to: to(index), from: None, ecn: 0, dont_fragment: false })
+            .map(|index| Target { port, to: to(index), from: None, traffic_class: 0, dont_fragment: false })
             .collect();
         Self { egress, device, targets, packets: offload::tcp_segments(SEGMENTS, PAYLOAD_LEN), now }
     }

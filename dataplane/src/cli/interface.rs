@@ -16,13 +16,15 @@ use std::process::ExitCode;
 use clap::Args;
 use tracing::level_filters::LevelFilter;
 
+use super::marking::MarkingArgs;
 use super::{Failure, bind_admin, now, randomness};
-use crate::engine::{self, EngineArgs, Switch};
+use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
 use crate::sys::tun::Tun;
-use crate::tunnel::app::{App, Binding, Management, Sockets};
+use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
+use crate::tunnel::marking::Marking;
 use crate::tunnel::{Tunnel, TunnelConfig, setup};
 use crate::uapi::Listener;
 
@@ -37,6 +39,8 @@ pub(super) struct Flags {
     foreground: bool,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    marking: MarkingArgs,
     /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
     admin: Option<SocketAddr>,
@@ -66,7 +70,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         }
     };
     log::init(flags.log_format, log_level(&level));
-    let app = assemble(name, flags.engine.gso == Switch::On, flags.admin, notice);
+    let app = assemble(name, flags, notice);
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;
     Ok(ExitCode::SUCCESS)
@@ -81,22 +85,18 @@ fn log_level(level: &str) -> LevelFilter {
     }
 }
 
-fn assemble(
-    name: &str,
-    gso: bool,
-    admin: Option<SocketAddr>,
-    notice: Option<Notice>,
-) -> Result<App, Failure> {
+fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Failure> {
+    let options = flags.engine.tun_options();
     let (seeds, cookie_secret) = randomness()?;
     let tun = match inherited("WG_TUN_FD")? {
-        Some(fd) => Tun::inherited(fd, gso).map_err(|error| of_variable("WG_TUN_FD", &error))?,
-        None => setup::make_bare_interface(name, gso)?,
+        Some(fd) => Tun::inherited(fd, options).map_err(|error| of_variable("WG_TUN_FD", &error))?,
+        None => setup::make_bare_interface(name, options)?,
     };
     let listener = match inherited("WG_UAPI_FD")? {
         Some(fd) => Listener::inherited(fd, tun.name()).map_err(|error| of_variable("WG_UAPI_FD", &error))?,
         None => Listener::bind(tun.name())?,
     };
-    let admin = bind_admin(admin)?;
+    let admin = bind_admin(flags.admin)?;
     let config = TunnelConfig {
         private_key: SecretKey::new([0; KEY_LEN]),
         mtu: setup::BARE_MTU,
@@ -108,8 +108,17 @@ fn assemble(
     let mut tunnel = Tunnel::new(&config, now);
     // Until the interface is brought up.
     tunnel.set_running(false, now);
-    let binding = Binding { listen_port: 0, firewall_mark: 0, gro: gso };
-    let management = Management { binding, listener: Some(listener), drop_in: true, notice, admin };
+    let binding = Binding { listen_port: 0, firewall_mark: 0, gro: flags.engine.uses(Offload::UdpGro) };
+    let marking = flags.marking.over(Marking::default());
+    let management = Management {
+        binding,
+        marking,
+        inquiries: Inquiries::default(),
+        listener: Some(listener),
+        drop_in: true,
+        notice,
+        admin,
+    };
     Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
 }
 

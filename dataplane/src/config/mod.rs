@@ -36,6 +36,7 @@ pub use self::login::{Credentials, Login, LoginKind};
 pub use self::relay::RelayConfig;
 pub use self::value::{Endpoint, Host};
 use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::marking::Marking;
 use crate::tunnel::paths::Policy;
 
 /// MTU when the file says nothing, bytes: what every IPv6 link carries (RFC 8200 section 5).
@@ -62,8 +63,12 @@ pub struct Config {
     pub addresses: Vec<IpNet>,
     /// UDP port; zero lets the kernel choose.
     pub listen_port: u16,
-    /// MTU of the interface, bytes.
+    /// MTU of the interface, bytes, unless it is found out.
     pub mtu: u16,
+    /// The MTU is that of the routes, less what stands around packets.
+    pub mtu_auto: bool,
+    /// DSCP and ECN outside.
+    pub marking: Marking,
     /// What is to be done to the host.
     pub host: HostSection,
     /// The relays, in the order in which they are tried.

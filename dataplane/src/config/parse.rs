@@ -11,6 +11,7 @@ use super::value::{self, Endpoint, shown};
 use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
 use super::{PeerSection, read};
 use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::marking::{Dscp, Marking};
 use crate::tunnel::noise;
 use crate::tunnel::paths::Policy;
 
@@ -48,18 +49,23 @@ pub(super) fn finish(
         let line = peer.line;
         peers.push(peer.finish(!relays.is_empty()).map_err(at(Some(line)))?);
     }
+    let marking = interface.marking();
     let mut config = Config {
         private_key,
         addresses: interface.addresses,
         listen_port: interface.listen_port.map_or(0, |(port, _)| port),
         mtu: DEFAULT_MTU,
+        mtu_auto: false,
+        marking,
         host: interface.host.finish(),
         relays,
         peers,
     };
     check_peers(&config, warnings).map_err(|(line, text)| at(Some(line))(text))?;
-    if let Some((mtu, line)) = interface.mtu {
-        config.mtu = check_mtu(&mtu, config.has_ipv6()).map_err(at(Some(line)))?;
+    match interface.mtu {
+        Some((mtu, _)) if mtu.eq_ignore_ascii_case("auto") => config.mtu_auto = true,
+        Some((mtu, line)) => config.mtu = check_mtu(&mtu, config.has_ipv6()).map_err(at(Some(line)))?,
+        None => {}
     }
     if config.addresses.is_empty() {
         warnings.push(
@@ -97,6 +103,8 @@ pub(super) struct Interface {
     addresses: Vec<IpNet>,
     listen_port: At<u16>,
     mtu: At<String>,
+    ecn: At<bool>,
+    dscp: At<Dscp>,
     host: Reading,
     relays: Relays,
 }
@@ -190,7 +198,8 @@ fn secret_key(value: &str) -> Result<SecretKey, String> {
 }
 
 /// Keys that are comments in wg-quick's format, as they are written for [`Interface::set_ours`] in lower case.
-pub(super) const OURS: [&str; 4] = ["relay", "relayusername", "relaypasswordfile", "relaysecretfile"];
+pub(super) const OURS: [&str; 6] =
+    ["relay", "relayusername", "relaypasswordfile", "relaysecretfile", "ecn", "dscp"];
 
 impl Interface {
     /// One that begins on this line.
@@ -231,10 +240,25 @@ impl Interface {
         }
         match key.to_ascii_lowercase().as_str() {
             "path" => Err("Path belongs into a [Peer] section; write it below [Peer]".to_owned()),
+            "ecn" => once(&mut self.ecn, "ECN", value::switch(value)?, line),
+            "dscp" => {
+                let dscp =
+                    value.parse().map_err(|wanted| format!("{} is not a DSCP; {wanted}", shown(value)))?;
+                once(&mut self.dscp, "DSCP", dscp, line)
+            }
             _ => Err(format!(
-                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile and RelaySecretFile",
+                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile, RelaySecretFile, ECN \
+                 and DSCP",
                 shown(key)
             )),
+        }
+    }
+
+    fn marking(&self) -> Marking {
+        let Marking { ecn, dscp } = Marking::default();
+        Marking {
+            ecn: self.ecn.map_or(ecn, |(given, _)| given),
+            dscp: self.dscp.map_or(dscp, |(given, _)| given),
         }
     }
 
@@ -397,5 +421,5 @@ fn check_peers(config: &Config, warnings: &mut Vec<String>) -> Result<(), LineEr
 fn check_mtu(text: &str, ipv6: bool) -> Result<u16, String> {
     let (min, what) =
         if ipv6 { (MTU_MIN_IPV6, "an MTU for a tunnel that carries IPv6") } else { (MTU_MIN_IPV4, "an MTU") };
-    value::number(text, min..=MTU_MAX, what)
+    value::number(text, min..=MTU_MAX, what).map_err(|error| format!("{error}, or auto"))
 }

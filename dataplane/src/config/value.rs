@@ -6,7 +6,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 
 use ipnet::IpNet;
 
-/// A host as it is written: an address, or a name that is looked up at start.
+/// Addresses of one name that are of use.
+const ADDRESSES_MAX: usize = 16;
+
+/// A host as it is written: an address, or a name that is looked up at start and when nobody answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
     /// An address.
@@ -30,12 +33,20 @@ impl Endpoint {
     /// # Errors
     /// When the name has no address or nobody can be asked.
     pub fn resolve(&self) -> io::Result<SocketAddr> {
+        let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        self.addresses()?.first().copied().ok_or_else(none)
+    }
+
+    /// The first sixteen addresses; looks a name up, which can take seconds.
+    ///
+    /// # Errors
+    /// When nobody can be asked.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         match &self.host {
-            Host::Address(address) => Ok(SocketAddr::new(*address, self.port)),
-            Host::Name(name) => (name.as_str(), self.port)
-                .to_socket_addrs()?
-                .next()
-                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
+            Host::Address(address) => Ok(vec![SocketAddr::new(*address, self.port)]),
+            Host::Name(name) => {
+                Ok((name.as_str(), self.port).to_socket_addrs()?.take(ADDRESSES_MAX).collect())
+            }
         }
     }
 }
@@ -128,6 +139,15 @@ pub(super) fn number(text: &str, range: std::ops::RangeInclusive<u16>, what: &st
     let wanted =
         || format!("{} is not {what}; write a number from {} to {}", shown(text), range.start(), range.end());
     text.parse().ok().filter(|number| range.contains(number)).ok_or_else(wanted)
+}
+
+/// `on` or `off`.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{} is neither on nor off; write one of the two", shown(text))),
+    }
 }
 
 /// A value in an error message. What could be a key that slipped into the wrong place is not shown.

@@ -1,17 +1,20 @@
 //! The designs `suspend` and `drop`: superpackets are written with a system call each, at the end of a batch.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write};
+use super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write, tells_of_offload};
+use super::given_up::give_up;
 use super::ports::{Kind, Ports};
 use super::staging::{Content, Filled, Place, Staging};
 use super::{Class, Egress, EgressStats, Flush, Port, Target};
 use crate::drops::Cause;
+use crate::offload::split::Splitter;
+use crate::offload::virtio;
 use crate::stages::Stopwatch;
 use crate::sys::slab::Slab;
 use crate::sys::tun::Offloads;
@@ -93,7 +96,7 @@ impl Direct {
                 let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
                 let verdict = match filled.content {
                     Content::Datagrams { segments, .. } => judge_send(errno, segments),
-                    Content::Device { .. } => judge_write(errno),
+                    Content::Device { .. } => judge_write(errno, segments),
                 };
                 return self.act(verdict, filled, segments, error);
             }
@@ -107,7 +110,9 @@ impl Direct {
             Verdict::Busy => self.stats.drops.add(Cause::Busy, segments as u64),
             Verdict::Again => return self.write(filled),
             Verdict::Forgive(cause) => return self.forgive(cause, filled, segments),
-            Verdict::Resegment => return self.write_segments(filled),
+            Verdict::Resegment => {
+                self.write_apart(filled, segments, error.raw_os_error().unwrap_or_default());
+            }
             Verdict::Drop(cause) => self.stats.drops.add(cause, segments as u64),
             Verdict::Fatal => {
                 self.stats.drops.add(Cause::EgressClosed, segments as u64);
@@ -158,11 +163,66 @@ impl Direct {
         }
     }
 
-    /// The path refused the superpacket: each datagram on its own, from the first that has not left.
-    fn write_segments(&mut self, filled: &mut Filled) -> bool {
+    /// The superpacket was refused with `errno`: each packet on its own. If that is how they leave, there are no more.
+    fn write_apart(&mut self, filled: &mut Filled, segments: usize, errno: i32) {
         self.stats.gso_fallbacks += 1;
-        let Content::Datagrams { target, segment_size, .. } = filled.content else { return true };
-        let Some(entry) = self.ports.get(target.port) else { return true };
+        self.stats.resent += segments as u64;
+        let sent = self.stats.sent;
+        match filled.content {
+            Content::Datagrams { target, segment_size, .. } => {
+                self.write_segments(filled, target, segment_size);
+            }
+            Content::Device { port, .. } => self.write_packets(filled, port, segments),
+        }
+        if tells_of_offload(errno)
+            && self.stats.sent > sent
+            && let Some(entry) = self.ports.get_mut(filled.port())
+        {
+            give_up(&mut self.staging, filled.port(), &mut entry.kind, errno);
+        }
+    }
+
+    /// The packets of a device's superpacket.
+    fn write_packets(&mut self, filled: &mut Filled, port: Port, segments: usize) {
+        let Some(fd) = self.ports.get(port).map(|entry| entry.fd.clone()) else { return };
+        let Ok(mut splitter) = Splitter::new(&mut self.staging.slab().bytes(&mut filled.slot)[..filled.len])
+        else {
+            return self.stats.drops.add(Cause::EgressInvalid, segments as u64);
+        };
+        while let Some(packet) = splitter.next_packet() {
+            let parts = [IoSlice::new(&[0; virtio::HEADER_LEN]), IoSlice::new(packet)];
+            let cause = loop {
+                self.stats.operations += 1;
+                self.stats.enters += 1;
+                let Err(errno) = rustix::io::writev(&fd, &parts) else { break None };
+                break match judge_write(errno.raw_os_error(), 1) {
+                    Verdict::Again => continue,
+                    Verdict::Busy if self.when_busy == WhenBusy::Suspend => {
+                        wait_writable(&fd);
+                        continue;
+                    }
+                    Verdict::Busy => Some(Cause::Busy),
+                    Verdict::Forgive(cause) | Verdict::Drop(cause) => Some(cause),
+                    Verdict::Resegment => Some(Cause::EgressInvalid),
+                    Verdict::Fatal => {
+                        self.failure = Some(errno.into());
+                        Some(Cause::EgressClosed)
+                    }
+                };
+            };
+            match cause {
+                Some(cause) => self.stats.drops.count(cause),
+                None => {
+                    self.stats.sent += 1;
+                    self.stats.sent_bytes += (virtio::HEADER_LEN + packet.len()) as u64;
+                }
+            }
+        }
+    }
+
+    /// The datagrams of a socket's superpacket.
+    fn write_segments(&mut self, filled: &mut Filled, target: Target, segment_size: usize) {
+        let Some(entry) = self.ports.get(target.port) else { return };
         let fd = entry.fd.clone();
         let len = filled.len;
         let (mut start, mut forgiven) = (0, 0);
@@ -184,7 +244,7 @@ impl Direct {
                     }
                     let cause = match verdict {
                         Verdict::Busy if self.when_busy == WhenBusy::Suspend => {
-                            self.wait_writable(&fd);
+                            wait_writable(&fd);
                             continue;
                         }
                         Verdict::Busy => Cause::Busy,
@@ -201,14 +261,6 @@ impl Direct {
             start = end;
             forgiven = 0;
         }
-        true
-    }
-
-    fn wait_writable(&self, fd: &OwnedFd) {
-        let mut fds = [PollFd::new(fd, PollFlags::OUT)];
-        let timeout = Timespec { tv_sec: 0, tv_nsec: PATIENCE.as_nanos() as _ };
-        // Nothing depends on the answer: the write that follows says whether the socket is still busy.
-        let _ = poll(&mut fds, Some(&timeout));
     }
 
     /// Writes until a slot is free again.
@@ -223,12 +275,19 @@ impl Direct {
         while !has_room(&self.staging) {
             self.write_queue();
             if let Some(entry) = self.busy.and_then(|port| self.ports.get(port)) {
-                self.wait_writable(&entry.fd);
+                wait_writable(&entry.fd);
             } else if !has_room(&self.staging) && self.queue.is_empty() && self.staging.filled_count() == 0 {
                 return;
             }
         }
     }
+}
+
+fn wait_writable(fd: &OwnedFd) {
+    let mut fds = [PollFd::new(fd, PollFlags::OUT)];
+    let timeout = Timespec { tv_sec: 0, tv_nsec: PATIENCE.as_nanos() as _ };
+    // Nothing depends on the answer: the write that follows says whether the socket is still busy.
+    let _ = poll(&mut fds, Some(&timeout));
 }
 
 impl Egress for Direct {
@@ -253,6 +312,7 @@ impl Egress for Direct {
         }
         self.stats.drops.add(Cause::EgressClosed, closed);
         self.ports.remove(port);
+        self.staging.forget_port(port);
     }
 
     fn append(&mut self, target: &Target, len: usize, class: Class, fill: impl FnOnce(&mut [u8]) -> bool) {
@@ -294,7 +354,7 @@ impl Egress for Direct {
     fn flush(&mut self, _now: Instant) -> io::Result<Flush> {
         self.write_queue();
         if let Some(entry) = self.busy.and_then(|port| self.ports.get(port)) {
-            self.wait_writable(&entry.fd);
+            wait_writable(&entry.fd);
             self.write_queue();
         }
         match self.failure.take() {

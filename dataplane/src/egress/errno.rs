@@ -12,7 +12,7 @@ pub enum Verdict {
     /// Perhaps the error was another packet's (a pending ICMP error): send it again, [`FORGIVEN_MAX`] times at most,
     /// then drop it.
     Forgive(Cause),
-    /// The superpacket was refused as such: send its segments one by one.
+    /// The superpacket was refused as such: send its packets one by one.
     Resegment,
     /// Lost.
     Drop(Cause),
@@ -49,18 +49,27 @@ pub fn judge_send(errno: i32, segments: usize) -> Verdict {
     }
 }
 
-/// The verdict on a TUN write that failed with `errno`. EBADFD: the interface was deleted.
+/// The verdict on a TUN write of `segments` packets that failed with `errno`. EIO: the interface is down, or the kernel does
+/// not take the superpacket; EBADFD: it was deleted.
 #[must_use]
-pub fn judge_write(errno: i32) -> Verdict {
+pub fn judge_write(errno: i32, segments: usize) -> Verdict {
     match errno {
         libc::EAGAIN => Verdict::Busy,
         libc::ECANCELED | libc::EINTR => Verdict::Again,
+        libc::EINVAL | libc::EIO if segments > 1 => Verdict::Resegment,
         libc::EIO => Verdict::Drop(Cause::TunDown),
         libc::ENOBUFS | libc::ENOMEM => Verdict::Drop(Cause::EgressNoMemory),
         libc::EPERM | libc::EACCES => Verdict::Drop(Cause::EgressDenied),
         libc::EBADFD | libc::EBADF | libc::ENXIO => Verdict::Fatal,
         _ => Verdict::Drop(Cause::EgressInvalid),
     }
+}
+
+/// Whether an errno may mean that an offload does not work here: when the superpacket that met it leaves packet by packet, it
+/// is given up. EMSGSIZE is about the path and no reason.
+#[must_use]
+pub fn tells_of_offload(errno: i32) -> bool {
+    matches!(errno, libc::EINVAL | libc::EIO)
 }
 
 #[cfg(test)]
@@ -72,6 +81,13 @@ mod tests {
         assert_eq!(judge_send(libc::EMSGSIZE, 2), Verdict::Resegment);
         assert_eq!(judge_send(libc::EMSGSIZE, 1), Verdict::Forgive(Cause::EgressTooBig));
         assert_eq!(judge_send(libc::EINVAL, 1), Verdict::Drop(Cause::EgressInvalid));
+        for errno in [libc::EINVAL, libc::EIO] {
+            assert_eq!(
+                (judge_send(errno, 2), judge_write(errno, 2)),
+                (Verdict::Resegment, Verdict::Resegment)
+            );
+        }
+        assert_eq!(judge_write(libc::EIO, 1), Verdict::Drop(Cause::TunDown));
     }
 
     /// The errnos that the kernel makes of ICMP and ICMPv6 errors (icmp(7): icmp_err_convert, icmpv6_err_convert).
@@ -98,11 +114,13 @@ mod tests {
     #[test]
     fn every_errno_has_a_verdict_and_only_wrong_descriptors_are_fatal() {
         for errno in 1..134 {
-            for verdict in [judge_send(errno, 1), judge_send(errno, 9), judge_write(errno)] {
+            for verdict in
+                [judge_send(errno, 1), judge_send(errno, 9), judge_write(errno, 1), judge_write(errno, 9)]
+            {
                 let wrong = [libc::EBADF, libc::ENOTSOCK, libc::ENXIO, libc::EBADFD].contains(&errno);
                 assert!(verdict != Verdict::Fatal || wrong, "errno {errno}");
             }
         }
-        assert_eq!(judge_write(libc::EBADFD), Verdict::Fatal);
+        assert_eq!(judge_write(libc::EBADFD, 1), Verdict::Fatal);
     }
 }

@@ -2,6 +2,7 @@
 
 mod direct;
 pub(crate) mod errno;
+mod given_up;
 mod ports;
 pub mod probe;
 mod runtime;
@@ -40,8 +41,8 @@ pub struct Target {
     pub to: SocketAddr,
     /// The source address to use (IP_PKTINFO), or the kernel's choice.
     pub from: Option<IpAddr>,
-    /// The two ECN bits of the outer header (RFC 3168).
-    pub ecn: u8,
+    /// The outer header's traffic class: six bits of DSCP (RFC 2474), two of ECN (RFC 3168).
+    pub traffic_class: u8,
     /// Never fragmented: above the path MTU that the kernel knows it is dropped instead, as
     /// [`crate::drops::Cause::EgressTooBig`]. Such datagrams leave one by one; whether they carry DF over IPv4 is the
     /// socket's matter: [`crate::sys::udp::UdpSocket::send_whole`].
@@ -93,10 +94,12 @@ pub struct EgressStats {
     pub ring_full: u64,
     /// Times the completion thread was woken.
     pub completion_wakeups: u64,
-    /// Superpackets resent one by one after EMSGSIZE, EINVAL or EIO.
+    /// Superpackets refused with EMSGSIZE, EINVAL or EIO, whose packets were sent again one by one.
     pub gso_fallbacks: u64,
     /// Submits after which the kernel had more completions than the ring has room for.
     pub cq_overflows: u64,
+    /// Packets in those.
+    pub resent: u64,
     /// Lost packets by cause.
     pub drops: Drops,
 }
@@ -118,6 +121,7 @@ impl EgressStats {
             completion_wakeups,
             gso_fallbacks,
             cq_overflows,
+            resent,
             drops,
         } = other;
         self.offered += offered;
@@ -132,6 +136,7 @@ impl EgressStats {
         self.completion_wakeups += completion_wakeups;
         self.gso_fallbacks += gso_fallbacks;
         self.cq_overflows += cq_overflows;
+        self.resent += resent;
         self.drops.merge(drops);
     }
 }

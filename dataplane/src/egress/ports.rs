@@ -30,6 +30,15 @@ pub struct Entry<T> {
     pub state: T,
 }
 
+impl Kind {
+    /// Gives up the offload by which superpackets leave. `false` when that was done before.
+    pub fn give_up_merging(&mut self) -> bool {
+        let Self::Device(offloads) = self else { return false };
+        let given_up = Offloads { bare: offloads.bare, ..Offloads::default() };
+        std::mem::replace(offloads, given_up) != given_up
+    }
+}
+
 /// Entries by port number.
 #[derive(Debug)]
 pub struct Ports<T> {

@@ -23,11 +23,11 @@ const DEVICE_SLOTS: usize = 1;
 ///
 /// # Errors
 /// The reason.
-pub fn probe(device: Option<Arc<OwnedFd>>, now: Instant) -> Result<(), String> {
+pub fn probe(device: Option<(Arc<OwnedFd>, Offloads)>, now: Instant) -> Result<(), String> {
     let mut uring = small_ring(now).map_err(|error| setup_reason(&error))?;
     loop_datagram(&mut uring, now)?;
-    if let Some(device) = device {
-        write_packet(&mut uring, device, now)?;
+    if let Some((device, offloads)) = device {
+        write_packet(&mut uring, device, offloads, now)?;
     }
     match kernel_workers() {
         0 => Ok(()),
@@ -76,7 +76,7 @@ fn loop_datagram(uring: &mut impl Egress, now: Instant) -> Result<(), String> {
         _ => text(error),
     })?;
     let port = uring.add_socket(socket.fd().clone()).map_err(text)?;
-    let target = Target { port, to: socket.local_addr(), from: None, ecn: 0, dont_fragment: false };
+    let target = Target { port, to: socket.local_addr(), from: None, traffic_class: 0, dont_fragment: false };
     uring.append(&target, 4, Class::Control, |slot| {
         slot.copy_from_slice(b"loop");
         true
@@ -91,9 +91,14 @@ fn loop_datagram(uring: &mut impl Egress, now: Instant) -> Result<(), String> {
     }
 }
 
-fn write_packet(uring: &mut impl Egress, device: Arc<OwnedFd>, now: Instant) -> Result<(), String> {
+fn write_packet(
+    uring: &mut impl Egress,
+    device: Arc<OwnedFd>,
+    offloads: Offloads,
+    now: Instant,
+) -> Result<(), String> {
     let text = |error: io::Error| format!("TUN probe: {error}");
-    let port = uring.add_device(device, Offloads::default()).map_err(text)?;
+    let port = uring.add_device(device, offloads).map_err(text)?;
     // An IPv4 packet of the protocol 253 (RFC 3692: for experiments) from and to nowhere: nothing answers it.
     let packet = [0x45, 0, 0, 20, 0, 0, 0, 0, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let before = uring.stats();

@@ -167,7 +167,7 @@ async fn write_parcel(fd: &OwnedFd, writer: &Writer, parcel: Parcel, shared: &Sh
             Err(error) => error,
         };
         let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-        match if parcel.target.is_some() { judge_send(errno, 1) } else { judge_write(errno) } {
+        match if parcel.target.is_some() { judge_send(errno, 1) } else { judge_write(errno, 1) } {
             Verdict::Busy => tokio::time::sleep(BUSY_PAUSE).await,
             Verdict::Again => {}
             Verdict::Forgive(_) if forgiven < FORGIVEN_MAX => forgiven += 1,
@@ -204,8 +204,11 @@ impl Egress for Runtime {
     }
 
     fn deliver(&mut self, device: Port, packet: &[u8]) {
-        let mut bytes = vec![0; HEADER_LEN + packet.len()];
-        bytes[HEADER_LEN..].copy_from_slice(packet);
+        let kind = self.ports.get(device).map(|entry| entry.kind);
+        let bare = matches!(kind, Some(Kind::Device(offloads)) if offloads.bare);
+        let header_len = if bare { 0 } else { HEADER_LEN };
+        let mut bytes = vec![0; header_len + packet.len()];
+        bytes[header_len..].copy_from_slice(packet);
         self.put(device, Parcel { target: None, bytes });
     }
 

@@ -61,6 +61,15 @@ pub struct Delivered {
     pub bytes: Vec<u8>,
 }
 
+/// Superpackets that a kernel refuses as such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Those of a socket.
+    Of(Port),
+    /// Those to devices.
+    ToDevices,
+}
+
 struct Operation {
     slot: Slot,
     target: Option<Target>,
@@ -75,6 +84,7 @@ struct Kernel {
     faults: Faults,
     /// Sends to this address fail with this errno.
     failing: Option<(std::net::SocketAddr, i32)>,
+    refused: Option<(Refused, i32)>,
     queued: VecDeque<Operation>,
     late: Vec<(Operation, i32)>,
     completed: VecDeque<(Slot, i32)>,
@@ -103,6 +113,7 @@ pub fn ring(slab: Arc<Slab>, seed: u64, faults: Faults) -> (SimSubmit, SimReap, 
         random: Xoshiro256PlusPlus::seed_from_u64(seed),
         faults,
         failing: None,
+        refused: None,
         queued: VecDeque::new(),
         late: Vec::new(),
         completed: VecDeque::new(),
@@ -132,6 +143,8 @@ impl Kernel {
         let superpacket = operation.target.is_some() && operation.segment_size < operation.len;
         let result = if cancelled {
             -libc::ECANCELED
+        } else if let Some(errno) = self.refusing_errno(&mut operation) {
+            -errno
         } else if let Some(errno) = self.failing_errno(&operation) {
             -errno
         } else if operation.target.is_some() && self.chance(|faults| faults.busy) {
@@ -160,6 +173,20 @@ impl Kernel {
             self.last.push(Some(result));
             self.completed.push_back((operation.slot, result));
         }
+    }
+
+    fn refusing_errno(&self, operation: &mut Operation) -> Option<i32> {
+        /// `gso_type` of a virtio_net header, the second byte; zero for a packet alone.
+        const GSO_TYPE: usize = 1;
+        let (refused, errno) = self.refused?;
+        let hit = match (refused, operation.target) {
+            (Refused::Of(port), Some(target)) => {
+                target.port == port && operation.segment_size < operation.len
+            }
+            (Refused::ToDevices, None) => self.slab.bytes(&mut operation.slot)[GSO_TYPE] != 0,
+            _ => false,
+        };
+        hit.then_some(errno)
     }
 
     fn failing_errno(&self, operation: &Operation) -> Option<i32> {
@@ -194,6 +221,11 @@ impl SimControl {
     /// Lets every send to `to` fail with `errno`, and no longer those to an address named before. Zero: none fails.
     pub fn fail_sends_to(&self, to: std::net::SocketAddr, errno: i32) {
         lock(&self.0).failing = (errno != 0).then_some((to, errno));
+    }
+
+    /// Lets every superpacket of a kind fail with `errno`, and no longer those of a kind named before. Zero: none fails.
+    pub fn refuse_superpackets(&self, refused: Refused, errno: i32) {
+        lock(&self.0).refused = (errno != 0).then_some((refused, errno));
     }
 
     /// Replaces the faults: none lets everything through.
@@ -289,5 +321,5 @@ impl Reap for SimReap {
 /// A port for targets on a simulated ring.
 #[must_use]
 pub fn target(port: Port, to: std::net::SocketAddr) -> Target {
-    Target { port, to, from: None, ecn: 0, dont_fragment: false }
+    Target { port, to, from: None, traffic_class: 0, dont_fragment: false }
 }

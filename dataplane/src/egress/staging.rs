@@ -118,6 +118,8 @@ pub struct Staging {
     gso: bool,
     /// Destinations whose path refused a superpacket, with its segment size.
     refused: Vec<(SocketAddr, usize)>,
+    /// Sockets through which no superpackets leave any more.
+    without_gso: Vec<Port>,
 }
 
 impl Staging {
@@ -135,6 +137,7 @@ impl Staging {
             open_devices: Vec::with_capacity(OPEN_DEVICE_SLOTS),
             gso,
             refused: Vec::with_capacity(REFUSED_MAX),
+            without_gso: Vec::new(),
         };
         // The last one released is the first one taken: it is the one still in the cache.
         slots.into_iter().rev().for_each(|slot| staging.release(slot));
@@ -197,8 +200,25 @@ impl Staging {
         self.refused.clear();
     }
 
+    /// No superpackets leave through a socket any more, which took the datagrams of one that it had refused. Of many sockets,
+    /// none makes any more: looking through them must not cost more than superpackets save. `false` when that is so already.
+    pub fn give_up_gso(&mut self, port: Port) -> bool {
+        if !self.gso || self.without_gso.contains(&port) {
+            return false;
+        }
+        self.without_gso.push(port);
+        self.gso = self.without_gso.len() <= REFUSED_MAX;
+        true
+    }
+
+    /// A socket is gone: the next of its number is another.
+    pub fn forget_port(&mut self, port: Port) {
+        self.without_gso.retain(|other| *other != port);
+    }
+
     fn may_join(&self, target: &Target, len: usize) -> bool {
-        self.refused.iter().all(|&(to, limit)| to != target.to || len < limit)
+        !self.without_gso.contains(&target.port)
+            && self.refused.iter().all(|&(to, limit)| to != target.to || len < limit)
     }
 
     /// Where a datagram of `len` bytes can go.
@@ -222,11 +242,16 @@ impl Staging {
 
     /// The filled slot that is open for this very target.
     fn open_slot(&self, target: &Target) -> Option<usize> {
-        let same = |index: &usize| {
-            let content = self.filled.get(*index).map(|filled| &filled.content);
-            matches!(content, Some(Content::Datagrams { target: other, .. }) if other == target)
-        };
-        self.last.filter(same).or_else(|| self.way(target).and_then(|way| self.open_in(way)))
+        let same = |index: &usize| self.target_of(*index) == Some(target);
+        self.last.filter(same).or_else(|| self.way(target).and_then(|way| self.open_in(way)).filter(same))
+    }
+
+    /// Where the datagrams of a filled slot go.
+    fn target_of(&self, index: usize) -> Option<&Target> {
+        match &self.filled.get(index)?.content {
+            Content::Datagrams { target, .. } => Some(target),
+            Content::Device { .. } => None,
+        }
     }
 
     /// The filled slot that is open in one entry of the table.
@@ -234,18 +259,18 @@ impl Staging {
         usize::from(self.open_sockets[way]).checked_sub(1)
     }
 
-    /// The entry of the table that holds this very target: one of its two.
+    /// The entry of the table that holds the destination of this target: one of its two.
     fn way(&self, target: &Target) -> Option<usize> {
         let first = bucket(target);
-        [first, first ^ 1].into_iter().find(|&way| {
-            let content =
-                self.open_in(way).and_then(|index| self.filled.get(index)).map(|filled| &filled.content);
-            matches!(content, Some(Content::Datagrams { target: other, .. }) if other == target)
-        })
+        let same = |other: &Target| (other.port, other.to) == (target.port, target.to);
+        [first, first ^ 1]
+            .into_iter()
+            .find(|&way| self.open_in(way).and_then(|index| self.target_of(index)).is_some_and(same))
     }
 
-    /// Makes slot number `index` the open one of its target; `None` leaves the target without one. The target's own
-    /// entry is the one replaced, so that a flow never has two open slots.
+    /// Makes slot number `index` the open one of its destination; `None` leaves the destination without one. Its own entry
+    /// is the one replaced, so that it never has two open slots, also when they differ in what else a target says: packets
+    /// of one flow can, as when some of them are marked as congested, and none must overtake another.
     fn set_open(&mut self, target: &Target, index: Option<usize>) {
         let first = bucket(target);
         let vacant = [first, first ^ 1].into_iter().find(|&way| self.open_sockets[way] == 0);
@@ -291,8 +316,7 @@ impl Staging {
                 // kernel leaves DF out where the superpacket as a whole is above the MTU.
                 let open = self.gso && len > 0 && !target.dont_fragment && self.may_join(target, len);
                 self.last = open.then_some(self.filled.len());
-                // What comes after such a datagram must not join what came before it.
-                self.set_open(&Target { dont_fragment: false, ..*target }, self.last);
+                self.set_open(target, self.last);
                 let content = Content::Datagrams { target: *target, segment_size: len, segments: 1, class };
                 let order = self.filled.len() as u32;
                 self.filled.push(Filled { slot, len, order, content });
@@ -303,7 +327,9 @@ impl Staging {
 
     /// Appends an IP packet for a device; `false` when no slot is free.
     pub fn deliver(&mut self, port: Port, packet: &[u8], offloads: Offloads) -> bool {
-        let offloads = if self.gso { offloads } else { Offloads::default() };
+        if offloads.bare {
+            return self.deliver_bare(port, packet);
+        }
         let candidate = inspect(packet, offloads);
         if candidate.kind() != Mergeable::Alone && self.join(port, packet, &candidate) {
             return true;
@@ -322,6 +348,16 @@ impl Staging {
         let content = Content::Device { port, segments: 1, superpacket: Some(superpacket) };
         let order = self.filled.len() as u32;
         self.filled.push(Filled { slot, len: 0, order, content });
+        true
+    }
+
+    /// Appends a packet for a device that takes it as it is.
+    fn deliver_bare(&mut self, port: Port, packet: &[u8]) -> bool {
+        let Some(mut slot) = self.free_devices.pop() else { return false };
+        self.slab.bytes(&mut slot)[..packet.len()].copy_from_slice(packet);
+        let content = Content::Device { port, segments: 1, superpacket: None };
+        let order = self.filled.len() as u32;
+        self.filled.push(Filled { slot, len: packet.len(), order, content });
         true
     }
 
@@ -401,7 +437,13 @@ mod tests {
     }
 
     fn target(port: u16) -> Target {
-        Target { port: Port(0), to: ([192, 0, 2, 1], port).into(), from: None, ecn: 0, dont_fragment: false }
+        Target {
+            port: Port(0),
+            to: ([192, 0, 2, 1], port).into(),
+            from: None,
+            traffic_class: 0,
+            dont_fragment: false,
+        }
     }
 
     fn put(staging: &mut Staging, target: &Target, bytes: &[u8]) -> bool {
@@ -450,6 +492,20 @@ mod tests {
             sealed(&mut staging).into_iter().map(|slot| (slot.2, slot.3)).collect();
         let expected = [(2, b"ab".to_vec()), (1, b"c".to_vec()), (1, b"d".to_vec()), (1, b"e".to_vec())];
         assert_eq!(slots, expected);
+    }
+
+    #[test]
+    fn datagrams_of_another_traffic_class_are_not_put_together_and_not_overtaken() {
+        let mut staging = staging(8, true);
+        let marked = Target { traffic_class: 3, ..target(1) };
+        for (target, bytes) in
+            [(target(1), b"a"), (target(1), b"b"), (marked, b"c"), (marked, b"d"), (target(1), b"e")]
+        {
+            assert!(put(&mut staging, &target, bytes));
+        }
+        let slots: Vec<(usize, Vec<u8>)> =
+            sealed(&mut staging).into_iter().map(|slot| (slot.2, slot.3)).collect();
+        assert_eq!(slots, [(2, b"ab".to_vec()), (2, b"cd".to_vec()), (1, b"e".to_vec())]);
     }
 
     #[test]

@@ -247,6 +247,7 @@ impl Egress for Threaded {
         stats.operations += devices.operations;
         stats.enters += devices.enters;
         stats.gso_fallbacks += devices.gso_fallbacks;
+        stats.resent += devices.resent;
         stats.drops.merge(&devices.drops);
         stats.offered = self.offered;
         stats.drops.add(Cause::EgressClosed, self.closed);

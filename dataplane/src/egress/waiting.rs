@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::{Class, Port, Target};
 use crate::drops::{Cause, Drops};
+use crate::offload::split::Splitter;
+use crate::offload::virtio;
 
 /// Payload kept for one socket, in bytes.
 pub const WAITING_BYTES: usize = 256 * 1024;
@@ -36,7 +38,8 @@ pub struct Record {
     pub segments: usize,
     /// How often an error that may not have been its own has been forgiven.
     pub forgiven: u8,
-    len: usize,
+    /// Bytes in it.
+    pub len: usize,
     /// Where its bytes begin, counted on from the record in front of it; only differences mean something.
     start: u64,
     since: Instant,
@@ -44,7 +47,7 @@ pub struct Record {
 
 impl Record {
     fn end(&self) -> u64 {
-        self.start + self.len as u64
+        self.start.wrapping_add(self.len as u64)
     }
 }
 
@@ -62,6 +65,14 @@ impl Fifo {
         self.bytes.extend(bytes);
     }
 
+    fn push_front(&mut self, record: Record, bytes: &[u8]) {
+        let next = self.records.front().map_or(0, |next| next.start);
+        self.records.push_front(Record { start: next.wrapping_sub(bytes.len() as u64), ..record });
+        for byte in bytes.iter().rev() {
+            self.bytes.push_front(*byte);
+        }
+    }
+
     fn pop(&mut self) -> Option<Record> {
         let record = self.records.pop_front()?;
         self.bytes.drain(..record.len);
@@ -74,6 +85,9 @@ impl Fifo {
 pub struct Waiting {
     control: Fifo,
     data: Fifo,
+    /// A superpacket was refused with this errno, which may tell of an offload that does not work: its packets are what is
+    /// sent next.
+    suspicion: Option<i32>,
 }
 
 impl Waiting {
@@ -118,6 +132,34 @@ impl Waiting {
         fifo.push(Record { to, segments, forgiven, len: bytes.len(), start: 0, since: now }, bytes);
     }
 
+    /// Puts the packets of a device's refused superpacket in front of everything else, each behind an empty virtio_net header.
+    /// For the headers there is always room. The answer is how many there are.
+    ///
+    /// # Errors
+    /// [`Cause::MalformedInner`] when they cannot be told apart.
+    pub fn put_apart(&mut self, port: Port, superpacket: &mut [u8], now: Instant) -> Result<usize, Cause> {
+        let mut splitter = Splitter::new(superpacket)?;
+        let mut singles = Vec::with_capacity(splitter.segment_count());
+        while let Some(packet) = splitter.next_packet() {
+            singles.push([&[0; virtio::HEADER_LEN], packet].concat());
+        }
+        let record = Record { to: To::Device(port), segments: 1, forgiven: 0, len: 0, start: 0, since: now };
+        for single in singles.iter().rev() {
+            self.data.push_front(Record { len: single.len(), ..record }, single);
+        }
+        Ok(singles.len())
+    }
+
+    /// Notes that a superpacket was refused with `errno`.
+    pub fn suspect(&mut self, errno: i32) {
+        self.suspicion = Some(errno);
+    }
+
+    /// The errno of [`Waiting::suspect`], once: whether it was right shows now.
+    pub fn take_suspicion(&mut self) -> Option<i32> {
+        self.suspicion.take()
+    }
+
     /// Puts a failed superpacket's segments back at the front as single datagrams, or a record that may be tried again.
     pub fn replace_front(&mut self, change: Change) {
         let fifo = self.front_fifo();
@@ -129,10 +171,10 @@ impl Waiting {
                 fifo.records.pop_front();
                 let mut start = whole.start;
                 let mut singles = Vec::with_capacity(whole.segments);
-                while start < whole.end() {
-                    let len = size.min((whole.end() - start) as usize);
+                while start != whole.end() {
+                    let len = size.min(whole.end().wrapping_sub(start) as usize);
                     singles.push(Record { to: To::Target(target, len), segments: 1, len, start, ..whole });
-                    start += len as u64;
+                    start = start.wrapping_add(len as u64);
                 }
                 for single in singles.into_iter().rev() {
                     fifo.records.push_front(single);
@@ -152,7 +194,7 @@ impl Waiting {
         let (fifo, index) =
             if index < control { (&self.control, index) } else { (&self.data, index - control) };
         let record = *fifo.records.get(index)?;
-        let start = (record.start - fifo.records.front()?.start) as usize;
+        let start = record.start.wrapping_sub(fifo.records.front()?.start) as usize;
         let (front, back) = fifo.bytes.as_slices();
         let from_front = front.get(start..).unwrap_or_default();
         let head = from_front.len().min(record.len);
@@ -204,7 +246,13 @@ mod tests {
     use super::*;
 
     fn target() -> Target {
-        Target { port: Port(0), to: ([192, 0, 2, 1], 9).into(), from: None, ecn: 0, dont_fragment: false }
+        Target {
+            port: Port(0),
+            to: ([192, 0, 2, 1], 9).into(),
+            from: None,
+            traffic_class: 0,
+            dont_fragment: false,
+        }
     }
 
     fn push(waiting: &mut Waiting, class: Class, bytes: &[u8], now: Instant, drops: &mut Drops) {

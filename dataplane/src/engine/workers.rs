@@ -168,8 +168,14 @@ mod tests {
             fails: failing == Some(number),
             ends_at: (number == ending).then_some(soon),
         };
-        let args =
-            EngineArgs { io: Io::Suspend, ingress: None, gso: Switch::On, completions: None, busy_poll: 0 };
+        let args = EngineArgs {
+            io: Io::Suspend,
+            ingress: None,
+            gso: Switch::On,
+            no_offload: None,
+            completions: None,
+            busy_poll: 0,
+        };
         let result = run_workers((0..4).map(worker).collect(), &args);
         (result, started.load(Ordering::SeqCst), stopped.load(Ordering::SeqCst))
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
-use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, read_errors};
+use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, give_up_gro, read_errors};
 use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 /// Superpackets taken from one source before the next has its turn.
@@ -27,6 +27,7 @@ struct Entry {
     /// packet, and all there may be once a source had as many as were asked for.
     width: usize,
     dropped: u32,
+    gro_given_up: bool,
 }
 
 /// See the module.
@@ -100,9 +101,11 @@ impl Epoll {
         self.stats.system_calls += 1;
         let count = match UdpSocket::receive_from(entry.fd.as_fd(), &mut self.batch, entry.width) {
             Ok(count) => count,
-            Err(_) => {
+            Err(error) => {
                 // An ICMP error of an earlier send, or memory short for a moment: the socket goes on.
                 self.stats.errors += 1;
+                let errno = error.raw_os_error().unwrap_or_default();
+                give_up_gro(entry.fd.as_fd(), errno, &mut entry.gro_given_up);
                 return;
             }
         };
@@ -158,7 +161,8 @@ fn interest(entry: &Entry) -> epoll::EventFlags {
 
 impl Ingress for Epoll {
     fn add(&mut self, fd: Arc<OwnedFd>, token: Token, source: Source) -> io::Result<()> {
-        let entry = Entry { fd, source, reading: true, writing: false, width: 2, dropped: 0 };
+        let entry =
+            Entry { fd, source, reading: true, writing: false, width: 2, dropped: 0, gro_given_up: false };
         epoll::add(&self.epoll, &entry.fd, epoll::EventData::new_u64(u64::from(token.0)), interest(&entry))?;
         self.sources.insert(token, entry);
         Ok(())

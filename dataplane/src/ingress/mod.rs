@@ -12,7 +12,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::egress::errno::tells_of_offload;
 use crate::sys::error_queue::{self, IcmpError};
+use crate::sys::udp::UdpSocket;
 
 /// The caller's name for a source; comes back with everything received from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +46,8 @@ pub enum Meta {
         /// Segment size in bytes: the bytes are datagrams of this size one after another, the last may be shorter.
         /// Equal to the length for a single datagram; never zero unless the datagram is empty.
         segment_size: usize,
+        /// The ECN bits of its header (RFC 3168), where [`crate::sys::udp::UdpOptions::ecn`] asks for them; else zero.
+        ecn: u8,
     },
     /// An ICMP error about a datagram that left through a [`Source::UdpWithErrors`]; without bytes.
     Icmp(IcmpError),
@@ -223,6 +227,22 @@ fn read_errors(
     stats.errors += taken as u64;
     stats.system_calls += taken as u64 + 1;
     taken == ERRORS
+}
+
+/// Gives up UDP GRO on a socket whose receive failed with an errno that may tell of it, once.
+fn give_up_gro(fd: BorrowedFd<'_>, errno: i32, given_up: &mut bool) {
+    if !tells_of_offload(errno) || std::mem::replace(given_up, true) {
+        return;
+    }
+    let refusal = io::Error::from_raw_os_error(errno);
+    match UdpSocket::stop_gro(fd) {
+        Ok(()) => tracing::warn!(
+            "UDP GRO (udp-gro) is given up on a socket: the kernel answers its receive with {refusal}"
+        ),
+        Err(error) => {
+            tracing::warn!("a socket cannot be read: {refusal}; nor can its UDP GRO be given up: {error}");
+        }
+    }
 }
 
 /// The error that ends the program when its TUN device can no longer be read.

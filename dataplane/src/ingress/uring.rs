@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, read_errors};
+use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, give_up_gro, read_errors};
 use crate::sys::receive_ring::{After, Event, ReceiveRing, parse_datagram};
 
 /// Provided buffers for datagrams, 64 KiB each; only what is used is ever touched.
@@ -31,6 +31,7 @@ struct Entry {
     /// Tells operations of an earlier source with this token apart.
     generation: u32,
     dropped: u32,
+    gro_given_up: bool,
     /// Reads of a device that are kept in the ring, because it is paused or one poll has handed over enough.
     kept: usize,
 }
@@ -151,6 +152,9 @@ fn complete(
     if event.result < 0 {
         let failure = survive(event.result, entry.source, stats).err();
         poll.failure = poll.failure.take().or(failure);
+        if matches!(entry.source, Source::Udp | Source::UdpWithErrors) {
+            give_up_gro(entry.fd.as_fd(), -event.result, &mut entry.gro_given_up);
+        }
         return After::Return;
     }
     match (entry.source, event.bytes) {
@@ -199,7 +203,7 @@ fn hand_over(
     let segment_size = datagram.info.segment_size.filter(|&size| size > 0).unwrap_or(len).min(len);
     stats.superpackets += 1;
     stats.packets += len.div_ceil(segment_size.max(1)).max(1) as u64;
-    let meta = Meta::Udp { from, to: datagram.info.to, segment_size };
+    let meta = Meta::Udp { from, to: datagram.info.to, segment_size, ecn: datagram.info.ecn };
     handler(Received { token, meta, bytes: datagram.payload });
 }
 
@@ -239,6 +243,7 @@ impl Ingress for UringIngress {
             watched: false,
             generation,
             dropped: 0,
+            gro_given_up: false,
             kept: 0,
         };
         self.sources.insert(token, entry);

@@ -22,7 +22,7 @@ pub use ipnet::{IpNet, Ipv4Net};
 pub use link::{Address, LinkState, LinkStats};
 pub use qdisc::QdiscStats;
 pub use rule::Rule;
-pub use watch::{AddressWatch, LinkWatch};
+pub use watch::{AddressWatch, LinkWatch, RouteWatch};
 
 /// The kernel's answers to a dump are at most 32 KiB a piece (netlink_dump); the rest is slack.
 const RECEIVE_BUFFER_BYTES: usize = 64 << 10;

@@ -10,6 +10,8 @@ use super::Error;
 
 /// Both multicast groups of rtnetlink(7) that tell of addresses.
 const ADDRESSES: u32 = (libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR) as u32;
+/// Both that tell of routes.
+const ROUTES: u32 = (libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE) as u32;
 /// The one that tells of interfaces.
 const LINKS: u32 = libc::RTMGRP_LINK as u32;
 
@@ -57,6 +59,30 @@ impl LinkWatch {
 }
 
 impl AsFd for LinkWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+}
+
+/// A subscription to routes and interfaces of one network namespace: to all that decides how long packets may be on their way.
+pub struct RouteWatch(Watch);
+
+impl RouteWatch {
+    /// Subscribes in the calling thread's network namespace. Changes made after this are not missed.
+    ///
+    /// # Errors
+    /// As [`AddressWatch::open`].
+    pub fn open() -> Result<Self, Error> {
+        Watch::open(ROUTES | LINKS, "watch the routes of this machine").map(Self)
+    }
+
+    /// Takes all news there are; whether there were any.
+    pub fn take(&mut self) -> bool {
+        self.0.take()
+    }
+}
+
+impl AsFd for RouteWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.socket.as_fd()
     }

@@ -78,6 +78,15 @@ impl<'a> Splitter<'a> {
         Self::parse(superpacket).ok_or(Cause::MalformedInner)
     }
 
+    /// Reads an IP packet as it comes from a device without virtio_net headers.
+    ///
+    /// # Errors
+    /// [`Cause::MalformedInner`] for what is none.
+    pub fn bare(packet: &'a mut [u8]) -> Result<Self, Cause> {
+        let total_len = Ip::parse(packet).ok_or(Cause::MalformedInner)?.total_len;
+        Ok(Self { bytes: &mut packet[..total_len], plan: Plan::Whole, written: 0, count: 1 })
+    }
+
     fn parse(superpacket: &'a mut [u8]) -> Option<Self> {
         let header = virtio::Header::decode(superpacket)?;
         let bytes = &mut superpacket[virtio::HEADER_LEN..];

@@ -13,11 +13,13 @@ pub(super) const UDP_SEGMENT: i32 = 103;
 /// UDP_GRO of udp(7): segment size of a superpacket that arrives.
 pub(super) const UDP_GRO: i32 = 104;
 
+/// The ECN bits of a traffic class.
+const ECN: u8 = 3;
 /// Size of a `struct cmsghdr`.
 const HEADER: usize = 16;
 /// Room for IPV6_PKTINFO (40), UDP_SEGMENT (24) and a traffic class (24), with slack.
 const SEND_CONTROL: usize = 96;
-/// Room for packet info (40), UDP_GRO (24) and SO_RXQ_OVFL (24), with slack.
+/// Room for packet info (40), UDP_GRO (24), SO_RXQ_OVFL (24) and a traffic class (24), with slack.
 pub const RECEIVE_CONTROL: usize = 128;
 
 /// Everything `sendmsg` reads besides the payload. Lives beside its slot, so that it outlives the operation.
@@ -71,8 +73,8 @@ impl SendHeader {
             }
             None => {}
         }
-        if target.ecn != 0 {
-            let value = i32::from(target.ecn & 3).to_ne_bytes();
+        if target.traffic_class != 0 {
+            let value = i32::from(target.traffic_class).to_ne_bytes();
             match target.to.is_ipv4() {
                 true => control.push(libc::IPPROTO_IP, libc::IP_TOS, &value),
                 false => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &value),
@@ -143,6 +145,9 @@ pub struct ReceiveInfo {
     pub segment_size: Option<usize>,
     /// How many skbs this socket has dropped so far because its receive buffer was full (SO_RXQ_OVFL; wraps at 2^32).
     pub dropped: Option<u32>,
+    /// The two ECN bits of its header; zero where the socket does not ask for the traffic class. Datagrams of a superpacket
+    /// have the same: the kernel puts no others together.
+    pub ecn: u8,
 }
 
 /// The first `len` bytes, and what shares a word with them, of control messages that the kernel wrote; then zeros.
@@ -180,6 +185,13 @@ pub fn parse_control(mut bytes: &[u8]) -> ReceiveInfo {
                     .and_then(|size| size.try_into().ok())
                     .map(|size| i32::from_ne_bytes(size).max(0) as usize);
             }
+            // A byte of IPv4 (ip(7)); an int of IPv6 (ipv6(7)), whose first byte is the one on little-endian machines only.
+            (libc::IPPROTO_IP, libc::IP_TOS) => info.ecn = data.first().map_or(0, |class| class & ECN),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                let class =
+                    data.get(..4).and_then(|class| class.try_into().ok()).map_or(0, i32::from_ne_bytes);
+                info.ecn = class as u8 & ECN;
+            }
             (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                 info.dropped = data.get(..4).and_then(|count| count.try_into().ok()).map(u32::from_ne_bytes);
             }
@@ -216,8 +228,28 @@ mod tests {
             to: Some(IpAddr::from([192, 0, 2, 1])),
             segment_size: Some(1400),
             dropped: Some(7),
+            ecn: 0,
         };
         assert_eq!(parse_control(&bytes[..len]), expected);
+    }
+
+    #[test]
+    fn the_ecn_bits_are_a_byte_of_ipv4_and_an_int_of_ipv6() {
+        let (one, other) = ([0xb8 | 2], i32::from(0xb8_u8 | 3).to_ne_bytes());
+        let cases = [
+            (libc::IPPROTO_IP, libc::IP_TOS, &one[..], 2),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &other[..], 3),
+            (libc::IPPROTO_IP, libc::IP_TOS, &[], 0),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &other[..1], 0),
+        ];
+        for (level, kind, data, ecn) in cases {
+            let mut words = [0u64; SEND_CONTROL / 8];
+            let mut writer = ControlWriter { words: &mut words, len: 0 };
+            writer.push(level, kind, data);
+            let len = writer.len;
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            assert_eq!(parse_control(&bytes[..len]), ReceiveInfo { ecn, ..ReceiveInfo::default() });
+        }
     }
 
     #[test]

@@ -388,8 +388,13 @@ mod tests {
         let (sender, receiver) = (bind(), bind());
         let (slab, slots) = Slab::new(2).expect("mapped");
         let Some((mut submit, mut reap)) = set_up(&Arc::new(slab)) else { return };
-        let good =
-            Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0, dont_fragment: false };
+        let good = Target {
+            port: Port(0),
+            to: receiver.local_addr(),
+            from: None,
+            traffic_class: 0,
+            dont_fragment: false,
+        };
         // EACCES: the socket has no SO_BROADCAST.
         let bad = Target { to: "255.255.255.255:9".parse().expect("address"), ..good };
         for (slot, target) in slots.into_iter().zip([good, bad]) {
@@ -418,8 +423,13 @@ mod tests {
         let (slab, slots) = Slab::new(16).expect("mapped");
         let slab = Arc::new(slab);
         let Some((mut submit, mut reap)) = set_up(&slab) else { return };
-        let target =
-            Target { port: Port(0), to: receiver.local_addr(), from: None, ecn: 0, dont_fragment: false };
+        let target = Target {
+            port: Port(0),
+            to: receiver.local_addr(),
+            from: None,
+            traffic_class: 0,
+            dont_fragment: false,
+        };
         for (index, mut slot) in slots.into_iter().enumerate() {
             slab.bytes(&mut slot)[0] = index as u8;
             submit.push_send(slot, sender.fd().as_fd(), &target, 1, 1, index < 15);

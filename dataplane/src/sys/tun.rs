@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::egress::errno::tells_of_offload;
+
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
 const TUN_F_TSO6: libc::c_uint = 0x04;
@@ -22,9 +24,29 @@ pub struct Offloads {
     pub tso: bool,
     /// UDP segmentation, both families (TUN_F_USO4, TUN_F_USO6; Linux 6.2).
     pub uso: bool,
+    /// There is no virtio_net header in front of packets, and so none of the above.
+    pub bare: bool,
 }
 
-/// An open TUN device: IP packets, each behind a virtio_net header.
+/// What a TUN device is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunOptions {
+    /// A virtio_net header in front of each packet; without it there are no superpackets (IFF_VNET_HDR).
+    pub header: bool,
+    /// What comes from the device may be superpackets, and its checksums partial, as far as the kernel has that.
+    pub superpackets_in: bool,
+    /// What goes to the device may be.
+    pub superpackets_out: bool,
+}
+
+impl TunOptions {
+    /// Everything that the kernel has.
+    pub const ALL: Self = Self { header: true, superpackets_in: true, superpackets_out: true };
+    /// Packets one by one.
+    pub const PLAIN: Self = Self { header: true, superpackets_in: false, superpackets_out: false };
+}
+
+/// An open TUN device: IP packets, each behind a virtio_net header unless it is [`Offloads::bare`].
 #[derive(Clone, Debug)]
 pub struct Tun {
     fd: Arc<OwnedFd>,
@@ -33,32 +55,36 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Creates (or attaches to) the device `name`; with `gso` it asks for as many offloads as the kernel has.
+    /// Creates (or attaches to) the device `name`. Where the kernel refuses the virtio_net header, it goes without.
     ///
     /// # Errors
     /// One sentence with the remedy: a missing or closed `/dev/net/tun`, a missing CAP_NET_ADMIN, a busy or bad name.
-    pub fn open(name: &str, gso: bool) -> io::Result<Self> {
+    pub fn open(name: &str, options: TunOptions) -> io::Result<Self> {
         let file =
             std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(device_error)?;
         let fd = OwnedFd::from(file);
         rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::RDWR)?;
         let mut request = named_request(name)?;
-        // No IFF_MULTI_QUEUE: a second process must not silently join as a queue with other flags; it gets EBUSY.
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
-        // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which lives in this frame.
-        let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        if answer < 0 {
-            return Err(interface_error(name, io::Error::last_os_error()));
+        let mut header = options.header;
+        if let Err(error) = attach(&fd, &mut request, header) {
+            let without = header && tells_of_offload(error.raw_os_error().unwrap_or_default());
+            if !without || attach(&fd, &mut request, false).is_err() {
+                return Err(interface_error(name, error));
+            }
+            tracing::warn!(
+                "the header in front of the interface's packets (vnet-hdr) is given up, and superpackets with it: the \
+                 kernel refuses it ({error})"
+            );
+            header = false;
         }
-        Self::with_offloads(fd, name.to_owned(), gso)
+        Self::with_offloads(fd, name.to_owned(), TunOptions { header, ..options })
     }
 
     /// Takes a descriptor that is attached to a device already (WG_TUN_FD); otherwise as [`Tun::open`].
     ///
     /// # Errors
-    /// `InvalidInput` when it is not, or when its packets do not start with a virtio_net header.
-    pub fn inherited(fd: OwnedFd, gso: bool) -> io::Result<Self> {
+    /// `InvalidInput` when it is not.
+    pub fn inherited(fd: OwnedFd, options: TunOptions) -> io::Result<Self> {
         let refuse = |text: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         let request = match attached(&fd) {
             Ok(request) => request,
@@ -66,20 +92,28 @@ impl Tun {
         };
         // SAFETY: TUNGETIFF has written the flags of the device.
         let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
-        let wanted = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let wanted = libc::IFF_TUN | libc::IFF_NO_PI;
         if flags & (wanted | libc::IFF_TAP) != wanted {
-            return refuse("the device has to be made with IFF_TUN, IFF_NO_PI and IFF_VNET_HDR");
+            return refuse("the device has to be made with IFF_TUN and IFF_NO_PI");
         }
         rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::RDWR)?;
-        Self::with_offloads(fd, name_of(&request), gso)
+        let header = flags & libc::IFF_VNET_HDR != 0;
+        Self::with_offloads(fd, name_of(&request), TunOptions { header, ..options })
     }
 
-    fn with_offloads(fd: OwnedFd, name: String, gso: bool) -> io::Result<Self> {
-        let offloads = if gso { probe_offloads(&fd) } else { Offloads::default() };
-        if offloads == Offloads::default() {
+    fn with_offloads(fd: OwnedFd, name: String, options: TunOptions) -> io::Result<Self> {
+        let TunOptions { header, superpackets_in, superpackets_out } = options;
+        // Also of those that are only written: what the kernel gives it takes.
+        let offers = if header && (superpackets_in || superpackets_out) {
+            probe_offloads(&fd)
+        } else {
+            Offloads::default()
+        };
+        if offers == Offloads::default() || !superpackets_in {
             set_offloads(&fd, 0)?;
         }
-        Ok(Self { fd: Arc::new(fd), name, offloads })
+        let offloads = if superpackets_out { offers } else { Offloads::default() };
+        Ok(Self { fd: Arc::new(fd), name, offloads: Offloads { bare: !header, ..offloads } })
     }
 
     /// Whether the interface was deleted: then the descriptor is attached to nothing.
@@ -122,20 +156,30 @@ impl Tun {
         &self.name
     }
 
-    /// What the kernel accepted.
+    /// What it takes.
     #[must_use]
     pub fn offloads(&self) -> Offloads {
         self.offloads
     }
 }
 
+/// Attaches a descriptor to the device of a name, which is made if it is not there (TUNSETIFF).
+fn attach(fd: &OwnedFd, request: &mut libc::ifreq, header: bool) -> io::Result<()> {
+    // No IFF_MULTI_QUEUE: a second process must not silently join as a queue with other flags; it gets EBUSY.
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | if header { libc::IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which the caller has lent us.
+    let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, std::ptr::from_mut(request)) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Asks for less and less until the kernel agrees: USO needs Linux 6.2, TSO and checksums are older.
 fn probe_offloads(fd: &OwnedFd) -> Offloads {
     let tso = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
     let degrees = [
-        (tso | TUN_F_USO4 | TUN_F_USO6, Offloads { checksum: true, tso: true, uso: true }),
-        (tso, Offloads { checksum: true, tso: true, uso: false }),
-        (TUN_F_CSUM, Offloads { checksum: true, tso: false, uso: false }),
+        (tso | TUN_F_USO4 | TUN_F_USO6, Offloads { checksum: true, tso: true, uso: true, bare: false }),
+        (tso, Offloads { checksum: true, tso: true, uso: false, bare: false }),
+        (TUN_F_CSUM, Offloads { checksum: true, tso: false, uso: false, bare: false }),
     ];
     let accepted = degrees.into_iter().find(|&(flags, _)| set_offloads(fd, flags).is_ok());
     accepted.map(|(_, offloads)| offloads).unwrap_or_default()
@@ -213,7 +257,7 @@ mod tests {
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
         assert_eq!(probe_offloads(&null.into()), Offloads::default());
         let null = std::fs::File::open("/dev/null").expect("/dev/null");
-        let error = Tun::inherited(null.into(), true).expect_err("refused");
+        let error = Tun::inherited(null.into(), TunOptions::ALL).expect_err("refused");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

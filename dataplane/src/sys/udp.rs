@@ -31,6 +31,8 @@ pub struct UdpOptions {
     pub send_buffer: usize,
     /// Learn the local address of each datagram (IP_PKTINFO); needed on wildcard addresses.
     pub packet_info: bool,
+    /// Learn the ECN bits of each datagram (IP_RECVTOS, IPV6_RECVTCLASS).
+    pub ecn: bool,
     /// Learn of ICMP errors (IP_RECVERR): read the socket as [`crate::ingress::Source::UdpWithErrors`]. An error fails one
     /// send, of whatever destination, which every egress tries again; so this is for sockets whose peers share a fate.
     pub errors: bool,
@@ -53,6 +55,7 @@ impl Default for UdpOptions {
             receive_buffer: 8 << 20,
             send_buffer: 8 << 20,
             packet_info: true,
+            ecn: false,
             errors: false,
             without_df: false,
             patience: Duration::ZERO,
@@ -129,6 +132,13 @@ impl UdpSocket {
             };
             socket::set_option(socket.as_fd(), level, name, 1)?;
         }
+        if options.ecn {
+            let (level, name) = match address {
+                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+            };
+            socket::set_option(socket.as_fd(), level, name, 1)?;
+        }
         if options.without_df && address.is_ipv4() {
             set_path_mtu_discovery(socket.as_fd(), libc::IP_PMTUDISC_OMIT)?;
         }
@@ -168,6 +178,23 @@ impl UdpSocket {
         error_queue::set_errors(self.fd.as_fd(), self.local.is_ipv4(), on)
     }
 
+    /// Sends without checksums over IPv4 (SO_NO_CHECK of socket(7)), and so without superpackets, which the kernel then refuses
+    /// with EINVAL: what a socket without UDP GSO does can be seen on it.
+    ///
+    /// # Errors
+    /// What setsockopt(2) answers.
+    pub fn leave_out_checksums(&self) -> io::Result<()> {
+        socket::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
+    }
+
+    /// Receives no superpackets from now on (UDP_GRO), as [`UdpOptions::gro`] has it at first.
+    ///
+    /// # Errors
+    /// What setsockopt(2) answers.
+    pub fn stop_gro(fd: BorrowedFd<'_>) -> io::Result<()> {
+        socket::set_option(fd, libc::IPPROTO_UDP, message::UDP_GRO, 0)
+    }
+
     /// Sends `bytes` as datagrams of `segment_size` bytes (the last may be shorter) in one system call, now or never.
     ///
     /// # Errors
@@ -176,11 +203,11 @@ impl UdpSocket {
         &self,
         to: SocketAddr,
         from: Option<IpAddr>,
-        ecn: u8,
+        traffic_class: u8,
         bytes: &[u8],
         segment_size: usize,
     ) -> io::Result<()> {
-        let target = Target { port: Port(0), to, from, ecn, dont_fragment: false };
+        let target = Target { port: Port(0), to, from, traffic_class, dont_fragment: false };
         send_message(&self.fd, &target, bytes, segment_size)
     }
 
@@ -193,7 +220,7 @@ impl UdpSocket {
     /// answer of sendmsg(2). Nothing was sent then.
     pub fn send_whole(&self, to: SocketAddr, bytes: &[u8]) -> Result<(), Cause> {
         let fd = self.fd.as_fd();
-        let target = Target { port: Port(0), to, from: None, ecn: 0, dont_fragment: true };
+        let target = Target { port: Port(0), to, from: None, traffic_class: 0, dont_fragment: true };
         let send = || {
             send_message(&self.fd, &target, bytes, bytes.len())
                 .map_err(|error| judge_send(error.raw_os_error().unwrap_or(libc::EINVAL), 1))
@@ -394,6 +421,7 @@ impl ReceiveBatch {
                 from,
                 to: info.to,
                 segment_size: info.segment_size.filter(|&size| size > 0).unwrap_or(len).min(len),
+                ecn: info.ecn,
             });
             Arrival { meta, dropped: info.dropped, bytes: &mut buffer[..len] }
         })
@@ -436,7 +464,7 @@ mod tests {
         for _ in 0..100 {
             receiver.receive_batch(&mut batch).expect("received");
             for arrival in batch.iter_mut() {
-                let Some(Meta::Udp { from, to, segment_size }) = arrival.meta else { panic!("no meta") };
+                let Some(Meta::Udp { from, to, segment_size, .. }) = arrival.meta else { panic!("no meta") };
                 assert_eq!(from, sender.local_addr());
                 assert_eq!(to, Some(receiver.local_addr().ip()));
                 assert!(segment_size == 1000 || arrival.bytes.len() <= 1000);

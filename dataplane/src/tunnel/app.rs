@@ -8,6 +8,8 @@
 mod control;
 mod figures;
 mod link;
+mod names;
+mod outside;
 mod ports;
 mod relays;
 mod status;
@@ -23,10 +25,13 @@ use self::control::Control;
 pub use self::control::Management;
 use self::figures::Figures;
 use self::link::Link;
+use self::outside::Outside;
+pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
 pub use self::relays::{Relay, RelayChoice, RelayPlan};
-use self::way::Way;
+use self::way::{Way, seal_and_append};
+use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
 use crate::driver::{Application, Next, OWN_TOKENS};
 use crate::drops::{Cause, Drops};
@@ -37,13 +42,18 @@ use crate::offload::split::Splitter;
 use crate::packet::Packet;
 use crate::stages::Stages;
 use crate::sys::daemon::Notice;
-use crate::sys::tun::Tun;
+use crate::sys::tun::{Offloads, Tun};
 use crate::uapi::Listener;
+use crate::wire::{too_big, traffic_class};
 
 /// What `wg` has asked for, and what the interface tells of itself.
 const CONTROL: Token = Token(OWN_TOKENS - 1);
 const LINK: Token = Token(OWN_TOKENS - 2);
 const FIGURES: Token = Token(OWN_TOKENS - 3);
+/// Names that were looked up; routes and addresses that have changed.
+const NAMES: Token = Token(OWN_TOKENS - 10);
+const ROUTES: Token = Token(OWN_TOKENS - 11);
+const ADDRESSES: Token = Token(OWN_TOKENS - 12);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
 
@@ -58,6 +68,8 @@ pub struct App {
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
     packet: Packet,
     binding: Binding,
+    marking: Marking,
+    outside: Outside,
     drop_in: bool,
     /// What is used up at the start.
     listener: Option<Listener>,
@@ -85,7 +97,7 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, listener, drop_in, notice, admin } = management;
+        let Management { binding, marking, inquiries, listener, drop_in, notice, admin } = management;
         Self {
             tunnel,
             tun,
@@ -95,6 +107,8 @@ impl App {
             ready: false,
             packet: Packet::new(),
             binding,
+            marking,
+            outside: Outside::new(inquiries),
             drop_in,
             listener,
             notice,
@@ -109,20 +123,27 @@ impl App {
     }
 
     fn handle_tun<E: Egress>(&mut self, superpacket: &mut [u8], egress: &mut E, now: Instant) {
-        let mut splitter = match Splitter::new(superpacket) {
+        let bare = self.tun.offloads().bare;
+        let splitter = if bare { Splitter::bare(superpacket) } else { Splitter::new(superpacket) };
+        let mut splitter = match splitter {
             Ok(splitter) => splitter,
             Err(cause) => return self.tunnel.count_drop(cause),
         };
         // All packets of a superpacket are of one flow, so that one look at routes and path is enough.
-        let mut decided = None;
+        let (mut decided, mut told) = (None, false);
         while let Some(packet) = splitter.next_packet() {
             match *decided.get_or_insert_with(|| self.decide(packet, now)) {
-                Ok((peer, Some(way))) => {
-                    if !self.send_packet(peer, &way, packet, egress, now) {
-                        // The session is gone: what follows waits for the next.
-                        decided = None;
+                Ok((peer, Some(way))) => match way.refuses(packet) {
+                    Some(mtu) => {
+                        // One answer is enough for all of them.
+                        let silent = std::mem::replace(&mut told, true);
+                        let message = if silent { None } else { too_big::message(packet, mtu) };
+                        self.refuse(message, egress, now);
                     }
-                }
+                    // The session is gone: what follows waits for the next.
+                    None if !self.send_packet(peer, &way, packet, egress, now) => decided = None,
+                    None => {}
+                },
                 Ok((peer, None)) => self.tunnel.stage(peer, packet, now),
                 Err(cause) => self.tunnel.count_drop(cause),
             }
@@ -133,7 +154,10 @@ impl App {
     fn decide(&mut self, packet: &[u8], now: Instant) -> Result<(PeerIndex, Option<Way>), Cause> {
         let peer = self.tunnel.route(packet)?;
         match self.tunnel.ready(peer, now) {
-            Some(path) => Ok((peer, Some(self.way(path, now)?))),
+            Some(path) => {
+                let way = self.way(path, now)?.carrying(packet, self.marking);
+                Ok((peer, Some(self.measured(way, peer, packet, now))))
+            }
             None => Ok((peer, None)),
         }
     }
@@ -176,14 +200,15 @@ impl App {
         match path {
             Path::Direct { to, from } => {
                 let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
-                Ok(Way { target: Target { port, to, from, ecn: 0, dont_fragment: false }, channel: None })
+                Ok(Way::new(Target { port, to, from, traffic_class: 0, dont_fragment: false }, None))
             }
             Path::Relayed { peer } => {
                 let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
                 let number = relay.channel(peer, now).ok_or(Cause::NoEndpoint)?;
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
-                let target = Target { port, to: relay.server, from: None, ecn: 0, dont_fragment: false };
-                Ok(Way { target, channel: Some(number) })
+                let target =
+                    Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
+                Ok(Way::new(target, Some(number)))
             }
         }
     }
@@ -192,25 +217,36 @@ impl App {
         &mut self,
         from: SocketAddr,
         path: Path,
+        ecn: u8,
         segments: crate::ingress::Segments<'_>,
         egress: &mut E,
         now: Instant,
     ) {
         if self.relay.as_ref().is_some_and(|relay| relay.server == from) {
             for datagram in segments {
-                self.handle_relay(datagram, egress, now);
+                self.handle_relay(datagram, ecn, egress, now);
             }
             return;
         }
         for datagram in segments {
-            self.open(datagram, path, egress, now);
+            self.open(datagram, path, ecn, egress, now);
         }
     }
 
-    fn open<E: Egress>(&mut self, datagram: &[u8], path: Path, egress: &mut E, now: Instant) {
-        if let Opened::Packet(_) = self.tunnel.open(datagram, path, &mut self.packet, now)
-            && let Some(device) = self.ports.device
-        {
+    /// Opens a datagram that came with these ECN bits, and delivers what is in it.
+    fn open<E: Egress>(&mut self, datagram: &[u8], path: Path, ecn: u8, egress: &mut E, now: Instant) {
+        let Opened::Packet(_) = self.tunnel.open(datagram, path, &mut self.packet, now) else {
+            return;
+        };
+        match traffic_class::decapsulate(self.packet.as_mut_slice(), ecn) {
+            Ok(()) => self.deliver(egress),
+            Err(cause) => self.tunnel.count_drop(cause),
+        }
+    }
+
+    /// Hands what is in the stack packet to the device.
+    fn deliver<E: Egress>(&self, egress: &mut E) {
+        if let Some(device) = self.ports.device {
             egress.deliver(device, self.packet.as_slice());
         }
     }
@@ -225,7 +261,12 @@ impl App {
             let path = self.tunnel.ready(peer, now).ok_or(Cause::NoSession);
             match path.and_then(|path| self.way(path, now)) {
                 Ok(way) => {
-                    self.send_stack_packet(peer, &way, egress, now);
+                    let packet = self.packet.as_slice();
+                    let way = way.carrying(packet, self.marking);
+                    match too_big::mtu_to_tell(packet, self.tunnel.packet_limit(peer)) {
+                        Some(mtu) => self.refuse(too_big::message(packet, mtu), egress, now),
+                        None => _ = self.send_stack_packet(peer, &way, egress, now),
+                    }
                 }
                 Err(cause) => self.tunnel.count_drop(cause),
             }
@@ -237,9 +278,10 @@ impl App {
     fn transmit<E: Egress>(&mut self, message: &Transmit, egress: &mut E, now: Instant) {
         let bytes = message.bytes();
         // A control message that cannot leave is repeated by its timer; only packets are counted.
-        let Ok(way) = self.way(message.path, now) else {
+        let Ok(mut way) = self.way(message.path, now) else {
             return;
         };
+        way.target.traffic_class = marking::of_control(bytes);
         let Some(front) = way.front(bytes.len()) else {
             return;
         };
@@ -259,34 +301,6 @@ impl App {
     }
 }
 
-/// Seals a padded packet into the memory it leaves from, or counts it; `false` when there is no session for it.
-fn seal_and_append<E: Egress>(
-    tunnel: &mut Tunnel,
-    peer: PeerIndex,
-    way: &Way,
-    packet: &[u8],
-    egress: &mut E,
-    now: Instant,
-) -> bool {
-    let sealed_len = Tunnel::sealed_len(packet.len());
-    let Some(front) = way.front(sealed_len) else {
-        tunnel.count_drop(Cause::Mtu);
-        return true;
-    };
-    let mut refused = false;
-    egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
-        let (head, rest) = slot.split_at_mut(front.len());
-        head.copy_from_slice(&front);
-        let sealed = tunnel.seal(peer, packet, rest, now);
-        refused = !sealed;
-        sealed
-    });
-    if refused {
-        tunnel.count_drop(Cause::NoSession);
-    }
-    !refused
-}
-
 impl Application for App {
     /// Socket and device wake the loop by a completion, not by the kernel's synchronous wake-up, which puts it onto the core
     /// of whoever sent. Where both ends share a machine a stream is up to 11 % faster so, and costs the same.
@@ -294,8 +308,8 @@ impl Application for App {
         IngressKind::Uring
     }
 
-    fn device(&self) -> Option<Arc<OwnedFd>> {
-        Some(Arc::clone(self.tun.fd()))
+    fn device(&self) -> Option<(Arc<OwnedFd>, Offloads)> {
+        Some((Arc::clone(self.tun.fd()), self.tun.offloads()))
     }
 
     /// The TUN device is not read while anything waits: a full queue drains at 10 Mbit/s in this time.
@@ -318,6 +332,7 @@ impl Application for App {
         }
         self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
+        self.open_outside(ingress, now);
         // Whoever can be reached directly need not wait for the relay.
         if self.relay.as_ref().is_none_or(|relay| !relay.is_needed()) {
             self.report_ready();
@@ -330,14 +345,17 @@ impl Application for App {
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
         match received.meta {
             Meta::Tun => self.handle_tun(received.bytes, egress, now),
-            Meta::Udp { from, to, segment_size } => {
+            Meta::Udp { from, to, segment_size, ecn } => {
                 let path = Path::Direct { to: from, from: to };
                 let segments = Received::segments(received.bytes, segment_size);
-                self.handle_udp(from, path, segments, egress, now);
+                self.handle_udp(from, path, ecn, segments, egress, now);
             }
             Meta::Ready if received.token == CONTROL => return self.note_control(now),
             Meta::Ready if received.token == FIGURES => return self.figures.handle_ready(now),
             Meta::Ready if received.token == LINK => return self.link_news = true,
+            Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
+            Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
+            Meta::Ready if received.token == ADDRESSES => return self.outside.note_addresses(),
             Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }
         self.send_control(egress, now);
@@ -356,10 +374,9 @@ impl Application for App {
         let relay = self.relay.as_ref().and_then(Relay::poll_timeout);
         let at_once = self.turned.filter(|_| self.link_news || self.tunnel.is_renewing());
         let asked = self.figures.poll_timeout();
-        [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.bind_at, at_once, asked]
-            .into_iter()
-            .flatten()
-            .min()
+        let due =
+            [self.tunnel.poll_timeout(), relay, self.control_timeout(), self.outside.timeout(), at_once];
+        due.into_iter().chain([self.bind_at, asked]).flatten().min()
     }
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
@@ -371,6 +388,7 @@ impl Application for App {
             self.go_up(ingress, egress, now);
         }
         self.tunnel.renew_some(RENEWED);
+        self.look_outside(ingress, egress, now);
         self.serve_figures(ingress, egress, now);
         self.serve_control(ingress, egress, now)
     }

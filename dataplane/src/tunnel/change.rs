@@ -4,6 +4,7 @@
 //! not wait for it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -222,6 +223,22 @@ impl Tunnel {
     fn begin_epoch(&mut self) {
         self.epoch += 1;
         self.renewing = (self.peers.len() > 0).then_some(0);
+    }
+
+    /// Lets the kernel choose where messages leave from for peers that had been answered from an address that `is_gone`; costs a
+    /// look at every peer.
+    pub fn forget_sources(&mut self, is_gone: impl Fn(IpAddr) -> bool) {
+        for peer in self.peers.iter_mut() {
+            let gone = match peer.path {
+                Some(Path::Direct { from, .. }) => from.is_some_and(&is_gone),
+                // Where the direct way would begin is not known here.
+                Some(Path::Relayed { .. }) => true,
+                None => false,
+            };
+            if gone {
+                peer.forget_source();
+            }
+        }
     }
 
     /// Changes the MTU of the TUN device, bytes.

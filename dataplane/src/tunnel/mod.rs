@@ -9,6 +9,7 @@
 
 pub mod app;
 pub mod key;
+pub mod marking;
 pub mod noise;
 pub mod paths;
 pub mod peer;
@@ -22,6 +23,7 @@ mod keys;
 mod limiter;
 mod looped;
 mod missing;
+pub mod path_mtu;
 mod staged;
 mod switch;
 mod timers;
@@ -113,6 +115,8 @@ pub struct Tunnel {
     control: VecDeque<Transmit>,
     /// Peers whose staged packets can leave.
     unstaging: VecDeque<PeerIndex>,
+    /// Peers that did not answer; taken out after every look at the timers.
+    unanswered: Vec<PeerIndex>,
     staged_bytes: usize,
     rng: Xoshiro256PlusPlus,
     /// When each peer's next timer runs out, by its place.
@@ -144,6 +148,7 @@ impl Tunnel {
             limiter: Limiter::new(rng.next_u64(), now),
             control: VecDeque::with_capacity(CONTROL_MAX),
             unstaging: VecDeque::new(),
+            unanswered: Vec::new(),
             staged_bytes: 0,
             rng,
             wheel: Wheel::new(config.peers.len(), now),
@@ -273,6 +278,12 @@ impl Tunnel {
         self.control.pop_front()
     }
 
+    /// A peer that left an initiation unanswered for its time: it may be elsewhere. Drain it after
+    /// [`Tunnel::handle_timeout`].
+    pub fn poll_unanswered(&mut self) -> Option<PeerIndex> {
+        self.unanswered.pop()
+    }
+
     /// When [`Tunnel::handle_timeout`] wants to be called; O(1).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -366,12 +377,14 @@ impl Tunnel {
                     self.start_handshake(index, now);
                 }
                 Due::Retransmit => {
+                    self.note_unanswered(index);
                     self.renew(index);
                     self.peers[index].forget_source();
                     self.initiate(index, now);
                 }
                 Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
                 Due::GiveUp => {
+                    self.note_unanswered(index);
                     let peer = &mut self.peers[index];
                     let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
                     tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
@@ -382,6 +395,13 @@ impl Tunnel {
                     self.prune_keys(index, now);
                 }
             }
+        }
+    }
+
+    fn note_unanswered(&mut self, index: PeerIndex) {
+        // Nobody may be asking. A peer that is left out comes up again at its next attempt.
+        if self.unanswered.len() < CONTROL_MAX {
+            self.unanswered.push(index);
         }
     }
 

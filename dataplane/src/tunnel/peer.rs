@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::key::{PublicKey, SecretKey};
 use super::keys::Keys;
 use super::noise::Identity;
+use super::path_mtu::PathMtu;
 use super::paths::Paths;
 use super::staged::Staged;
 use super::timers::Timers;
@@ -141,6 +142,7 @@ pub(super) struct Peer {
     /// What decides `path`, where there is more than one way.
     pub(super) paths: Option<Box<Paths>>,
     pub(super) awaits_path: bool,
+    pub(super) path_mtu: PathMtu,
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
     pub(super) unstaging: bool,
@@ -176,6 +178,7 @@ impl Peer {
             path: config.path,
             paths: None,
             awaits_path: config.awaits_path,
+            path_mtu: PathMtu::default(),
             staged: Staged::default(),
             unstaging: false,
             last_initiation_received: None,

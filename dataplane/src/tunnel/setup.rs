@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::app::{RelayChoice, RelayPlan, Sockets};
+use super::app::{AutoMtu, Inquiries, RelayChoice, RelayPlan, Sockets, auto_mtu};
 use super::paths::Policy;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
-use crate::config::{self, Config, ConfigError, Endpoint, Table};
+use crate::config::{self, Config, ConfigError, Endpoint, Host, MTU_MIN_IPV4, MTU_MIN_IPV6, Table};
 use crate::egress;
 use crate::netlink;
 use crate::stun::AddressFamily;
 use crate::stun::channel_data;
-use crate::sys::tun::Tun;
+use crate::sys::tun::{Tun, TunOptions};
 use crate::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
 use crate::wire::wireguard::DATA_OVERHEAD;
 
 /// The MTU every way between two hosts is taken to have, bytes: Ethernet's.
-const OUTER_MTU: u16 = 1_500;
+pub(super) const OUTER_MTU: u16 = 1_500;
 const UDP_HEADER: u16 = 8;
 /// Packets that may wait in front of the TUN device while its reading is stopped or slow.
 const TX_QUEUE: u32 = 1_000;
@@ -34,6 +34,8 @@ pub struct Plan {
     pub tunnel: TunnelConfig,
     /// The relays, and which peer they reach at which address.
     pub relay: Option<RelayPlan>,
+    /// What is found out while it runs.
+    pub inquiries: Inquiries,
     /// What should be looked at.
     pub warnings: Vec<String>,
 }
@@ -51,6 +53,8 @@ pub fn plan(
     let mut warnings = Vec::new();
     let mut peers = Vec::with_capacity(config.peers.len());
     let mut relayed = Vec::new();
+    let mut inquiries = Inquiries::default();
+    let mut called = Vec::new();
     let mut policies = Vec::new();
     let mut choices = Vec::with_capacity(config.relays.len());
     for relay in &config.relays {
@@ -65,6 +69,10 @@ pub fn plan(
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
             None => None,
         };
+        if let Some((endpoint @ Endpoint { host: Host::Name(_), .. }, _)) = &section.endpoint {
+            inquiries.names.push((index, endpoint.clone()));
+        }
+        called.extend(address.map(|_| index));
         let goes_direct = !has_relay || section.path != Policy::Relay;
         let goes_over_relay = has_relay && section.path != Policy::Direct;
         outside.extend(address.filter(|_| goes_direct));
@@ -84,7 +92,15 @@ pub fn plan(
     }
     warn_of_loops(config, &outside, &mut warnings);
     let servers: Vec<IpAddr> = choices.iter().map(|choice| choice.server.ip()).collect();
-    let mtu = if has_relay { clamp_mtu(config.mtu, &servers, &relayed, &mut warnings) } else { config.mtu };
+    let mtu = if config.mtu_auto {
+        let least = if config.has_ipv6() { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 };
+        inquiries.auto_mtu = Some(AutoMtu { peers: called, least });
+        auto_mtu(&outside, has_relay, least, 0)
+    } else if has_relay {
+        clamp_mtu(config.mtu, &servers, &relayed, &mut warnings)
+    } else {
+        config.mtu
+    };
     let relay = has_relay.then(|| RelayPlan {
         choices,
         family: relay_family(&relayed, &mut warnings),
@@ -99,7 +115,7 @@ pub fn plan(
         seed: seeds[0],
         cookie_secret,
     };
-    Ok(Plan { tunnel, relay, warnings })
+    Ok(Plan { tunnel, relay, inquiries, warnings })
 }
 
 fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<SocketAddr, ConfigError> {
@@ -178,7 +194,7 @@ fn relay_family(peers: &[(PeerIndex, SocketAddr)], warnings: &mut Vec<String>) -
 pub fn bind_sockets(port: u16, gro: bool, patience: Duration) -> io::Result<Sockets> {
     /// With a port chosen by the kernel for one family, it may be taken in the other.
     const ATTEMPTS: usize = 16;
-    let options = UdpOptions { gro, patience, ..UdpOptions::default() };
+    let options = UdpOptions { gro, patience, ecn: true, ..UdpOptions::default() };
     let bind = |address: IpAddr, port: u16| UdpSocket::bind(SocketAddr::new(address, port), &options);
     let mut attempt = 0;
     loop {
@@ -270,9 +286,9 @@ pub fn make_interface(
     name: &str,
     config: &Config,
     mtu: usize,
-    gso: bool,
+    options: TunOptions,
 ) -> io::Result<(Tun, u32)> {
-    let tun = open_device(name, gso)?;
+    let tun = open_device(name, options)?;
     let index = set_device(handle, name, mtu)?;
     let relayed = !config.relays.is_empty();
     fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, relayed);
@@ -288,19 +304,19 @@ pub fn make_interface(
 ///
 /// # Errors
 /// As [`make_interface`].
-pub fn make_bare_interface(name: &str, gso: bool) -> io::Result<Tun> {
-    let tun = open_device(name, gso)?;
+pub fn make_bare_interface(name: &str, options: TunOptions) -> io::Result<Tun> {
+    let tun = open_device(name, options)?;
     set_device(&mut netlink::Handle::open()?, name, BARE_MTU)?;
     Ok(tun)
 }
 
 /// Opens the device. One that is taken is tried again for a moment: of the descriptors of a process that was killed a ring
 /// lets go a little later.
-fn open_device(name: &str, gso: bool) -> io::Result<Tun> {
+fn open_device(name: &str, options: TunOptions) -> io::Result<Tun> {
     const PAUSE: Duration = Duration::from_millis(25);
     let mut left = LISTEN_PATIENCE;
     loop {
-        match Tun::open(name, gso) {
+        match Tun::open(name, options) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !left.is_zero() => {
                 std::thread::sleep(PAUSE);
                 left = left.saturating_sub(PAUSE);

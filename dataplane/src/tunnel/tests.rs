@@ -4,6 +4,7 @@
 mod abuse;
 mod changes;
 mod forge;
+mod outside;
 mod paths;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -33,6 +33,8 @@ pub enum Rule {
     Superpackets,
     /// The source address asked for is the one used.
     SourceAddress,
+    /// So is the traffic class.
+    TrafficClass,
 }
 
 /// Which design is exempt from which rule, and why.
@@ -52,6 +54,7 @@ pub const EXEMPT: &[(Design, Rule, &str)] = &[
     (Design::Runtime, Rule::KnownAfterFlush, "the runtime's tasks are behind the loop"),
     (Design::Runtime, Rule::Superpackets, "tokio-uring sends one owned buffer at a time"),
     (Design::Runtime, Rule::SourceAddress, "tokio-uring passes no control messages with send_to"),
+    (Design::Runtime, Rule::TrafficClass, "tokio-uring passes no control messages with send_to"),
 ];
 
 impl Design {

@@ -41,7 +41,7 @@ _towpath__relay() {
 
     case "${cmd}" in
         towpath__relay)
-            opts="-h -V --listen --listen-tcp --listen-tls --tls-certificate --tls-key --tcp-connections-max --tcp-connections-per-address-max --tcp-queue-kib --tcp-queues-mib --realm --user --user-file --secret-file --secret-validity-max --allow-peer --relay-ports --port-sharing --relay-address --external-ip --channel-numbers --allocations-max --allocations-per-user-max --deny-peer --deny-peer-ports --allocations-per-source-max --permissions-max --channels-max --new-peers-per-user --new-peers-per-source --new-peers-total --permissions-per-user-max --permissions-total-max --channels-per-user-max --channels-total-max --allocation-rate --user-rate --source-rate --total-rate --unpaid-replies --strict-reflection --hairpin --drain-timeout --alternate-server --alternate-server-tls --workers --admin --admin-users --config --check-config --confine --io --ingress --gso --completions --busy-poll --log-format --help --version status import help"
+            opts="-h -V --listen --listen-tcp --listen-tls --tls-certificate --tls-key --tcp-connections-max --tcp-connections-per-address-max --tcp-queue-kib --tcp-queues-mib --realm --user --user-file --secret-file --secret-validity-max --allow-peer --relay-ports --port-sharing --relay-address --external-ip --channel-numbers --allocations-max --allocations-per-user-max --deny-peer --deny-peer-ports --allocations-per-source-max --permissions-max --channels-max --new-peers-per-user --new-peers-per-source --new-peers-total --permissions-per-user-max --permissions-total-max --channels-per-user-max --channels-total-max --allocation-rate --user-rate --source-rate --total-rate --unpaid-replies --strict-reflection --hairpin --drain-timeout --alternate-server --alternate-server-tls --workers --admin --admin-users --config --check-config --confine --io --ingress --gso --no-offload --completions --busy-poll --log-format --help --version status import help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -249,6 +249,10 @@ _towpath__relay() {
                     ;;
                 --gso)
                     COMPREPLY=($(compgen -W "on off" -- "${cur}"))
+                    return 0
+                    ;;
+                --no-offload)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --completions)

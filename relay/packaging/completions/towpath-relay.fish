@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_towpath_relay_global_optspecs
-    string join \n listen= listen-tcp= listen-tls= tls-certificate= tls-key= tcp-connections-max= tcp-connections-per-address-max= tcp-queue-kib= tcp-queues-mib= realm= user= user-file= secret-file= secret-validity-max= allow-peer= relay-ports= port-sharing= relay-address= external-ip= channel-numbers= allocations-max= allocations-per-user-max= deny-peer= deny-peer-ports= allocations-per-source-max= permissions-max= channels-max= new-peers-per-user= new-peers-per-source= new-peers-total= permissions-per-user-max= permissions-total-max= channels-per-user-max= channels-total-max= allocation-rate= user-rate= source-rate= total-rate= unpaid-replies= strict-reflection hairpin= drain-timeout= alternate-server= alternate-server-tls= workers= admin= admin-users= config= check-config confine= io= ingress= gso= completions= busy-poll= log-format= h/help V/version
+    string join \n listen= listen-tcp= listen-tls= tls-certificate= tls-key= tcp-connections-max= tcp-connections-per-address-max= tcp-queue-kib= tcp-queues-mib= realm= user= user-file= secret-file= secret-validity-max= allow-peer= relay-ports= port-sharing= relay-address= external-ip= channel-numbers= allocations-max= allocations-per-user-max= deny-peer= deny-peer-ports= allocations-per-source-max= permissions-max= channels-max= new-peers-per-user= new-peers-per-source= new-peers-total= permissions-per-user-max= permissions-total-max= channels-per-user-max= channels-total-max= allocation-rate= user-rate= source-rate= total-rate= unpaid-replies= strict-reflection hairpin= drain-timeout= alternate-server= alternate-server-tls= workers= admin= admin-users= config= check-config confine= io= ingress= gso= no-offload= completions= busy-poll= log-format= h/help V/version
 end
 
 function __fish_towpath_relay_needs_command
@@ -87,6 +87,7 @@ complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l ingress -d 
 epoll\t'epoll and recvmmsg'"
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l gso -d 'Superpackets on UDP sockets and TUN devices' -r -f -a "on\t'Used where the kernel has it'
 off\t'Never used'"
+complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l no-offload -d 'Offloads to do without, with commas between them: vnet-hdr, tun-tso, tun-gro, udp-gso, udp-gro' -r
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l completions -d 'Who reaps completions; only with `--io uring` [default: thread]' -r -f -a "thread\t'A thread of its own'
 inline\t'The submitting thread'"
 complete -c towpath-relay -n "__fish_towpath_relay_needs_command" -l busy-poll -d 'Look for input this long before going to sleep: wakes sooner, keeps a core busy; 0 for never' -r

@@ -105,7 +105,9 @@ impl Relay {
         let port = self.relay_port(allocation).ok_or(Cause::NoAllocation)?;
         match self.server.route(allocation, peer, now)? {
             Route::Socket if dont_fragment && peer.0.is_ipv4() => Ok(Way::Whole { port, to: peer.0 }),
-            Route::Socket => Ok(Way::Socket(Target { port, to: peer.0, from: None, ecn: 0, dont_fragment })),
+            Route::Socket => {
+                Ok(Way::Socket(Target { port, to: peer.0, from: None, traffic_class: 0, dont_fragment }))
+            }
             // Inside the relay nothing is fragmented, whatever the sender asked for.
             Route::Client { receiver, to, seen_as } => {
                 Ok(Way::Hairpin { receiver, delivery: self.delivery(to, seen_as)? })
@@ -217,7 +219,13 @@ impl Relay {
         // A socket bound to one address needs no telling.
         let from = client.local.filter(|_| listener.is_wildcard());
         let to = client.address;
-        Ok(Destination::Datagrams(Target { port: listener.port, to, from, ecn: 0, dont_fragment: false }))
+        Ok(Destination::Datagrams(Target {
+            port: listener.port,
+            to,
+            from,
+            traffic_class: 0,
+            dont_fragment: false,
+        }))
     }
 
     /// Sends something to a client. Whatever is for clients passes here.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use dataplane::sys::slab::Slab;
-use dataplane::sys::tun::Tun;
+use dataplane::sys::tun::{Tun, TunOptions};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use dataplane::sys::{namespace, ring};
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ pub(super) fn probe() -> ExitCode {
             facts.send_buffer = send_buffer();
         }
         Ok(topology) => {
-            let inside = topology.a.run(|| (Tun::open("lab-probe", true).err(), send_buffer()));
+            let inside = topology.a.run(|| (Tun::open("lab-probe", TunOptions::ALL).err(), send_buffer()));
             let (no_tun, send_buffer) = inside.unwrap_or_else(|error| (Some(error), 0));
             facts.no_tun = no_tun.map(|error| with_tun_fix(&error));
             facts.send_buffer = send_buffer;

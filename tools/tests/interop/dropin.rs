@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use dataplane::sys::namespace;
-use dataplane::sys::tun::Tun;
+use dataplane::sys::tun::{Tun, TunOptions};
 
 use super::world::{Process, World, command, enter, keys, sh, try_sh};
 
@@ -565,7 +565,7 @@ fn an_interface_may_be_moved_to_another_namespace() {
 fn descriptors_may_come_from_whoever_starts_it() {
     let Some(bench) = bench("descriptors_may_come_from_whoever_starts_it") else { return };
     // In the namespace of the test itself.
-    let tun = Tun::open("wgf", true).unwrap();
+    let tun = Tun::open("wgf", TunOptions::ALL).unwrap();
     fs::create_dir_all("/var/run/wireguard").unwrap();
     let listener = UnixListener::bind(socket("wgf")).unwrap();
     let open = rustix::io::FdFlags::empty();

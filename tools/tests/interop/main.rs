@@ -7,6 +7,9 @@
 mod dropin;
 #[path = "../../../dataplane/tests/support/left_out.rs"]
 mod left_out;
+mod marking;
+mod offload;
+mod path;
 mod paths;
 mod relay;
 mod shutdown;

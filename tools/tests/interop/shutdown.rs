@@ -17,7 +17,7 @@ fn configs(world: &super::world::World) -> [std::path::PathBuf; 2] {
 }
 
 /// The `figures` of the ledger line.
-fn ledger(lines: &[String]) -> serde_json::Value {
+pub(super) fn ledger(lines: &[String]) -> serde_json::Value {
     let line =
         lines.iter().rev().find(|line| line.contains("\"ledger\"")).unwrap_or_else(|| panic!("{lines:#?}"));
     let record: serde_json::Value = serde_json::from_str(line).unwrap();

@@ -3,8 +3,8 @@
 use super::world::{Process, World, enter, keys, sh};
 
 /// One end of a tunnel.
-struct End {
-    host: &'static str,
+pub(super) struct End {
+    pub host: &'static str,
     private: String,
     public: String,
     /// Last byte of its inner addresses.
@@ -12,7 +12,7 @@ struct End {
 }
 
 impl End {
-    fn new(host: &'static str, number: u8) -> Self {
+    pub fn new(host: &'static str, number: u8) -> Self {
         let (private, public) = keys();
         Self { host, private, public, number }
     }
@@ -29,12 +29,30 @@ impl End {
 }
 
 fn start_towpath(world: &World, end: &End, other: &End, endpoint: Option<&str>, mtu: u16) -> Process {
-    let quick = format!("Address = 10.77.0.{0}/24, fd77::{0}/64\nMTU = {mtu}", end.number);
-    let file = world.file(&format!("tow{}.conf", end.host), &end.config(other, endpoint, &quick));
-    world.tunnel(end.host, &file, &[])
+    start_towpath_with(world, end, other, endpoint, &format!("MTU = {mtu}"), &[])
 }
 
-fn start_wireguard_go(world: &World, end: &End, other: &End, endpoint: Option<&str>, mtu: u16) -> Process {
+/// `towpath up` on the host of an end, with more lines in `[Interface]`, and flags.
+pub(super) fn start_towpath_with(
+    world: &World,
+    end: &End,
+    other: &End,
+    endpoint: Option<&str>,
+    interface: &str,
+    flags: &[&str],
+) -> Process {
+    let quick = format!("Address = 10.77.0.{0}/24, fd77::{0}/64\n{interface}", end.number);
+    let file = world.file(&format!("tow{}.conf", end.host), &end.config(other, endpoint, &quick));
+    world.tunnel(end.host, &file, flags)
+}
+
+pub(super) fn start_wireguard_go(
+    world: &World,
+    end: &End,
+    other: &End,
+    endpoint: Option<&str>,
+    mtu: u16,
+) -> Process {
     let file = world.file(&format!("go{}.conf", end.host), &end.config(other, endpoint, ""));
     let (host, name, number) = (end.host, format!("go{}", end.host), end.number);
     let process = world.start(

@@ -6,12 +6,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::left_out::left_out;
+use dataplane::sys::namespace;
+use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Set for the process that runs inside the namespaces.
@@ -275,6 +278,16 @@ impl Drop for Process {
             self.terminate();
         }
     }
+}
+
+/// A UDP socket on a host, which tells ECN bits.
+pub fn socket(host: &str, address: &str) -> UdpSocket {
+    let (host, address) = (format!("/run/netns/{host}"), address.parse::<SocketAddr>().unwrap());
+    let made = std::thread::spawn(move || {
+        namespace::enter(fs::File::open(host).unwrap()).unwrap();
+        UdpSocket::bind(address, &UdpOptions { ecn: true, ..UdpOptions::default() }).unwrap()
+    });
+    made.join().unwrap()
 }
 
 /// A pair of keys: private and public.

@@ -337,6 +337,7 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
             entry.state.clear(Cause::EgressClosed, &mut self.stats.drops);
             self.waiting.retain(|&other| other != port);
         }
+        self.staging.forget_port(port);
     }
 
     fn append(&mut self, target: &Target, len: usize, class: Class, fill: impl FnOnce(&mut [u8]) -> bool) {

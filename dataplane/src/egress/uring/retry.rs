@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use super::super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write};
+use super::super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write, tells_of_offload};
+use super::super::given_up::give_up;
 use super::super::waiting::{Change, Record, To};
 use super::super::{Class, Port};
 use super::completion::Expected;
@@ -48,7 +49,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             }
             self.enter(records.len())?;
             self.stats.operations += records.len() as u64;
-            if let Outcome::Busy = self.settle_burst(port, &records)? {
+            if let Outcome::Busy = self.settle_burst(port, &records, now)? {
                 return Ok(());
             }
             // Writes to a device are not linked, so that one at a time keeps them in order.
@@ -104,17 +105,22 @@ impl<S: Submit, R: Reap> Uring<S, R> {
     }
 
     /// Reaps a burst and takes out of the queue what left or was lost; the rest stays where it is.
-    fn settle_burst(&mut self, port: Port, records: &[(usize, Record)]) -> io::Result<Outcome> {
+    fn settle_burst(&mut self, port: Port, records: &[(usize, Record)], now: Instant) -> io::Result<Outcome> {
         self.settle_all(records.len())?;
         let mut failed = std::mem::take(&mut self.failed);
         let mut outcome = Ok(Outcome::GoOn);
         let mut stopped = false;
         for (index, record) in records {
-            let result = failed.iter().find(|(slot, _)| slot.index() == *index).map(|&(_, result)| result);
+            let failure = failed.iter_mut().find(|(slot, _)| slot.index() == *index);
             let Some(entry) = self.ports.get_mut(port) else { break };
-            let Some(result) = result else {
+            let Some(&mut (ref mut slot, result)) = failure else {
                 // It left.
                 entry.state.pop();
+                if record.segments == 1
+                    && let Some(errno) = entry.state.take_suspicion()
+                {
+                    give_up(&mut self.staging, port, &mut entry.kind, errno);
+                }
                 continue;
             };
             if stopped {
@@ -124,7 +130,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             let verdict = match record.to {
                 _ if result >= 0 => Verdict::Drop(crate::drops::Cause::EgressInvalid),
                 To::Target(..) => judge_send(-result, record.segments),
-                To::Device(_) => judge_write(-result),
+                To::Device(_) => judge_write(-result, record.segments),
             };
             match verdict {
                 Verdict::Busy => outcome = Ok(Outcome::Busy),
@@ -134,11 +140,22 @@ impl<S: Submit, R: Reap> Uring<S, R> {
                 }
                 Verdict::Forgive(cause) | Verdict::Drop(cause) => {
                     entry.state.pop();
+                    // Refused one by one as well: no offload is to blame.
+                    let _ = entry.state.take_suspicion();
                     self.stats.drops.add(cause, record.segments as u64);
                 }
                 Verdict::Resegment => {
-                    entry.state.replace_front(Change::Resegment);
                     self.stats.gso_fallbacks += 1;
+                    self.stats.resent += record.segments as u64;
+                    if tells_of_offload(-result) {
+                        entry.state.suspect(-result);
+                    }
+                    if matches!(record.to, To::Target(..)) {
+                        entry.state.replace_front(Change::Resegment);
+                    } else {
+                        entry.state.pop();
+                        self.put_apart(port, slot, record.len, record.segments, now);
+                    }
                 }
                 Verdict::Fatal => {
                     entry.state.pop();

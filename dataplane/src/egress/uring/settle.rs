@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write};
+use super::super::errno::{FORGIVEN_MAX, Verdict, judge_send, judge_write, tells_of_offload};
 use super::super::waiting::{Change, To};
 use super::super::{Class, Port};
 use super::{Reap, Submit, Uring};
@@ -117,7 +117,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         let verdict = match flight.to {
             _ if result >= 0 => Verdict::Drop(Cause::EgressInvalid),
             To::Target(..) => judge_send(-result, flight.segments),
-            To::Device(_) => judge_write(-result),
+            To::Device(_) => judge_write(-result, flight.segments),
         };
         let behind_others = self.ports.get(port).is_none_or(|entry| !entry.state.is_empty());
         match verdict {
@@ -133,13 +133,16 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             }
             Verdict::Busy => self.keep(&mut slot, &flight, now),
             Verdict::Resegment => {
-                self.resegmented(flight.to, -result, now);
-                self.keep(&mut slot, &flight, now);
-                self.staging.release(slot);
-                if !behind_others && let Some(entry) = self.ports.get_mut(port) {
-                    entry.state.replace_front(Change::Resegment);
-                    self.retry_port(port, now)?;
+                self.resegmented(flight.to, flight.segments, -result, now);
+                if behind_others {
+                    // It is refused again when its turn comes.
+                    self.keep(&mut slot, &flight, now);
+                    self.staging.release(slot);
+                    return Ok(None);
                 }
+                self.keep_apart(&mut slot, &flight, -result, now);
+                self.staging.release(slot);
+                self.retry_port(port, now)?;
                 return Ok(None);
             }
             Verdict::Drop(cause) => self.stats.drops.add(cause, flight.segments as u64),
@@ -169,9 +172,52 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         }
     }
 
+    /// Puts the packets of a refused superpacket into its port's waiting queue, which is empty, one by one.
+    fn keep_apart(&mut self, slot: &mut Slot, flight: &Flight, errno: i32, now: Instant) {
+        let port = flight.port();
+        match flight.to {
+            To::Target(..) => {
+                self.keep(slot, flight, now);
+                if let Some(entry) = self.ports.get_mut(port) {
+                    entry.state.replace_front(Change::Resegment);
+                }
+            }
+            To::Device(_) => self.put_apart(port, slot, flight.len, flight.segments, now),
+        }
+        if let Some(entry) = self.ports.get_mut(port).filter(|_| tells_of_offload(errno)) {
+            entry.state.suspect(errno);
+        }
+    }
+
+    /// Puts the packets of a device's refused superpacket in front of what waits for it.
+    pub(super) fn put_apart(
+        &mut self,
+        port: Port,
+        slot: &mut Slot,
+        len: usize,
+        segments: usize,
+        now: Instant,
+    ) {
+        let Some(entry) = self.ports.get_mut(port) else {
+            return self.stats.drops.add(Cause::EgressClosed, segments as u64);
+        };
+        match entry.state.put_apart(port, &mut self.staging.slab().bytes(slot)[..len], now) {
+            Ok(packets) => {
+                debug_assert_eq!(packets, segments);
+                self.stats.waited += packets as u64;
+                if !self.waiting.contains(&port) {
+                    self.waiting.push(port);
+                }
+            }
+            // It was made here, so that it can be taken apart here.
+            Err(_) => self.stats.drops.add(Cause::EgressInvalid, segments as u64),
+        }
+    }
+
     /// Notes that a superpacket was refused; one that was above the path's MTU lowers the limit for a while.
-    fn resegmented(&mut self, to: To, errno: i32, now: Instant) {
+    fn resegmented(&mut self, to: To, segments: usize, errno: i32, now: Instant) {
         self.stats.gso_fallbacks += 1;
+        self.stats.resent += segments as u64;
         if let (To::Target(target, size), libc::EMSGSIZE) = (to, errno) {
             self.staging.note_refusal(target.to, size);
             self.refusals_until = Some(now + SEGMENT_LIMIT_TIME);

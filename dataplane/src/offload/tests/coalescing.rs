@@ -7,7 +7,7 @@ use crate::offload::virtio::{Gso, HEADER_LEN, Header, PartialChecksum};
 use crate::sys::tun::Offloads;
 use proptest::prelude::*;
 
-pub(super) const ALL: Offloads = Offloads { checksum: true, tso: true, uso: true };
+pub(super) const ALL: Offloads = Offloads { checksum: true, tso: true, uso: true, bare: false };
 
 /// The specs of `count` packets of a flow, each `payload` long.
 fn flow(v4: bool, tcp: bool, payload: usize, count: usize) -> Vec<Spec> {

@@ -7,13 +7,14 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::status::Telling;
-use super::{App, Binding, CONTROL};
+use super::{App, Binding, CONTROL, Inquiries};
 use crate::admin;
 use crate::driver::Next;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::sys::daemon::Notice;
 use crate::tunnel::key::PublicKey;
+use crate::tunnel::marking::Marking;
 use crate::tunnel::paths::Policy;
 use crate::tunnel::{Path, PeerConfig, PeerIndex, setup};
 use crate::uapi::answer::{self, Part};
@@ -34,6 +35,10 @@ const PORT_AGAIN: Duration = Duration::from_millis(10);
 pub struct Management {
     /// How sockets are bound, from the start or when the interface goes up.
     pub binding: Binding,
+    /// What datagrams say outside of the packets inside.
+    pub marking: Marking,
+    /// What is found out about the network outside.
+    pub inquiries: Inquiries,
     /// Where `wg` is served.
     pub listener: Option<Listener>,
     /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
@@ -263,7 +268,10 @@ impl App {
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
                 self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
             }
-            (&Change::Endpoint(address), Subject::Peer(peer)) => self.set_endpoint(peer, address, now),
+            (&Change::Endpoint(address), Subject::Peer(peer)) => {
+                self.outside.names.forget(peer);
+                self.set_endpoint(peer, address, now);
+            }
             (&Change::PersistentKeepalive(seconds), Subject::Peer(peer)) => {
                 self.tunnel.set_persistent_keepalive(peer, seconds, now);
             }
@@ -335,6 +343,7 @@ impl App {
             return false;
         }
         self.tunnel.remove_peer(index);
+        self.outside.names.forget(index);
         if let Some(relay) = &mut self.relay {
             relay.forget_peer(index);
         }
@@ -342,7 +351,7 @@ impl App {
     }
 
     /// Sets where a peer is reached: directly, and where there is a relay, over it as well.
-    fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
+    pub(super) fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
         let Some(relay) = &mut self.relay else {
             let same = matches!(self.tunnel.path(index), Some(Path::Direct { to, .. }) if to == address);
             if !same {

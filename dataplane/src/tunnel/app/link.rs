@@ -139,6 +139,17 @@ impl App {
         }
     }
 
+    /// Gives the interface another MTU; what follows from it follows from the news of that.
+    pub(super) fn set_device_mtu(&mut self, mtu: u32) {
+        let Some(link) = self.link.as_mut().filter(|link| link.mtu != Some(mtu)) else {
+            return;
+        };
+        match link.handle.set_mtu(link.index, mtu) {
+            Ok(()) => tracing::info!(mtu, "the MTU of the interface follows that of the routes"),
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
     /// Binds the sockets and lets handshakes begin; when the port is taken, tries again later.
     pub(super) fn go_up<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) {
         let retries = self.bind_at.take().is_some();

@@ -258,7 +258,7 @@ impl App {
         }
     }
 
-    pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], egress: &mut E, now: Instant) {
+    pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
         let Some(relay) = &mut self.relay else {
             return;
         };
@@ -267,7 +267,7 @@ impl App {
             Input::Ignored(cause) => self.tunnel.count_drop(cause),
             Input::Data { peer, payload } => {
                 if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, egress, now);
+                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
                 }
             }
         }
@@ -290,7 +290,7 @@ impl App {
         let Some(port) = self.ports.of(server) else {
             return;
         };
-        let target = Target { port, to: server, from: None, ecn: 0, dont_fragment: false };
+        let target = Target { port, to: server, from: None, traffic_class: 0, dont_fragment: false };
         egress.append(&target, bytes.len(), Class::Control, |slot| {
             slot.copy_from_slice(bytes);
             true

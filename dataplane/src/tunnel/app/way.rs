@@ -1,7 +1,13 @@
 //! How a message leaves: its target, and what stands in front of it.
 
-use crate::egress::Target;
+use std::time::Instant;
+
+use crate::drops::Cause;
+use crate::egress::{Class, Egress, Target};
 use crate::stun::{ChannelNumber, channel_data};
+use crate::tunnel::marking::Marking;
+use crate::tunnel::{PeerIndex, Tunnel};
+use crate::wire::too_big;
 
 /// The longest UDP payload over IPv4, bytes.
 const DATAGRAM_MAX: usize = 65_507;
@@ -11,9 +17,27 @@ const DATAGRAM_MAX: usize = 65_507;
 pub(super) struct Way {
     pub target: Target,
     pub channel: Option<ChannelNumber>,
+    /// The longest packet that passes in one piece, bytes.
+    pub limit: usize,
 }
 
 impl Way {
+    /// A way of which no limit is known.
+    pub fn new(target: Target, channel: Option<ChannelNumber>) -> Self {
+        Self { target, channel, limit: usize::MAX }
+    }
+
+    /// The MTU to tell the sender of a packet that does not pass.
+    pub fn refuses(&self, packet: &[u8]) -> Option<usize> {
+        too_big::mtu_to_tell(packet, self.limit)
+    }
+
+    /// The way of datagrams that carry such a packet.
+    pub fn carrying(self, packet: &[u8], marking: Marking) -> Self {
+        let traffic_class = marking.outside(packet, self.channel.is_some());
+        Self { target: Target { traffic_class, ..self.target }, ..self }
+    }
+
     /// What stands in front of a message of `len` bytes; `None` when both together are too long for a datagram.
     pub fn front(&self, len: usize) -> Option<Front> {
         let front = match self.channel {
@@ -39,4 +63,32 @@ impl std::ops::Deref for Front {
             Self::Channel(header) => header,
         }
     }
+}
+
+/// Seals a padded packet into the memory it leaves from, or counts it; `false` when there is no session for it.
+pub(super) fn seal_and_append<E: Egress>(
+    tunnel: &mut Tunnel,
+    peer: PeerIndex,
+    way: &Way,
+    packet: &[u8],
+    egress: &mut E,
+    now: Instant,
+) -> bool {
+    let sealed_len = Tunnel::sealed_len(packet.len());
+    let Some(front) = way.front(sealed_len) else {
+        tunnel.count_drop(Cause::Mtu);
+        return true;
+    };
+    let mut refused = false;
+    egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
+        let (head, rest) = slot.split_at_mut(front.len());
+        head.copy_from_slice(&front);
+        let sealed = tunnel.seal(peer, packet, rest, now);
+        refused = !sealed;
+        sealed
+    });
+    if refused {
+        tunnel.count_drop(Cause::NoSession);
+    }
+    !refused
 }

@@ -1,0 +1,229 @@
+//! Names of endpoints, looked up again when nobody answers at the address that they had.
+//!
+//! Looking up blocks for as long as name servers are silent, so that a thread does it. It is started when it is needed first.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::{App, NAMES};
+use crate::config::{Endpoint, check_endpoint};
+use crate::egress::Egress;
+use crate::ingress::{Ingress, Source};
+use crate::tunnel::PeerIndex;
+
+/// How soon the name of one peer is looked up again.
+const AGAIN: Duration = Duration::from_secs(15);
+/// How long the end of the program waits for a look-up under way. One that takes longer ends with the process.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The names of peers.
+#[derive(Default)]
+pub(super) struct Names {
+    peers: HashMap<PeerIndex, Named, foldhash::fast::RandomState>,
+    lookups: Option<Lookups>,
+    /// There are answers.
+    pub news: bool,
+}
+
+struct Named {
+    endpoint: Endpoint,
+    /// When it was looked up last.
+    asked: Option<Instant>,
+    /// The answer has not come.
+    pending: bool,
+}
+
+impl Names {
+    pub fn new(names: Vec<(PeerIndex, Endpoint)>) -> Self {
+        let named = |endpoint| Named { endpoint, asked: None, pending: false };
+        Self {
+            peers: names.into_iter().map(|(peer, endpoint)| (peer, named(endpoint))).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// A peer is gone, or reached at an address that somebody gave.
+    pub fn forget(&mut self, peer: PeerIndex) {
+        self.peers.remove(&peer);
+    }
+
+    /// Asks for a peer's name, unless that was done a moment ago.
+    fn ask<I: Ingress>(&mut self, peer: PeerIndex, ingress: &mut I, now: Instant) {
+        let Some(named) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        let soon = named.asked.is_some_and(|asked| now.saturating_duration_since(asked) < AGAIN);
+        if named.pending || soon {
+            return;
+        }
+        if self.lookups.is_none() {
+            let started = Lookups::start().and_then(|lookups| {
+                ingress.add_borrowed(lookups.ready.as_fd(), NAMES, Source::Ready)?;
+                Ok(lookups)
+            });
+            match started {
+                Ok(lookups) => self.lookups = Some(lookups),
+                Err(error) => return tracing::warn!("names cannot be looked up: {error}"),
+            }
+        }
+        named.asked = Some(now);
+        named.pending = self.lookups.as_ref().is_some_and(|lookups| lookups.ask(peer, &named.endpoint));
+    }
+
+    /// The next answer that came, of a peer that is still there.
+    fn next(&mut self) -> Option<(PeerIndex, Endpoint, io::Result<Vec<SocketAddr>>)> {
+        loop {
+            let (peer, answer) = self.lookups.as_ref()?.answers.try_recv().ok()?;
+            if let Some(named) = self.peers.get_mut(&peer) {
+                named.pending = false;
+                return Some((peer, named.endpoint.clone(), answer));
+            }
+        }
+    }
+}
+
+impl App {
+    /// Looks names up of peers that did not answer, and turns to the addresses that were found.
+    pub(super) fn serve_names<I: Ingress, E: Egress>(
+        &mut self,
+        ingress: &mut I,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        while let Some(peer) = self.tunnel.poll_unanswered() {
+            self.outside.names.ask(peer, ingress, now);
+        }
+        if !std::mem::take(&mut self.outside.names.news) {
+            return;
+        }
+        if let Some(lookups) = &self.outside.names.lookups {
+            // It is only read to be no longer readable.
+            let _ = rustix::io::read(&*lookups.ready, &mut [0; 8]);
+        }
+        while let Some((peer, endpoint, answer)) = self.outside.names.next() {
+            let current = self.tunnel.path(peer).map(|path| path.remote());
+            let has_socket = |address: &SocketAddr| self.ports.of(*address).is_some();
+            match answer {
+                Ok(found) => {
+                    let found: Vec<_> = found.into_iter().filter(has_socket).collect();
+                    if let Some(address) = next_address(&found, current) {
+                        tracing::info!("{endpoint} is looked for at {address} now");
+                        self.set_endpoint(peer, address, now);
+                    }
+                }
+                Err(error) => tracing::debug!("{endpoint}: {error}"),
+            }
+        }
+        self.send_control(egress, now);
+    }
+}
+
+/// The address to turn to when there is no answer at the current one: the one behind it, or the first of those found when the
+/// name no longer has it. `None` when there is no other.
+fn next_address(found: &[SocketAddr], current: Option<SocketAddr>) -> Option<SocketAddr> {
+    let usable: Vec<SocketAddr> =
+        found.iter().copied().filter(|address| check_endpoint(*address).is_ok()).collect();
+    let place = usable.iter().position(|address| Some(*address) == current);
+    let next = place.map_or(0, |place| (place + 1) % usable.len());
+    usable.get(next).copied().filter(|address| Some(*address) != current)
+}
+
+/// The thread that looks up, and the loop's end of it.
+struct Lookups {
+    jobs: Option<Sender<(PeerIndex, Endpoint)>>,
+    answers: Receiver<(PeerIndex, io::Result<Vec<SocketAddr>>)>,
+    /// Readable when there are answers.
+    ready: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lookups {
+    fn start() -> io::Result<Self> {
+        let ready = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (jobs, receive_job) = channel::<(PeerIndex, Endpoint)>();
+        let (send_answer, answers) = channel();
+        let theirs = Arc::clone(&ready);
+        // Owns its ends of the channels; ends when the loop's are gone, by the drop of `Self`.
+        let thread = std::thread::Builder::new().name("towpath-names".to_owned()).spawn(move || {
+            while let Ok((peer, endpoint)) = receive_job.recv() {
+                if send_answer.send((peer, endpoint.addresses())).is_err() {
+                    return;
+                }
+                // It fails only when so many answers wait that it is readable anyway.
+                let _ = rustix::io::write(&*theirs, &1_u64.to_ne_bytes());
+            }
+        })?;
+        Ok(Self { jobs: Some(jobs), answers, ready, thread: Some(thread) })
+    }
+
+    fn ask(&self, peer: PeerIndex, endpoint: &Endpoint) -> bool {
+        self.jobs.as_ref().is_some_and(|jobs| jobs.send((peer, endpoint.clone())).is_ok())
+    }
+}
+
+impl Drop for Lookups {
+    fn drop(&mut self) {
+        const PAUSE: Duration = Duration::from_millis(5);
+        self.jobs = None;
+        // What is queued would be looked up first: nobody hears of it.
+        drop(std::mem::replace(&mut self.answers, channel().1));
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let mut waited = Duration::ZERO;
+        while !thread.is_finished() && waited < PATIENCE {
+            std::thread::sleep(PAUSE);
+            waited += PAUSE;
+        }
+        if thread.is_finished() {
+            let _ = thread.join(); // a panic of it has been reported by itself
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().expect("address")).collect()
+    }
+
+    #[test]
+    fn the_address_behind_the_silent_one_is_next() {
+        let found = addresses(&["192.0.2.1:9", "[2001:db8::1]:9", "192.0.2.2:9"]);
+        assert_eq!(next_address(&found, None), Some(found[0]));
+        assert_eq!(next_address(&found, Some(found[0])), Some(found[1]));
+        assert_eq!(next_address(&found, Some(found[2])), Some(found[0]));
+        let elsewhere = "192.0.2.9:9".parse().expect("address");
+        assert_eq!(next_address(&found, Some(elsewhere)), Some(found[0]));
+        assert_eq!(next_address(&found[..1], Some(found[0])), None, "there is no other");
+        assert_eq!(next_address(&[], Some(elsewhere)), None);
+        assert_eq!(
+            next_address(&addresses(&["224.0.0.1:9", "192.0.2.1:0"]), None),
+            None,
+            "nobody to send to"
+        );
+    }
+
+    #[test]
+    fn a_name_is_looked_up_beside_the_loop_and_the_thread_ends() {
+        let lookups = Lookups::start().expect("a thread");
+        let endpoint = Endpoint { host: crate::config::Host::Name("localhost".to_owned()), port: 9 };
+        assert!(lookups.ask(PeerIndex(1), &endpoint));
+        let (peer, found) = lookups.answers.recv_timeout(Duration::from_secs(60)).expect("an answer");
+        assert_eq!(peer, PeerIndex(1));
+        assert!(found.expect("localhost").iter().all(|address| address.ip().is_loopback()));
+        let thread = lookups.thread.as_ref().map(|thread| thread.thread().id());
+        assert!(thread.is_some());
+        drop(lookups);
+    }
+}
