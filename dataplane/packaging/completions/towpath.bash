@@ -31,6 +31,9 @@ _towpath() {
             towpath,pubkey)
                 cmd="towpath__subcmd__pubkey"
                 ;;
+            towpath,show)
+                cmd="towpath__subcmd__show"
+                ;;
             towpath,up)
                 cmd="towpath__subcmd__up"
                 ;;
@@ -49,6 +52,9 @@ _towpath() {
             towpath__subcmd__help,pubkey)
                 cmd="towpath__subcmd__help__subcmd__pubkey"
                 ;;
+            towpath__subcmd__help,show)
+                cmd="towpath__subcmd__help__subcmd__show"
+                ;;
             towpath__subcmd__help,up)
                 cmd="towpath__subcmd__help__subcmd__up"
                 ;;
@@ -59,7 +65,7 @@ _towpath() {
 
     case "${cmd}" in
         towpath)
-            opts="-f -h -V --foreground --io --ingress --gso --completions --busy-poll --log-format --help --version up down genkey pubkey genpsk help"
+            opts="-f -h -V --foreground --io --ingress --gso --completions --busy-poll --admin --log-format --help --version up show down genkey pubkey genpsk help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -82,6 +88,10 @@ _towpath() {
                     return 0
                     ;;
                 --busy-poll)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --admin)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -139,7 +149,7 @@ _towpath() {
             return 0
             ;;
         towpath__subcmd__help)
-            opts="up down genkey pubkey genpsk help"
+            opts="up show down genkey pubkey genpsk help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -222,6 +232,20 @@ _towpath() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        towpath__subcmd__help__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         towpath__subcmd__help__subcmd__up)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -250,8 +274,26 @@ _towpath() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        towpath__subcmd__show)
+            opts="-h --json --watch --hlog --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --hlog)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         towpath__subcmd__up)
-            opts="-h --io --ingress --gso --completions --busy-poll --log-format --help"
+            opts="-h --io --ingress --gso --completions --busy-poll --admin --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -274,6 +316,10 @@ _towpath() {
                     return 0
                     ;;
                 --busy-poll)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --admin)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

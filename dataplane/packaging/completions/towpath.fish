@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_towpath_global_optspecs
-    string join \n f/foreground io= ingress= gso= completions= busy-poll= log-format= h/help V/version
+    string join \n f/foreground io= ingress= gso= completions= busy-poll= admin= log-format= h/help V/version
 end
 
 function __fish_towpath_needs_command
@@ -37,12 +37,14 @@ off\t'Never used'"
 complete -c towpath -n "__fish_towpath_needs_command" -l completions -d 'Who reaps completions; only with `--io uring` [default: thread]' -r -f -a "thread\t'A thread of its own'
 inline\t'The submitting thread'"
 complete -c towpath -n "__fish_towpath_needs_command" -l busy-poll -d 'Look for input this long before going to sleep: wakes sooner, keeps a core busy; 0 for never' -r
+complete -c towpath -n "__fish_towpath_needs_command" -l admin -d 'Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]' -r
 complete -c towpath -n "__fish_towpath_needs_command" -l log-format -d 'How log lines look' -r -f -a "text\t'For people: time, severity, message, fields'
 json\t'One JSON object a line with `time`, `severity`, `message`, `target` and the event\'s fields'"
 complete -c towpath -n "__fish_towpath_needs_command" -s f -l foreground -d 'Stay in the foreground'
 complete -c towpath -n "__fish_towpath_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towpath -n "__fish_towpath_needs_command" -s V -l version -d 'Print version'
 complete -c towpath -n "__fish_towpath_needs_command" -a "up" -d 'Bring up the tunnel of a configuration file in wg-quick\'s format, and stay in the foreground'
+complete -c towpath -n "__fish_towpath_needs_command" -a "show" -d 'Show what the tunnels of this machine do: peers, paths, losses, and where time goes'
 complete -c towpath -n "__fish_towpath_needs_command" -a "down" -d 'End a tunnel that `towpath up` runs, and take back what one that was killed has left behind'
 complete -c towpath -n "__fish_towpath_needs_command" -a "genkey" -d 'Print a new private key'
 complete -c towpath -n "__fish_towpath_needs_command" -a "pubkey" -d 'Read a private key from standard input and print its public key'
@@ -61,16 +63,22 @@ off\t'Never used'"
 complete -c towpath -n "__fish_towpath_using_subcommand up" -l completions -d 'Who reaps completions; only with `--io uring` [default: thread]' -r -f -a "thread\t'A thread of its own'
 inline\t'The submitting thread'"
 complete -c towpath -n "__fish_towpath_using_subcommand up" -l busy-poll -d 'Look for input this long before going to sleep: wakes sooner, keeps a core busy; 0 for never' -r
+complete -c towpath -n "__fish_towpath_using_subcommand up" -l admin -d 'Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]' -r
 complete -c towpath -n "__fish_towpath_using_subcommand up" -l log-format -d 'How log lines look' -r -f -a "text\t'For people: time, severity, message, fields'
 json\t'One JSON object a line with `time`, `severity`, `message`, `target` and the event\'s fields'"
 complete -c towpath -n "__fish_towpath_using_subcommand up" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c towpath -n "__fish_towpath_using_subcommand show" -l hlog -d 'Write the time that packets spend in each stage to this file, as an HdrHistogram log: since the tunnel\'s start, or with --watch second by second' -r -F
+complete -c towpath -n "__fish_towpath_using_subcommand show" -l json -d 'One line of JSON for each tunnel, with everything that is known of every peer'
+complete -c towpath -n "__fish_towpath_using_subcommand show" -l watch -d 'Look again every second: live in a terminal, q ends it; with --json, lines'
+complete -c towpath -n "__fish_towpath_using_subcommand show" -s h -l help -d 'Print help'
 complete -c towpath -n "__fish_towpath_using_subcommand down" -s h -l help -d 'Print help'
 complete -c towpath -n "__fish_towpath_using_subcommand genkey" -s h -l help -d 'Print help'
 complete -c towpath -n "__fish_towpath_using_subcommand pubkey" -s h -l help -d 'Print help'
 complete -c towpath -n "__fish_towpath_using_subcommand genpsk" -s h -l help -d 'Print help'
-complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up down genkey pubkey genpsk help" -f -a "up" -d 'Bring up the tunnel of a configuration file in wg-quick\'s format, and stay in the foreground'
-complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up down genkey pubkey genpsk help" -f -a "down" -d 'End a tunnel that `towpath up` runs, and take back what one that was killed has left behind'
-complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up down genkey pubkey genpsk help" -f -a "genkey" -d 'Print a new private key'
-complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up down genkey pubkey genpsk help" -f -a "pubkey" -d 'Read a private key from standard input and print its public key'
-complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up down genkey pubkey genpsk help" -f -a "genpsk" -d 'Print a new preshared key'
-complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up down genkey pubkey genpsk help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down genkey pubkey genpsk help" -f -a "up" -d 'Bring up the tunnel of a configuration file in wg-quick\'s format, and stay in the foreground'
+complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down genkey pubkey genpsk help" -f -a "show" -d 'Show what the tunnels of this machine do: peers, paths, losses, and where time goes'
+complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down genkey pubkey genpsk help" -f -a "down" -d 'End a tunnel that `towpath up` runs, and take back what one that was killed has left behind'
+complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down genkey pubkey genpsk help" -f -a "genkey" -d 'Print a new private key'
+complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down genkey pubkey genpsk help" -f -a "pubkey" -d 'Read a private key from standard input and print its public key'
+complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down genkey pubkey genpsk help" -f -a "genpsk" -d 'Print a new preshared key'
+complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down genkey pubkey genpsk help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
