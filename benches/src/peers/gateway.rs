@@ -74,7 +74,8 @@ fn configuration(gateway: &SecretKey, publics: &[PublicKey]) -> String {
         let inside = inside(number);
         let _ = write!(text, "[Peer]\nPublicKey = {public}\nAllowedIPs = {inside}/32, fd64::{number:x}/128");
         for (place, len) in (0..).zip(25..=30) {
-            let network = Ipv4Addr::from_bits((10 << 24 | number << 10) + (place << 7));
+            // Not where the world's own addresses are.
+            let network = Ipv4Addr::from_bits((11 << 24 | number << 10) + (place << 7));
             let _ = write!(text, ", {network}/{len}");
         }
         for (place, len) in [48, 56, 60, 64, 64].into_iter().enumerate() {
@@ -157,7 +158,7 @@ fn give_addresses(world: &World, count: usize) -> anyhow::Result<Vec<IpAddr>> {
 /// Each end shakes hands with the gateway, with a cookie where it has to, and sends a packet.
 fn shake_hands(socket: &UdpSocket, ends: &mut [Far]) -> anyhow::Result<()> {
     let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
-    let (mut begun, mut done, mut last) = (0, 0, now());
+    let (mut begun, mut done, mut last, mut again) = (0, 0, now(), now());
     while done < ends.len() {
         while begun < ends.len() && begun - done < AT_A_TIME {
             ends[begun].initiate(socket)?;
@@ -168,12 +169,12 @@ fn shake_hands(socket: &UdpSocket, ends: &mut [Far]) -> anyhow::Result<()> {
             if last.elapsed() > SILENCE_MAX {
                 bail!("the gateway does not answer after {done} of {} peers", ends.len());
             }
-            if last.elapsed() > Duration::from_millis(300) {
+            if again.elapsed() > Duration::from_millis(300) {
                 // What was lost is sent again.
                 for end in ends[..begun].iter_mut().filter(|end| !end.done) {
                     end.initiate(socket)?;
                 }
-                last += Duration::from_millis(300);
+                again = now();
             }
             std::thread::sleep(Duration::from_micros(200));
             continue;
@@ -186,7 +187,7 @@ fn shake_hands(socket: &UdpSocket, ends: &mut [Far]) -> anyhow::Result<()> {
                     && end.receive(datagram, socket)?
                 {
                     done += 1;
-                    last = now();
+                    (last, again) = (now(), now());
                 }
             }
         }
