@@ -46,7 +46,8 @@ impl Routes {
         let kinds = if v4 { 7 } else { 6 };
         let mut insert = |address: IpAddr, len: u8, peer: u32, at: u32| {
             table.insert(format!("{address}/{len}").parse().expect("a prefix"), PeerIndex(peer.into()));
-            if address.is_ipv4() == v4 && peer.is_multiple_of(peers.div_ceil(1_000)) && peer / 7 % kinds == at {
+            if address.is_ipv4() == v4 && peer.is_multiple_of(peers.div_ceil(1_000)) && peer / 7 % kinds == at
+            {
                 addresses.push(address);
             }
         };

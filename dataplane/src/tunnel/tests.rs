@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use proptest::prelude::*;
 
 use super::noise::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+use super::timers::REKEY_AFTER_MESSAGES;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -46,15 +46,16 @@ fn every_offload_can_be_left_out() {
         for figures in [&sent, &received] {
             assert_eq!((&figures["unexplained"], &figures["resent"]), (&0.into(), &0.into()), "{figures}");
         }
-        // What there are no superpackets of now, by what the figures of one end say.
+        // What there are no superpackets of now, by what the figures of one end say. Acknowledgements go the other way, and of
+        // those a few share an operation.
         let ratio = |figures: &serde_json::Value, all: &str, operations: &str| {
             figures["ingress"][all].as_f64().unwrap() / figures["ingress"][operations].as_f64().unwrap()
         };
         let seen = BTreeSet::from_iter(
             [
-                ("udp-gso", sent["segments_per_operation"].as_f64().unwrap() < 1.1),
-                ("udp-gro", ratio(&received, "packets", "superpackets") < 1.1),
-                ("tun-gro", received["segments_per_operation"].as_f64().unwrap() < 1.1),
+                ("udp-gso", sent["segments_per_operation"].as_f64().unwrap() < 1.5),
+                ("udp-gro", ratio(&received, "packets", "superpackets") < 1.5),
+                ("tun-gro", received["segments_per_operation"].as_f64().unwrap() < 1.5),
                 ("tun-tso", sent["ingress"]["packets"].as_f64().unwrap() > 20_000.0),
             ]
             .into_iter()
