@@ -19,6 +19,7 @@ pub mod packet;
 pub mod show;
 pub mod stages;
 pub mod status;
+pub mod stream;
 pub mod stun;
 pub mod sys;
 pub mod tunnel;

@@ -17,8 +17,8 @@ const PROTOCOL: &[&str] = &[
     "dataplane/src/egress/waiting.rs",
     "dataplane/src/egress/uring/handover.rs",
     "relay/src/server",
-    "relay/src/stream/framing.rs",
-    "relay/src/stream/queue.rs",
+    "dataplane/src/stream/framing.rs",
+    "dataplane/src/stream/queue.rs",
 ];
 
 /// Files in those folders that may touch the world, and why.

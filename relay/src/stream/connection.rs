@@ -4,11 +4,11 @@ use std::io;
 use std::time::Instant;
 
 use dataplane::drops::{Cause, Drops};
+use dataplane::stream::framing::Framer;
+use dataplane::stream::queue::{OutputQueue, Overflow};
+use dataplane::stream::transport::{TURN_BYTES, Transport};
 
 use super::ends::End;
-use super::framing::Framer;
-use super::queue::{OutputQueue, Overflow};
-use super::transport::{TURN_BYTES, Transport};
 use crate::server::{ClientSocket, REALM_LEN_MAX};
 
 /// Bytes queued in one batch after which they are written before its end: superpackets become few large writes, and the

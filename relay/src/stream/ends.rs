@@ -4,6 +4,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dataplane::stream::transport::Broken;
+
 /// How often a line may be repeated.
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,15 @@ ends! {
     RefusedSystem => "refused_system", true;
     /// The relay ends.
     Shutdown => "shutdown", false;
+}
+
+impl From<Broken> for End {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Closed | Broken::Failed(_) => Self::ByClient,
+            Broken::Tls(_) => Self::Tls,
+        }
+    }
 }
 
 /// One counter for each [`End`], of one worker.

@@ -16,11 +16,8 @@ mod connection;
 mod deadlines;
 mod ends;
 mod figures;
-mod framing;
 mod listener;
-mod queue;
 pub mod tls;
-mod transport;
 mod turn;
 
 use std::collections::HashMap;
@@ -31,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::drops::{Cause, Drops};
 use dataplane::ingress::{Ingress, Meta, Source, Token};
+use dataplane::stream::transport::{PLAIN_BYTES, TURN_BYTES, Transport};
 use foldhash::fast::RandomState;
 use rustls::ServerConfig;
 use slab::Slab;
@@ -39,7 +37,6 @@ use self::admission::Admission;
 use self::connection::Connection;
 use self::deadlines::Deadlines;
 use self::listener::Accepted;
-use self::transport::{PLAIN_BYTES, TURN_BYTES, Transport};
 use crate::server::{ClientSocket, Listener};
 
 pub use self::admission::{Limits, QUEUE_BYTES_MIN};
@@ -234,7 +231,7 @@ impl Streams {
                 let framer = std::mem::take(&mut connection.framer);
                 return Some(Turn::new(index, client, framer, std::mem::take(&mut self.plain), len));
             }
-            Err(end) => self.end(index, end, now),
+            Err(broken) => self.end(index, broken.into(), now),
         }
         None
     }
@@ -365,8 +362,11 @@ impl Streams {
         while let Some((listener, kind, accepted)) = self.accepted.pop() {
             let client = client_of(listener, &accepted);
             let tls = self.tls.as_ref().filter(|_| kind == Kind::Tls);
-            let transport =
-                if kind == Kind::Tls && tls.is_none() { None } else { Transport::new(accepted.fd, tls).ok() };
+            let transport = match (kind, tls) {
+                (Kind::Tls, None) => None,
+                (Kind::Tls, Some(config)) => Transport::server(accepted.fd, config).ok(),
+                (Kind::Tcp, _) => Some(Transport::plain(accepted.fd)),
+            };
             let entry = self.connections.vacant_entry();
             let index = entry.key() as u32;
             let transport = transport.filter(|transport| {

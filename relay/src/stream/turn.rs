@@ -1,6 +1,7 @@
 //! What one connection has to say in one turn of the loop.
 
-use super::framing::Framer;
+use dataplane::stream::framing::Framer;
+
 use crate::server::ClientSocket;
 
 /// Bytes that were read, to be taken apart. It borrows nothing, so that the relay can act on each message.

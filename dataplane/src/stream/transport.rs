@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
-use super::ends::End;
 use super::queue::OutputQueue;
 
 /// Bytes read from one connection in its turn, so that none keeps the others waiting.
@@ -19,11 +19,25 @@ pub const PLAIN_BYTES: usize = TURN_BYTES + 20 * 1024;
 /// there cannot be dropped any more.
 const TLS_BYTES: usize = 64 * 1024;
 
+/// Why a connection cannot be read any more.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Broken {
+    /// The other side has closed it.
+    #[error("it was closed")]
+    Closed,
+    /// The other side refused or reset it, or the network gave up on it.
+    #[error("{0}")]
+    Failed(io::ErrorKind),
+    /// TLS failed: another protocol, a certificate that is not trusted, a broken record.
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
+}
+
 /// One connection's socket and what is between it and the messages.
 #[derive(Debug)]
 pub struct Transport {
     fd: OwnedFd,
-    tls: Option<Box<ServerConnection>>,
+    tls: Option<Box<Connection>>,
     /// The other side has said that it writes nothing more.
     is_over: bool,
 }
@@ -49,16 +63,36 @@ impl Write for Wire<'_> {
 }
 
 impl Transport {
-    /// An accepted, non-blocking connection; under TLS when there is a configuration.
+    /// A non-blocking connection without TLS.
+    #[must_use]
+    pub fn plain(fd: OwnedFd) -> Self {
+        Self { fd, tls: None, is_over: false }
+    }
+
+    /// An accepted, non-blocking connection under TLS.
     ///
     /// # Errors
     /// When the configuration cannot be used.
-    pub fn new(fd: OwnedFd, tls: Option<&Arc<ServerConfig>>) -> Result<Self, rustls::Error> {
-        let Some(config) = tls else { return Ok(Self { fd, tls: None, is_over: false }) };
-        let mut connection = ServerConnection::new(config.clone())?;
+    pub fn server(fd: OwnedFd, config: &Arc<ServerConfig>) -> Result<Self, rustls::Error> {
+        Ok(Self::under(fd, ServerConnection::new(config.clone())?.into()))
+    }
+
+    /// A non-blocking connection, established or on its way, to a server of this name, under TLS.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used.
+    pub fn client(
+        fd: OwnedFd,
+        config: &Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<Self, rustls::Error> {
+        Ok(Self::under(fd, ClientConnection::new(config.clone(), name)?.into()))
+    }
+
+    fn under(fd: OwnedFd, mut tls: Connection) -> Self {
         // It gets TLS_BYTES and a message at most, so that it need not cut one.
-        connection.set_buffer_limit(None);
-        Ok(Self { fd, tls: Some(Box::new(connection)), is_over: false })
+        tls.set_buffer_limit(None);
+        Self { fd, tls: Some(Box::new(tls)), is_over: false }
     }
 
     /// Its descriptor.
@@ -90,15 +124,14 @@ impl Transport {
     ///
     /// # Errors
     /// Why the connection is over.
-    pub fn read(&mut self, plain: &mut [u8], wire: &mut [u8], bytes_max: usize) -> Result<usize, End> {
+    pub fn read(&mut self, plain: &mut [u8], wire: &mut [u8], bytes_max: usize) -> Result<usize, Broken> {
         let target = if self.tls.is_some() { &mut wire[..bytes_max] } else { &mut plain[..bytes_max] };
         let read = rustix::io::retry_on_intr(|| recv(&self.fd, &mut *target, RecvFlags::DONTWAIT));
         let len = match read.map_err(io::Error::from) {
-            Ok((0, _)) => return Err(End::ByClient),
+            Ok((0, _)) => return Err(Broken::Closed),
             Ok((len, _)) => len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-            // A reset, or the network gave up.
-            Err(_) => return Err(End::ByClient),
+            Err(error) => return Err(Broken::Failed(error.kind())),
         };
         let Some(tls) = &mut self.tls else { return Ok(len) };
         let deciphered = decipher(tls, &wire[..len], plain).inspect_err(|_| {
@@ -109,7 +142,7 @@ impl Transport {
         Ok(deciphered.len)
     }
 
-    /// Writes from the queue, and what TLS has waiting, as much as goes in one write without waiting. What TLS has taken
+    /// Writes from the queue, once TLS is there, and what TLS has waiting, as much as goes in one write without waiting. What TLS has taken
     /// counts as written. The answer is how many messages ended in it.
     ///
     /// # Errors
@@ -121,6 +154,10 @@ impl Transport {
             return Ok(queue.advance(written));
         };
         drain(tls, &mut wire)?;
+        // What is given to it before is kept without bound.
+        if tls.is_handshaking() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let finished = encipher(tls, queue)?;
         match drain(tls, &mut wire) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
@@ -140,7 +177,7 @@ impl Transport {
 
 /// Gives messages to TLS, each as a record of its own: there are clients that take what one record holds for one message
 /// (Debian's turnutils_uclient does). What does not fit into one record becomes several.
-fn encipher(tls: &mut ServerConnection, queue: &mut OutputQueue) -> io::Result<u64> {
+fn encipher(tls: &mut Connection, queue: &mut OutputQueue) -> io::Result<u64> {
     let (mut finished, mut taken) = (0, 0);
     while !queue.is_empty() && taken < TLS_BYTES {
         let written = match queue.first() {
@@ -154,11 +191,16 @@ fn encipher(tls: &mut ServerConnection, queue: &mut OutputQueue) -> io::Result<u
 }
 
 /// Writes what TLS has waiting.
-fn drain(tls: &mut ServerConnection, wire: &mut Wire<'_>) -> io::Result<()> {
+fn drain(tls: &mut Connection, wire: &mut Wire<'_>) -> io::Result<()> {
     while tls.wants_write() {
         tls.write_tls(wire)?;
     }
     Ok(())
+}
+
+/// Of memory, which is all that is read here.
+fn broken_read(error: io::Error) -> Broken {
+    Broken::Tls(rustls::Error::General(error.to_string()))
 }
 
 /// What came out of TLS.
@@ -168,21 +210,21 @@ struct Deciphered {
 }
 
 /// Runs bytes from the wire through TLS.
-fn decipher(tls: &mut ServerConnection, mut wire: &[u8], plain: &mut [u8]) -> Result<Deciphered, End> {
+fn decipher(tls: &mut Connection, mut wire: &[u8], plain: &mut [u8]) -> Result<Deciphered, Broken> {
     let mut len = 0;
     while !wire.is_empty() {
         // It takes a few KiB at a time, and nothing after the other side's goodbye.
-        if tls.read_tls(&mut wire).map_err(|_| End::Tls)? == 0 {
+        if tls.read_tls(&mut wire).map_err(broken_read)? == 0 {
             return Ok(Deciphered { len, is_over: true });
         }
-        tls.process_new_packets().map_err(|_| End::Tls)?;
+        tls.process_new_packets().map_err(Broken::Tls)?;
         loop {
             assert!(len < plain.len(), "nothing is longer deciphered than ciphered");
             match tls.reader().read(&mut plain[len..]) {
                 Ok(0) => return Ok(Deciphered { len, is_over: true }),
                 Ok(more) => len += more,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return Err(End::Tls),
+                Err(error) => return Err(broken_read(error)),
             }
         }
     }

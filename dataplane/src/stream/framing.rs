@@ -4,7 +4,7 @@
 //! multiple of four bytes (RFC 8656 section 12.5). What starts with neither, or lies about its length, cannot be skipped:
 //! nobody knows where the next message would begin.
 
-use dataplane::stun::{HEADER_LEN, MAGIC_COOKIE, channel_data};
+use crate::stun::{HEADER_LEN, MAGIC_COOKIE, channel_data};
 
 /// Bytes that tell ChannelData's length; a STUN header takes four more, because its cookie is looked at.
 const LENGTH_KNOWN: usize = channel_data::HEADER_LEN;
@@ -133,7 +133,7 @@ impl Framer {
 
 #[cfg(test)]
 mod tests {
-    use dataplane::stun::{Class, Method, TransactionId, Writer};
+    use crate::stun::{Class, Method, TransactionId, Writer};
     use proptest::prelude::*;
 
     use super::*;
@@ -162,7 +162,7 @@ mod tests {
         let mut buffer = vec![0; 70_000];
         let transaction = TransactionId([9; 12]);
         let mut writer = Writer::new(&mut buffer, Class::Request, Method::Binding, transaction).unwrap();
-        writer.attribute(dataplane::stun::AttributeType::DATA, &vec![b'x'; software]);
+        writer.attribute(crate::stun::AttributeType::DATA, &vec![b'x'; software]);
         let len = writer.finish(None, false).unwrap();
         buffer.truncate(len);
         buffer

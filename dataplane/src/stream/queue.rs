@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use dataplane::stun::writer::padding;
+use crate::stun::writer::padding;
 
 use super::framing::message_len;
 
@@ -228,8 +228,8 @@ fn framed_len(message: &[u8]) -> Option<usize> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::framing::Framer;
     use super::*;
+    use crate::stream::framing::Framer;
 
     const BYTES_MAX: usize = 1_000;
 
