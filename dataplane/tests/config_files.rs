@@ -157,9 +157,16 @@ fn relays_are_checked() {
     };
     assert_eq!(relay("turn:192.0.2.1"), Ok("192.0.2.1:3478".to_owned()));
     assert_eq!(relay("turn:[2001:db8::1]:99?transport=udp"), Ok("[2001:db8::1]:99".to_owned()));
-    for bad in
-        ["192.0.2.1:3478", "turns:relay.example", "turn:relay.example?transport=tcp", "turn:", "turn:a:b"]
-    {
+    assert_eq!(relay("turn:relay.example?transport=tcp"), Ok("relay.example:3478".to_owned()));
+    assert_eq!(relay("turns:relay.example"), Ok("relay.example:5349".to_owned()));
+    for bad in [
+        "192.0.2.1:3478",
+        "turns:relay.example?transport=sctp",
+        "turns:r?transport=udp",
+        "turn:r?x=tcp",
+        "turn:",
+        "turn:a:b",
+    ] {
         let (line, text) = relay(bad).expect_err(bad);
         assert_eq!(line, Some(3), "{bad}: {text}");
         assert!(text.contains("HOST:PORT"), "{bad}: {text}");
@@ -286,14 +293,16 @@ fn toml_says_the_same() {
     let conf = format!(
         "[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.1/24, fd00::1/64\nListenPort = 51820\nMTU = 1420\n\
          DNS = 10.0.0.2, example.org\nTable = off\nFwMark = 0xca6c\nPostUp = echo \"one\"\nPostUp = two\n\
-         #towpath: Relay = turn:relay.example\n#towpath: RelayUsername = u\n#towpath: RelayPasswordFile = p\n\
+         #towpath: Relay = turns:relay.example\n#towpath: RelayUsername = u\n#towpath: RelayPasswordFile = p\n\
+         #towpath: RelayCertificate = c\n\
          [Peer]\nPublicKey = {PEER}\nPresharedKey = {PRIVATE}\nAllowedIPs = 10.0.0.2, ::/0\nEndpoint = [2001:db8::1]:1\n\
          PersistentKeepalive = 25\n[Peer]\nPublicKey = {OTHER}\nAllowedIPs = 10.0.0.3\nPersistentKeepalive = off\n"
     );
     let toml = format!(
         "# mine\n[interface]\nprivate-key = \"{PRIVATE}\"\naddress = [\"10.0.0.1/24\", \"fd00::1/64\"]\nlisten-port = 51820\n\
          mtu = 1420\ndns = [\"10.0.0.2\", \"example.org\"]\ntable = \"off\"\nfw-mark = 0xca6c\n\
-         post-up = ['echo \"one\"', \"two\"]\nrelay = \"turn:relay.example\"\nrelay-username = \"u\"\nrelay-password-file = \"p\"\n\
+         post-up = ['echo \"one\"', \"two\"]\nrelay = \"turns:relay.example\"\nrelay-username = \"u\"\nrelay-password-file = \"p\"\n\
+         relay-certificate = \"c\"\n\
          [[peer]]\npublic-key = \"{PEER}\"\npreshared-key = \"{PRIVATE}\"\nallowed-ips = [\"10.0.0.2\", \"::/0\"]\n\
          endpoint = \"[2001:db8::1]:1\"\npersistent-keepalive = 25\n\
          [[peer]]\nPublicKey = \"{OTHER}\"\nAllowedIPs = \"10.0.0.3\"\npersistent-keepalive = \"off\"\n"

@@ -34,7 +34,7 @@ use zeroize::Zeroizing;
 pub use self::host::{Hooks, HostSection, Table};
 pub use self::login::{Credentials, Login, LoginKind};
 pub use self::relay::RelayConfig;
-pub use self::value::{Endpoint, Host};
+pub use self::value::{Endpoint, Host, Transport};
 use crate::tunnel::key::{PublicKey, SecretKey};
 use crate::tunnel::marking::Marking;
 use crate::tunnel::paths::Policy;

@@ -198,8 +198,8 @@ fn secret_key(value: &str) -> Result<SecretKey, String> {
 }
 
 /// Keys that are comments in wg-quick's format, as they are written for [`Interface::set_ours`] in lower case.
-pub(super) const OURS: [&str; 6] =
-    ["relay", "relayusername", "relaypasswordfile", "relaysecretfile", "ecn", "dscp"];
+pub(super) const OURS: [&str; 7] =
+    ["relay", "relayusername", "relaypasswordfile", "relaysecretfile", "relaycertificate", "ecn", "dscp"];
 
 impl Interface {
     /// One that begins on this line.
@@ -247,8 +247,8 @@ impl Interface {
                 once(&mut self.dscp, "DSCP", dscp, line)
             }
             _ => Err(format!(
-                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile, RelaySecretFile, ECN \
-                 and DSCP",
+                "{} is unknown after #towpath:; known are Relay, RelayUsername, RelayPasswordFile, RelaySecretFile, \
+                 RelayCertificate, ECN and DSCP",
                 shown(key)
             )),
         }

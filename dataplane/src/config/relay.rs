@@ -1,18 +1,22 @@
 //! The relays of a configuration, and who we are to each of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::login::{Credentials, Login, LoginKind, USERNAME_MAX};
-use super::value::{self, Endpoint, shown};
+use super::value::{self, Endpoint, Transport, shown};
 
 /// A TURN relay and how to be let in there.
 #[derive(Debug)]
 pub struct RelayConfig {
     /// Where it listens.
     pub server: Endpoint,
+    /// How it is spoken to.
+    pub transport: Transport,
     /// The line it stands on.
     pub line: usize,
+    /// The file with the certificates that are trusted there, instead of the authorities of this system.
+    pub certificate: Option<PathBuf>,
     /// Where user name and password come from, ...
     pub login: Login,
     /// ... and what they are now.
@@ -29,6 +33,7 @@ pub(super) struct Relays {
 
 struct Entry {
     server: Endpoint,
+    transport: Transport,
     line: usize,
     login: Lines,
 }
@@ -39,6 +44,7 @@ struct Lines {
     username: Option<(String, usize)>,
     password_file: Option<(String, usize)>,
     secret_file: Option<(String, usize)>,
+    certificate: Option<(String, usize)>,
 }
 
 impl Lines {
@@ -70,6 +76,7 @@ impl Relays {
             "relayusername" => once(&mut self.lines().username, "RelayUsername", value, line),
             "relaypasswordfile" => file(&mut self.lines().password_file, "RelayPasswordFile", value, line),
             "relaysecretfile" => file(&mut self.lines().secret_file, "RelaySecretFile", value, line),
+            "relaycertificate" => file(&mut self.lines().certificate, "RelayCertificate", value, line),
             "relaypassword" => {
                 Err("put the password into a file of its own and write RelayPasswordFile = FILE".to_owned())
             }
@@ -83,8 +90,9 @@ impl Relays {
     fn add(&mut self, value: &str, line: usize) -> Result<(), String> {
         /// More would be tried for minutes before the first is tried again.
         const RELAYS_MAX: usize = 16;
-        let server = value::relay(value)?;
-        if let Some(first) = self.entries.iter().find(|entry| entry.server == server) {
+        let (server, transport) = value::relay(value)?;
+        let same = |entry: &&Entry| entry.server == server && entry.transport == transport;
+        if let Some(first) = self.entries.iter().find(same) {
             return Err(format!(
                 "this relay was given on line {} already; remove one of the two",
                 first.line
@@ -93,7 +101,7 @@ impl Relays {
         if self.entries.len() == RELAYS_MAX {
             return Err(format!("there are {RELAYS_MAX} relays already; remove one of them"));
         }
-        self.entries.push(Entry { server, line, login: Lines::default() });
+        self.entries.push(Entry { server, transport, line, login: Lines::default() });
         Ok(())
     }
 
@@ -147,7 +155,9 @@ impl Relays {
             if credentials.world_readable && !warnings.contains(&warning) {
                 warnings.push(warning);
             }
-            relays.push(RelayConfig { server: entry.server, line: entry.line, login, credentials });
+            let certificate = lines.certificate.map(|(file, _)| directory.join(file));
+            let Entry { server, transport, line, .. } = entry;
+            relays.push(RelayConfig { server, transport, line, certificate, login, credentials });
         }
         Ok(relays)
     }

@@ -106,21 +106,45 @@ pub(super) fn is_host_name(name: &str) -> bool {
     name.len() <= 253 && name.strip_suffix('.').unwrap_or(name).split('.').all(label)
 }
 
-/// `turn:HOST[:PORT]` (RFC 7065).
-pub(super) fn relay(text: &str) -> Result<Endpoint, String> {
+/// How a relay is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Datagrams.
+    Udp,
+    /// A TCP connection.
+    Tcp,
+    /// A TLS connection.
+    Tls,
+}
+
+/// `turn:HOST[:PORT][?transport=udp|tcp]` or `turns:HOST[:PORT][?transport=tcp]` (RFC 7065).
+pub(super) fn relay(text: &str) -> Result<(Endpoint, Transport), String> {
     /// RFC 8656 section 4.
     const TURN_PORT: u16 = 3_478;
-    if text.starts_with("turns:") {
-        return Err("TURN over TLS is not supported yet; write turn:HOST:PORT".to_owned());
-    }
-    let rest = text
-        .strip_prefix("turn:")
-        .ok_or_else(|| format!("{} is not a relay; write turn:HOST:PORT", shown(text)))?;
-    let host_and_port = match rest.split_once('?') {
-        None | Some((_, "transport=udp")) => rest.split('?').next().unwrap_or(rest),
-        Some(_) => return Err("TURN is spoken over UDP only, for now; write turn:HOST:PORT".to_owned()),
+    const TURNS_PORT: u16 = 5_349;
+    let wrong = || {
+        format!(
+            "{} is not a relay; write turn:HOST:PORT, turn:HOST:PORT?transport=tcp or turns:HOST:PORT",
+            shown(text)
+        )
     };
-    endpoint(host_and_port, Some(TURN_PORT))
+    let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
+    let (host_and_port, transport) = match rest.split_once('?') {
+        None => (rest, None),
+        Some((host_and_port, query)) => {
+            (host_and_port, Some(query.strip_prefix("transport=").ok_or_else(wrong)?))
+        }
+    };
+    let (transport, port) = match (scheme, transport) {
+        ("turn", None | Some("udp")) => (Transport::Udp, TURN_PORT),
+        ("turn", Some("tcp")) => (Transport::Tcp, TURN_PORT),
+        ("turns", None | Some("tcp")) => (Transport::Tls, TURNS_PORT),
+        ("turns", Some("udp")) => {
+            return Err("DTLS is not supported; write turns:HOST:PORT for TLS".to_owned());
+        }
+        _ => return Err(wrong()),
+    };
+    Ok((endpoint(host_and_port, Some(port))?, transport))
 }
 
 /// Prefixes between commas; an address alone is one host.

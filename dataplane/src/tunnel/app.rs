@@ -13,6 +13,7 @@ mod outside;
 mod ports;
 mod relays;
 mod status;
+mod stream;
 mod way;
 
 use std::io;
@@ -30,6 +31,7 @@ pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
 pub use self::relays::{Relay, RelayChoice, RelayPlan};
+pub use self::stream::Carrier;
 use self::way::{Way, seal_and_append};
 use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
@@ -50,6 +52,7 @@ use crate::wire::{too_big, traffic_class};
 const CONTROL: Token = Token(OWN_TOKENS - 1);
 const LINK: Token = Token(OWN_TOKENS - 2);
 const FIGURES: Token = Token(OWN_TOKENS - 3);
+const STREAM: Token = Token(OWN_TOKENS - 4);
 /// Names that were looked up; routes and addresses that have changed.
 const NAMES: Token = Token(OWN_TOKENS - 10);
 const ROUTES: Token = Token(OWN_TOKENS - 11);
@@ -172,7 +175,7 @@ impl App {
         egress: &mut E,
         now: Instant,
     ) -> bool {
-        if self.tunnel.padded_len(packet.len()) == packet.len() {
+        if self.tunnel.padded_len(packet.len()) == packet.len() && !way.is_stream {
             return seal_and_append(&mut self.tunnel, peer, way, packet, egress, now);
         }
         if self.packet.copy_from(packet).is_none() {
@@ -191,6 +194,9 @@ impl App {
         now: Instant,
     ) -> bool {
         self.tunnel.pad(&mut self.packet);
+        if way.is_stream {
+            return self.seal_into_stream(peer, way, now);
+        }
         let Self { tunnel, packet, .. } = self;
         seal_and_append(tunnel, peer, way, packet.as_slice(), egress, now)
     }
@@ -208,7 +214,7 @@ impl App {
                 let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
                 let target =
                     Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
-                Ok(Way::new(target, Some(number)))
+                Ok(Way { is_stream: relay.is_stream(), ..Way::new(target, Some(number)) })
             }
         }
     }
@@ -222,7 +228,7 @@ impl App {
         egress: &mut E,
         now: Instant,
     ) {
-        if self.relay.as_ref().is_some_and(|relay| relay.server == from) {
+        if self.relay.as_ref().is_some_and(|relay| relay.server == from && !relay.is_stream()) {
             for datagram in segments {
                 self.handle_relay(datagram, ecn, egress, now);
             }
@@ -281,6 +287,9 @@ impl App {
         let Ok(mut way) = self.way(message.path, now) else {
             return;
         };
+        if way.is_stream {
+            return self.push_into_stream(&way, bytes);
+        }
         way.target.traffic_class = marking::of_control(bytes);
         let Some(front) = way.front(bytes.len()) else {
             return;
@@ -353,6 +362,8 @@ impl Application for App {
             Meta::Ready if received.token == CONTROL => return self.note_control(now),
             Meta::Ready if received.token == FIGURES => return self.figures.handle_ready(now),
             Meta::Ready if received.token == LINK => return self.link_news = true,
+            Meta::Ready if received.token == STREAM => self.read_stream(egress, now),
+            Meta::Writable if received.token == STREAM => self.unblock_stream(),
             Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
             Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
             Meta::Ready if received.token == ADDRESSES => return self.outside.note_addresses(),
@@ -388,6 +399,7 @@ impl Application for App {
             self.go_up(ingress, egress, now);
         }
         self.tunnel.renew_some(RENEWED);
+        self.serve_stream(ingress, egress, now);
         self.look_outside(ingress, egress, now);
         self.serve_figures(ingress, egress, now);
         self.serve_control(ingress, egress, now)
@@ -410,6 +422,7 @@ impl Application for App {
             relay.close(now);
         }
         self.serve_relay(egress, now);
+        self.finish_stream();
     }
 
     fn drops(&self) -> Drops {

@@ -28,6 +28,7 @@ pub mod path_mtu;
 mod staged;
 mod switch;
 mod timers;
+mod tls;
 mod wheel;
 
 #[cfg(test)]
@@ -312,30 +313,6 @@ impl Tunnel {
         }
     }
 
-    /// Where `peer` is reached now.
-    #[must_use]
-    pub fn path(&self, peer: PeerIndex) -> Option<Path> {
-        self.peers.get(peer)?.path
-    }
-
-    /// Sets where `peer` is reached, and starts a handshake if anything waits for that. `None` says that the way is
-    /// being made anew: packets wait for it.
-    pub fn set_path(&mut self, index: PeerIndex, path: Option<Path>, now: Instant) {
-        let Some(peer) = self.peers.get_mut(index) else {
-            return;
-        };
-        let was_unreachable = peer.path.is_none();
-        peer.path = path;
-        peer.awaits_path = path.is_none();
-        if path.is_some() && was_unreachable {
-            peer.timers.persistent_now(now);
-            if !peer.staged.is_empty() {
-                self.start_handshake(index, now);
-            }
-        }
-        self.arm(index, now);
-    }
-
     /// Figures of one peer, zeros when it is gone.
     #[must_use]
     pub fn stats(&self, peer: PeerIndex) -> PeerStats {
@@ -345,6 +322,11 @@ impl Tunnel {
     /// Counts a packet the caller could not hand over.
     pub fn count_drop(&mut self, cause: Cause) {
         self.drops.count(cause);
+    }
+
+    /// Counts packets the caller could not hand over.
+    pub fn count_drops(&mut self, drops: &Drops) {
+        self.drops.merge(drops);
     }
 
     /// Packets lost in here by cause, those that still wait for a handshake not among them.

@@ -6,11 +6,14 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::pki_types::ServerName;
 
-use super::app::{AutoMtu, Inquiries, RelayChoice, RelayPlan, Sockets, auto_mtu};
+use super::app::{AutoMtu, Carrier, Inquiries, RelayChoice, RelayPlan, Sockets, auto_mtu};
 use super::paths::Policy;
-use super::{Path, PeerConfig, PeerIndex, TunnelConfig};
-use crate::config::{self, Config, ConfigError, Endpoint, Host, MTU_MIN_IPV4, MTU_MIN_IPV6, Table};
+use super::{Path, PeerConfig, PeerIndex, TunnelConfig, tls};
+use crate::config::{
+    self, Config, ConfigError, Endpoint, Host, MTU_MIN_IPV4, MTU_MIN_IPV6, RelayConfig, Table, Transport,
+};
 use crate::egress;
 use crate::netlink;
 use crate::stun::AddressFamily;
@@ -60,7 +63,8 @@ pub fn plan(
     for relay in &config.relays {
         let server = resolve(file, &relay.server, Some(relay.line))?;
         let (login, credentials) = (relay.login.clone(), relay.credentials.clone());
-        choices.push(RelayChoice { server, login, credentials });
+        let carrier = carrier(file, relay)?;
+        choices.push(RelayChoice { server, carrier, login, credentials });
     }
     let mut outside: Vec<SocketAddr> = choices.iter().map(|choice| choice.server).collect();
     let has_relay = !choices.is_empty();
@@ -116,6 +120,25 @@ pub fn plan(
         cookie_secret,
     };
     Ok(Plan { tunnel, relay, inquiries, warnings })
+}
+
+/// How a relay is spoken to, with what is trusted there.
+fn carrier(file: &FilePath, relay: &RelayConfig) -> Result<Carrier, ConfigError> {
+    let refuse = |problem| ConfigError { file: file.into(), line: Some(relay.line), problem };
+    match relay.transport {
+        Transport::Udp => Ok(Carrier::Udp),
+        Transport::Tcp => Ok(Carrier::Tcp),
+        Transport::Tls => {
+            let config = tls::config(relay.certificate.as_deref()).map_err(refuse)?;
+            let name = match &relay.server.host {
+                Host::Address(address) => (*address).into(),
+                Host::Name(name) => ServerName::try_from(name.clone()).map_err(|error| {
+                    refuse(format!("{name}: {error}; write the name that the certificate has"))
+                })?,
+            };
+            Ok(Carrier::Tls(config, name))
+        }
+    }
 }
 
 fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<SocketAddr, ConfigError> {

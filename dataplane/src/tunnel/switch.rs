@@ -1,4 +1,4 @@
-//! Peers that can be reached by two ways: what [`Paths`] decides is done here.
+//! Where peers are reached. Of those that can be reached by two ways, what [`Paths`] decides is done here.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -9,6 +9,30 @@ use super::{Path, PeerIndex, Tunnel};
 use crate::wire::wireguard::DATA_OVERHEAD;
 
 impl Tunnel {
+    /// Where `peer` is reached now.
+    #[must_use]
+    pub fn path(&self, peer: PeerIndex) -> Option<Path> {
+        self.peers.get(peer)?.path
+    }
+
+    /// Sets where `peer` is reached, and starts a handshake if anything waits for that. `None` says that the way is
+    /// being made anew: packets wait for it.
+    pub fn set_path(&mut self, index: PeerIndex, path: Option<Path>, now: Instant) {
+        let Some(peer) = self.peers.get_mut(index) else {
+            return;
+        };
+        let was_unreachable = peer.path.is_none();
+        peer.path = path;
+        peer.awaits_path = path.is_none();
+        if path.is_some() && was_unreachable {
+            peer.timers.persistent_now(now);
+            if !peer.staged.is_empty() {
+                self.start_handshake(index, now);
+            }
+        }
+        self.arm(index, now);
+    }
+
     /// From now on there is a relay by which the peer can be reached, besides the path it has so far. `awaits` says that the
     /// way over the relay is being made: packets wait for it where no other may be used.
     pub fn choose_paths(&mut self, index: PeerIndex, policy: Policy, awaits: bool, now: Instant) {

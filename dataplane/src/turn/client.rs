@@ -132,6 +132,8 @@ pub struct Client {
     watch: Watch,
     /// Until then requests are urgent.
     urgent_until: Option<Instant>,
+    /// There is a connection to the server, or will be.
+    reliable: bool,
 }
 
 impl Client {
@@ -155,6 +157,7 @@ impl Client {
             deadline: None,
             watch: Watch::default(),
             urgent_until: None,
+            reliable: false,
         };
         if client.credentials.is_none() {
             client.allocation = Allocation::Closed;
@@ -217,6 +220,32 @@ impl Client {
         self.deadline = self.next_deadline();
     }
 
+    /// The server is reached over a connection (RFC 8656 section 3.1): nothing is sent twice. Say so before anything is sent.
+    pub fn over_stream(&mut self, now: Instant) {
+        self.reliable = true;
+        for transaction in std::mem::take(&mut self.transactions) {
+            self.transactions.push(transaction.over_stream(now));
+        }
+        self.deadline = self.next_deadline();
+    }
+
+    /// The connection to the server has ended, and with it the allocation. A new one is asked for at once when this one
+    /// lasted, else after a pause.
+    pub fn disconnected(&mut self, why: &str, now: Instant) {
+        if matches!(self.allocation, Allocation::Closed) {
+            return;
+        }
+        let lasted = self.lasted(now);
+        self.lose(format!("the connection to relay {} ended: {why}", self.server), now);
+        self.transmits.clear();
+        self.events.push_back(Event::Unusable { alternate: None });
+        if lasted {
+            // A relay that is started again refuses for a moment only.
+            (self.allocation, self.backoff) = (Allocation::Absent { retry_at: now }, BACKOFF_MIN / 2);
+        }
+        self.advance(now);
+    }
+
     /// Data was sent to the server, and something is expected to come back: if nothing does, it is asked whether it still
     /// has the allocation. O(1).
     pub fn sent(&mut self, now: Instant) {
@@ -247,6 +276,12 @@ impl Client {
     /// The next datagram for the server.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         self.transmits.pop_front()
+    }
+
+    /// Whether [`Client::poll_transmit`] has one.
+    #[must_use]
+    pub fn has_transmit(&self) -> bool {
+        !self.transmits.is_empty()
     }
 
     /// What happened.
@@ -379,7 +414,8 @@ impl Client {
         let signed = credentials.can_sign();
         self.transmits.push_back(bytes.clone());
         let urgent = self.is_urgent(now);
-        self.transactions.push(Transaction::new(id, request, bytes, signed, stale_nonces, urgent, now));
+        let transaction = Transaction::new(id, request, bytes, signed, stale_nonces, urgent, now);
+        self.transactions.push(if self.reliable { transaction.over_stream(now) } else { transaction });
     }
 
     fn is_urgent(&self, now: Instant) -> bool {

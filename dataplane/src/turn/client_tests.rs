@@ -630,6 +630,52 @@ fn a_silent_server_is_given_up_soon_and_asked_often_until_it_is_back() {
 }
 
 #[test]
+fn over_a_connection_nothing_is_sent_twice_and_silence_is_noticed_all_the_same() {
+    let begin = start();
+    let (mut client, mut server) = (client_with("secret", begin), Server::new());
+    client.over_stream(begin);
+    server.silent = true;
+    run(&mut client, &mut server, begin, begin + 39 * SECOND);
+    assert_eq!(server.requests.len(), 1, "TCP repeats what is lost");
+    run(&mut client, &mut server, begin + 39 * SECOND, begin + 42 * SECOND);
+    assert_eq!(server.requests.len(), 2, "Ti of RFC 8489, and a pause");
+    let seen = events(&mut client);
+    assert!(seen.iter().any(|event| matches!(event, Event::Failed { .. })), "{seen:?}");
+    // Who waits for it finds it silent as soon as over UDP.
+    client.hurry(begin + 42 * SECOND);
+    run(&mut client, &mut server, begin + 42 * SECOND, begin + 44 * SECOND);
+    let seen = events(&mut client);
+    assert!(seen.contains(&Event::Unusable { alternate: None }), "{seen:?}");
+}
+
+#[test]
+fn the_end_of_a_connection_is_that_of_the_allocation_which_is_made_again_at_once() {
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    client.over_stream(begin);
+    let end = begin + 3 * SECOND;
+    client.disconnected("it was closed", end);
+    assert_eq!(client.channel(address(PEER)), None);
+    let seen = events(&mut client);
+    assert!(seen.contains(&Event::ChannelLost { peer: address(PEER) }), "{seen:?}");
+    assert!(seen.contains(&Event::Unusable { alternate: None }), "{seen:?}");
+    assert!(client.has_transmit(), "no pause: it lasted");
+    // The server is being started again, and refuses at first.
+    client.disconnected("connection refused", end);
+    assert!(!client.has_transmit(), "a pause: it is not hammered");
+    let refused = reasons(&mut client);
+    assert!(refused.iter().any(|reason| reason.contains("connection refused")), "{refused:?}");
+    server.allocated_until = None;
+    run(&mut client, &mut server, end, end + SECOND);
+    assert_eq!(client.channel(address(PEER)), Some(number), "within a second");
+    // After the last word there is none.
+    client.close(end + SECOND);
+    events(&mut client);
+    client.disconnected("it was closed", end + SECOND);
+    assert_eq!(events(&mut client), []);
+}
+
+#[test]
 fn another_server_is_believed_only_when_the_message_is_signed() {
     for (signed, expected) in [(true, Some(address(OTHER))), (false, None)] {
         let now = start();

@@ -53,7 +53,13 @@ pub(super) struct Transaction {
     pub(super) deadline: Instant,
     sends: u32,
     urgent: bool,
+    /// It goes over a connection, which repeats by itself.
+    reliable: bool,
 }
+
+/// How long a connection is given (Ti, RFC 8489 section 6.2.2), and when others wait for the answer.
+const RELIABLE_WAIT: Duration = Duration::from_millis(39_500);
+const URGENT_WAIT: Duration = URGENT_RTO.saturating_mul(URGENT_SENDS_MAX);
 
 /// What a passed deadline asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,18 +80,27 @@ impl Transaction {
         now: Instant,
     ) -> Self {
         let rto = if urgent { URGENT_RTO } else { RTO };
-        Self { id, request, bytes, signed, stale_nonces, deadline: now + rto, sends: 1, urgent }
+        let deadline = now + rto;
+        Self { id, request, bytes, signed, stale_nonces, deadline, sends: 1, urgent, reliable: false }
+    }
+
+    /// It was sent over a connection, and is not sent again.
+    pub(super) fn over_stream(mut self, now: Instant) -> Self {
+        self.reliable = true;
+        self.deadline = now + if self.urgent { URGENT_WAIT } else { RELIABLE_WAIT };
+        self
     }
 
     /// From now on its answer is waited for.
     pub(super) fn hurry(&mut self, now: Instant) {
         self.urgent = true;
-        self.deadline = self.deadline.min(now + URGENT_RTO);
+        let wait = if self.reliable { URGENT_WAIT } else { URGENT_RTO };
+        self.deadline = self.deadline.min(now + wait);
     }
 
     /// Called when the deadline has passed.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Due {
-        if self.sends >= if self.urgent { URGENT_SENDS_MAX } else { SENDS_MAX } {
+        if self.reliable || self.sends >= if self.urgent { URGENT_SENDS_MAX } else { SENDS_MAX } {
             return Due::GiveUp;
         }
         self.sends += 1;

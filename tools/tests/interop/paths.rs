@@ -270,3 +270,78 @@ fn a_shared_secret_makes_the_name_and_the_password() {
     sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
     drop((caller, callee, relay));
 }
+
+/// A certificate for the relay and its key, in files.
+fn certificate(world: &World) -> [String; 2] {
+    let made = rcgen::generate_simple_self_signed(["10.1.0.1".to_owned()]).unwrap();
+    let certificate = world.file("certificate", &made.cert.pem());
+    let key = world.file("key", &made.signing_key.serialize_pem());
+    [certificate, key].map(|file| file.display().to_string())
+}
+
+#[test]
+fn a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass() {
+    let Some(world) = enter("paths::a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass") else {
+        return;
+    };
+    let [certificate, key] = certificate(&world);
+    let flags = [
+        "--listen-tcp",
+        "10.1.0.1:3478",
+        "--listen-tls",
+        "10.1.0.1:5349",
+        "--tls-certificate",
+        &certificate,
+        "--tls-key",
+        &key,
+    ];
+    let (lines, mut relay) = relay(&world, &flags);
+    sh(
+        "ip netns exec r nft 'table inet cut { chain input { type filter hook input priority 0; iifname ra meta l4proto udp drop; }; }'",
+    );
+    let pair = Pair::new("tow", 77);
+    let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
+    for uri in ["turn:10.1.0.1:3478?transport=tcp", "turns:10.1.0.1:5349"] {
+        let login = login(&lines);
+        let lines = format!("#towpath: Relay = {uri}\n{login}\n#towpath: RelayCertificate = {certificate}");
+        // Its totals are shown beside.
+        let file = pair.a(&world, &lines, "#towpath: Path = relay");
+        let caller = world.tunnel("a", &file, &["--admin", "127.0.0.1:9586"]);
+        sh("ip netns exec a ping -c 3 -i 0.05 -W 5 -s 1200 10.77.0.2");
+        let [out, back] = world.iperf("a", "b", "10.77.0.2", 1);
+        println!("{uri}: {out:.2} Gbit/s there, {back:.2} back");
+        let outage = longest_outage(&world, 5, |world| {
+            pass(Duration::from_secs(1));
+            sh(&format!("kill -9 {}", relay.pid()));
+            let mut all = vec!["--listen", "10.1.0.1:3478"];
+            all.extend(flags);
+            relay = start_relay(world, &all);
+        });
+        println!("{uri}: without the relay for {outage:.2} s");
+        assert!(outage < 2.5, "{outage}");
+        let log = caller.stop().join("\n");
+        assert!(log.contains("ledger"), "{log}");
+    }
+    drop((callee, relay));
+}
+
+#[test]
+fn a_relay_with_a_certificate_that_nobody_knows_is_not_used() {
+    let Some(world) = enter("paths::a_relay_with_a_certificate_that_nobody_knows_is_not_used") else {
+        return;
+    };
+    let [certificate, key] = certificate(&world);
+    let (lines, relay) = relay(
+        &world,
+        &["--listen-tls", "10.1.0.1:5349", "--tls-certificate", &certificate, "--tls-key", &key],
+    );
+    let other = rcgen::generate_simple_self_signed(["10.1.0.1".to_owned()]).unwrap();
+    let other = world.file("other", &other.cert.pem()).display().to_string();
+    let pair = Pair::new("tow", 77);
+    let login = login(&lines);
+    let lines =
+        format!("#towpath: Relay = turns:10.1.0.1:5349\n{login}\n#towpath: RelayCertificate = {other}");
+    let mut caller = world.tunnel("a", &pair.a(&world, &lines, ""), &[]);
+    caller.wait_for("the connection to relay 10.1.0.1:5349 ended: TLS: ");
+    drop((caller, relay));
+}

@@ -211,7 +211,10 @@ impl App {
     fn first_stop(&self, path: Path) -> Option<SocketAddr> {
         match path {
             Path::Direct { to, .. } => Some(to),
-            Path::Relayed { .. } => self.relay.as_ref().map(|relay| relay.server),
+            // A connection takes packets of any length.
+            Path::Relayed { .. } => {
+                self.relay.as_ref().filter(|relay| !relay.is_stream()).map(|relay| relay.server)
+            }
         }
     }
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
 use super::App;
+use super::stream::{Carrier, RelayStream};
 use crate::config::{Credentials, Login};
+use crate::drops::Drops;
 use crate::egress::{Class, Egress, Target};
 use crate::stun::AddressFamily;
 use crate::tunnel::paths::Policy;
@@ -23,6 +25,8 @@ const URGENT_ROUNDS: usize = 16;
 pub struct RelayChoice {
     /// Its address.
     pub server: SocketAddr,
+    /// How it is spoken to.
+    pub carrier: Carrier,
     /// Where user name and password come from, ...
     pub login: Login,
     /// ... and what they are now.
@@ -52,6 +56,10 @@ pub struct Relay {
     client: Client,
     /// The address of the relay in use.
     pub(super) server: SocketAddr,
+    /// The connection to it, where there is one.
+    pub(super) stream: Option<RelayStream>,
+    /// One that is no longer used, and still has to be closed.
+    pub(super) former: Option<RelayStream>,
     /// How many were found unusable since one was usable.
     failures: usize,
     /// When the files are looked at.
@@ -67,8 +75,10 @@ impl Relay {
     pub fn new(plan: RelayPlan, now: Instant) -> Self {
         let choice = plan.choices.first().expect("a plan has a relay").clone();
         let mut relay = Self {
-            client: connect(&plan, choice.server, &choice.credentials, now),
+            client: connect(&plan, &choice, choice.server, now),
             plan,
+            stream: None,
+            former: None,
             current: 0,
             server: choice.server,
             failures: 0,
@@ -149,6 +159,36 @@ impl Relay {
         self.client.close(now);
     }
 
+    /// Whether it is reached over a connection.
+    pub(super) fn is_stream(&self) -> bool {
+        self.plan.choices[self.current].carrier.is_stream()
+    }
+
+    /// Whether there should be a connection, and is none.
+    pub(super) fn wants_stream(&self) -> bool {
+        self.stream.is_none() && self.is_stream() && self.client.has_transmit()
+    }
+
+    /// The connection is of no use any more, whatever the system thinks of it.
+    fn leave_stream(&mut self) {
+        self.former = self.stream.take().or(self.former.take());
+    }
+
+    /// Connects.
+    pub(super) fn connect(&mut self, firewall_mark: u32, now: Instant) {
+        match RelayStream::connect(self.server, &self.plan.choices[self.current].carrier, firewall_mark) {
+            Ok(stream) => self.stream = Some(stream),
+            Err(error) => {
+                self.client.disconnected(&error.to_string(), now);
+            }
+        }
+    }
+
+    /// The connection has ended.
+    pub(super) fn disconnected(&mut self, why: &str, now: Instant) {
+        self.client.disconnected(why, now);
+    }
+
     fn want_peers(&mut self, now: Instant) {
         for &(_, address) in &self.plan.peers {
             self.client.bind_channel(address, now);
@@ -197,13 +237,14 @@ impl Relay {
         }
         self.client.close(now);
         last_words.extend(std::iter::from_fn(|| self.client.poll_transmit()));
+        self.leave_stream();
         self.failures += 1;
         if alternate.is_none() {
             self.current = next;
         }
         let choice = &self.plan.choices[self.current];
         self.server = alternate.unwrap_or(choice.server);
-        self.client = connect(&self.plan, self.server, &choice.credentials, now);
+        self.client = connect(&self.plan, choice, self.server, now);
         if self.failures < URGENT_ROUNDS * self.plan.choices.len() {
             self.client.hurry(now);
         }
@@ -224,7 +265,8 @@ fn needs_reading(choice: &RelayChoice, wall: Duration) -> bool {
     }
 }
 
-fn connect(plan: &RelayPlan, server: SocketAddr, credentials: &Credentials, now: Instant) -> Client {
+fn connect(plan: &RelayPlan, choice: &RelayChoice, server: SocketAddr, now: Instant) -> Client {
+    let credentials = &choice.credentials;
     let config = ClientConfig {
         server,
         username: credentials.username.clone(),
@@ -233,6 +275,9 @@ fn connect(plan: &RelayPlan, server: SocketAddr, credentials: &Credentials, now:
         seed: plan.seed,
     };
     let mut client = Client::new(config, now);
+    if choice.carrier.is_stream() {
+        client.over_stream(now);
+    }
     if plan.choices.len() > 1 {
         // There is another one that could be used meanwhile.
         client.hurry(now);
@@ -242,7 +287,7 @@ fn connect(plan: &RelayPlan, server: SocketAddr, credentials: &Credentials, now:
 
 /// Time since 1970, which user names may speak of.
 #[expect(clippy::disallowed_methods, reason = "names say by the clock of people until when they are good")]
-fn wall_clock() -> Duration {
+pub(super) fn wall_clock() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
@@ -281,6 +326,18 @@ impl App {
         let Some(server) = self.relay.as_ref().map(|relay| relay.server) else {
             return;
         };
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.is_stream()) {
+            // What is to be said before there is a connection waits in the client.
+            let Relay { client, stream, .. } = relay;
+            if let Some(stream) = stream {
+                let mut drops = Drops::default();
+                while let Some(bytes) = client.poll_transmit() {
+                    stream.push_control(&bytes, &mut drops);
+                }
+                self.tunnel.count_drops(&drops);
+            }
+            return;
+        }
         while let Some(bytes) = self.relay.as_mut().and_then(|relay| relay.client.poll_transmit()) {
             self.send_to_relay(server, &bytes, egress);
         }
@@ -332,10 +389,13 @@ impl App {
         let Some(relay) = &mut self.relay else {
             return;
         };
-        let former = relay.server;
+        let (former, over_stream) = (relay.server, relay.is_stream());
+        // A connection that a request was not answered over may be stuck.
+        relay.leave_stream();
         let mut last_words = Vec::new();
         if relay.go_on(alternate, &mut last_words, now) {
-            for bytes in last_words {
+            // The end of a connection says as much.
+            for bytes in last_words.into_iter().filter(|_| !over_stream) {
                 self.send_to_relay(former, &bytes, egress);
             }
             let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();

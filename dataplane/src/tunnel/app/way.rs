@@ -17,6 +17,8 @@ const DATAGRAM_MAX: usize = 65_507;
 pub(super) struct Way {
     pub target: Target,
     pub channel: Option<ChannelNumber>,
+    /// It goes over the connection to the relay, and the target is not used.
+    pub is_stream: bool,
     /// The longest packet that passes in one piece, bytes.
     pub limit: usize,
 }
@@ -24,7 +26,7 @@ pub(super) struct Way {
 impl Way {
     /// A way of which no limit is known.
     pub fn new(target: Target, channel: Option<ChannelNumber>) -> Self {
-        Self { target, channel, limit: usize::MAX }
+        Self { target, channel, is_stream: false, limit: usize::MAX }
     }
 
     /// The MTU to tell the sender of a packet that does not pass.

@@ -168,7 +168,7 @@ impl Client {
     }
 
     /// Whether the allocation is older than the blink of an eye.
-    fn lasted(&self, now: Instant) -> bool {
+    pub(super) fn lasted(&self, now: Instant) -> bool {
         matches!(self.allocation, Allocation::Established { since, .. }
             if now.saturating_duration_since(since) >= LASTED)
     }
