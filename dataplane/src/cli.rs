@@ -2,6 +2,7 @@
 
 mod interface;
 mod marking;
+mod ticket;
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
@@ -60,6 +61,8 @@ enum Command {
     Pubkey,
     /// Print a new preshared key
     Genpsk,
+    /// Print where a running tunnel can be reached, signed, for its peer; or give it the peer's
+    Ticket(ticket::Flags),
 }
 
 #[derive(Debug, Args)]
@@ -130,6 +133,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
         Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
         Command::Pubkey => print_public_key(),
+        Command::Ticket(flags) => ticket::run(&flags),
     }
 }
 

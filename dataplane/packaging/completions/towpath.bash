@@ -34,6 +34,9 @@ _towpath() {
             towpath,show)
                 cmd="towpath__subcmd__show"
                 ;;
+            towpath,ticket)
+                cmd="towpath__subcmd__ticket"
+                ;;
             towpath,up)
                 cmd="towpath__subcmd__up"
                 ;;
@@ -55,6 +58,9 @@ _towpath() {
             towpath__subcmd__help,show)
                 cmd="towpath__subcmd__help__subcmd__show"
                 ;;
+            towpath__subcmd__help,ticket)
+                cmd="towpath__subcmd__help__subcmd__ticket"
+                ;;
             towpath__subcmd__help,up)
                 cmd="towpath__subcmd__help__subcmd__up"
                 ;;
@@ -65,7 +71,7 @@ _towpath() {
 
     case "${cmd}" in
         towpath)
-            opts="-f -h -V --foreground --io --ingress --gso --no-offload --completions --busy-poll --ecn --dscp --admin --log-format --help --version up show down genkey pubkey genpsk help"
+            opts="-f -h -V --foreground --io --ingress --gso --no-offload --completions --busy-poll --ecn --dscp --admin --log-format --help --version up show down genkey pubkey genpsk ticket help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -161,7 +167,7 @@ _towpath() {
             return 0
             ;;
         towpath__subcmd__help)
-            opts="up show down genkey pubkey genpsk help"
+            opts="up show down genkey pubkey genpsk ticket help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -258,6 +264,20 @@ _towpath() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        towpath__subcmd__help__subcmd__ticket)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         towpath__subcmd__help__subcmd__up)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -294,6 +314,24 @@ _towpath() {
             fi
             case "${prev}" in
                 --hlog)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towpath__subcmd__ticket)
+            opts="-h --accept --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --accept)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

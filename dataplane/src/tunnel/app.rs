@@ -14,8 +14,10 @@ mod ports;
 mod relays;
 mod status;
 mod stream;
+mod tickets;
 mod way;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -32,7 +34,9 @@ use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
 pub use self::relays::{Relay, RelayChoice, RelayPlan};
 pub use self::stream::Carrier;
+pub use self::tickets::{NO_RELAY, NOT_THE_NEXT};
 use self::way::{Way, seal_and_append};
+use super::key::{KEY_LEN, PublicKey};
 use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
 use crate::driver::{Application, Next, OWN_TOKENS};
@@ -87,6 +91,8 @@ pub struct App {
     bind_at: Option<Instant>,
     /// When the last turn ended.
     turned: Option<Instant>,
+    /// Who signed the last ticket of a peer, and when.
+    tickets: HashMap<PublicKey, ([u8; KEY_LEN], Duration)>,
     figures: Figures,
 }
 
@@ -121,6 +127,7 @@ impl App {
             deleted: false,
             bind_at: None,
             turned: None,
+            tickets: HashMap::new(),
             figures: Figures::new(admin),
         }
     }

@@ -16,6 +16,7 @@ pub mod peer;
 pub mod peers;
 pub mod routes;
 pub mod setup;
+pub mod ticket;
 
 mod change;
 mod incoming;

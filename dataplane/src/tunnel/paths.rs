@@ -13,6 +13,7 @@
 //! The answer makes a new session; the packets on the way that is left belong to the one before, and its replay window
 //! does not move on without them: whatever either way delivers is accepted, however much one is faster.
 
+mod candidates;
 mod leg;
 #[cfg(test)]
 mod tests;
@@ -129,6 +130,10 @@ pub struct Paths {
     active: Kind,
     direct: Leg,
     relayed: Leg,
+    /// Where the peer says that it may be reached directly, until one of them has turned out to work.
+    candidates: Vec<Path>,
+    /// Of these, what is to be asked in this round.
+    to_ask: Vec<Path>,
     /// The direct way is in use and suspect: until then its answer is waited for.
     verdict_at: Option<Instant>,
     quiet: Option<Quiet>,
@@ -162,6 +167,8 @@ impl Paths {
             active,
             direct: Leg::new(direct.filter(|_| policy.allows(Kind::Direct))),
             relayed: Leg::default(),
+            candidates: Vec::new(),
+            to_ask: Vec::new(),
             verdict_at: None,
             quiet: None,
             forced: None,
@@ -274,6 +281,9 @@ impl Paths {
         let leg = self.leg_mut(kind);
         leg.path = Some(path);
         leg.heard(now);
+        if kind == Kind::Direct {
+            self.to_ask.clear();
+        }
         match (self.active, kind) {
             (Kind::Direct, Kind::Direct) => self.heard_as_hoped(now),
             (Kind::Relayed, Kind::Relayed) => {}
@@ -299,10 +309,13 @@ impl Paths {
         if self.untold.is_some() && self.active().is_some() {
             return self.untold;
         }
-        if self.policy != Policy::Auto {
+        if self.policy == Policy::Relay {
             return None;
         }
-        match self.active {
+        if !self.to_ask.is_empty() {
+            return self.probed;
+        }
+        match self.looks_for() {
             Kind::Direct => {
                 self.relayed.path?;
                 let suspect = self.direct.suspect_at()?;
@@ -328,7 +341,11 @@ impl Paths {
             self.untold = None;
             return self.active().map(Action::Announce);
         }
-        match self.active {
+        if let Some(path) = self.to_ask.pop() {
+            self.figures.probes += 1;
+            return Some(Action::Probe(path));
+        }
+        match self.looks_for() {
             Kind::Direct => self.poll_direct(now),
             Kind::Relayed => self.poll_relayed(now),
         }
@@ -361,7 +378,13 @@ impl Paths {
             return self.poll(now);
         }
         (self.probed, self.last_probe, self.probe_at) = (Some(now), Some(now), None);
-        self.probe()
+        self.ask_all();
+        self.poll(now)
+    }
+
+    /// Which way is in use, or would be: without any, the direct one is looked for as while the relay is in use.
+    fn looks_for(&self) -> Kind {
+        if self.active().is_none() { Kind::Relayed } else { self.active }
     }
 
     fn probe(&mut self) -> Option<Action> {
@@ -371,7 +394,9 @@ impl Paths {
 
     /// When the direct way is asked next: earlier than planned when the relay is silent as well.
     fn next_probe(&self) -> Option<Instant> {
-        self.direct.path?;
+        if self.direct.path.is_none() && self.candidates.is_empty() {
+            return None;
+        }
         let at = self.probe_at?;
         let rested = self.last_probe.max(self.switched).map(|last| last + PROBE_EVERY);
         let early = self.relayed.suspect_at().map(|at| rested.map_or(at, |rested| at.max(rested)));

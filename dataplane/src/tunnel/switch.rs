@@ -71,6 +71,19 @@ impl Tunnel {
         }
     }
 
+    /// A peer that chooses between ways says where it may be reached directly.
+    pub fn set_candidates(
+        &mut self,
+        index: PeerIndex,
+        addresses: impl Iterator<Item = SocketAddr>,
+        now: Instant,
+    ) {
+        if let Some(paths) = self.peers.get_mut(index).and_then(|peer| peer.paths.as_mut()) {
+            paths.set_candidates(addresses, now);
+            self.follow_paths(index, now);
+        }
+    }
+
     /// The relay has a channel to the peer, or has none any more.
     pub fn set_relayed(&mut self, index: PeerIndex, path: Option<Path>, now: Instant) {
         if let Some(paths) = self.peers.get_mut(index).and_then(|peer| peer.paths.as_mut()) {

@@ -8,9 +8,10 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::Refusal;
 use super::status::Wanted;
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
+use crate::tunnel::ticket::Ticket;
 
-/// The longest line, bytes: twice a key in hexadecimal digits with its name.
-const LINE_MAX: usize = 256;
+/// The longest line, bytes: a ticket with its name.
+const LINE_MAX: usize = 1_280;
 /// The longest request, bytes: 10,000 peers with preshared keys and 200,000 prefixes fit.
 const REQUEST_MAX: usize = 16 << 20;
 
@@ -21,6 +22,8 @@ pub enum Request {
     Get,
     /// The figures that `towpath show` shows.
     Status(Wanted),
+    /// The ticket that `towpath ticket` prints.
+    Ticket,
     /// Changes.
     Set(Set),
     /// Nothing that can be done; the reason.
@@ -61,6 +64,8 @@ pub enum Change {
     PresharedKey(Option<Box<SecretKey>>),
     /// Where it is reached.
     Endpoint(SocketAddr),
+    /// Where it says that it is reached; ours alone, `wg` does not know it.
+    Ticket(Box<Ticket>),
     /// Seconds; 0 for none.
     PersistentKeepalive(u16),
     /// Takes all prefixes away.
@@ -85,6 +90,8 @@ enum State {
     Idle,
     /// Behind `get=1`; a line that should not be there is a mistake.
     Get { mistake: Option<Refusal> },
+    /// Behind `ticket=1`.
+    Ticket { mistake: Option<Refusal> },
     /// Behind `status=1`.
     Status { wanted: Wanted, mistake: Option<Refusal> },
     /// Behind `set=1`; where the peer stands to which lines belong.
@@ -150,6 +157,10 @@ impl Parser {
                     self.state = State::Get { mistake: None };
                     Ok(None)
                 }
+                b"ticket=1" if !overlong => {
+                    self.state = State::Ticket { mistake: None };
+                    Ok(None)
+                }
                 b"status=1" if !overlong => {
                     self.state = State::Status { wanted: Wanted::default(), mistake: None };
                     Ok(None)
@@ -163,7 +174,10 @@ impl Parser {
             State::Get { mistake } if self.line.is_empty() => {
                 Ok(Some(mistake.map_or(Request::Get, Request::Bad)))
             }
-            State::Get { mistake } => {
+            State::Ticket { mistake } if self.line.is_empty() => {
+                Ok(Some(mistake.map_or(Request::Ticket, Request::Bad)))
+            }
+            State::Get { mistake } | State::Ticket { mistake } => {
                 *mistake = Some(Refusal::Invalid);
                 Ok(None)
             }
@@ -246,6 +260,9 @@ fn of_device(key: &str, value: &str) -> Result<Change, Refusal> {
 fn of_peer(key: &str, value: &str) -> Result<Change, Refusal> {
     match key {
         "preshared_key" => Ok(Change::PresharedKey(secret(value)?.map(Box::new))),
+        "towpath_ticket" => {
+            value.parse().map(|ticket| Change::Ticket(Box::new(ticket))).map_err(|_| Refusal::Invalid)
+        }
         "endpoint" => Ok(Change::Endpoint(endpoint(value)?)),
         "persistent_keepalive_interval" => Ok(Change::PersistentKeepalive(number(value)?)),
         "replace_allowed_ips" => is_true(value).map(|_| Change::ReplaceAllowedIps),
@@ -312,6 +329,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tunnel::ticket::{ADDRESSES_MAX, Candidate, Signer};
 
     fn parse(text: &str) -> Vec<Request> {
         let mut parser = Parser::default();
@@ -445,6 +463,21 @@ mod tests {
         for text in ["status=1\nget=1\n\n", "status=1\nstages=false\nstages=true\n\n", &long] {
             assert!(matches!(parse(text)[..], [Request::Bad(Refusal::Invalid)]), "{text:?}");
         }
+    }
+
+    #[test]
+    fn tickets_are_asked_for_and_taken() {
+        assert!(matches!(parse("ticket=1\n\nget=1\n\n")[..], [Request::Ticket, Request::Get]));
+        assert!(matches!(parse("ticket=1\nticket=1\n\n")[..], [Request::Bad(Refusal::Invalid)]));
+        let private = SecretKey::new([7; KEY_LEN]).clamped();
+        let addresses =
+            [Candidate::Own(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 1))); ADDRESSES_MAX];
+        let text = Signer::new(&private).sign(&addresses, std::time::Duration::from_secs(1_800_000_000));
+        let taken = set(&format!("public_key={PUBLIC}\ntowpath_ticket={text}\n"));
+        assert_eq!(taken.mistake, None, "the longest fits");
+        assert_eq!(taken.changes.last(), Some(&Change::Ticket(Box::new(text.parse().expect("a ticket")))));
+        let cut = set(&format!("public_key={PUBLIC}\ntowpath_ticket={}\n", &text[..text.len() - 4]));
+        assert_eq!(cut.mistake, Some(Refusal::Invalid));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! A peer that is reached directly or over a relay, while either of the two comes and goes.
 
 use std::path::PathBuf;
+use std::process::Output;
 use std::time::{Duration, Instant};
 
-use super::world::{Process, World, enter, keys, sh};
+use super::world::{Process, World, enter, keys, sh, try_sh};
 
 /// What a relay needs to forward to `b`.
 const RELAY: [&str; 4] = ["--realm", "test", "--allow-peer", "10.2.0.0/24"];
@@ -343,5 +344,101 @@ fn a_relay_with_a_certificate_that_nobody_knows_is_not_used() {
         format!("#towpath: Relay = turns:10.1.0.1:5349\n{login}\n#towpath: RelayCertificate = {other}");
     let mut caller = world.tunnel("a", &pair.a(&world, &lines, ""), &[]);
     caller.wait_for("the connection to relay 10.1.0.1:5349 ended: TLS: ");
+    let refused = ticket("a", "towa");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("no address at a relay"), "{said}");
     drop((caller, relay));
+}
+
+/// Hosts `c` and `d` behind `a` and `b`, which translate addresses as `masquerade` says, and let in what answers.
+fn behind_nat(masquerade: &str) {
+    for (nat, host, network) in [("a", "c", "192.168.1"), ("b", "d", "192.168.2")] {
+        sh(&format!(
+            "ip netns add {host}
+             ip link add {host}0 netns {host} type veth peer name {nat}{host} netns {nat}
+             ip -n {host} addr add {network}.2/24 dev {host}0
+             ip -n {nat} addr add {network}.1/24 dev {nat}{host}
+             ip -n {host} link set lo up; ip -n {host} link set {host}0 up; ip -n {nat} link set {nat}{host} up
+             ip -n {host} route add default via {network}.1
+             ip netns exec {nat} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'
+             ip netns exec {nat} nft 'table ip nat {{
+                 chain post {{ type nat hook postrouting priority srcnat; oifname {nat}0 {masquerade}; }}
+                 chain input {{ type filter hook input priority 0; iifname {nat}0 ct state new drop; }}
+                 chain forward {{ type filter hook forward priority 0; iifname {nat}0 ct state new drop; }}
+             }}'"
+        ));
+    }
+}
+
+/// Two tunnels behind NAT, whose owners have exchanged tickets; `c` first.
+fn meet(world: &World, masquerade: &str) -> (Process, Process, Process) {
+    behind_nat(masquerade);
+    let (lines, relay) = relay(world, &["--allow-peer", "10.1.0.0/24"]);
+    let (c, d) = (keys(), keys());
+    let start = |host: &'static str, number: u8, private: &str, peer: &str| {
+        let text = format!(
+            "[Interface]\nPrivateKey = {private}\nAddress = 10.77.0.{number}/24\nListenPort = 51820\n{lines}\n[Peer]\n\
+             PublicKey = {peer}\nAllowedIPs = 10.77.0.0/24\nPersistentKeepalive = 25\n"
+        );
+        world.tunnel(host, &world.file(&format!("tow{host}.conf"), &text), &[])
+    };
+    let (first, second) = (start("c", 1, &c.0, &d.1), start("d", 2, &d.0, &c.1));
+    let (of_c, of_d) = (ticket_of("c"), ticket_of("d"));
+    assert!(of_c.starts_with("towpath1:") && of_c.lines().count() == 1, "{of_c}");
+    accept("c", &of_d).unwrap();
+    accept("d", &of_c).unwrap();
+    (first, second, relay)
+}
+
+/// `towpath ticket` with these arguments.
+fn ticket(host: &str, arguments: &str) -> Output {
+    let lab = env!("CARGO_BIN_EXE_towpath-lab");
+    // Its parent is the shell.
+    try_sh(&format!("ip netns exec {host} {lab} __tunnel - $$ ticket {arguments}"))
+}
+
+fn ticket_of(host: &str) -> String {
+    let output = ticket(host, &format!("tow{host}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What is said when it is refused.
+fn accept(host: &str, text: &str) -> Result<(), String> {
+    let output = ticket(host, &format!("tow{host} --accept {text}"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(said) }
+}
+
+#[test]
+fn two_ends_behind_nat_meet_directly() {
+    let Some(world) = enter("paths::two_ends_behind_nat_meet_directly") else { return };
+    // The port stays, and only whoever was sent to is let in.
+    let (mut first, mut second, relay) = meet(&world, "masquerade");
+    sh("ip netns exec c ping -c 3 -i 0.2 -W 5 10.77.0.2");
+    let ping = std::thread::spawn(|| sh("ip netns exec c ping -c 100 -i 0.1 -W 2 10.77.0.2"));
+    first.wait_for("another path is used");
+    second.wait_for("another path is used");
+    ping.join().unwrap();
+    // It goes on without the relay.
+    drop(relay);
+    sh("ip netns exec c ping -c 5 -i 0.2 -W 2 10.77.0.2");
+    drop((first, second));
+}
+
+#[test]
+fn two_ends_behind_random_nat_meet_at_the_relay() {
+    let Some(world) = enter("paths::two_ends_behind_random_nat_meet_at_the_relay") else { return };
+    let (first, second, relay) = meet(&world, "masquerade random");
+    let older = ticket_of("d");
+    sh("ip netns exec c ping -c 30 -i 0.2 -W 5 10.77.0.2; ip netns exec d ping -c 3 -i 0.2 -W 5 10.77.0.1");
+    let newer = ticket_of("d");
+    accept("c", &newer).unwrap();
+    assert!(accept("c", &older).unwrap_err().contains("newer ticket"));
+    assert!(accept("d", &newer).unwrap_err().contains("has no peer"));
+    let changed = newer.trim().replace(&newer[60..64], "AAAA");
+    assert!(accept("c", &changed).unwrap_err().contains("signature is wrong"));
+    let log = first.stop().join("\n");
+    assert!(!log.contains("another path is used"), "{log}");
+    drop((second, relay));
 }

@@ -141,6 +141,10 @@ impl App {
         }
         while control.job.is_none() {
             let Some(job) = control.uapi.next() else { break };
+            if let Request::Ticket = job.request {
+                control.uapi.answer(job.client, self.tell_ticket());
+                continue;
+            }
             control.job = begin(job, &control);
         }
         match control.job.take() {
@@ -272,6 +276,8 @@ impl App {
                 self.outside.names.forget(peer);
                 self.set_endpoint(peer, address, now);
             }
+            (Change::Ticket(ticket), Subject::Peer(peer)) => self.take_ticket(peer, ticket, now)?,
+            (Change::Ticket(_), _) => return Err(Refusal::System(libc::ENOENT)),
             (&Change::PersistentKeepalive(seconds), Subject::Peer(peer)) => {
                 self.tunnel.set_persistent_keepalive(peer, seconds, now);
             }
@@ -342,6 +348,9 @@ impl App {
         if !self.tunnel.remove_allowed_ips(index, TURN) {
             return false;
         }
+        if let Some(view) = self.tunnel.view(index) {
+            self.tickets.remove(&view.public_key);
+        }
         self.tunnel.remove_peer(index);
         self.outside.names.forget(index);
         if let Some(relay) = &mut self.relay {
@@ -382,6 +391,8 @@ fn begin(job: Job, control: &Control) -> Option<Work> {
             subject: Subject::Device,
             port_until: None,
         })),
+        // It has been answered.
+        Request::Ticket => None,
         Request::Bad(refusal) => {
             control.uapi.answer(client, [answer::end(Some(refusal))].into());
             None

@@ -60,6 +60,9 @@ pub struct Relay {
     pub(super) stream: Option<RelayStream>,
     /// One that is no longer used, and still has to be closed.
     pub(super) former: Option<RelayStream>,
+    /// Our address there, and the one from which it sees us, while there is an allocation.
+    pub(super) relayed: Option<SocketAddr>,
+    pub(super) mapped: Option<SocketAddr>,
     /// How many were found unusable since one was usable.
     failures: usize,
     /// When the files are looked at.
@@ -79,6 +82,8 @@ impl Relay {
             plan,
             stream: None,
             former: None,
+            relayed: None,
+            mapped: None,
             current: 0,
             server: choice.server,
             failures: 0,
@@ -238,6 +243,7 @@ impl Relay {
         self.client.close(now);
         last_words.extend(std::iter::from_fn(|| self.client.poll_transmit()));
         self.leave_stream();
+        (self.relayed, self.mapped) = (None, None);
         self.failures += 1;
         if alternate.is_none() {
             self.current = next;
@@ -357,6 +363,11 @@ impl App {
     fn handle_relay_event<E: Egress>(&mut self, event: Event, egress: &mut E, now: Instant) {
         match event {
             Event::Allocated { relayed, mapped } => {
+                if let Some(relay) = &mut self.relay {
+                    // Over a connection it is another socket's.
+                    let mapped = mapped.filter(|_| !relay.is_stream());
+                    (relay.relayed, relay.mapped) = (Some(relayed), mapped);
+                }
                 let mapped = mapped.map_or_else(String::new, |address| address.to_string());
                 tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
                 if let Some(relay) = &mut self.relay {

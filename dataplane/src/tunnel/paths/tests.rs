@@ -343,6 +343,42 @@ fn a_lost_relay_is_replaced_by_the_direct_way_until_it_is_back() {
 }
 
 #[test]
+fn all_addresses_that_the_peer_names_are_asked_until_one_answers() {
+    let mut now = Instant::now();
+    let mut paths = Paths::new(Policy::Auto, None);
+    let named = ["192.0.2.7:1", "10.0.0.7:51820"].map(|text| text.parse::<SocketAddr>().expect("address"));
+    paths.set_candidates(named.into_iter(), now);
+    let asked = |paths: &mut Paths, now| -> Vec<SocketAddr> {
+        std::iter::from_fn(|| paths.poll(now))
+            .map(|action| match action {
+                Action::Probe(path) => path.remote(),
+                Action::Announce(path) => panic!("{path:?}"),
+            })
+            .collect()
+    };
+    assert_eq!(paths.active(), None, "neither is known to work");
+    let mut first = asked(&mut paths, now);
+    first.sort();
+    assert_eq!(first, [named[1], named[0]]);
+    paths.set_relayed(Some(relayed()), now);
+    assert_eq!(paths.active(), Some(relayed()), "meanwhile");
+    assert!(matches!(paths.poll(now), Some(Action::Announce(_))));
+    // Nobody answered: once more, while something passes.
+    now += 7 * SECOND;
+    paths.heard(relayed(), now);
+    assert_eq!(asked(&mut paths, now), [], "an answer is overdue");
+    now += 5 * SECOND;
+    assert_eq!(asked(&mut paths, now).len(), 2);
+    // One of them answers, twice.
+    let answer = Path::Direct { to: named[1], from: None };
+    paths.heard(answer, now);
+    now += SECOND;
+    assert_eq!(asked(&mut paths, now).len(), 2);
+    paths.heard(answer, now);
+    assert_eq!(paths.active(), Some(answer));
+}
+
+#[test]
 fn both_ends_may_choose() {
     // The peer goes back to the direct way before us: it sends there, and we answer by the relay.
     let mut world = World::new(10, 40);
