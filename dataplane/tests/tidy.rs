@@ -34,10 +34,6 @@ const EXEMPT: &[(&str, &str)] = &[
     ("dataplane/src/tunnel/app/tickets.rs", "likewise; it asks the kernel for our address"),
     ("dataplane/src/tunnel/app/status.rs", "likewise; it tells what ingress and egress have counted"),
     (
-        "dataplane/src/tunnel/app/relays.rs",
-        "likewise; names for relays say by the clock of people how long they are good",
-    ),
-    (
         "dataplane/src/tunnel/setup.rs",
         "it opens device and sockets and sets addresses, before the first packet",
     ),

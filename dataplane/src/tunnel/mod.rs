@@ -326,8 +326,8 @@ impl Tunnel {
     }
 
     /// Counts packets the caller could not hand over.
-    pub fn count_drops(&mut self, drops: &Drops) {
-        self.drops.merge(drops);
+    pub fn count_lost(&mut self, cause: Cause, packets: u64) {
+        self.drops.add(cause, packets);
     }
 
     /// Packets lost in here by cause, those that still wait for a handshake not among them.

@@ -1,14 +1,15 @@
 //! The relays: which one is in use, what it wants to say, and what becomes of the peers behind it.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
 use super::App;
+use super::control::wall_clock;
 use super::stream::{Carrier, RelayStream};
 use crate::config::{Credentials, Login};
-use crate::drops::Drops;
+use crate::drops::Cause;
 use crate::egress::{Class, Egress, Target};
 use crate::stun::AddressFamily;
 use crate::tunnel::paths::Policy;
@@ -291,12 +292,6 @@ fn connect(plan: &RelayPlan, choice: &RelayChoice, server: SocketAddr, now: Inst
     client
 }
 
-/// Time since 1970, which user names may speak of.
-#[expect(clippy::disallowed_methods, reason = "names say by the clock of people until when they are good")]
-pub(super) fn wall_clock() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
 impl App {
     /// Prepares the peers for having a relay beside the direct way.
     pub(super) fn open_relay(&mut self, now: Instant) {
@@ -336,11 +331,10 @@ impl App {
             // What is to be said before there is a connection waits in the client.
             let Relay { client, stream, .. } = relay;
             if let Some(stream) = stream {
-                let mut drops = Drops::default();
                 while let Some(bytes) = client.poll_transmit() {
-                    stream.push_control(&bytes, &mut drops);
+                    let dropped = stream.push_control(&bytes);
+                    self.tunnel.count_lost(Cause::EgressQueueFull, dropped);
                 }
-                self.tunnel.count_drops(&drops);
             }
             return;
         }

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::relays::Relay;
 use super::way::Way;
 use super::{App, STREAM};
-use crate::drops::{Cause, Drops};
+use crate::drops::Cause;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::stream::framing::Framer;
@@ -65,6 +65,15 @@ pub(super) struct RelayStream {
     over: Option<String>,
 }
 
+/// What became of a message for the connection.
+#[derive(Clone, Copy)]
+pub(super) enum Pushed {
+    /// So many packets were lost for this cause: older ones for which no room was left, or itself. Mostly none.
+    Lost(Cause, u64),
+    /// It was not sealed.
+    Refused,
+}
+
 impl RelayStream {
     /// Begins to connect. `firewall_mark` is 0 for none.
     ///
@@ -105,37 +114,34 @@ impl RelayStream {
         })
     }
 
-    /// Queues a request.
-    pub(super) fn push_control(&mut self, message: &[u8], drops: &mut Drops) {
-        match self.queue.push_control(message) {
-            Ok(dropped) => drops.add(Cause::EgressQueueFull, dropped),
+    /// Queues a request; how much data that dropped.
+    pub(super) fn push_control(&mut self, message: &[u8]) -> u64 {
+        self.queue.push_control(message).unwrap_or_else(|_| {
             // Requests alone fill the queue: the relay reads nothing.
-            Err(_) => self.end(&"it takes no requests"),
-        }
+            self.end(&"it takes no requests");
+            0
+        })
     }
 
-    /// Queues a message of `len` bytes that `seal` writes; what it answers.
+    /// Queues a message of `len` bytes that `seal` writes, if it does.
     pub(super) fn push_data(
         &mut self,
         number: ChannelNumber,
         len: usize,
-        drops: &mut Drops,
         seal: impl FnOnce(&mut [u8]) -> bool,
-    ) -> bool {
+    ) -> Pushed {
         let (Some(header), Some(space)) = (channel_data::header(number, len), self.sealed.get_mut(..len))
         else {
-            drops.count(Cause::Mtu);
-            return true;
+            return Pushed::Lost(Cause::Mtu, 1);
         };
         if !seal(space) {
-            return false;
+            return Pushed::Refused;
         }
         // The kernel may already have taken all but a little of it: then nothing has to be dropped.
         if self.queue.len() + len > WRITE_BYTES {
             self.write();
         }
-        drops.add(Cause::EgressQueueFull, self.queue.push_data(&header, &self.sealed[..len]));
-        true
+        Pushed::Lost(Cause::EgressQueueFull, self.queue.push_data(&header, &self.sealed[..len]))
     }
 
     /// Writes what goes without waiting.
@@ -189,37 +195,32 @@ impl App {
     /// Sends what is in the stack packet over the connection, or counts it; `false` when there is no session for it.
     pub(super) fn seal_into_stream(&mut self, peer: PeerIndex, way: &Way, now: Instant) -> bool {
         let Self { tunnel, packet, relay, .. } = self;
-        let mut drops = Drops::default();
         let stream = relay.as_mut().and_then(|relay| relay.stream.as_mut());
-        let sealed = match (stream, way.channel) {
+        let pushed = match (stream, way.channel) {
             (Some(stream), Some(number)) => {
                 let len = Tunnel::sealed_len(packet.len());
-                stream.push_data(number, len, &mut drops, |space| {
-                    tunnel.seal(peer, packet.as_slice(), space, now)
-                })
+                stream.push_data(number, len, |space| tunnel.seal(peer, packet.as_slice(), space, now))
             }
-            _ => {
-                drops.count(Cause::NoEndpoint);
-                true
-            }
+            _ => Pushed::Lost(Cause::NoEndpoint, 1),
         };
-        if !sealed {
-            drops.count(Cause::NoSession);
+        match pushed {
+            Pushed::Lost(cause, packets) => tunnel.count_lost(cause, packets),
+            Pushed::Refused => tunnel.count_drop(Cause::NoSession),
         }
-        self.tunnel.count_drops(&drops);
-        sealed
+        !matches!(pushed, Pushed::Refused)
     }
 
     /// Sends a control message over the connection. One that does not fit is repeated by its timer.
     pub(super) fn push_into_stream(&mut self, way: &Way, bytes: &[u8]) {
         let stream = self.relay.as_mut().and_then(|relay| relay.stream.as_mut());
         if let (Some(stream), Some(number)) = (stream, way.channel) {
-            let mut drops = Drops::default();
-            stream.push_data(number, bytes.len(), &mut drops, |space| {
+            let pushed = stream.push_data(number, bytes.len(), |space| {
                 space.copy_from_slice(bytes);
                 true
             });
-            self.tunnel.count_drops(&drops);
+            if let Pushed::Lost(cause, packets) = pushed {
+                self.tunnel.count_lost(cause, packets);
+            }
         }
     }
 
