@@ -5,8 +5,11 @@ pub mod compare;
 pub mod demo;
 pub mod format;
 pub mod netns;
+#[cfg(test)]
+mod oracle;
 pub mod reexec;
 pub mod reflect;
 pub mod report;
 pub mod run;
+pub mod statistics;
 pub mod units;
