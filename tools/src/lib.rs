@@ -14,5 +14,6 @@ pub mod reexec;
 pub mod reflect;
 pub mod report;
 pub mod run;
+pub mod search;
 pub mod statistics;
 pub mod units;

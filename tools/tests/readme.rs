@@ -129,7 +129,7 @@ const DOWN: &str = "towpath down x";
 const INTERFACE: &str = "towpath wg0";
 const SHOW: &str = "towpath show";
 const RELAY: &str = "towpath-relay";
-const LABS: [&str; 8] = [
+const LABS: [&str; 11] = [
     "towpath-lab run udp 127.0.0.1:9",
     "towpath-lab demo",
     "towpath-lab reflect 127.0.0.1:9",
@@ -138,6 +138,9 @@ const LABS: [&str; 8] = [
     "towpath-lab ab udp",
     "towpath-lab ab",
     "towpath-lab aa udp 127.0.0.1:9",
+    "towpath-lab search udp 127.0.0.1:9",
+    "towpath-lab sweep udp 127.0.0.1:9",
+    "towpath-lab calibrate",
 ];
 
 #[test]

@@ -10,6 +10,8 @@ mod gate;
 mod judging;
 mod reflect;
 mod run;
+mod search;
+mod sweep;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -64,6 +66,12 @@ enum Command {
     Aa(Box<aa::Args>),
     /// Judge runs by others: PASS, FAIL or INCONCLUSIVE
     Gate(gate::Args),
+    /// Find the highest rate that holds: without loss, with little, or within a latency
+    Search(Box<search::Args>),
+    /// Measure latency and loss at several loads
+    Sweep(Box<sweep::Args>),
+    /// Find out what the generator itself can do here
+    Calibrate(Box<search::CalibrateArgs>),
 }
 
 /// Runs the program named by `args` (the first is the program's own name) and returns its exit code.
@@ -93,6 +101,9 @@ where
         Command::Ab(args) => ab::main(*args),
         Command::Aa(args) => aa::main(*args),
         Command::Gate(args) => gate::main(&args),
+        Command::Search(args) => search::main(*args),
+        Command::Sweep(args) => sweep::main(*args),
+        Command::Calibrate(args) => search::calibrate_main(*args),
     };
     outcome.unwrap_or_else(|error| fail(&error))
 }

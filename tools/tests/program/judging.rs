@@ -206,6 +206,73 @@ fn a_target_beside_itself_shows_the_noise_that_the_gate_then_tells() {
 }
 
 #[test]
+fn a_search_has_bounds_and_says_what_no_loss_means() {
+    let reflector = Reflector::start("127.0.0.1:0");
+    let search = |more: &[&str]| {
+        let mut arguments = vec![
+            "search",
+            "udp",
+            &reflector.address,
+            "--goal",
+            "slo:p50<10s/exceed:50%/100ms:100ms",
+            "--max",
+            "2kpps",
+        ];
+        arguments.extend([
+            "--width",
+            "30%",
+            "--warmup",
+            "0s",
+            "--drain",
+            "50ms",
+            "--interval",
+            "100ms",
+            "--lateness-limit",
+            "1s",
+        ]);
+        arguments.extend(more);
+        output(&arguments)
+    };
+    let (code, text, stderr) = search(&[]);
+    assert!(code == 0 || code == 4, "{code} {text} {stderr}");
+    if code == 0 {
+        assert!(text.contains("2.00 kpps") && text.contains("at least that"), "{text}");
+        assert!(text.contains("loss < 3/"), "{text}");
+    }
+    let (code, text, stderr) = search(&["--budget", "0s", "--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &json["found"][0]["lower"]), (3, &Value::Null), "{json} {stderr}");
+    assert!(json["found"][0]["note"].as_str().unwrap().contains("undecided"), "{json}");
+    let (code, _, stderr) = search(&["--from", "3kpps"]);
+    assert!(code == 2 && stderr.contains("nothing to search"), "{code} {stderr}");
+}
+
+#[test]
+fn a_sweep_has_a_row_for_each_load_and_a_calibration_one_for_each_figure() {
+    let dir = tempfile::tempdir().unwrap();
+    let reflector = Reflector::start("127.0.0.1:0");
+    let page = dir.path().join("sweep.html");
+    let mut arguments =
+        vec!["sweep", "udp", &reflector.address, "--of", "8kpps", "--points", "0,50,110", "--blocks", "1"];
+    arguments.extend(&SHORT[2..]);
+    arguments.extend(["--html", page.to_str().unwrap()]);
+    let (code, text, stderr) = output(&arguments);
+    assert!(code == 0 || code == 4, "{code} {text} {stderr}");
+    for row in ["│ 0 % ", "│ 50 % ", "│ 110 % ", "8.80 kpps", "█"] {
+        assert!(text.contains(row), "{row}: {text}");
+    }
+    assert!(fs::read_to_string(page).unwrap().contains("<polyline"));
+
+    let mut arguments = vec!["calibrate", "--budget", "0s"];
+    arguments.extend(SHORT);
+    let (code, text, stderr) = output(&arguments);
+    assert!(
+        (code == 3 || code == 4) && text.contains("lateness of the sender") && text.contains("undecided"),
+        "{code} {text} {stderr}"
+    );
+}
+
+#[test]
 fn our_own_designs_are_compared_in_a_network_of_their_own() {
     let mut arguments = vec!["ab", "--io", "suspend,drop", "--blocks", "1", "--json", "--flows", "2"];
     arguments.extend(SHORT);
