@@ -179,7 +179,7 @@ fn every_flag_is_described_but_those_of_run() {
         let line = words(base);
         let output = program(&line[0]).args(&line[1..]).arg("--help").output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
-        let flags = help.split_whitespace().map(|word| word.trim_matches(['[', ',', '`', ']']));
+        let flags = help.split_whitespace().map(|word| word.trim_matches(['[', ',', '`', ']', ':', '.']));
         flags.filter(|word| word.len() > 2 && word.starts_with("--")).map(str::to_owned).collect()
     };
     // The options of the load are those of `run`, which its --help describes, and the tables show the most of.
