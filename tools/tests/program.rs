@@ -184,6 +184,8 @@ fn wrong_requests_end_with_2_and_name_the_fix() {
         (vec!["run", "turn-channel", "127.0.0.1:9", "--user", "me"], "NAME:PASSWORD"),
         (vec!["run", "udp", "127.0.0.1:9", "--interval", "50ms"], "100ms"),
         (vec!["reflect"], "ADDR:PORT"),
+        (vec!["reflect", "127.0.0.1:0", "--loss", "2"], "1%"),
+        (vec!["reflect", "127.0.0.1:0", "--loss", "60%", "--corrupt", "50%"], "110.0 %"),
         (vec!["frobnicate"], "Usage"),
     ] {
         let (code, _, stderr) = output(&arguments);

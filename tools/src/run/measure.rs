@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use dataplane::sys::udp::UdpSocket;
 
-use super::clock::{monotonic_ns, realtime_ns, suspended_ns};
+use super::clock::{monotonic_ns, realtime_ns, rfc3339, suspended_ns};
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
@@ -266,9 +266,4 @@ fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
 fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
     let ((all_before, stolen_before), (all, stolen)) = (before?, steal_ticks()?);
     (all > all_before).then(|| stolen.saturating_sub(stolen_before) as f64 / (all - all_before) as f64)
-}
-
-/// Date and time in UTC.
-fn rfc3339(unix_ns: u64) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(unix_ns)).map(|time| time.to_string()).unwrap_or_default()
 }
