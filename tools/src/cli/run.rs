@@ -16,6 +16,7 @@ use crate::compare::quantile_cell;
 use crate::format::bundle;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::ledger::{Ledger, loss_statement};
+use crate::run::server::ServerAdmin;
 use crate::run::verdict::Validity;
 use crate::run::{self, Arrivals, Distribution, Kind, Pace, Problem, RunResult, RunSpec};
 use crate::units::{self, Rate};
@@ -82,6 +83,9 @@ pub(super) struct Args {
     /// Address of the in-process peer of the TURN kinds, as the relay reaches it [default: the source address]
     #[arg(long)]
     peer: Option<IpAddr>,
+    /// --admin address of a towpath or towpath-relay on the way, whose drops are put into the account by cause; may be repeated
+    #[arg(long = "server-admin", value_name = "ADDR:PORT")]
+    server_admins: Vec<ServerAdmin>,
     /// Process whose CPU time is divided by the datagrams; may be repeated
     #[arg(long = "dut-pid", value_name = "PID")]
     dut_pids: Vec<u32>,
@@ -155,6 +159,7 @@ fn spec(args: Args) -> Result<RunSpec, Problem> {
         password,
         bind: args.bind,
         peer: args.peer,
+        server_admins: args.server_admins,
         dut_pids: args.dut_pids,
         label: args.label,
         ..RunSpec::new(args.kind, target)
@@ -216,6 +221,7 @@ fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
     ]);
     notes.extend(result.ledger_up.iter().map(|ledger| sums("  there", ledger)));
     notes.extend(result.ledger_down.iter().map(|ledger| sums("  back", ledger)));
+    notes.push(result.account.line());
     notes.push(loss_statement(&result.ledger));
     notes.extend(result.dut.iter().map(|dut| {
         let early = if dut.ended_early { " (ended before the run)" } else { "" };
