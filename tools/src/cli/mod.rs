@@ -5,6 +5,7 @@
 
 mod compare;
 mod reflect;
+mod replay;
 mod run;
 
 use std::ffi::OsString;
@@ -48,6 +49,8 @@ enum Command {
     Reflect(reflect::Args),
     /// Tunnel and relay on every I/O design, in a network of its own: one table, one page
     Demo(crate::demo::DemoOptions),
+    /// Make a run once more, with the same datagrams at the same times
+    Replay(replay::Args),
     /// Put runs side by side: table, ratios, percentile plot
     Compare(compare::Args),
 }
@@ -73,6 +76,7 @@ where
     };
     let outcome = match cli.command {
         Command::Run(args) => run::main(*args),
+        Command::Replay(args) => replay::main(args),
         Command::Reflect(args) => reflect::main(&args),
         Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -100,26 +100,33 @@ pub(super) struct Args {
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let (json, out) = (args.json, args.out.clone());
-    let mut spec = spec(args)?;
+    let spec = spec(args)?;
     spec.check()?;
-    if let Some(dir) = &out {
-        // Before the run: a directory that cannot be made must not cost a minute of measurement.
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
-    }
+    perform(spec, out.as_deref(), json)
+}
+
+/// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement.
+fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
+}
+
+/// Makes the run of `spec`, writes and prints it.
+pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
+    make_directory(out)?;
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);
     let bar = progress_bar(&spec);
     let result = run::run(&spec, |share| bar.set_position((share * 1_000.0) as u64));
     bar.finish_and_clear();
     let result = result?;
-    if let Some(dir) = &out {
+    if let Some(dir) = out {
         bundle::write(&result, dir)?;
     }
     if json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
     } else {
-        super::print(&text(&result, out.as_deref()))?;
+        super::print(&text(&result, out))?;
     }
     Ok(ExitCode::from(match (result.interrupted, result.verdict.validity) {
         (true, _) => EXIT_INTERRUPTED,
@@ -128,16 +135,16 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
+/// NAME:PASSWORD in its parts.
+pub(super) fn credentials(user: &str) -> Result<(String, String), Problem> {
+    let (name, password) = user
+        .split_once(':')
+        .ok_or_else(|| Problem::Usage("--user needs NAME:PASSWORD, with a colon between them".to_owned()))?;
+    Ok((name.to_owned(), password.to_owned()))
+}
+
 fn spec(args: Args) -> Result<RunSpec, Problem> {
-    let (username, password) = match args.user {
-        None => (None, None),
-        Some(user) => {
-            let (name, password) = user.split_once(':').ok_or_else(|| {
-                Problem::Usage("--user needs NAME:PASSWORD, with a colon between them".to_owned())
-            })?;
-            (Some(name.to_owned()), Some(password.to_owned()))
-        }
-    };
+    let (username, password) = args.user.as_deref().map(credentials).transpose()?.unzip();
     let target = resolve(&args.target)?;
     let rate_pps = args.rate.packets_per_second(args.size);
     Ok(RunSpec {
@@ -188,7 +195,7 @@ fn progress_bar(spec: &RunSpec) -> ProgressBar {
     bar
 }
 
-fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
+fn text(result: &RunResult, out: Option<&Path>) -> String {
     let spec = &result.spec;
     let mut table = Table { header: header(), rows: Vec::new() };
     let latency = &result.latency;

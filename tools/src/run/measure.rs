@@ -17,7 +17,7 @@ use super::path::{Path, socket_drops};
 use super::peer::{Books, Peer};
 use super::receiver::{Framing, Receiver, Shared};
 use super::result::{Histograms, Latency, RunResult, SCHEMA};
-use super::schedule::Schedule;
+use super::schedule::{self, Schedule};
 use super::sender::{self, Outcome, Timing};
 use super::server;
 use super::spec::RunSpec;
@@ -256,6 +256,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         schema: SCHEMA,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         spec: spec.clone(),
+        schedule: Some(schedule::digest(spec)),
         run_id: format!("{run_id:016x}"),
         started: rfc3339(before.started_unix_ns),
         started_unix_ns: before.started_unix_ns,

@@ -24,6 +24,9 @@ pub struct RunResult {
     pub tool_version: String,
     /// What was asked for.
     pub spec: RunSpec,
+    /// Tells its schedule from others; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Tells this run's datagrams from those of others; hexadecimal.
     pub run_id: String,
     /// Start of measured sending (RFC 3339, UTC).
