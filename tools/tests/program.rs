@@ -230,6 +230,8 @@ fn wrong_requests_end_with_2_and_name_the_fix() {
         (vec!["reflect", "127.0.0.1:0", "--loss", "2"], "1%"),
         (vec!["reflect", "127.0.0.1:0", "--loss", "60%", "--corrupt", "50%"], "110.0 %"),
         (vec!["run", "udp", "127.0.0.1:9", "--server-admin", "here"], "127.0.0.1:9641"),
+        (vec!["lab", "run", "nowhere.toml"], "nowhere.toml"),
+        (vec!["lab", "up", "demo", "--name", "a/b"], "--name"),
         (vec!["frobnicate"], "Usage"),
     ] {
         let (code, _, stderr) = output(&arguments);

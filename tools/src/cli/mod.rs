@@ -4,6 +4,7 @@
 //! generator, 5 set-up failed, 130 interrupted.
 
 mod compare;
+mod lab;
 mod reflect;
 mod replay;
 mod run;
@@ -19,6 +20,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dataplane::sys::signal::StopSignals;
 use rustix::event::{PollFd, PollFlags, poll};
+
+pub(crate) use run::spec_of as run_spec;
 
 use crate::run::Problem;
 
@@ -51,6 +54,8 @@ enum Command {
     Demo(crate::demo::DemoOptions),
     /// Make a run once more, with the same datagrams at the same times
     Replay(replay::Args),
+    /// Hosts in network namespaces, as a scenario file has them
+    Lab(lab::Args),
     /// Put runs side by side: table, ratios, percentile plot
     Compare(compare::Args),
 }
@@ -63,7 +68,7 @@ where
     T: Into<OsString> + Clone,
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    if let Some(code) = crate::demo::dispatch(&args) {
+    if let Some(code) = crate::demo::dispatch(&args).or_else(|| crate::lab::dispatch(&args)) {
         return code;
     }
     let cli = match Cli::try_parse_from(args) {
@@ -77,6 +82,7 @@ where
     let outcome = match cli.command {
         Command::Run(args) => run::main(*args),
         Command::Replay(args) => replay::main(args),
+        Command::Lab(args) => lab::main(&args),
         Command::Reflect(args) => reflect::main(&args),
         Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),

@@ -97,6 +97,30 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// A run's options alone, as scenarios have them.
+#[derive(Debug, clap::Parser)]
+#[command(name = "towpath-lab run")]
+struct Alone {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// What the words behind `towpath-lab run` ask for.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub(crate) fn spec_of(words: &[String]) -> Result<RunSpec, String> {
+    use clap::Parser as _;
+    let words = std::iter::once("towpath-lab run").chain(words.iter().map(String::as_str));
+    let alone = Alone::try_parse_from(words).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    })?;
+    let spec = spec(alone.args).map_err(|problem| problem.to_string())?;
+    spec.check().map_err(|problem| problem.to_string())?;
+    Ok(spec)
+}
+
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let (json, out) = (args.json, args.out.clone());
@@ -106,7 +130,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement.
-fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
+pub(super) fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
 }
@@ -195,7 +219,8 @@ fn progress_bar(spec: &RunSpec) -> ProgressBar {
     bar
 }
 
-fn text(result: &RunResult, out: Option<&Path>) -> String {
+/// The result as a person reads it.
+pub(super) fn text(result: &RunResult, out: Option<&Path>) -> String {
     let spec = &result.spec;
     let mut table = Table { header: header(), rows: Vec::new() };
     let latency = &result.latency;

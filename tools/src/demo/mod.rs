@@ -28,6 +28,9 @@ use dataplane::sys::signal::StopSignals;
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+pub(crate) use child::output_of;
+pub use facts::isolate;
+pub(crate) use role::Role;
 pub use role::dispatch;
 
 use cell::Cell;
@@ -126,7 +129,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     let facts = Facts::find()?;
     let mut notes = left_out(&facts);
     let topology = if facts.no_network.is_none() {
-        facts::isolate()?;
+        isolate()?;
         Some(Topology::new()?)
     } else {
         None
