@@ -46,7 +46,7 @@ pub fn run(
         )
     })?;
     let directory = Directory::new()?;
-    let hosts = Hosts::new(scenario)?;
+    let hosts = Hosts::new(scenario).map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let mut secrets = Secrets::new(&directory.0)?;
     let mut programs = Programs::start(scenario, &hosts, &directory.0, &mut secrets, &new_mark(), stop)?;
     let result = run_load(load, &hosts, &mut secrets, stop, progress);

@@ -9,9 +9,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, bail};
-
 use crate::demo::{Role, output_of};
+use crate::run::Problem;
 
 /// What placeholders stand for.
 #[derive(Debug)]
@@ -41,7 +40,9 @@ impl Secrets {
         let mut filled = String::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("${") {
-            let (name, behind) = after.split_once('}').context("a placeholder \"${\" without its \"}\"")?;
+            let (name, behind) = after
+                .split_once('}')
+                .ok_or_else(|| Problem::Usage(format!("a placeholder of {text:?} has no \"}}\"")))?;
             filled.push_str(before);
             filled.push_str(&self.value(name)?);
             rest = behind;
@@ -56,9 +57,10 @@ impl Secrets {
             None if name == "dir" => Ok(self.directory.clone()),
             Some((owner, "private")) => Ok(self.key(owner)?.0.clone()),
             Some((owner, "public")) => Ok(self.key(owner)?.1.clone()),
-            _ => bail!(
+            _ => Err(Problem::Usage(format!(
                 "${{{name}}} stands for nothing: there are ${{NAME.private}}, ${{NAME.public}}, ${{password}} and ${{dir}}"
-            ),
+            ))
+            .into()),
         }
     }
 
@@ -69,5 +71,24 @@ impl Secrets {
             self.keys.insert(owner.to_owned(), (private, public));
         }
         Ok(&self.keys[owner])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_filled_and_wrong_ones_answered_with_those_there_are() {
+        let keys = [("a".to_owned(), ("one".to_owned(), "two".to_owned()))].into();
+        let mut secrets = Secrets { directory: "/lab".into(), password: "horse".into(), keys };
+        let text = "${a.private} ${a.public}${password}, ${dir}/x $HOME {}";
+        assert_eq!(secrets.fill(text).unwrap(), "one twohorse, /lab/x $HOME {}");
+        for text in ["${a.secret}", "${}", "${name}"] {
+            let error = secrets.fill(text).unwrap_err();
+            assert!(error.to_string().contains("${NAME.private}"), "{error}");
+            assert!(matches!(error.downcast_ref(), Some(Problem::Usage(_))));
+        }
+        assert!(secrets.fill("x ${a.private").unwrap_err().to_string().contains("has no"));
     }
 }
