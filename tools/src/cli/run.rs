@@ -29,6 +29,22 @@ pub(super) struct Args {
     kind: Kind,
     /// ADDRESS:PORT of the reflector, or of the relay for the TURN kinds
     target: String,
+    #[command(flatten)]
+    load: Load,
+    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Name of the run in tables and plots
+    #[arg(long, default_value = "")]
+    label: String,
+    /// Print run.json instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is sent and how: the options of every command that makes runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Load {
     /// Datagrams or payload bits per second over all flows: 20kpps, 100Mbit
     #[arg(long, default_value = "1kpps")]
     rate: Rate,
@@ -68,9 +84,6 @@ pub(super) struct Args {
     /// Fixes the send times and the choice of flows
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
-    #[arg(long)]
-    out: Option<PathBuf>,
     /// TURN credentials NAME:PASSWORD (visible in the process list)
     #[arg(long)]
     user: Option<String>,
@@ -89,12 +102,6 @@ pub(super) struct Args {
     /// Process whose CPU time is divided by the datagrams; may be repeated
     #[arg(long = "dut-pid", value_name = "PID")]
     dut_pids: Vec<u32>,
-    /// Name of the run in tables and plots
-    #[arg(long, default_value = "")]
-    label: String,
-    /// Print run.json instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 /// A run's options alone, as scenarios have them.
@@ -116,15 +123,20 @@ pub(crate) fn spec_of(words: &[String]) -> Result<RunSpec, String> {
         let text = error.to_string();
         text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
     })?;
-    let spec = spec(alone.args).map_err(|problem| problem.to_string())?;
+    let spec = spec_of_args(alone.args).map_err(|problem| problem.to_string())?;
     spec.check().map_err(|problem| problem.to_string())?;
     Ok(spec)
+}
+
+fn spec_of_args(args: Args) -> Result<RunSpec, Problem> {
+    let target = resolve(&args.target)?;
+    Ok(RunSpec { label: args.label, ..spec(args.kind, target, args.load)? })
 }
 
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let (json, out) = (args.json, args.out.clone());
-    let spec = spec(args)?;
+    let spec = spec_of_args(args)?;
     spec.check()?;
     perform(spec, out.as_deref(), json)
 }
@@ -167,9 +179,12 @@ pub(super) fn credentials(user: &str) -> Result<(String, String), Problem> {
     Ok((name.to_owned(), password.to_owned()))
 }
 
-fn spec(args: Args) -> Result<RunSpec, Problem> {
+/// The runs that are asked for.
+///
+/// # Errors
+/// [`Problem::Usage`] when the credentials are not NAME:PASSWORD.
+pub(super) fn spec(kind: Kind, target: SocketAddr, args: Load) -> Result<RunSpec, Problem> {
     let (username, password) = args.user.as_deref().map(credentials).transpose()?.unzip();
-    let target = resolve(&args.target)?;
     let rate_pps = args.rate.packets_per_second(args.size);
     Ok(RunSpec {
         rate_pps,
@@ -192,13 +207,15 @@ fn spec(args: Args) -> Result<RunSpec, Problem> {
         peer: args.peer,
         server_admins: args.server_admins,
         dut_pids: args.dut_pids,
-        label: args.label,
-        ..RunSpec::new(args.kind, target)
+        ..RunSpec::new(kind, target)
     })
 }
 
 /// The first address of `target`.
-fn resolve(target: &str) -> Result<SocketAddr, Problem> {
+///
+/// # Errors
+/// [`Problem::Usage`] when there is none.
+pub(super) fn resolve(target: &str) -> Result<SocketAddr, Problem> {
     let form = "write it as ADDRESS:PORT, for example 127.0.0.1:9000 or [::1]:9000";
     let mut addresses = target
         .to_socket_addrs()

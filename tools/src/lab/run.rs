@@ -29,7 +29,7 @@ pub struct Verdict {
     pub found: String,
 }
 
-/// Runs a scenario. This process must be in a network namespace of its own already, see [`crate::demo::isolate`]; call it from
+/// Runs a scenario. This process must be in a network namespace of its own already; call it from
 /// the main thread.
 ///
 /// # Errors
