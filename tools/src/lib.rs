@@ -6,6 +6,7 @@ pub mod compare;
 pub mod demo;
 pub mod format;
 pub mod judge;
+pub mod lab;
 pub mod netns;
 #[cfg(test)]
 mod oracle;
