@@ -1,6 +1,13 @@
 //! The program as a person meets it: exit codes, files, messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "program/files.rs"]
+mod files;
+#[path = "program/readers.rs"]
+mod readers;
+#[path = "../../dataplane/tests/support/user_namespace.rs"]
+mod user_namespace;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -11,6 +18,7 @@ use dataplane::hlog;
 use rustix::process::{Pid, Signal, kill_process};
 use tools::format::bundle;
 use tools::run::distribution::histogram;
+use user_namespace::left_out;
 
 #[expect(clippy::disallowed_methods, reason = "the test runs the program")]
 fn lab(arguments: &[&str]) -> Command {

@@ -4,6 +4,7 @@
 //! generator, 5 set-up failed, 130 interrupted.
 
 mod compare;
+mod files;
 mod reflect;
 mod run;
 
@@ -50,6 +51,14 @@ enum Command {
     Demo(crate::demo::DemoOptions),
     /// Put runs side by side: table, ratios, percentile plot
     Compare(compare::Args),
+    /// Print what a log or a distribution holds, whoever wrote it
+    Show(files::Show),
+    /// Write a log or a distribution in another format
+    Convert(files::Convert),
+    /// Add logs up: several generators of one moment, or runs one after the other
+    Merge(files::Merge),
+    /// Put two logs side by side, or subtract one from the other
+    Diff(files::Diff),
 }
 
 /// Runs the program named by `args` (the first is the program's own name) and returns its exit code.
@@ -76,6 +85,10 @@ where
         Command::Reflect(args) => reflect::main(&args),
         Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),
+        Command::Show(args) => files::show(&args),
+        Command::Convert(args) => files::convert(&args),
+        Command::Merge(args) => files::merge(&args),
+        Command::Diff(args) => files::diff(&args),
     };
     outcome.unwrap_or_else(|error| fail(&error))
 }
@@ -100,6 +113,12 @@ fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
     }
+}
+
+/// Says something beside the result, on standard error.
+fn tell(note: &str) {
+    // Nowhere is left to say that standard error is closed.
+    let _ = writeln!(io::stderr(), "towpath-lab: {note}");
 }
 
 /// A flag that SIGINT or SIGTERM sets; the second signal ends the program at once. Call it before other threads start.

@@ -1,6 +1,7 @@
 //! Results for a person to read: titled sections with tables and percentile curves, as text or as one HTML file.
 
 mod html;
+pub mod logs;
 mod plot;
 mod text;
 

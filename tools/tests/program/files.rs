@@ -1,0 +1,94 @@
+//! `show`, `convert`, `merge`, `diff` and `report` on files, those of other tools among them.
+
+use std::fs;
+use std::path::Path;
+
+use super::output;
+
+/// A log of two intervals, without a header, whose last line is torn.
+fn foreign_log(directory: &Path) -> String {
+    let mut writer = dataplane::hlog::Writer::new(Vec::new(), "", 1_700_000_000_000_000_000, "then").unwrap();
+    for start in [0.0, 1.0] {
+        let mut part = tools::run::distribution::histogram();
+        (1..=1_000).for_each(|value| part.record(value * 1_000).unwrap());
+        writer.line(None, start, 1.0, &part).unwrap();
+    }
+    let text = String::from_utf8(writer.finish().unwrap()).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("HIST")).collect();
+    let torn = &lines[0][..80];
+    let path = directory.join("other.hlog");
+    fs::write(&path, format!("{}\r\n\r\n{}\r\n{torn}", lines[0], lines[1])).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn logs_of_others_are_shown_converted_merged_and_compared() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = foreign_log(directory.path());
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (code, text, stderr) = output(&["show", &log]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    for part in ["2 lines", "2000", "500 µs", "has no end and is left out", "p99 over time"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    for to in ["a.hgrm", "a.csv", "a.json", "a.hlog"] {
+        let (code, _, stderr) = output(&["convert", &log, &path(to)]);
+        assert_eq!(code, 0, "{stderr}");
+        assert!(stderr.contains("has no end and is left out"), "{stderr}");
+    }
+    let mut reader = csv::Reader::from_path(path("a.csv")).unwrap();
+    let rows: Vec<csv::StringRecord> = reader.records().map(|row| row.unwrap()).collect();
+    assert_eq!((rows.len(), &rows[1][1], &rows[1][3]), (2, "1.000", "1000"));
+    assert_eq!(&reader.headers().unwrap()[5], "p50_ns");
+    // There and back again with equal counts.
+    for from in ["a.hgrm", "a.hlog"] {
+        let (code, text, _) = output(&["show", &path(from), "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &json["tags"][0]["figures"]["count"]), (0, &2_000.into()), "{from}");
+    }
+    let (code, _, stderr) =
+        output(&["merge", &log, &path("a.hlog"), "--align", "start", "--out", &path("sum.hlog")]);
+    assert_eq!(code, 0, "{stderr}");
+    let (code, text, stderr) = output(&["diff", &path("sum.hlog"), &log, "--out", &path("rest.hlog")]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(text.contains("0.50×") && text.contains("1.00×"), "{text}");
+    let (_, text, _) = output(&["diff", &path("rest.hlog"), &log, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["tags"][0]["a"], json["tags"][0]["b"], "{text}");
+    // The first half alone.
+    let (_, text, _) = output(&["show", &log, "--until", "1s"]);
+    assert!(text.contains("1 lines") && text.contains("1000"), "{text}");
+}
+
+#[test]
+fn wrong_files_are_refused_with_the_fix_and_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = foreign_log(directory.path());
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("bad.hlog"), "0.0,1.0,2.0,HISTnothing\n").unwrap();
+    fs::write(path("bad.json"), "{\"a\": 1}").unwrap();
+    fs::write(path("empty.hlog"), "#[StartTime: 1.0]\n").unwrap();
+    fs::write(path("text.txt"), "hello\n").unwrap();
+    for (arguments, code, hint) in [
+        (vec!["show", "/nonexistent"], 1, "/nonexistent"),
+        (vec!["show", &path("bad.hlog")], 1, "line 1: the histogram"),
+        (vec!["show", &path("bad.json")], 1, "neither irtt's"),
+        (vec!["show", &path("empty.hlog")], 1, "holds no histogram"),
+        (vec!["show", &path("text.txt")], 1, "headings"),
+        (vec!["show", &log, "--tag", "up"], 2, "its tags are: untagged"),
+        (vec!["convert", &log, &path("to.xyz")], 2, "--to"),
+        (vec!["merge", &log, &log, "--out", &path("to.hlog")], 2, "--align start"),
+        (vec!["diff", &log, &path("sum.hlog"), "--out", &path("to.hlog")], 2, "is no part"),
+    ] {
+        if arguments.contains(&path("sum.hlog").as_str()) {
+            output(&["merge", &log, &log, "--align", "start", "--out", &path("sum.hlog")]);
+        }
+        let (found, _, stderr) = output(&arguments);
+        assert_eq!(found, code, "{arguments:?}: {stderr}");
+        assert!(
+            stderr.contains(hint) || hint == "is no part" && stderr.contains("--out is for"),
+            "{arguments:?}: {stderr}"
+        );
+    }
+    assert!(!directory.path().join("to.hlog").exists() && !directory.path().join("to.hlog.part").exists());
+}
