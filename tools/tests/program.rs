@@ -1,6 +1,8 @@
 //! The program as a person meets it: exit codes, files, messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "program/browser.rs"]
+mod browser;
 #[path = "program/files.rs"]
 mod files;
 #[path = "program/readers.rs"]

@@ -127,11 +127,12 @@ const DOWN: &str = "towpath down x";
 const INTERFACE: &str = "towpath wg0";
 const SHOW: &str = "towpath show";
 const RELAY: &str = "towpath-relay";
-const LABS: [&str; 8] = [
+const LABS: [&str; 9] = [
     "towpath-lab run udp 127.0.0.1:9",
     "towpath-lab demo",
     "towpath-lab reflect 127.0.0.1:9",
     "towpath-lab compare x",
+    "towpath-lab report x",
     "towpath-lab show x",
     "towpath-lab convert x x",
     "towpath-lab merge x --out x",

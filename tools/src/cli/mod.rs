@@ -6,6 +6,7 @@
 mod compare;
 mod files;
 mod reflect;
+mod report;
 mod run;
 
 use std::ffi::OsString;
@@ -51,6 +52,8 @@ enum Command {
     Demo(crate::demo::DemoOptions),
     /// Put runs side by side: table, ratios, percentile plot
     Compare(compare::Args),
+    /// Tables and plots of repeated runs: terminal, HTML, Markdown, CSV, JUnit, JSON
+    Report(report::Args),
     /// Print what a log or a distribution holds, whoever wrote it
     Show(files::Show),
     /// Write a log or a distribution in another format
@@ -85,6 +88,7 @@ where
         Command::Reflect(args) => reflect::main(&args),
         Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),
+        Command::Report(args) => report::main(&args),
         Command::Show(args) => files::show(&args),
         Command::Convert(args) => files::convert(&args),
         Command::Merge(args) => files::merge(&args),

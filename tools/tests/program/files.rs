@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use super::output;
+use super::left_out::left_out;
+use super::{Reflector, output, short_run};
 
 /// A log of two intervals, without a header, whose last line is torn.
 fn foreign_log(directory: &Path) -> String {
@@ -79,6 +81,7 @@ fn wrong_files_are_refused_with_the_fix_and_nothing_is_written() {
         (vec!["convert", &log, &path("to.xyz")], 2, "--to"),
         (vec!["merge", &log, &log, "--out", &path("to.hlog")], 2, "--align start"),
         (vec!["diff", &log, &path("sum.hlog"), "--out", &path("to.hlog")], 2, "is no part"),
+        (vec!["report", "/nonexistent"], 1, "/nonexistent"),
     ] {
         if arguments.contains(&path("sum.hlog").as_str()) {
             output(&["merge", &log, &log, "--align", "start", "--out", &path("sum.hlog")]);
@@ -91,4 +94,58 @@ fn wrong_files_are_refused_with_the_fix_and_nothing_is_written() {
         );
     }
     assert!(!directory.path().join("to.hlog").exists() && !directory.path().join("to.hlog.part").exists());
+}
+
+#[test]
+fn a_report_is_markdown_csv_junit_and_json_as_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let reflector = Reflector::start("127.0.0.1:0");
+    let run = directory.path().join("run");
+    short_run(&reflector.address, &run, &["--label", "a|b, \"c\" <&>"]);
+    let other = foreign_log(directory.path());
+    let run = run.to_str().unwrap();
+    let (code, text, stderr) = output(&["report", run, &other]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(text.contains("At 2.00 kpps") && text.contains("a log does not say what was lost"), "{text}");
+    let (_, markdown, _) = output(&["report", run, &other, "--md"]);
+    assert!(
+        markdown.starts_with("# towpath-lab report") && markdown.contains("| a\\|b, \"c\" &lt;&amp;> |"),
+        "{markdown}"
+    );
+    let (_, text, _) = output(&["report", run, &other, "--csv"]);
+    let rows: Vec<csv::StringRecord> =
+        csv::Reader::from_reader(text.as_bytes()).records().map(|row| row.unwrap()).collect();
+    assert_eq!((rows.len(), &rows[1][0]), (2, "a|b, \"c\" <&>"), "{text}");
+    let (_, text, _) = output(&["report", run, &other, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["runs"].as_array().unwrap().len(), 2);
+    assert_eq!(json["runs"][1]["ledger"]["lost"], json["runs"][1]["response"]["lost"]);
+    let (code, _, stderr) = output(&["report", run, "--md", "--csv"]);
+    assert!(code == 2 && stderr.contains("--csv"), "{stderr}");
+    junit_is_as_its_schema_has_it(directory.path(), run, &other);
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test runs xmllint")]
+fn junit_is_as_its_schema_has_it(directory: &Path, run: &str, other: &str) {
+    // One that cannot be believed.
+    let bad = directory.join("bad");
+    fs::create_dir(&bad).unwrap();
+    let text = fs::read_to_string(Path::new(run).join("run.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["verdict"]["validity"] = "INVALID".into();
+    json["verdict"]["reasons"] = serde_json::json!(["lost <7> & \"more\""]);
+    fs::write(bad.join("run.json"), json.to_string()).unwrap();
+    let junit = directory.join("junit.xml");
+    let (code, _, stderr) =
+        output(&["report", run, other, bad.to_str().unwrap(), "--junit", junit.to_str().unwrap()]);
+    assert_eq!(code, 0, "{stderr}");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains("tests=\"3\"") && xml.contains("skipped=\"1\""), "{xml}");
+    assert!(xml.contains("INVALID: lost &lt;7&gt; &amp; &quot;more&quot;"), "{xml}");
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/junit.xsd");
+    let Ok(output) = Command::new("xmllint").args(["--noout", "--schema", schema]).arg(&junit).output()
+    else {
+        return left_out("JUnit against its schema: apt-get install libxml2-utils");
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
