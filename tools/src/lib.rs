@@ -4,6 +4,7 @@ pub mod cli;
 pub mod compare;
 pub mod demo;
 pub mod format;
+pub mod live;
 pub mod netns;
 pub mod reexec;
 pub mod reflect;

@@ -5,6 +5,8 @@
 mod browser;
 #[path = "program/files.rs"]
 mod files;
+#[path = "program/live.rs"]
+mod live;
 #[path = "program/readers.rs"]
 mod readers;
 #[path = "../../dataplane/tests/support/user_namespace.rs"]

@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::compare::quantile_cell;
 use crate::format::bundle;
+use crate::live::View;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::ledger::{Ledger, loss_statement};
 use crate::run::verdict::Validity;
@@ -91,11 +92,14 @@ pub(super) struct Args {
     /// Print run.json instead of a table
     #[arg(long)]
     json: bool,
+    /// Show each second on the terminal while the run goes on
+    #[arg(long)]
+    live: bool,
 }
 
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
-    let (json, out) = (args.json, args.out.clone());
+    let (json, out, live) = (args.json, args.out.clone(), args.live);
     let mut spec = spec(args)?;
     spec.check()?;
     if let Some(dir) = &out {
@@ -105,10 +109,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);
-    let bar = progress_bar(&spec);
-    let result = run::run(&spec, |share| bar.set_position((share * 1_000.0) as u64));
-    bar.finish_and_clear();
-    let result = result?;
+    let result = if live { run_live(&mut spec)? } else { run_with_bar(&spec)? };
     if let Some(dir) = &out {
         bundle::write(&result, dir)?;
     }
@@ -122,6 +123,31 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         (false, Validity::Valid) => 0,
         (false, _) => EXIT_INVALID,
     }))
+}
+
+fn run_with_bar(spec: &RunSpec) -> anyhow::Result<RunResult> {
+    let bar = progress_bar(spec);
+    let result = run::run(spec, |share| bar.set_position((share * 1_000.0) as u64));
+    bar.finish_and_clear();
+    result
+}
+
+/// The terminal is given back before anything is printed.
+fn run_live(spec: &mut RunSpec) -> anyhow::Result<RunResult> {
+    if !std::io::stdout().is_terminal() {
+        let text = "--live draws on a terminal, which standard output is not; leave it out";
+        return Err(Problem::Usage(text.to_owned()).into());
+    }
+    let live = spec.live.insert(Arc::default()).clone();
+    let view = View::start(spec, live, spec.stop.clone().unwrap_or_default())?;
+    let result = run::run(spec, |_| {});
+    let ended = view.end();
+    let result = result?;
+    // What was measured counts more than how it was shown.
+    if let Err(error) = ended {
+        super::tell(&format!("{error:#}"));
+    }
+    Ok(result)
 }
 
 fn spec(args: Args) -> Result<RunSpec, Problem> {

@@ -25,6 +25,8 @@ use super::verdict::{self, Observations};
 const LEAD_NS: u64 = 20_000_000;
 /// How often progress is reported and the request to stop is looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// How often the sockets of a run that is looked at are asked for what they dropped.
+const LOOK_NS: u64 = 1_000_000_000;
 
 /// What the main thread reads before and after measured sending.
 struct Surroundings {
@@ -60,6 +62,9 @@ pub(super) fn measure<F: Framing + Send>(
     let warmup_ns = monotonic_ns() + LEAD_NS;
     let start_ns = warmup_ns + spec.warmup.as_nanos() as u64;
     let timing = Timing { warmup_ns, start_ns, end_ns: start_ns + duration_ns };
+    if let Some(live) = &spec.live {
+        live.begin(timing);
+    }
     let mut receiver = Receiver::new(spec, run_id, timing, &intended);
     let shared = Shared::default();
     let never = AtomicBool::new(false);
@@ -137,7 +142,8 @@ fn watch(
     sending: &ScopedJoinHandle<'_, Outcome>,
     progress: &impl Fn(f64),
 ) -> anyhow::Result<Surroundings> {
-    let mut surroundings = None;
+    let mut surroundings: Option<anyhow::Result<Surroundings>> = None;
+    let mut next_look_ns = 0;
     while !sending.is_finished() {
         let now = monotonic_ns();
         progress(
@@ -151,6 +157,10 @@ fn watch(
                 stop.store(true, Ordering::Relaxed);
             }
             surroundings = Some(read);
+        }
+        if let (Some(live), Some(Ok(before)), true) = (&spec.live, &surroundings, now >= next_look_ns) {
+            next_look_ns = now + LOOK_NS;
+            live.observe(socket_drops(sockets).saturating_sub(before.drops));
         }
         let left = if until_start.is_zero() { TICK } else { until_start.min(TICK) };
         thread::sleep(left);
