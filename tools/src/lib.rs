@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod compare;
 pub mod demo;
+pub mod doctor;
 pub mod format;
 pub mod live;
 pub mod netns;

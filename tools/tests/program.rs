@@ -3,6 +3,8 @@
 
 #[path = "program/browser.rs"]
 mod browser;
+#[path = "program/doctor.rs"]
+mod doctor;
 #[path = "program/files.rs"]
 mod files;
 #[path = "program/live.rs"]

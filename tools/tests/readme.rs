@@ -127,7 +127,7 @@ const DOWN: &str = "towpath down x";
 const INTERFACE: &str = "towpath wg0";
 const SHOW: &str = "towpath show";
 const RELAY: &str = "towpath-relay";
-const LABS: [&str; 9] = [
+const LABS: [&str; 10] = [
     "towpath-lab run udp 127.0.0.1:9",
     "towpath-lab demo",
     "towpath-lab reflect 127.0.0.1:9",
@@ -137,6 +137,7 @@ const LABS: [&str; 9] = [
     "towpath-lab convert x x",
     "towpath-lab merge x --out x",
     "towpath-lab diff x x",
+    "towpath-lab doctor",
 ];
 
 #[test]

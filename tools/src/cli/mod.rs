@@ -1,9 +1,10 @@
 //! The command line of `towpath-lab`.
 //!
-//! Exit codes: 0 done, 1 a file could not be read or written, 2 wrong request, 4 the run was invalid or limited by the
+//! Exit codes: 0 done, 1 a file could not be read or written, or `doctor` found what spoils measurements, 2 wrong request, 4 the run was invalid or limited by the
 //! generator, 5 set-up failed, 130 interrupted.
 
 mod compare;
+mod doctor;
 mod files;
 mod reflect;
 mod report;
@@ -62,6 +63,8 @@ enum Command {
     Merge(files::Merge),
     /// Put two logs side by side, or subtract one from the other
     Diff(files::Diff),
+    /// What on this host spoils a measurement, each with its fix
+    Doctor(doctor::Args),
 }
 
 /// Runs the program named by `args` (the first is the program's own name) and returns its exit code.
@@ -93,6 +96,7 @@ where
         Command::Convert(args) => files::convert(&args),
         Command::Merge(args) => files::merge(&args),
         Command::Diff(args) => files::diff(&args),
+        Command::Doctor(args) => doctor::main(&args),
     };
     outcome.unwrap_or_else(|error| fail(&error))
 }
