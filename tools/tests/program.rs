@@ -7,6 +7,8 @@ mod browser;
 mod doctor;
 #[path = "program/files.rs"]
 mod files;
+#[path = "program/judging.rs"]
+mod judging;
 #[path = "program/live.rs"]
 mod live;
 #[path = "program/readers.rs"]
@@ -24,7 +26,7 @@ use dataplane::hlog;
 use rustix::process::{Pid, Signal, kill_process};
 use tools::format::bundle;
 use tools::run::distribution::histogram;
-use user_namespace::left_out;
+use user_namespace::left_out::{self, left_out};
 
 #[expect(clippy::disallowed_methods, reason = "the test runs the program")]
 fn lab(arguments: &[&str]) -> Command {
