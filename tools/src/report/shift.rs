@@ -1,7 +1,8 @@
 //! How much later the second side is than the first at each quantile, with a band that says how sure that is.
 //!
-//! The band is that of the intervals of each run, drawn anew at random (a block bootstrap): it says how steady the runs were,
-//! and nothing about how runs differ.
+//! With four runs a side or more the runs are the sample ([`quantile_shift`]). With fewer, nothing is known of how runs differ,
+//! and the band is that of the intervals of each run, drawn anew at random (a block bootstrap): it says how steady the runs were,
+//! and no more.
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
@@ -9,7 +10,10 @@ use serde::Serialize;
 
 use crate::format::counts::Counts;
 use crate::run::CurvePoint;
+use crate::statistics::quantile_shift;
 
+/// Runs a side from which on runs are the sample: fewer cannot differ at 5 % in any order.
+const RUNS_MIN: usize = 4;
 /// Times that the intervals are drawn.
 const DRAWS: usize = 200;
 /// Blocks that the intervals of a side are put into at most.
@@ -54,8 +58,16 @@ impl Shift {
     /// Compares two sides; `seed` fixes what is drawn.
     #[must_use]
     pub fn new(a: &Side<'_>, b: &Side<'_>, seed: u64) -> Self {
-        Self { points: by_intervals(a, b, seed), of_intervals: true }
+        let of_intervals = a.curves.len().min(b.curves.len()) < RUNS_MIN;
+        let points = if of_intervals { by_intervals(a, b, seed) } else { by_runs(a, b) };
+        Self { points, of_intervals }
     }
+}
+
+/// Each run as one value at each quantile.
+fn by_runs(a: &Side<'_>, b: &Side<'_>) -> Vec<Point> {
+    let ratios = quantile_shift::ratios(&a.curves, &b.curves, TAIL).into_iter();
+    ratios.map(|at| Point { quantile: at.quantile, ratio: at.ratio, low: at.low, high: at.high }).collect()
 }
 
 /// Intervals drawn anew from all runs of a side.
@@ -188,6 +200,25 @@ mod tests {
         let mut all = intervals[0].clone();
         intervals[1..].iter().for_each(|counts| all.merge(counts).unwrap());
         curve(&all.histogram(), 0)
+    }
+
+    #[test]
+    fn four_runs_a_side_are_the_sample() {
+        let runs = |mean: f64, seeds: std::ops::Range<u64>| -> Vec<Vec<CurvePoint>> {
+            seeds.map(|seed| whole(&intervals(mean, 4, seed))).collect()
+        };
+        let (a, b) = (runs(1e6, 1..5), runs(1.5e6, 11..15));
+        let side = |curves: &'static [Vec<CurvePoint>]| Side {
+            curves: curves.iter().map(Vec::as_slice).collect(),
+            intervals: Vec::new(),
+            lost: 0,
+        };
+        let (a, b): (&'static [Vec<CurvePoint>], &'static [Vec<CurvePoint>]) = (a.leak(), b.leak());
+        let shift = Shift::new(&side(a), &side(b), 7);
+        let median = shift.points.iter().find(|point| point.quantile > 0.5).unwrap();
+        assert!(!shift.of_intervals && median.low > 1.0 && median.high < 2.0, "{median:?}");
+        let fewer = Shift::new(&side(&a[..3]), &side(b), 7);
+        assert!(fewer.of_intervals && fewer.points.is_empty(), "without intervals nothing is to be said");
     }
 
     #[test]

@@ -152,8 +152,8 @@ fn at_rate(runs: &Runs, rate: Option<f64>) -> Section {
     if !shifts.is_empty() {
         if shifts.iter().any(|(_, shift)| shift.of_intervals) {
             notes.push(
-                "The dashed band of the shift shows how steady the intervals within the runs were, and says nothing about how runs \
-                 differ. Descriptive only."
+                "The band of the shift is dashed where a side has fewer than four runs: it shows how steady the intervals within \
+                 the runs were, and says nothing about how runs differ. Descriptive only."
                     .to_owned(),
             );
         }
