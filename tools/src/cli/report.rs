@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::format::csv;
 use crate::format::input::Unit;
 use crate::report::junit::{self, Case, Outcome};
-use crate::report::runs::{Run, Runs};
+use crate::report::runs::{By, Run, Runs};
 use crate::report::summary;
 use crate::run::verdict::Validity;
 
@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// Also write JUnit XML: a test case for each run, failed when the run cannot be believed
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// What makes runs one side
+    #[arg(long, value_enum, default_value = "label")]
+    by: By,
     /// The unit of the values, where it is not nanoseconds (microseconds in a .hgrm)
     #[arg(long, value_enum)]
     unit: Option<Unit>,
@@ -42,7 +45,7 @@ pub(super) struct Args {
 
 /// Reads, writes and prints.
 pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
-    let runs = Runs::read(&args.runs, args.unit)?;
+    let runs = Runs::read(&args.runs, args.unit, args.by)?;
     let report = summary::report(&runs);
     let write = |path: &Option<PathBuf>, text: &dyn Fn() -> String| -> anyhow::Result<()> {
         let Some(path) = path else { return Ok(()) };

@@ -6,7 +6,7 @@ pub mod junit;
 pub mod logs;
 mod markdown;
 mod plot;
-mod plots;
+pub mod plots;
 pub mod runs;
 pub mod shift;
 pub mod summary;

@@ -174,7 +174,8 @@ fn median<'a>(runs: impl Iterator<Item = &'a Dot>) -> Option<u64> {
 }
 
 /// A side at one rate.
-pub(super) struct Load {
+#[derive(Clone, Debug)]
+pub struct Load {
     /// Datagrams per second.
     pub rate_pps: f64,
     /// p50, p99 and p99.9 in nanoseconds; `None` where that part was lost or samples are too few.
@@ -182,10 +183,11 @@ pub(super) struct Load {
 }
 
 /// The quantiles of the plot of loads.
-pub(super) const LOAD_QUANTILES: [&str; 3] = ["p50", "p99", "p99.9"];
+pub const LOAD_QUANTILES: [&str; 3] = ["p50", "p99", "p99.9"];
 
 /// Latency by load: three lines for each side, by rising rate.
-pub(super) fn loads(title: &str, sides: &[(String, Vec<Load>)]) -> Plot {
+#[must_use]
+pub fn loads(title: &str, sides: &[(String, Vec<Load>)]) -> Plot {
     const BOTTOM: f64 = 320.0;
     let points = || sides.iter().flat_map(|(_, loads)| loads);
     let y = LogAxis::decades(

@@ -13,6 +13,18 @@ use crate::format::log::Line;
 use crate::run::distribution::curve;
 use crate::run::{CurvePoint, Distribution, RunResult};
 
+/// What makes runs one side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum By {
+    /// The label; without one, the path that they are in
+    Label,
+    /// The path on the command line that they are in, such as the directory of a sweep
+    Path,
+}
+
+/// Directories within directories that are looked into: `ab` and `sweep` have one for each side.
+const DEPTH_MAX: u32 = 2;
+
 /// One run.
 #[derive(Debug)]
 pub struct Run {
@@ -56,13 +68,12 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// Reads directories of `run --out`, directories full of those, and files that `show` reads. Runs of one label are a
-    /// side, and so are runs without a label in one directory. Sides are in the order of `paths`, those in one directory in the
-    /// order in which they were made.
+    /// Reads directories of `run --out`, directories full of those, and files that `show` reads. Sides are in the order of
+    /// `paths`, those in one directory in the order in which they were made.
     ///
     /// # Errors
     /// When one cannot be read; the message names it.
-    pub fn read(paths: &[PathBuf], unit: Option<Unit>) -> anyhow::Result<Self> {
+    pub fn read(paths: &[PathBuf], unit: Option<Unit>, by: By) -> anyhow::Result<Self> {
         let mut all = Self::default();
         for path in paths {
             let within = inside(path)?;
@@ -70,7 +81,7 @@ impl Runs {
             let mut runs =
                 several.iter().map(|run| all.one(run, unit)).collect::<anyhow::Result<Vec<_>>>()?;
             runs.sort_by(|a, b| a.started_unix_s.total_cmp(&b.started_unix_s));
-            runs.into_iter().for_each(|run| all.add(run, &name(path)));
+            runs.into_iter().for_each(|run| all.add(run, &name(path), by));
         }
         all.runs.sort_by(|a, b| a.started_unix_s.total_cmp(&b.started_unix_s));
         Ok(all)
@@ -84,10 +95,10 @@ impl Runs {
         }
     }
 
-    fn add(&mut self, mut run: Run, side_name: &str) {
+    fn add(&mut self, mut run: Run, side_name: &str, by: By) {
         let label =
             run.result.as_ref().map(|result| result.spec.label.as_str()).filter(|label| !label.is_empty());
-        let side = label.unwrap_or(side_name).to_owned();
+        let side = label.filter(|_| by == By::Label).unwrap_or(side_name).to_owned();
         run.side = self.sides.iter().position(|known| *known == side).unwrap_or(self.sides.len());
         if run.side == self.sides.len() {
             self.sides.push(side);
@@ -165,13 +176,23 @@ fn inside(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !path.is_dir() || path.join(bundle::RUN_JSON).exists() {
         return Ok(Vec::new());
     }
-    let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut runs: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.join(bundle::RUN_JSON).exists())
-        .collect();
+    let mut runs = Vec::new();
+    within(path, DEPTH_MAX, &mut runs).with_context(|| format!("cannot read {}", path.display()))?;
     runs.sort();
     Ok(runs)
+}
+
+/// Adds the runs in a directory, and in directories in it.
+fn within(directory: &Path, depth: u32, runs: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.join(bundle::RUN_JSON).exists() {
+            runs.push(path);
+        } else if depth > 0 && path.is_dir() {
+            within(&path, depth - 1, runs)?;
+        }
+    }
+    Ok(())
 }
 
 /// The name of a directory, or of a file without its ending; of a run.json that of its directory.

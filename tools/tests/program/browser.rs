@@ -96,7 +96,15 @@ fn page(directory: &Path) -> PathBuf {
             for (side, mean_ns, lost) in [("uring", 60_000.0, 0), ("suspend", 75_000.0, 20)] {
                 number += 1;
                 let mean_ns = if rate > 15_000.0 { 4.0 * mean_ns } else { mean_ns };
-                made_up(&real, &runs.join(format!("{number:02}")), side, rate, number, mean_ns, lost);
+                made_up(
+                    &real,
+                    &runs.join(side).join(format!("{number:02}")),
+                    side,
+                    rate,
+                    number,
+                    mean_ns,
+                    lost,
+                );
             }
         }
     }

@@ -122,6 +122,10 @@ fn a_report_is_markdown_csv_junit_and_json_as_well() {
     assert_eq!(json["runs"][1]["ledger"]["lost"], json["runs"][1]["response"]["lost"]);
     let (code, _, stderr) = output(&["report", run, "--md", "--csv"]);
     assert!(code == 2 && stderr.contains("--csv"), "{stderr}");
+    let (_, text, _) = output(&["report", directory.path().to_str().unwrap(), "--by", "path", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let name = directory.path().file_name().unwrap().to_str().unwrap();
+    assert_eq!(json["sides"], serde_json::json!([name]), "the label does not count");
     junit_is_as_its_schema_has_it(directory.path(), run, &other);
 }
 
