@@ -110,7 +110,7 @@ impl Snapshot {
             cpu_quota: cpu_quota(),
             swap_used_kib: field(&memory, "SwapTotal:")
                 .zip(field(&memory, "SwapFree:"))
-                .map(|(all, free)| all - free),
+                .map(|(all, free)| all.saturating_sub(free)),
             memory_available_kib: field(&memory, "MemAvailable:"),
             timer_slack_ns,
             timer_slack_trouble: slack.err().map(|error| error.to_string()),

@@ -198,6 +198,18 @@ impl Counts {
         self.total
     }
 
+    /// The smallest value that so large a share of all counts does not exceed; `None` of none.
+    #[must_use]
+    pub fn quantile(&self, share: f64) -> Option<u64> {
+        let rank = (share * self.total as f64).ceil().max(1.0) as u64;
+        let mut below = 0;
+        let reaches = |(_, count): &(u64, u64)| {
+            below += count;
+            below >= rank
+        };
+        self.iter().find(reaches).map(|(value, _)| value)
+    }
+
     /// Counters that are not zero.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -288,6 +300,8 @@ mod tests {
         assert!(nanoseconds.push(1, 1).is_err());
         assert_eq!(nanoseconds.total(), 5);
         assert!(nanoseconds.times(u64::MAX).is_err());
+        let quantiles = [0.0, 0.4, 0.41, 1.0].map(|share| nanoseconds.quantile(share));
+        assert_eq!(quantiles, [Some(999_424), Some(999_424), Some(5_000_000_000), Some(5_000_000_000)]);
         assert_eq!(nanoseconds.times(1_000).unwrap().iter().next(), Some((999_424_000, 2)));
     }
 }

@@ -41,6 +41,10 @@ impl Format {
 /// What the file system answers, with the path; when the format cannot hold the log.
 pub fn write(log: &Log, format: Format, path: &Path) -> anyhow::Result<()> {
     let failed = || format!("cannot write {}", path.display());
+    if path.exists() && !path.is_file() {
+        // A pipe or a terminal: nothing was there before that could be lost.
+        return write_to(log, format, &mut File::create(path).with_context(failed)?).with_context(failed);
+    }
     // Into its place when it is complete: what was there before stays until then.
     let mut name = path.file_name().with_context(failed)?.to_owned();
     name.push(".part");

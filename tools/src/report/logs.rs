@@ -70,9 +70,7 @@ fn over_time(log: &Log, tag: Option<&str>) -> Option<String> {
     let group = lines.len().div_ceil(SPARKS_MAX);
     let values: Vec<u64> = lines
         .chunks(group)
-        .map(|lines| {
-            lines.iter().map(|line| line.counts.histogram().value_at_quantile(0.99)).max().unwrap_or(0)
-        })
+        .map(|lines| lines.iter().filter_map(|line| line.counts.quantile(0.99)).max().unwrap_or(0))
         .collect();
     let (low, high) = (*values.iter().min()?, *values.iter().max()?);
     let mark = |&value: &u64| {

@@ -42,6 +42,8 @@ fn logs_of_others_are_shown_converted_merged_and_compared() {
     let rows: Vec<csv::StringRecord> = reader.records().map(|row| row.unwrap()).collect();
     assert_eq!((rows.len(), &rows[1][1], &rows[1][3]), (2, "1.000", "1000"));
     assert_eq!(&reader.headers().unwrap()[5], "p50_ns");
+    let (code, text, stderr) = output(&["convert", &log, "/dev/stdout", "--to", "csv"]);
+    assert_eq!((code, text), (0, fs::read_to_string(path("a.csv")).unwrap()), "{stderr}");
     // There and back again with equal counts.
     for from in ["a.hgrm", "a.hlog"] {
         let (code, text, _) = output(&["show", &path(from), "--json"]);
