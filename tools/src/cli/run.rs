@@ -9,12 +9,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::compare::quantile_cell;
 use crate::format::bundle;
 use crate::live::View;
+use crate::progress;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::ledger::{Ledger, loss_statement};
 use crate::run::verdict::Validity;
@@ -134,8 +134,9 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn run_with_bar(spec: &RunSpec) -> anyhow::Result<RunResult> {
-    let bar = progress_bar(spec);
-    let result = run::run(spec, |share| bar.set_position((share * 1_000.0) as u64));
+    let bar = progress::bar(1);
+    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
+    let result = run::run(spec, |share| progress::step(&bar, 0, share));
     bar.finish_and_clear();
     result
 }
@@ -207,19 +208,6 @@ pub(super) fn resolve(target: &str) -> Result<SocketAddr, Problem> {
         .to_socket_addrs()
         .map_err(|error| Problem::Usage(format!("target {target:?}: {error}; {form}")))?;
     addresses.next().ok_or_else(|| Problem::Usage(format!("target {target:?} has no address; {form}")))
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn progress_bar(spec: &RunSpec) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(1_000);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} %") {
-        bar.set_style(style);
-    }
-    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
-    bar
 }
 
 fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
