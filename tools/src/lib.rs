@@ -7,6 +7,7 @@ pub mod demo;
 pub mod doctor;
 pub mod format;
 pub mod judge;
+pub mod lab;
 pub mod live;
 pub mod netns;
 #[cfg(test)]

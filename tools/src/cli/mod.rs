@@ -10,7 +10,9 @@ mod doctor;
 mod files;
 mod gate;
 mod judging;
+mod lab;
 mod reflect;
+mod replay;
 mod report;
 mod run;
 mod search;
@@ -27,6 +29,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dataplane::sys::signal::StopSignals;
 use rustix::event::{PollFd, PollFlags, poll};
+
+pub(crate) use run::spec_of as run_spec;
 
 use crate::run::Problem;
 
@@ -61,6 +65,10 @@ enum Command {
     Reflect(reflect::Args),
     /// Tunnel and relay on every I/O design, in a network of its own: one table, one page
     Demo(crate::demo::DemoOptions),
+    /// Make a run once more, with the same datagrams at the same times
+    Replay(replay::Args),
+    /// Hosts in network namespaces, as a scenario file has them
+    Lab(lab::Args),
     /// Put runs side by side: table, ratios, percentile plot; with `-- B…`, what differs between two sides of runs
     Compare(compare::Args),
     /// Tables and plots of repeated runs: terminal, HTML, Markdown, CSV, JUnit, JSON
@@ -97,7 +105,8 @@ where
     T: Into<OsString> + Clone,
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    if let Some(code) = crate::demo::dispatch(&args).or_else(|| crate::ab::dispatch(&args)) {
+    let roles = [crate::demo::dispatch, crate::ab::dispatch, crate::lab::dispatch];
+    if let Some(code) = roles.into_iter().find_map(|dispatch| dispatch(&args)) {
         return code;
     }
     let cli = match Cli::try_parse_from(sides(args)) {
@@ -110,6 +119,8 @@ where
     };
     let outcome = match cli.command {
         Command::Run(args) => run::main(*args),
+        Command::Replay(args) => replay::main(args),
+        Command::Lab(args) => lab::main(&args),
         Command::Reflect(args) => reflect::main(&args),
         Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),

@@ -182,7 +182,12 @@ pub(crate) mod tests {
     impl Feed {
         /// One of 5 s, whose measured sending begins at `start_ns`.
         pub fn new(live: &Arc<Live>, start_ns: u64) -> Self {
-            let timing = Timing { warmup_ns: start_ns, start_ns, end_ns: start_ns + 5 * INTERVAL_NS };
+            let timing = Timing {
+                warmup_ns: start_ns,
+                warmup_end_ns: start_ns,
+                start_ns,
+                end_ns: start_ns + 5 * INTERVAL_NS,
+            };
             live.begin(timing);
             Self { live: Arc::clone(live), recorder: Recorder::new(live, start_ns).unwrap(), now: start_ns }
         }
@@ -229,7 +234,7 @@ pub(crate) mod tests {
         live.observe(4);
         assert_eq!(live.counts(), [2, 1, 4]);
         assert_eq!(live.timing(), None);
-        live.begin(Timing { warmup_ns: 5, start_ns: 10, end_ns: 20 });
+        live.begin(Timing { warmup_ns: 5, warmup_end_ns: 10, start_ns: 10, end_ns: 20 });
         assert_eq!(live.timing(), Some((10, 20)));
     }
 }

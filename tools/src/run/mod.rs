@@ -5,6 +5,7 @@
 //!                                    (TURN kinds: a peer thread is the far end)
 //! ```
 
+pub mod account;
 pub mod clock;
 pub mod distribution;
 pub mod dut;
@@ -21,6 +22,7 @@ pub mod receiver;
 mod result;
 pub mod schedule;
 pub mod sender;
+pub mod server;
 mod spec;
 mod turn;
 pub mod verdict;

@@ -261,9 +261,22 @@ impl Poller {
     pub fn receive_superpackets(
         &mut self,
         sockets: &[UdpSocket],
+        superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
+    ) -> std::io::Result<()> {
+        self.receive_superpackets_within(WAIT_NS as u64, sockets, superpacket)
+    }
+
+    /// The same with a wait of up to `wait_ns`, and of 5 ms at most.
+    ///
+    /// # Errors
+    /// As [`Poller::receive`].
+    pub fn receive_superpackets_within(
+        &mut self,
+        wait_ns: u64,
+        sockets: &[UdpSocket],
         mut superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        let wait = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
+        let wait = Timespec { tv_sec: 0, tv_nsec: wait_ns.min(WAIT_NS as u64) as i64 };
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
