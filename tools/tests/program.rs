@@ -1,10 +1,20 @@
 //! The program as a person meets it: exit codes, files, messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "program/browser.rs"]
+mod browser;
+#[path = "program/doctor.rs"]
+mod doctor;
+#[path = "program/files.rs"]
+mod files;
 #[path = "program/judging.rs"]
 mod judging;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
+#[path = "program/live.rs"]
+mod live;
+#[path = "program/readers.rs"]
+mod readers;
+#[path = "../../dataplane/tests/support/user_namespace.rs"]
+mod user_namespace;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -13,11 +23,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use dataplane::hlog;
-use left_out::left_out;
 use rustix::process::{Pid, Signal, kill_process};
 use tools::format::bundle;
 use tools::reflect::journal::Did;
 use tools::run::distribution::histogram;
+use user_namespace::left_out::{self, left_out};
 
 #[expect(clippy::disallowed_methods, reason = "the test runs the program")]
 fn lab(arguments: &[&str]) -> Command {

@@ -139,7 +139,7 @@ const DOWN: &str = "towpath down x";
 const INTERFACE: &str = "towpath wg0";
 const SHOW: &str = "towpath show";
 const RELAY: &str = "towpath-relay";
-const LABS: [&str; 14] = [
+const LABS: [&str; 20] = [
     "towpath-lab run udp 127.0.0.1:9",
     "towpath-lab demo",
     "towpath-lab reflect 127.0.0.1:9",
@@ -151,6 +151,12 @@ const LABS: [&str; 14] = [
     "towpath-lab search udp 127.0.0.1:9",
     "towpath-lab sweep udp 127.0.0.1:9",
     "towpath-lab calibrate",
+    "towpath-lab report x",
+    "towpath-lab show x",
+    "towpath-lab convert x x",
+    "towpath-lab merge x --out x",
+    "towpath-lab diff x x",
+    "towpath-lab doctor",
     "towpath-lab replay x",
     "towpath-lab lab up x",
     "towpath-lab lab exec",

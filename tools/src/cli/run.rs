@@ -9,11 +9,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::compare::quantile_cell;
 use crate::format::bundle;
+use crate::live::View;
+use crate::progress;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::ledger::{Ledger, loss_statement};
 use crate::run::server::ServerAdmin;
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// Print run.json instead of a table
     #[arg(long)]
     json: bool,
+    /// Show each second on the terminal while the run goes on
+    #[arg(long)]
+    live: bool,
 }
 
 /// What is sent and how: the options of every command that makes runs.
@@ -135,8 +139,9 @@ fn spec_of_args(args: Args) -> Result<RunSpec, Problem> {
 
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
-    let (json, out) = (args.json, args.out.clone());
-    let spec = spec_of_args(args)?;
+    let (json, out, live) = (args.json, args.out.clone(), args.live);
+    let mut spec = spec_of_args(args)?;
+    spec.live = live.then(Arc::default);
     spec.check()?;
     perform(spec, out.as_deref(), json)
 }
@@ -152,10 +157,7 @@ pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyh
     make_directory(out)?;
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);
-    let bar = progress_bar(&spec);
-    let result = run::run(&spec, |share| bar.set_position((share * 1_000.0) as u64));
-    bar.finish_and_clear();
-    let result = result?;
+    let result = if spec.live.is_some() { run_live(&spec)? } else { run_with_bar(&spec)? };
     if let Some(dir) = out {
         bundle::write(&result, dir)?;
     }
@@ -169,6 +171,32 @@ pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyh
         (false, Validity::Valid) => 0,
         (false, _) => EXIT_INVALID,
     }))
+}
+
+fn run_with_bar(spec: &RunSpec) -> anyhow::Result<RunResult> {
+    let bar = progress::bar(1);
+    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
+    let result = run::run(spec, |share| progress::step(&bar, 0, share));
+    bar.finish_and_clear();
+    result
+}
+
+/// The terminal is given back before anything is printed.
+fn run_live(spec: &RunSpec) -> anyhow::Result<RunResult> {
+    if !std::io::stdout().is_terminal() {
+        let text = "--live draws on a terminal, which standard output is not; leave it out";
+        return Err(Problem::Usage(text.to_owned()).into());
+    }
+    let view =
+        View::start(spec, spec.live.clone().unwrap_or_default(), spec.stop.clone().unwrap_or_default())?;
+    let result = run::run(spec, |_| {});
+    let ended = view.end();
+    let result = result?;
+    // What was measured counts more than how it was shown.
+    if let Err(error) = ended {
+        super::tell(&format!("{error:#}"));
+    }
+    Ok(result)
 }
 
 /// NAME:PASSWORD in its parts.
@@ -221,19 +249,6 @@ pub(super) fn resolve(target: &str) -> Result<SocketAddr, Problem> {
         .to_socket_addrs()
         .map_err(|error| Problem::Usage(format!("target {target:?}: {error}; {form}")))?;
     addresses.next().ok_or_else(|| Problem::Usage(format!("target {target:?} has no address; {form}")))
-}
-
-/// A bar on a terminal, nothing elsewhere.
-fn progress_bar(spec: &RunSpec) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(1_000);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} %") {
-        bar.set_style(style);
-    }
-    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
-    bar
 }
 
 /// The result as a person reads it.

@@ -27,6 +27,8 @@ use super::verdict::{self, Observations, Verdict};
 const LEAD_NS: u64 = 20_000_000;
 /// How often progress is reported and the request to stop is looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// How often the sockets of a run that is looked at are asked for what they dropped.
+const LOOK_NS: u64 = 1_000_000_000;
 
 /// Shortest and longest silence between warm-up and measured sending, in which servers are asked what they have lost so far;
 /// the drain in between.
@@ -71,6 +73,9 @@ pub(super) fn measure<F: Framing + Send>(
         if spec.server_admins.is_empty() { 0 } else { drain_ns.clamp(SILENCE_NS.0, SILENCE_NS.1) };
     let start_ns = warmup_end_ns + silence_ns;
     let timing = Timing { warmup_ns, warmup_end_ns, start_ns, end_ns: start_ns + duration_ns };
+    if let Some(live) = &spec.live {
+        live.begin(timing);
+    }
     let mut receiver = Receiver::new(spec, run_id, timing, &intended);
     let shared = Shared::default();
     let never = AtomicBool::new(false);
@@ -147,7 +152,8 @@ fn watch(
     sending: &ScopedJoinHandle<'_, Outcome>,
     progress: &impl Fn(f64),
 ) -> anyhow::Result<Surroundings> {
-    let mut surroundings = None;
+    let mut surroundings: Option<anyhow::Result<Surroundings>> = None;
+    let mut next_look_ns = 0;
     let mut servers = None;
     // What the warm-up lost has been counted by then.
     let ask_ns = timing.start_ns - (timing.start_ns - timing.warmup_end_ns) / 2;
@@ -171,6 +177,10 @@ fn watch(
                 stop.store(true, Ordering::Relaxed);
             }
             surroundings = Some(read);
+        }
+        if let (Some(live), Some(Ok(before)), true) = (&spec.live, &surroundings, now >= next_look_ns) {
+            next_look_ns = now + LOOK_NS;
+            live.observe(socket_drops(sockets).saturating_sub(before.drops));
         }
         let until_question = Duration::from_nanos(ask_ns.saturating_sub(now));
         let until_next = if until_question.is_zero() { until_start } else { until_question };

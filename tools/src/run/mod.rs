@@ -11,6 +11,7 @@ pub mod distribution;
 pub mod dut;
 pub mod environment;
 pub mod ledger;
+pub mod live;
 mod measure;
 mod pace;
 pub mod path;

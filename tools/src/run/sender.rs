@@ -97,6 +97,9 @@ impl<'a> Sender<'a> {
         self.sent.fill(Sent::default());
         self.lateness.reset();
         self.refusal = None;
+        if let Some(live) = &self.spec.live {
+            live.restart();
+        }
     }
 
     fn phase(&mut self, phase: Phase, pacer: &Pacer, start_ns: u64, end_ns: u64, stop: &AtomicBool) {
@@ -161,6 +164,9 @@ impl<'a> Sender<'a> {
     }
 
     fn book(&mut self, flow: u32, count: u64, lateness_ns: u64, outcome: io::Result<()>) {
+        if let Some(live) = &self.spec.live {
+            live.book(count, outcome.is_ok());
+        }
         let sent = &mut self.sent[flow as usize];
         match outcome {
             Ok(()) => {

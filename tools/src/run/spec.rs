@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::live::Live;
 use super::payload;
 use super::problem::Problem;
 use super::server::ServerAdmin;
@@ -141,6 +142,9 @@ pub struct RunSpec {
     /// Set from another thread to end the run early; the result is then marked as interrupted.
     #[serde(skip)]
     pub stop: Option<Arc<AtomicBool>>,
+    /// Looked at from another thread while the run goes on.
+    #[serde(skip)]
+    pub live: Option<Arc<Live>>,
 }
 
 impl RunSpec {
@@ -172,6 +176,7 @@ impl RunSpec {
             dut_pids: Vec::new(),
             label: String::new(),
             stop: None,
+            live: None,
         }
     }
 
