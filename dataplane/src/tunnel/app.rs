@@ -5,6 +5,7 @@
 //!  UDP superpacket ─► [relay: take the payload out] ─► open into the stack packet ─► TUN
 //! ```
 
+mod behind;
 mod control;
 mod figures;
 mod link;

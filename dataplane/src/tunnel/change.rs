@@ -81,6 +81,7 @@ impl Tunnel {
         for prefix in &config.allowed_ips {
             self.add_allowed_ip(index, *prefix);
         }
+        self.note_outside(index);
         self.arm(index, now);
         index
     }
@@ -92,6 +93,7 @@ impl Tunnel {
             return false;
         };
         self.departed.add(&peer.stats);
+        self.outside.forget(&peer.outside);
         self.wheel.clear(index.place());
         self.by_key.remove(&peer.public_key);
         for tag in peer.keys.tags() {

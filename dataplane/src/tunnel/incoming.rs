@@ -196,7 +196,11 @@ impl Tunnel {
         match &mut peer.paths {
             // Nothing can be sent to there.
             _ if !path.is_usable() => {}
-            None => (peer.path, peer.awaits_path) = (Some(path), false),
+            None if peer.path == Some(path) => {}
+            None => {
+                (peer.path, peer.awaits_path) = (Some(path), false);
+                self.note_outside(index);
+            }
             Some(paths) => {
                 // All messages of a batch that come by the way in use tell the same.
                 if news || peer.path != Some(path) {

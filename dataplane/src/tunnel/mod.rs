@@ -46,6 +46,8 @@ pub use self::change::PeerView;
 pub use self::incoming::Opened;
 use self::key::{PublicKey, SecretKey};
 use self::limiter::Limiter;
+use self::looped::Outside;
+pub use self::looped::RelayServer;
 use self::noise::{CONTROL_LEN, Identity};
 use self::peer::Passed;
 pub use self::peer::{Path, PeerConfig, PeerStats};
@@ -114,6 +116,7 @@ pub struct Tunnel {
     /// By the upper 24 bits of the session indices we choose.
     by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
     routes: AllowedIps,
+    outside: Outside,
     limiter: Limiter,
     control: VecDeque<Transmit>,
     /// Peers whose staged packets can leave.
@@ -148,6 +151,7 @@ impl Tunnel {
             by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             routes: AllowedIps::new(rng.next_u64()),
+            outside: Outside::new(rng.next_u64()),
             limiter: Limiter::new(rng.next_u64(), now),
             control: VecDeque::with_capacity(CONTROL_MAX),
             unstaging: VecDeque::new(),
@@ -178,6 +182,9 @@ impl Tunnel {
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
         let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
+        if self.outside.is_own(packet, &header) {
+            return Err(Cause::RoutingLoop);
+        }
         match self.path(index) {
             Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
                 Err(Cause::RoutingLoop)

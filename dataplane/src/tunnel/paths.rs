@@ -490,6 +490,11 @@ impl Paths {
         }
     }
 
+    /// Wherever the peer is, or may be, reached directly.
+    pub fn direct_addresses(&self) -> impl Iterator<Item = SocketAddr> + Clone + use<'_> {
+        self.direct.path.iter().chain(&self.candidates).map(Path::remote)
+    }
+
     /// Where the peer is reached directly, as far as is known.
     #[must_use]
     pub fn direct(&self) -> Option<SocketAddr> {

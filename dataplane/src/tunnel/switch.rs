@@ -24,6 +24,7 @@ impl Tunnel {
         let was_unreachable = peer.path.is_none();
         peer.path = path;
         peer.awaits_path = path.is_none();
+        self.outside.note(peer);
         if path.is_some() && was_unreachable {
             peer.timers.persistent_now(now);
             if !peer.staged.is_empty() {
@@ -71,15 +72,20 @@ impl Tunnel {
         }
     }
 
-    /// A peer that chooses between ways says where it may be reached directly.
+    /// A peer that chooses between ways says where it may be reached directly. Addresses that are routed into the tunnel are
+    /// left out, unless the `marked` datagrams that leave our sockets are routed otherwise: they would reach the peer, by the
+    /// tunnel itself.
     pub fn set_candidates(
         &mut self,
         index: PeerIndex,
         addresses: impl Iterator<Item = SocketAddr>,
+        marked: bool,
         now: Instant,
     ) {
+        let addresses: Vec<SocketAddr> =
+            addresses.filter(|address| marked || self.routes.find(address.ip()).is_none()).collect();
         if let Some(paths) = self.peers.get_mut(index).and_then(|peer| peer.paths.as_mut()) {
-            paths.set_candidates(addresses, now);
+            paths.set_candidates(addresses.into_iter(), now);
             self.follow_paths(index, now);
         }
     }
@@ -100,6 +106,7 @@ impl Tunnel {
         };
         let active = paths.active();
         let previous = std::mem::replace(&mut peer.path, active);
+        self.outside.note(peer);
         match (previous, active) {
             (Some(_), None) => peer.awaits_path = true,
             (None, Some(_)) => {

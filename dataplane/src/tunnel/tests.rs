@@ -4,6 +4,7 @@
 mod abuse;
 mod changes;
 mod forge;
+mod loops;
 mod outside;
 mod paths;
 

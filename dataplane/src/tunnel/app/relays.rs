@@ -1,20 +1,17 @@
-//! The relays: which one is in use, what it wants to say, and what becomes of the peers behind it.
+//! The relays: which one is in use, and which peers are behind it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use super::App;
 use super::control::wall_clock;
 use super::stream::{Carrier, RelayStream};
 use crate::config::{Credentials, Login};
-use crate::drops::Cause;
-use crate::egress::{Class, Egress, Target};
 use crate::stun::AddressFamily;
+use crate::tunnel::PeerIndex;
 use crate::tunnel::paths::Policy;
-use crate::tunnel::{Path, PeerIndex};
-use crate::turn::{Client, ClientConfig, Event, Input};
+use crate::turn::{Client, ClientConfig, Input};
 
 /// How often the files with passwords are looked at: who renews them does so that long before the old ones expire.
 const CREDENTIALS_INTERVAL: Duration = Duration::from_secs(30);
@@ -51,10 +48,10 @@ pub struct RelayPlan {
 
 /// The relay in use, and those in reserve.
 pub struct Relay {
-    plan: RelayPlan,
+    pub(super) plan: RelayPlan,
     /// Which one is in use, or where the next stands when that was named by another one.
     current: usize,
-    client: Client,
+    pub(super) client: Client,
     /// The address of the relay in use.
     pub(super) server: SocketAddr,
     /// The connection to it, where there is one.
@@ -65,7 +62,7 @@ pub struct Relay {
     pub(super) relayed: Option<SocketAddr>,
     pub(super) mapped: Option<SocketAddr>,
     /// How many were found unusable since one was usable.
-    failures: usize,
+    pub(super) failures: usize,
     /// When the files are looked at.
     look_at: Instant,
 }
@@ -176,7 +173,7 @@ impl Relay {
     }
 
     /// The connection is of no use any more, whatever the system thinks of it.
-    fn leave_stream(&mut self) {
+    pub(super) fn leave_stream(&mut self) {
         self.former = self.stream.take().or(self.former.take());
     }
 
@@ -202,7 +199,7 @@ impl Relay {
     }
 
     /// Reads name and password again; whether they are others.
-    fn renew_credentials(&mut self, now: Instant) -> bool {
+    pub(super) fn renew_credentials(&mut self, now: Instant) -> bool {
         self.look_at = now + CREDENTIALS_INTERVAL;
         let wall = wall_clock();
         let Some(choice) = self.plan.choices.get_mut(self.current) else {
@@ -230,7 +227,12 @@ impl Relay {
 
     /// The relay in use is of no use; goes over to `alternate`, or to the next. `false` when there is no other. What the
     /// former has to be told is left in `last_words`.
-    fn go_on(&mut self, alternate: Option<SocketAddr>, last_words: &mut Vec<Vec<u8>>, now: Instant) -> bool {
+    pub(super) fn go_on(
+        &mut self,
+        alternate: Option<SocketAddr>,
+        last_words: &mut Vec<Vec<u8>>,
+        now: Instant,
+    ) -> bool {
         let usable =
             |server: &SocketAddr| *server != self.server && server.is_ipv4() == self.server.is_ipv4();
         let alternate = alternate.filter(usable);
@@ -290,133 +292,4 @@ fn connect(plan: &RelayPlan, choice: &RelayChoice, server: SocketAddr, now: Inst
         client.hurry(now);
     }
     client
-}
-
-impl App {
-    /// Prepares the peers for having a relay beside the direct way.
-    pub(super) fn open_relay(&mut self, now: Instant) {
-        let Some(relay) = &self.relay else {
-            return;
-        };
-        tracing::info!("asking the relay {} for an address", relay.server);
-        for (index, policy, has_address) in relay.policies() {
-            self.tunnel.choose_paths(index, policy, has_address, now);
-        }
-    }
-
-    pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        match relay.handle_input(datagram, now) {
-            Input::Consumed => {}
-            Input::Ignored(cause) => self.tunnel.count_drop(cause),
-            Input::Data { peer, payload } => {
-                if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
-                }
-            }
-        }
-    }
-
-    /// Acts on what happened at the relay, and sends what is to be said to it.
-    pub(super) fn serve_relay<E: Egress>(&mut self, egress: &mut E, now: Instant) {
-        while let Some(event) = self.relay.as_mut().and_then(|relay| relay.client.poll_event()) {
-            self.handle_relay_event(event, egress, now);
-        }
-        let Some(server) = self.relay.as_ref().map(|relay| relay.server) else {
-            return;
-        };
-        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.is_stream()) {
-            // What is to be said before there is a connection waits in the client.
-            let Relay { client, stream, .. } = relay;
-            if let Some(stream) = stream {
-                while let Some(bytes) = client.poll_transmit() {
-                    let dropped = stream.push_control(&bytes);
-                    self.tunnel.count_lost(Cause::EgressQueueFull, dropped);
-                }
-            }
-            return;
-        }
-        while let Some(bytes) = self.relay.as_mut().and_then(|relay| relay.client.poll_transmit()) {
-            self.send_to_relay(server, &bytes, egress);
-        }
-    }
-
-    fn send_to_relay<E: Egress>(&self, server: SocketAddr, bytes: &[u8], egress: &mut E) {
-        let Some(port) = self.ports.of(server) else {
-            return;
-        };
-        let target = Target { port, to: server, from: None, traffic_class: 0, dont_fragment: false };
-        egress.append(&target, bytes.len(), Class::Control, |slot| {
-            slot.copy_from_slice(bytes);
-            true
-        });
-    }
-
-    fn handle_relay_event<E: Egress>(&mut self, event: Event, egress: &mut E, now: Instant) {
-        match event {
-            Event::Allocated { relayed, mapped } => {
-                if let Some(relay) = &mut self.relay {
-                    // Over a connection it is another socket's.
-                    let mapped = mapped.filter(|_| !relay.is_stream());
-                    (relay.relayed, relay.mapped) = (Some(relayed), mapped);
-                }
-                let mapped = mapped.map_or_else(String::new, |address| address.to_string());
-                tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
-                if let Some(relay) = &mut self.relay {
-                    relay.failures = 0;
-                    if relay.has_no_peers() {
-                        self.report_ready();
-                    }
-                }
-            }
-            Event::ChannelBound { peer, .. } => {
-                self.set_relayed_paths(peer, Some(Path::Relayed { peer }), now);
-                tracing::debug!(%peer, "channel bound");
-                self.report_ready();
-            }
-            Event::ChannelLost { peer } => {
-                self.set_relayed_paths(peer, None, now);
-                tracing::debug!(%peer, "channel lost");
-            }
-            Event::Unauthorized => {
-                if let Some(relay) = &mut self.relay {
-                    relay.renew_credentials(now);
-                }
-            }
-            Event::Unusable { alternate } => self.leave_relay(alternate, egress, now),
-            Event::Failed { reason } => tracing::warn!("{reason}"),
-        }
-    }
-
-    fn leave_relay<E: Egress>(&mut self, alternate: Option<SocketAddr>, egress: &mut E, now: Instant) {
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        let (former, over_stream) = (relay.server, relay.is_stream());
-        // A connection that a request was not answered over may be stuck.
-        relay.leave_stream();
-        let mut last_words = Vec::new();
-        if relay.go_on(alternate, &mut last_words, now) {
-            // The end of a connection says as much.
-            for bytes in last_words.into_iter().filter(|_| !over_stream) {
-                self.send_to_relay(former, &bytes, egress);
-            }
-            let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();
-            for (index, _) in relayed {
-                self.tunnel.set_relayed(index, None, now);
-            }
-        }
-    }
-
-    /// Sets whether the peers at `address` can be reached over its channel.
-    fn set_relayed_paths(&mut self, address: SocketAddr, path: Option<Path>, now: Instant) {
-        let Some(relay) = &self.relay else {
-            return;
-        };
-        for &(index, _) in relay.plan.peers.iter().filter(|(_, peer)| *peer == address) {
-            self.tunnel.set_relayed(index, path, now);
-        }
-    }
 }
