@@ -43,7 +43,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 pub use self::change::PeerView;
-pub use self::incoming::Opened;
+pub use self::incoming::{Heard, Opened};
 use self::key::{PublicKey, SecretKey};
 use self::limiter::Limiter;
 use self::looped::Outside;
@@ -119,6 +119,8 @@ pub struct Tunnel {
     outside: Outside,
     limiter: Limiter,
     control: VecDeque<Transmit>,
+    /// Who sent the datagram that was opened last, if it was authentic.
+    heard: Option<Heard>,
     /// Peers whose staged packets can leave.
     unstaging: VecDeque<PeerIndex>,
     /// Peers that did not answer; taken out after every look at the timers.
@@ -154,6 +156,7 @@ impl Tunnel {
             outside: Outside::new(rng.next_u64()),
             limiter: Limiter::new(rng.next_u64(), now),
             control: VecDeque::with_capacity(CONTROL_MAX),
+            heard: None,
             unstaging: VecDeque::new(),
             unanswered: Vec::new(),
             staged_bytes: 0,

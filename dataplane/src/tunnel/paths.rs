@@ -490,6 +490,12 @@ impl Paths {
         }
     }
 
+    /// The way over the relay, while there is one.
+    #[must_use]
+    pub fn relayed(&self) -> Option<Path> {
+        self.relayed.path
+    }
+
     /// Wherever the peer is, or may be, reached directly.
     pub fn direct_addresses(&self) -> impl Iterator<Item = SocketAddr> + Clone + use<'_> {
         self.direct.path.iter().chain(&self.candidates).map(Path::remote)

@@ -176,7 +176,6 @@ impl Client {
                 return Input::Ignored(Cause::MalformedOuter);
             };
             let Some(peer) = self.channels.peer(data.number) else { return Input::Ignored(Cause::NoChannel) };
-            self.watch.heard_data();
             let start = channel_data::HEADER_LEN;
             return Input::Data { peer, payload: start..start + data.payload.len() };
         }
@@ -255,6 +254,12 @@ impl Client {
         }
     }
 
+    /// Data that came through the server turned out to be a peer's: both are there. Not said of what anybody could have sent,
+    /// who would hide with it that the server is gone. O(1).
+    pub fn heard_data(&mut self) {
+        self.watch.heard_data();
+    }
+
     /// Another user name and password, from the next request on. An allocation that there is goes on where the server
     /// takes the new name for the same user, as it does with names that only expire later.
     pub fn set_credentials(&mut self, username: String, password: Zeroizing<String>, now: Instant) {
@@ -323,7 +328,6 @@ impl Client {
         if !self.permissions.holds(peer.ip()) {
             return Input::Ignored(Cause::NoPermission);
         }
-        self.watch.heard_data();
         let start = data.as_ptr().addr() - datagram.as_ptr().addr();
         Input::Data { peer, payload: start..start + data.len() }
     }

@@ -34,7 +34,20 @@ impl App {
             Input::Data { peer, payload } => {
                 if let Some(inner) = datagram.get(payload) {
                     self.open(inner, Path::Relayed { peer }, ecn, egress, now);
+                    self.note_heard(peer, now);
                 }
+            }
+        }
+    }
+
+    /// Only what turned out to be authentic says that the relay is there, and where a peer is.
+    fn note_heard(&mut self, from: SocketAddr, now: Instant) {
+        if let Some(heard) = self.tunnel.take_heard()
+            && let Some(relay) = &mut self.relay
+        {
+            relay.client.heard_data();
+            if heard.moved {
+                relay.follow_peer(heard.peer, from, now);
             }
         }
     }
@@ -94,6 +107,9 @@ impl App {
             Event::ChannelBound { peer, .. } => {
                 self.set_relayed_paths(peer, Some(Path::Relayed { peer }), now);
                 tracing::debug!(%peer, "channel bound");
+                if let Some(relay) = &mut self.relay {
+                    relay.release_left(now);
+                }
                 self.report_ready();
             }
             Event::ChannelLost { peer } => {

@@ -18,6 +18,9 @@ const CREDENTIALS_INTERVAL: Duration = Duration::from_secs(30);
 /// How many times all relays may be silent in a row before each of them is waited for as long as the RFC says.
 const URGENT_ROUNDS: usize = 16;
 
+/// Channels that are kept while others are being bound.
+const LEFT_MAX: usize = 8;
+
 /// A relay that can be used.
 #[derive(Clone, Debug)]
 pub struct RelayChoice {
@@ -61,6 +64,8 @@ pub struct Relay {
     /// Our address there, and the one from which it sees us, while there is an allocation.
     pub(super) relayed: Option<SocketAddr>,
     pub(super) mapped: Option<SocketAddr>,
+    /// Where peers were, whose new channels are being bound.
+    left: Vec<SocketAddr>,
     /// How many were found unusable since one was usable.
     pub(super) failures: usize,
     /// When the files are looked at.
@@ -82,6 +87,7 @@ impl Relay {
             former: None,
             relayed: None,
             mapped: None,
+            left: Vec::new(),
             current: 0,
             server: choice.server,
             failures: 0,
@@ -107,25 +113,55 @@ impl Relay {
         self.plan.peers.is_empty()
     }
 
-    /// The way to a peer: the number of its channel. Without one, it is asked for.
+    /// The way to a peer: the number of its channel, if it is bound.
     pub(super) fn channel(&mut self, peer: SocketAddr, now: Instant) -> Option<crate::stun::ChannelNumber> {
-        let number = self.client.channel(peer);
-        match number {
-            Some(_) => self.client.sent(now),
-            // An authentic packet came from a new address: it gets a channel of its own.
-            None => {
-                self.client.bind_channel(peer, now);
-            }
-        }
-        number
+        let number = self.client.channel(peer)?;
+        self.client.sent(now);
+        Some(number)
     }
 
     /// Where a peer is reached over the relay from now on; whether there is a channel already.
     pub(super) fn set_peer(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) -> bool {
-        self.forget_peer(index);
+        let former = self.peer(index);
+        self.plan.peers.retain(|(peer, _)| *peer != index);
         self.plan.peers.push((index, address));
+        // Before the new one, which may need its place.
+        former.into_iter().for_each(|former| self.release(former, now));
         self.client.bind_channel(address, now);
         self.client.channel(address).is_some()
+    }
+
+    /// An authentic message has come from there over the relay: there the peer is from now on, also after the next
+    /// allocation. The channel of before is kept until the new one is bound, for what is under way.
+    pub(super) fn follow_peer(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
+        let former = self.peer(index);
+        if former == Some(address) {
+            return;
+        }
+        if self.left.len() >= LEFT_MAX {
+            self.release_left(now);
+        }
+        self.plan.peers.retain(|(peer, _)| *peer != index);
+        self.plan.peers.push((index, address));
+        self.left.extend(former);
+        self.client.bind_channel(address, now);
+        if self.client.channel(address).is_some() {
+            self.release_left(now);
+        }
+    }
+
+    /// A channel is bound: those that were kept until then are let go.
+    pub(super) fn release_left(&mut self, now: Instant) {
+        for address in std::mem::take(&mut self.left) {
+            self.release(address, now);
+        }
+    }
+
+    /// Lets a channel go that no peer has.
+    fn release(&mut self, address: SocketAddr, now: Instant) {
+        if !self.plan.peers.iter().any(|(_, other)| *other == address) {
+            self.client.release_channel(address, now);
+        }
     }
 
     /// Where a peer is reached over the relay.
@@ -134,8 +170,10 @@ impl Relay {
     }
 
     /// The peer is no longer there.
-    pub(super) fn forget_peer(&mut self, index: PeerIndex) {
+    pub(super) fn forget_peer(&mut self, index: PeerIndex, now: Instant) {
+        let former = self.peer(index);
         self.plan.peers.retain(|(peer, _)| *peer != index);
+        former.into_iter().for_each(|former| self.release(former, now));
     }
 
     /// When [`Relay::handle_timeout`] wants to be called.
@@ -247,6 +285,7 @@ impl Relay {
         last_words.extend(std::iter::from_fn(|| self.client.poll_transmit()));
         self.leave_stream();
         (self.relayed, self.mapped) = (None, None);
+        self.left.clear();
         self.failures += 1;
         if alternate.is_none() {
             self.current = next;
