@@ -496,6 +496,15 @@ impl Paths {
         self.relayed.path
     }
 
+    /// The relay is missed: there is no way over it, and nothing says that the direct way works.
+    #[must_use]
+    pub fn misses_relay(&self, now: Instant) -> bool {
+        let doubtful = self.direct.path.is_none()
+            || self.forced.is_some()
+            || self.direct.suspect_at().is_some_and(|at| at <= now);
+        self.relayed.path.is_none() && doubtful && self.policy.allows(Kind::Relayed)
+    }
+
     /// Wherever the peer is, or may be, reached directly.
     pub fn direct_addresses(&self) -> impl Iterator<Item = SocketAddr> + Clone + use<'_> {
         self.direct.path.iter().chain(&self.candidates).map(Path::remote)

@@ -35,6 +35,9 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// How long a server that has gone away is asked for more urgently than RFC 8489 does by default.
 const URGENT: Duration = Duration::from_secs(60);
+/// For how long somebody counts as waiting for it, and how often that may be said.
+const WANTED: Duration = Duration::from_secs(5);
+const WANTED_EVERY: Duration = Duration::from_secs(1);
 /// An allocation that lasted at least this long is made anew at once when the server no longer has it.
 const LASTED: Duration = Duration::from_secs(2);
 /// How many nonces in a row may be stale before the server is taken to be broken.
@@ -73,13 +76,15 @@ pub enum Input {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The server relays for us, at a new address each time.
+    /// The server relays for us, at the address of before where it is Towpath's and nobody has taken that, else at a new one.
     Allocated {
         /// Where peers send to.
         relayed: SocketAddr,
         /// Our address as the server sees it, when it said so.
         mapped: Option<SocketAddr>,
     },
+    /// There is no allocation any more: the address leads nowhere.
+    Deallocated,
     /// Data to the peer can go as ChannelData from now on.
     ChannelBound {
         /// The peer.
@@ -121,6 +126,8 @@ pub struct Client {
     credentials: Option<Credentials>,
     rng: Xoshiro256PlusPlus,
     allocation: Allocation,
+    /// The port of the last one's address, 0 before there was any.
+    port: u16,
     backoff: Duration,
     last_reason: Option<String>,
     channels: Channels,
@@ -132,6 +139,8 @@ pub struct Client {
     watch: Watch,
     /// Until then requests are urgent.
     urgent_until: Option<Instant>,
+    /// It was lost to silence, not to a refusal.
+    away: bool,
     /// There is a connection to the server, or will be.
     reliable: bool,
 }
@@ -147,6 +156,7 @@ impl Client {
             credentials: Credentials::new(config.username, config.password),
             rng: Xoshiro256PlusPlus::seed_from_u64(config.seed),
             allocation: Allocation::Absent { retry_at: now },
+            port: 0,
             backoff: BACKOFF_MIN,
             last_reason: None,
             channels: Channels::new(config.seed),
@@ -157,6 +167,7 @@ impl Client {
             deadline: None,
             watch: Watch::default(),
             urgent_until: None,
+            away: false,
             reliable: false,
         };
         if client.credentials.is_none() {
@@ -210,6 +221,31 @@ impl Client {
         wanted
     }
 
+    /// An allocation that there was on this server before: the next would best have its port, to which peers send.
+    pub fn prefer(&mut self, former: SocketAddr) {
+        self.port = former.port();
+    }
+
+    /// Data waits for an allocation. A server that has gone away is asked often for as long as this is said, so that it is found
+    /// soon after it is back; one that refuses is not. O(1) when it was said lately.
+    pub fn wanted(&mut self, now: Instant) {
+        let lately = self.urgent_until.is_some_and(|until| until >= now + WANTED - WANTED_EVERY);
+        if lately || matches!(self.allocation, Allocation::Established { .. } | Allocation::Closed) {
+            return;
+        }
+        self.urgent_until = self.urgent_until.max(Some(now + WANTED));
+        for transaction in &mut self.transactions {
+            transaction.hurry(now);
+        }
+        // Clients that lost the same server do not return in step.
+        let soon = now + self.jitter(WANTED_EVERY / 2);
+        match &mut self.allocation {
+            Allocation::Absent { retry_at } if self.away => *retry_at = (*retry_at).min(soon),
+            _ => {}
+        }
+        self.deadline = self.next_deadline();
+    }
+
     /// Somebody waits for the server: for a minute it is asked often, and found silent soon.
     pub fn hurry(&mut self, now: Instant) {
         self.urgent_until = Some(now + URGENT);
@@ -237,6 +273,7 @@ impl Client {
         let lasted = self.lasted(now);
         self.lose(format!("the connection to relay {} ended: {why}", self.server), now);
         self.transmits.clear();
+        self.away = true;
         self.events.push_back(Event::Unusable { alternate: None });
         if lasted {
             // A relay that is started again refuses for a moment only.
@@ -338,7 +375,7 @@ impl Client {
         match self.allocation {
             Allocation::Absent { retry_at } if retry_at <= now => {
                 self.allocation = Allocation::Requested;
-                self.start(Request::Allocate { family: self.family }, 0, now);
+                self.start(self.allocate(), 0, now);
             }
             Allocation::Established { expires_at, .. } if expires_at <= now => {
                 let reason = format!("the allocation on relay {} expired: is it reachable?", self.server);
@@ -386,6 +423,7 @@ impl Client {
         }
         if let Some(request) = unanswered {
             self.lose(failure::no_answer(self.server, request), now);
+            self.away = true;
             self.events.push_back(Event::Unusable { alternate: None });
             if self.is_urgent(now) {
                 (self.allocation, self.backoff) = (Allocation::Absent { retry_at: now }, BACKOFF_MIN);
@@ -420,6 +458,10 @@ impl Client {
         let urgent = self.is_urgent(now);
         let transaction = Transaction::new(id, request, bytes, signed, stale_nonces, urgent, now);
         self.transactions.push(if self.reliable { transaction.over_stream(now) } else { transaction });
+    }
+
+    fn allocate(&self) -> Request {
+        Request::Allocate { family: self.family, port: self.port }
     }
 
     fn is_urgent(&self, now: Instant) -> bool {

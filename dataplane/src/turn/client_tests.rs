@@ -25,11 +25,11 @@ fn address(text: &str) -> SocketAddr {
 }
 
 /// What the server knows of the one client, and how it misbehaves.
-struct Server {
+pub(crate) struct Server {
     nonce: Vec<u8>,
-    allocated_until: Option<Instant>,
+    pub(crate) allocated_until: Option<Instant>,
     lifetime: u32,
-    channels: BTreeMap<u16, (SocketAddr, Instant)>,
+    pub(crate) channels: BTreeMap<u16, (SocketAddr, Instant)>,
     permissions: BTreeMap<IpAddr, Instant>,
     forbidden: Option<IpAddr>,
     mismatches: u32,
@@ -39,10 +39,12 @@ struct Server {
     alternate: Option<(SocketAddr, bool)>,
     password: &'static str,
     requests: Vec<(Method, bool)>,
+    /// Which ports were asked for again.
+    pub(crate) ports: Vec<u16>,
 }
 
 impl Server {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             nonce: b"first".to_vec(),
             allocated_until: None,
@@ -56,10 +58,11 @@ impl Server {
             alternate: None,
             password: "secret",
             requests: Vec::new(),
+            ports: Vec::new(),
         }
     }
 
-    fn count(&self, method: Method) -> usize {
+    pub(crate) fn count(&self, method: Method) -> usize {
         self.requests.iter().filter(|request| request.0 == method).count()
     }
 
@@ -67,7 +70,7 @@ impl Server {
         self.allocated_until.is_some_and(|until| until > now)
     }
 
-    fn answer(&mut self, bytes: &[u8], now: Instant) -> Option<Vec<u8>> {
+    pub(crate) fn answer(&mut self, bytes: &[u8], now: Instant) -> Option<Vec<u8>> {
         let message = Message::parse(bytes).expect("the client writes well-formed messages");
         assert_eq!(message.class(), Class::Request);
         let signed = message.has_integrity();
@@ -117,6 +120,10 @@ impl Server {
             }
             Method::Allocate => {
                 assert_eq!(message.requested_transport(), Ok(Some(17)));
+                let [high, low, 0, 0] = *message.first(AttributeType::TOWPATH).expect("ours") else {
+                    panic!("four bytes")
+                };
+                self.ports.push(u16::from_be_bytes([high, low]));
                 self.allocated_until = Some(now + Duration::from_secs(self.lifetime.into()));
                 self.channels.clear();
                 self.permissions.clear();
@@ -703,4 +710,91 @@ fn new_credentials_are_used_at_once_and_from_the_next_request_on() {
     run(&mut client, &mut server, begin, begin + 400 * SECOND);
     assert_eq!(events(&mut client), []);
     assert!(server.allocated_until.is_some_and(|until| until > begin + 600 * SECOND));
+}
+
+#[test]
+fn a_server_that_was_away_for_long_is_found_soon_when_somebody_waits_for_it() {
+    let begin = start();
+    let (mut client, mut server, _) = bound(begin);
+    (server.silent, server.allocated_until) = (true, None);
+    client.sent(begin);
+    let mut now = begin + 600 * SECOND;
+    run(&mut client, &mut server, begin, now);
+    let before = server.requests.len();
+    let wait = |client: &mut Client, server: &mut Server, from: Instant, until: Instant| {
+        let mut now = from;
+        while now < until && client.channel(address(PEER)).is_none() {
+            client.wanted(now);
+            run(client, server, now, now + SECOND / 20);
+            now += SECOND / 20;
+        }
+        now
+    };
+    now = wait(&mut client, &mut server, now, now + 60 * SECOND);
+    let asked = server.requests.len() - before;
+    assert!((90..=180).contains(&asked), "two or three a second: {asked}");
+    server.silent = false;
+    let back = now;
+    now = wait(&mut client, &mut server, now, now + 10 * SECOND);
+    assert!(now - back <= 3 * SECOND / 2, "after {:?}", now - back);
+    assert!(client.channel(address(PEER)).is_some());
+}
+
+#[test]
+fn a_server_that_refuses_is_not_asked_more_often_because_somebody_waits() {
+    let begin = start();
+    let (mut client, mut server) = (client_with("wrong", begin), Server::new());
+    let mut now = begin;
+    while now < begin + 600 * SECOND {
+        client.wanted(now);
+        run(&mut client, &mut server, now, now + SECOND);
+        now += SECOND;
+    }
+    assert!(server.requests.len() <= 2 * 18, "{}", server.requests.len());
+}
+
+#[test]
+fn an_allocation_that_is_gone_is_said_to_be_and_its_port_asked_for_again() {
+    let begin = start();
+    let (mut client, mut server, _) = bound(begin);
+    assert_eq!(server.ports, [0]);
+    server.allocated_until = None;
+    let now = begin + 10 * SECOND;
+    client.sent(now);
+    run(&mut client, &mut server, now, now + SECOND);
+    let seen = events(&mut client);
+    assert_eq!(seen.iter().filter(|event| **event == Event::Deallocated).count(), 1, "{seen:?}");
+    assert_eq!(server.ports, [0, address(RELAYED).port()]);
+    // Also by the client that is made when this server is gone back to.
+    let mut client = client_with("secret", now);
+    client.prefer(address("192.0.2.1:50007"));
+    server.allocated_until = None;
+    settle(&mut client, &mut server, now);
+    assert_eq!(server.ports.last(), Some(&50_007));
+}
+
+#[test]
+fn what_anybody_could_have_sent_does_not_hide_that_the_server_is_gone() {
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    let mut now = begin + 10 * SECOND;
+    (server.allocated_until, server.nonce) = (None, b"second".to_vec());
+    let [high, low] = number.get().to_be_bytes();
+    let forged = [high, low, 0, 1, 7, 0, 0, 0];
+    for _ in 0..20 {
+        client.sent(now);
+        assert!(matches!(client.handle_input(&forged, now), Input::Data { .. } | Input::Ignored(_)));
+        run(&mut client, &mut server, now, now + SECOND / 20);
+        now += SECOND / 20;
+    }
+    assert!(server.has_allocation(now), "made again within a second");
+    // What has been found authentic keeps it from being asked.
+    let asked = server.requests.len();
+    for _ in 0..40 {
+        client.sent(now);
+        client.heard_data();
+        run(&mut client, &mut server, now, now + SECOND / 20);
+        now += SECOND / 20;
+    }
+    assert_eq!(server.requests.len(), asked);
 }

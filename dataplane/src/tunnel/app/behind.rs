@@ -94,6 +94,7 @@ impl App {
                     // Over a connection it is another socket's.
                     let mapped = mapped.filter(|_| !relay.is_stream());
                     (relay.relayed, relay.mapped) = (Some(relayed), mapped);
+                    relay.note_address(relayed);
                 }
                 let mapped = mapped.map_or_else(String::new, |address| address.to_string());
                 tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
@@ -115,6 +116,11 @@ impl App {
             Event::ChannelLost { peer } => {
                 self.set_relayed_paths(peer, None, now);
                 tracing::debug!(%peer, "channel lost");
+            }
+            Event::Deallocated => {
+                if let Some(relay) = &mut self.relay {
+                    (relay.relayed, relay.mapped) = (None, None);
+                }
             }
             Event::Unauthorized => {
                 if let Some(relay) = &mut self.relay {

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use zeroize::Zeroizing;
 
 use super::control::wall_clock;
@@ -52,6 +54,10 @@ pub struct RelayPlan {
 /// The relay in use, and those in reserve.
 pub struct Relay {
     pub(super) plan: RelayPlan,
+    /// Seeds clients: the transaction ids of one tell nothing about those of the next.
+    seeds: Xoshiro256PlusPlus,
+    /// The last address at each relay that was in use, the latest last.
+    addresses: Vec<(SocketAddr, SocketAddr)>,
     /// Which one is in use, or where the next stands when that was named by another one.
     current: usize,
     pub(super) client: Client,
@@ -80,19 +86,26 @@ impl Relay {
     #[must_use]
     pub fn new(plan: RelayPlan, now: Instant) -> Self {
         let choice = plan.choices.first().expect("a plan has a relay").clone();
+        let mut seeds = Xoshiro256PlusPlus::seed_from_u64(plan.seed);
         let mut relay = Self {
-            client: connect(&plan, &choice, choice.server, now),
+            client: connect(&plan, &choice, choice.server, seeds.next_u64(), now),
+            seeds,
             plan,
             stream: None,
             former: None,
             relayed: None,
             mapped: None,
             left: Vec::new(),
+            addresses: Vec::new(),
             current: 0,
             server: choice.server,
             failures: 0,
             look_at: now + CREDENTIALS_INTERVAL,
         };
+        if relay.plan.choices.len() > 1 {
+            // There is another one that could be used meanwhile.
+            relay.client.hurry(now);
+        }
         relay.want_peers(now);
         relay
     }
@@ -155,6 +168,17 @@ impl Relay {
         for address in std::mem::take(&mut self.left) {
             self.release(address, now);
         }
+    }
+
+    /// The relay in use has given us this address.
+    pub(super) fn note_address(&mut self, relayed: SocketAddr) {
+        // More than there are choices, because relays name others.
+        const ADDRESSES_MAX: usize = 16;
+        self.addresses.retain(|(server, _)| *server != self.server);
+        if self.addresses.len() >= ADDRESSES_MAX {
+            self.addresses.remove(0);
+        }
+        self.addresses.push((self.server, relayed));
     }
 
     /// Lets a channel go that no peer has.
@@ -292,14 +316,22 @@ impl Relay {
         }
         let choice = &self.plan.choices[self.current];
         self.server = alternate.unwrap_or(choice.server);
-        self.client = connect(&self.plan, choice, self.server, now);
+        self.client = connect(&self.plan, choice, self.server, self.seeds.next_u64(), now);
+        if let Some((_, address)) = self.addresses.iter().find(|(server, _)| *server == self.server) {
+            self.client.prefer(*address);
+        }
         if self.failures < URGENT_ROUNDS * self.plan.choices.len() {
             self.client.hurry(now);
         }
         self.want_peers(now);
         // Its file may have changed while another relay was in use.
         self.look_at = now;
-        tracing::info!("going over to relay {}", self.server);
+        // Once around is news.
+        if self.failures <= self.plan.choices.len() {
+            tracing::info!("going over to relay {}", self.server);
+        } else {
+            tracing::debug!("going over to relay {}", self.server);
+        }
         true
     }
 }
@@ -313,22 +345,21 @@ fn needs_reading(choice: &RelayChoice, wall: Duration) -> bool {
     }
 }
 
-fn connect(plan: &RelayPlan, choice: &RelayChoice, server: SocketAddr, now: Instant) -> Client {
+fn connect(plan: &RelayPlan, choice: &RelayChoice, server: SocketAddr, seed: u64, now: Instant) -> Client {
     let credentials = &choice.credentials;
     let config = ClientConfig {
         server,
         username: credentials.username.clone(),
         password: Zeroizing::new(credentials.password.expose().to_owned()),
         family: plan.family,
-        seed: plan.seed,
+        seed,
     };
     let mut client = Client::new(config, now);
     if choice.carrier.is_stream() {
         client.over_stream(now);
     }
-    if plan.choices.len() > 1 {
-        // There is another one that could be used meanwhile.
-        client.hurry(now);
-    }
     client
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,6 +49,7 @@ impl Client {
                     return;
                 };
                 self.establish(message, now);
+                (self.port, self.away) = (relayed.port(), false);
                 self.backoff = BACKOFF_MIN;
                 self.last_reason = None;
                 let mapped = message.xor_mapped_address().ok().flatten();
@@ -109,7 +110,9 @@ impl Client {
         let challenged = again.is_some()
             && self.credentials.as_mut().is_some_and(|credentials| credentials.take_challenge(message));
         if let (true, Some(stale_nonces)) = (challenged, again) {
-            self.start(request, stale_nonces, now);
+            // What is preferred may have been said since.
+            let allocates = matches!(request, Request::Allocate { .. });
+            self.start(if allocates { self.allocate() } else { request }, stale_nonces, now);
             return;
         }
         let reason = failure::reason(self.server, request, code);
@@ -152,6 +155,10 @@ impl Client {
 
     /// Gives the allocation up and tries again after a pause.
     pub(super) fn lose(&mut self, reason: String, now: Instant) {
+        if let Allocation::Established { .. } = self.allocation {
+            self.events.push_back(Event::Deallocated);
+        }
+        self.away = false;
         for peer in self.channels.reset(now) {
             self.events.push_back(Event::ChannelLost { peer });
         }
