@@ -372,9 +372,17 @@ impl Application for Relay {
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
         self.change_streams(ingress, now);
-        while let Some(Command::Close(allocation)) = self.server.poll_command() {
-            self.close_socket(allocation, ingress, egress);
-            self.server.handle_relay_closed(allocation);
+        while let Some(command) = self.server.poll_command() {
+            match command {
+                Command::Close(allocation) => {
+                    self.close_socket(allocation, ingress, egress);
+                    self.server.handle_relay_closed(allocation);
+                }
+                Command::Hint(client) => {
+                    self.server.hint();
+                    self.send_reply(&client, egress, now);
+                }
+            }
         }
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
@@ -388,7 +396,7 @@ impl Application for Relay {
             timer_lag: self.timer_lag.worst(),
         };
         let next = self.duties.maintain(subjects, ingress, egress, now);
-        self.maintain_crew();
+        self.maintain_crew(now);
         self.write_streams(ingress, now);
         next
     }

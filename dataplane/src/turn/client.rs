@@ -38,6 +38,9 @@ const URGENT: Duration = Duration::from_secs(60);
 /// For how long somebody counts as waiting for it, and how often that may be said.
 const WANTED: Duration = Duration::from_secs(5);
 const WANTED_EVERY: Duration = Duration::from_secs(1);
+/// How soon a hint is followed, at most, and how often.
+const HINT_JITTER: Duration = Duration::from_secs(2);
+const HINT_EVERY: Duration = Duration::from_secs(3);
 /// An allocation that lasted at least this long is made anew at once when the server no longer has it.
 const LASTED: Duration = Duration::from_secs(2);
 /// How many nonces in a row may be stale before the server is taken to be broken.
@@ -139,6 +142,8 @@ pub struct Client {
     watch: Watch,
     /// Until then requests are urgent.
     urgent_until: Option<Instant>,
+    /// When a hint was last followed.
+    hinted: Option<Instant>,
     /// It was lost to silence, not to a refusal.
     away: bool,
     /// There is a connection to the server, or will be.
@@ -167,6 +172,7 @@ impl Client {
             deadline: None,
             watch: Watch::default(),
             urgent_until: None,
+            hinted: None,
             away: false,
             reliable: false,
         };
@@ -194,6 +200,7 @@ impl Client {
         match (message.class(), message.method()) {
             (Class::Indication, Method::Data) => self.handle_data_indication(datagram, &message),
             (Class::Success | Class::Error, _) => self.handle_response(&message, now),
+            (Class::Indication, Method::Binding) => self.handle_hint(now),
             _ => Input::Ignored(Cause::MalformedOuter),
         }
     }
@@ -367,6 +374,21 @@ impl Client {
         }
         let start = data.as_ptr().addr() - datagram.as_ptr().addr();
         Input::Data { peer, payload: start..start + data.len() }
+    }
+
+    /// The server shall be asked whether it wants us elsewhere. Anybody could have sent this, so that it is done once in a while
+    /// only, and the answer counts.
+    fn handle_hint(&mut self, now: Instant) -> Input {
+        let jitter = self.jitter(HINT_JITTER);
+        if let Allocation::Established { refresh_at: Some(refresh_at), .. } = &mut self.allocation
+            && self.hinted.is_none_or(|last| now >= last + HINT_EVERY)
+        {
+            // All clients of a server hear of it in the same moment.
+            *refresh_at = (*refresh_at).min(now + jitter);
+            self.hinted = Some(now);
+            self.deadline = self.next_deadline();
+        }
+        Input::Consumed
     }
 
     /// Does everything that is due at `now` and finds the next deadline.

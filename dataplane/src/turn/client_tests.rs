@@ -35,7 +35,7 @@ pub(crate) struct Server {
     mismatches: u32,
     silent: bool,
     always_stale: bool,
-    /// Allocate is refused with 300 and this server, in a signed message or not.
+    /// Allocate and Refresh are refused with 300 and this server, in a signed message or not.
     alternate: Option<(SocketAddr, bool)>,
     password: &'static str,
     requests: Vec<(Method, bool)>,
@@ -93,7 +93,8 @@ impl Server {
         if self.always_stale || message.nonce() != Some(&self.nonce) {
             return refuse(438);
         }
-        if let Some((to, signed)) = self.alternate.filter(|_| message.method() == Method::Allocate) {
+        let may_leave = message.first(AttributeType::TOWPATH).is_some();
+        if let Some((to, signed)) = self.alternate.filter(|_| may_leave) {
             return Some(respond(&message, Class::Error, signed.then_some(&key), |writer| {
                 writer.error_code(ErrorCode(300), "elsewhere").alternate_server(to);
             }));
@@ -797,4 +798,42 @@ fn what_anybody_could_have_sent_does_not_hide_that_the_server_is_gone() {
         now += SECOND / 20;
     }
     assert_eq!(server.requests.len(), asked);
+}
+
+#[test]
+fn a_hint_makes_the_client_ask_and_a_signed_answer_sends_it_elsewhere_with_its_allocation_kept() {
+    let hint = {
+        let mut buffer = [0; 20];
+        let id = TransactionId([1; 12]);
+        let writer = Writer::new(&mut buffer, Class::Indication, Method::Binding, id).unwrap();
+        writer.finish(None, false).unwrap();
+        buffer
+    };
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    let refreshes = server.count(Method::Refresh);
+    // Anybody could send that: it costs no more than a request in three seconds, and changes nothing.
+    for tenth in 0..60 {
+        let now = begin + SECOND * tenth / 10;
+        assert_eq!(client.handle_input(&hint, now), Input::Consumed);
+        run(&mut client, &mut server, now, now + SECOND / 10);
+    }
+    assert!((1..=3).contains(&(server.count(Method::Refresh) - refreshes)));
+    assert_eq!(events(&mut client), []);
+    server.alternate = Some((address(OTHER), true));
+    let now = begin + 20 * SECOND;
+    assert_eq!(client.handle_input(&hint, now), Input::Consumed);
+    run(&mut client, &mut server, now, now + 2 * SECOND);
+    assert_eq!(events(&mut client), [Event::Unusable { alternate: Some(address(OTHER)) }]);
+    assert_eq!(client.channel(address(PEER)), Some(number), "until it has left");
+    // It does.
+    client.close(now + 2 * SECOND);
+    settle(&mut client, &mut server, now + 2 * SECOND);
+    assert!(!server.has_allocation(now + 2 * SECOND));
+    // Unsigned it would be a refusal.
+    let (mut client, mut server, _) = bound(begin);
+    server.alternate = Some((address(OTHER), false));
+    assert_eq!(client.handle_input(&hint, begin), Input::Consumed);
+    run(&mut client, &mut server, begin, begin + 2 * SECOND);
+    assert!(events(&mut client).contains(&Event::Unusable { alternate: None }));
 }
