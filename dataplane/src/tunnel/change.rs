@@ -13,6 +13,7 @@ use rand_xoshiro::rand_core::Rng as _;
 use super::key::{KEY_LEN, PublicKey, SecretKey};
 use super::keys::Keys;
 use super::noise::{Identity, PEER_TAG_BITS};
+use super::paths::PathFigures;
 use super::peer::Peer;
 use super::{Path, PeerConfig, PeerIndex, PeerStats, Tunnel};
 use crate::drops::Cause;
@@ -32,6 +33,8 @@ pub struct PeerView<'a> {
     pub persistent_keepalive: u16,
     /// Its figures.
     pub stats: PeerStats,
+    /// Those of the choice between ways to it; zeros where there is none.
+    pub paths: PathFigures,
 }
 
 impl Tunnel {
@@ -65,6 +68,7 @@ impl Tunnel {
             allowed_ips: &peer.allowed_ips,
             persistent_keepalive: peer.timers.persistent_keepalive(),
             stats: peer.stats,
+            paths: peer.path_figures(),
         })
     }
 
@@ -93,6 +97,7 @@ impl Tunnel {
             return false;
         };
         self.departed.add(&peer.stats);
+        self.departed_paths.add(&peer.path_figures());
         self.outside.forget(&peer.outside);
         self.wheel.clear(index.place());
         self.by_key.remove(&peer.public_key);

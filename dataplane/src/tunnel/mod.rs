@@ -49,6 +49,7 @@ use self::limiter::Limiter;
 use self::looped::Outside;
 pub use self::looped::RelayServer;
 use self::noise::{CONTROL_LEN, Identity};
+use self::paths::PathFigures;
 use self::peer::Passed;
 pub use self::peer::{Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
@@ -132,6 +133,7 @@ pub struct Tunnel {
     drops: Drops,
     /// Of peers that were removed: what has been counted once stays counted.
     departed: PeerStats,
+    departed_paths: PathFigures,
     control_overflows: u64,
 }
 
@@ -164,6 +166,7 @@ impl Tunnel {
             wheel: Wheel::new(config.peers.len(), now),
             drops: Drops::default(),
             departed: PeerStats::default(),
+            departed_paths: PathFigures::default(),
             control_overflows: 0,
         };
         for peer in &config.peers {

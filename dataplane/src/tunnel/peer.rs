@@ -11,7 +11,7 @@ use super::key::{PublicKey, SecretKey};
 use super::keys::Keys;
 use super::noise::Identity;
 use super::path_mtu::PathMtu;
-use super::paths::Paths;
+use super::paths::{PathFigures, Paths};
 use super::staged::Staged;
 use super::timers::Timers;
 
@@ -205,6 +205,11 @@ impl Peer {
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let paths = self.paths.as_ref().and_then(|paths| paths.next_timeout());
         [self.timers.next(), self.staged.next_expiry(), paths].into_iter().flatten().min()
+    }
+
+    /// Counters of the switches between the ways to it; zeros where there is no choice.
+    pub(super) fn path_figures(&self) -> PathFigures {
+        self.paths.as_ref().map(|paths| paths.figures()).unwrap_or_default()
     }
 
     /// By which way an answer goes to what came by `path`.

@@ -72,20 +72,21 @@ impl Tunnel {
         }
     }
 
-    /// A peer that chooses between ways says where it may be reached directly. Addresses that are routed into the tunnel are
+    /// A peer that chooses between ways says where it may be reached directly, and until when. Addresses that are routed into the tunnel are
     /// left out, unless the `marked` datagrams that leave our sockets are routed otherwise: they would reach the peer, by the
     /// tunnel itself.
     pub fn set_candidates(
         &mut self,
         index: PeerIndex,
         addresses: impl Iterator<Item = SocketAddr>,
+        until: Instant,
         marked: bool,
         now: Instant,
     ) {
         let addresses: Vec<SocketAddr> =
             addresses.filter(|address| marked || self.routes.find(address.ip()).is_none()).collect();
         if let Some(paths) = self.peers.get_mut(index).and_then(|peer| peer.paths.as_mut()) {
-            paths.set_candidates(addresses.into_iter(), now);
+            paths.set_candidates(addresses.into_iter(), until, now);
             self.follow_paths(index, now);
         }
     }

@@ -55,11 +55,13 @@ impl App {
             return Err(NOT_THE_NEXT);
         }
         let relay = self.relay.as_mut().ok_or(NO_RELAY)?;
-        ticket.check_time(wall_clock()).map_err(|_| Refusal::Invalid)?;
+        let wall = wall_clock();
+        ticket.check_time(wall).map_err(|_| Refusal::Invalid)?;
         self.tickets.insert(ticket.public_key, (ticket.signer, ticket.issued));
         let marked = self.binding.firewall_mark != 0;
         let reachable = |address: &SocketAddr| self.ports.of(*address).is_some();
-        self.tunnel.set_candidates(index, ticket.direct().filter(reachable), marked, now);
+        let until = now + ticket.expires.saturating_sub(wall);
+        self.tunnel.set_candidates(index, ticket.direct().filter(reachable), until, marked, now);
         if let Some(address) = ticket.relayed() {
             let bound = relay.set_peer(index, address, now);
             self.tunnel.set_relayed(index, bound.then_some(Path::Relayed { peer: address }), now);
