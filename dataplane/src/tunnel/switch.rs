@@ -1,6 +1,6 @@
 //! Where peers are reached. Of those that can be reached by two ways, what [`Paths`] decides is done here.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::noise::CONTROL_LEN;
@@ -72,6 +72,12 @@ impl Tunnel {
         }
     }
 
+    /// Whether what is for this address is routed into the tunnel.
+    #[must_use]
+    pub fn is_inside(&self, address: IpAddr) -> bool {
+        self.routes.find(address).is_some()
+    }
+
     /// A peer that chooses between ways says where it may be reached directly, and until when. Addresses that are routed into the tunnel are
     /// left out, unless the `marked` datagrams that leave our sockets are routed otherwise: they would reach the peer, by the
     /// tunnel itself.
@@ -84,7 +90,7 @@ impl Tunnel {
         now: Instant,
     ) {
         let addresses: Vec<SocketAddr> =
-            addresses.filter(|address| marked || self.routes.find(address.ip()).is_none()).collect();
+            addresses.filter(|address| marked || !self.is_inside(address.ip())).collect();
         if let Some(paths) = self.peers.get_mut(index).and_then(|peer| peer.paths.as_mut()) {
             paths.set_candidates(addresses.into_iter(), until, now);
             self.follow_paths(index, now);

@@ -793,7 +793,7 @@ fn what_anybody_could_have_sent_does_not_hide_that_the_server_is_gone() {
     let asked = server.requests.len();
     for _ in 0..40 {
         client.sent(now);
-        client.heard_data();
+        client.heard_data(now);
         run(&mut client, &mut server, now, now + SECOND / 20);
         now += SECOND / 20;
     }
@@ -836,4 +836,16 @@ fn a_hint_makes_the_client_ask_and_a_signed_answer_sends_it_elsewhere_with_its_a
     assert_eq!(client.handle_input(&hint, begin), Input::Consumed);
     run(&mut client, &mut server, begin, begin + 2 * SECOND);
     assert!(events(&mut client).contains(&Event::Unusable { alternate: None }));
+}
+
+#[test]
+fn who_only_listens_notices_too_that_the_server_was_started_again() {
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    let now = begin + 10 * SECOND;
+    client.heard_data(now);
+    (server.allocated_until, server.nonce) = (None, b"second".to_vec());
+    run(&mut client, &mut server, now, now + SECOND);
+    assert!(server.has_allocation(now + SECOND));
+    assert_eq!(client.channel(address(PEER)), Some(number));
 }

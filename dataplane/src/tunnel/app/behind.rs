@@ -45,7 +45,7 @@ impl App {
         if let Some(heard) = self.tunnel.take_heard()
             && let Some(relay) = &mut self.relay
         {
-            relay.client.heard_data();
+            relay.client.heard_data(now);
             if heard.moved {
                 relay.follow_peer(heard.peer, from, now);
             }
@@ -137,8 +137,14 @@ impl App {
             return;
         };
         let (former, over_stream) = (relay.server, relay.is_stream());
+        let stays = relay.stays(now);
         // A connection that a request was not answered over may be stuck.
-        relay.leave_stream();
+        if !stays || relay.relayed.is_none() {
+            relay.leave_stream();
+        }
+        if stays {
+            return;
+        }
         let mut last_words = Vec::new();
         if relay.go_on(alternate, &mut last_words, now) {
             // The end of a connection says as much.

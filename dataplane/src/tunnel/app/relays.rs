@@ -70,6 +70,10 @@ pub struct Relay {
     /// Our address there, and the one from which it sees us, while there is an allocation.
     pub(super) relayed: Option<SocketAddr>,
     pub(super) mapped: Option<SocketAddr>,
+    /// Peers that know our address by a ticket, ...
+    met: Vec<PeerIndex>,
+    /// ... so that it is waited for since then.
+    lost_at: Option<Instant>,
     /// Where peers were, whose new channels are being bound.
     left: Vec<SocketAddr>,
     /// How many were found unusable since one was usable.
@@ -95,6 +99,8 @@ impl Relay {
             former: None,
             relayed: None,
             mapped: None,
+            met: Vec::new(),
+            lost_at: None,
             left: Vec::new(),
             addresses: Vec::new(),
             current: 0,
@@ -136,6 +142,7 @@ impl Relay {
     /// Where a peer is reached over the relay from now on; whether there is a channel already.
     pub(super) fn set_peer(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) -> bool {
         let former = self.peer(index);
+        self.met.retain(|peer| *peer != index);
         self.plan.peers.retain(|(peer, _)| *peer != index);
         self.plan.peers.push((index, address));
         // Before the new one, which may need its place.
@@ -170,8 +177,27 @@ impl Relay {
         }
     }
 
+    /// The peer knows our address by a ticket only.
+    pub(super) fn note_met(&mut self, index: PeerIndex) {
+        self.met.push(index);
+    }
+
+    /// Whether this relay is to be kept although another could be used: by that one no peer would find us. For a minute; then
+    /// there may at least be new tickets.
+    pub(super) fn stays(&mut self, now: Instant) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let is_met = |(index, _): &(PeerIndex, SocketAddr)| self.met.contains(index);
+        let all_met = !self.plan.peers.is_empty() && self.plan.peers.iter().all(is_met);
+        if self.relayed.is_some() {
+            return all_met;
+        }
+        let lost_at = *self.lost_at.get_or_insert(now);
+        all_met && now.saturating_duration_since(lost_at) < PATIENCE
+    }
+
     /// The relay in use has given us this address.
     pub(super) fn note_address(&mut self, relayed: SocketAddr) {
+        self.lost_at = None;
         // More than there are choices, because relays name others.
         const ADDRESSES_MAX: usize = 16;
         self.addresses.retain(|(server, _)| *server != self.server);
@@ -196,6 +222,7 @@ impl Relay {
     /// The peer is no longer there.
     pub(super) fn forget_peer(&mut self, index: PeerIndex, now: Instant) {
         let former = self.peer(index);
+        self.met.retain(|peer| *peer != index);
         self.plan.peers.retain(|(peer, _)| *peer != index);
         former.into_iter().for_each(|former| self.release(former, now));
     }

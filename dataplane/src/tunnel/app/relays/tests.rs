@@ -156,7 +156,7 @@ fn nobody_gets_a_channel_by_having_something_sent_to_him() {
 #[test]
 fn each_relay_is_asked_under_other_transaction_ids_and_for_the_port_of_before() {
     let mut world = World::new(&[SERVER, "192.0.2.2:3478"]);
-    let mut first_words = |relay: &mut Relay, now| {
+    let first_words = |relay: &mut Relay, now| {
         assert!(relay.go_on(None, &mut Vec::new(), now));
         relay.client.poll_transmit().expect("an Allocate")
     };
@@ -171,4 +171,25 @@ fn each_relay_is_asked_under_other_transaction_ids_and_for_the_port_of_before() 
     );
     world.settle();
     assert_eq!(world.server.ports, [50_000]);
+}
+
+#[test]
+fn a_relay_at_which_peers_were_met_is_waited_for_a_minute() {
+    let mut world = World::new(&[SERVER, "192.0.2.2:3478"]);
+    let now = world.now;
+    world.relay.relayed = Some(address("192.0.2.1:50000"));
+    assert!(!world.relay.stays(now), "its peer is found from anywhere");
+    world.relay.note_met(FIRST);
+    assert!(world.relay.stays(now), "the peer sends there");
+    world.relay.relayed = None;
+    assert!(world.relay.stays(now) && world.relay.stays(now + 59 * SECOND));
+    assert!(!world.relay.stays(now + 60 * SECOND));
+    // It is there again, and goes away later.
+    world.relay.note_address(address("192.0.2.1:50000"));
+    assert!(world.relay.stays(now + 100 * SECOND));
+    world.relay.set_peer(SECOND_PEER, at(2), now);
+    assert!(!world.relay.stays(now + 100 * SECOND), "one can be reached from elsewhere");
+    world.relay.forget_peer(SECOND_PEER, now);
+    world.relay.set_peer(FIRST, at(3), now);
+    assert!(!world.relay.stays(now + 100 * SECOND), "an Endpoint took the place of the ticket's");
 }
