@@ -40,6 +40,9 @@ pub struct UdpOptions {
     /// datagrams longer than the interface's MTU are fragmented here, others by whoever has to. ICMP errors are heard of
     /// all the same. [`UdpSocket::send_whole`] makes exceptions.
     pub without_df: bool,
+    /// Learn when each datagram reached the kernel (SO_TIMESTAMPING); not beside `packet_info` and `ecn`, which leave no room
+    /// for it.
+    pub timestamps: bool,
     /// How long a taken address is tried again. After a crash the kernel takes some 40 ms to let go of sockets that a
     /// ring had receives armed on, so what listens on a fixed port should ask for [`LISTEN_PATIENCE`].
     pub patience: Duration,
@@ -58,6 +61,7 @@ impl Default for UdpOptions {
             ecn: false,
             errors: false,
             without_df: false,
+            timestamps: false,
             patience: Duration::ZERO,
         }
     }
@@ -138,6 +142,10 @@ impl UdpSocket {
                 SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
             };
             socket::set_option(socket.as_fd(), level, name, 1)?;
+        }
+        if options.timestamps {
+            let flags = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+            socket::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPING, flags as i32)?;
         }
         if options.without_df && address.is_ipv4() {
             set_path_mtu_discovery(socket.as_fd(), libc::IP_PMTUDISC_OMIT)?;
@@ -423,7 +431,7 @@ impl ReceiveBatch {
                 segment_size: info.segment_size.filter(|&size| size > 0).unwrap_or(len).min(len),
                 ecn: info.ecn,
             });
-            Arrival { meta, dropped: info.dropped, bytes: &mut buffer[..len] }
+            Arrival { meta, dropped: info.dropped, stamp_ns: info.stamp_ns, bytes: &mut buffer[..len] }
         })
     }
 }
@@ -440,6 +448,8 @@ pub struct Arrival<'a> {
     pub meta: Option<Meta>,
     /// The socket's drop count in skbs, when the kernel said so.
     pub dropped: Option<u32>,
+    /// When it reached the kernel, in nanoseconds of CLOCK_REALTIME, where [`UdpOptions::timestamps`] was asked for.
+    pub stamp_ns: Option<u64>,
     /// Its bytes.
     pub bytes: &'a mut [u8],
 }
@@ -475,6 +485,21 @@ mod tests {
             }
         }
         assert_eq!(seen, bytes);
+    }
+
+    #[test]
+    fn a_superpacket_is_stamped_when_it_reaches_the_kernel() {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let options = UdpOptions { packet_info: false, timestamps: true, ..UdpOptions::default() };
+        let receiver = UdpSocket::bind(any, &options).expect("loopback socket");
+        let sender = UdpSocket::bind(any, &UdpOptions::default()).expect("loopback socket");
+        sender.send_segments(receiver.local_addr(), None, 0, &[1; 3_000], 1_000).expect("sent");
+        let mut batch = ReceiveBatch::new(4, RECEIVE_LEN);
+        assert_eq!(receiver.receive_batch(&mut batch).expect("received"), 1);
+        let arrival = batch.iter_mut().next().expect("arrival");
+        let Some(Meta::Udp { segment_size: 1_000, .. }) = arrival.meta else { panic!("{:?}", arrival.meta) };
+        // Some time after 2023, so that it is no uptime.
+        assert!(arrival.stamp_ns.expect("a stamp") > 1_700_000_000_000_000_000);
     }
 
     #[test]
