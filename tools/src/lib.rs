@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod compare;
 pub mod demo;
+pub mod echo;
 pub mod format;
 pub mod netns;
 pub mod reexec;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::echo::Echo;
 use crate::reflect::Reflector;
 
 /// Options of `towpath-lab reflect`.
@@ -14,6 +15,9 @@ pub(super) struct Args {
     /// Addresses to listen on; port 0 lets the kernel choose
     #[arg(required = true, value_name = "ADDR:PORT")]
     addresses: Vec<SocketAddr>,
+    /// Also take TCP connections on these addresses, and send back what they bring: the far end of `run tcp`
+    #[arg(long)]
+    tcp: bool,
     /// End after this time [default: at SIGINT or SIGTERM]
     #[arg(long, value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
@@ -26,6 +30,7 @@ pub(super) struct Args {
 pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let stop = super::stop_flag()?;
     let reflector = Reflector::bind(&args.addresses)?;
+    let _echo = args.tcp.then(|| Echo::bind(&reflector.local_addrs())?.start()).transpose()?;
     if !args.json {
         for address in reflector.local_addrs() {
             super::print(&format!("reflecting on {address}\n"))?;
