@@ -32,6 +32,22 @@ pub(super) struct Args {
     kind: Kind,
     /// ADDRESS:PORT of the reflector, or of the relay for the TURN kinds
     target: String,
+    #[command(flatten)]
+    load: Load,
+    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Name of the run in tables and plots
+    #[arg(long, default_value = "")]
+    label: String,
+    /// Print run.json instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is sent and how: the options of every command that makes runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Load {
     /// Datagrams or payload bits per second over all flows: 20kpps, 100Mbit [default: 1kpps, or the trace's]
     #[arg(long)]
     rate: Option<Rate>,
@@ -89,9 +105,6 @@ pub(super) struct Args {
     /// Fixes the send times and the choice of flows
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
-    #[arg(long)]
-    out: Option<PathBuf>,
     /// TURN credentials NAME:PASSWORD (visible in the process list)
     #[arg(long)]
     user: Option<String>,
@@ -120,12 +133,6 @@ pub(super) struct Args {
     /// Process whose CPU time is divided by the datagrams; may be repeated
     #[arg(long = "dut-pid", value_name = "PID")]
     dut_pids: Vec<u32>,
-    /// Name of the run in tables and plots
-    #[arg(long, default_value = "")]
-    label: String,
-    /// Print run.json instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 /// Who stamps arrivals.
@@ -140,7 +147,8 @@ enum Stamps {
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let (json, out) = (args.json, args.out.clone());
-    let mut spec = spec(args)?;
+    let target = resolve(&args.target)?;
+    let mut spec = RunSpec { label: args.label, ..spec(args.kind, target, args.load)? };
     spec.check()?;
     if let Some(dir) = &out {
         // Before the run: a directory that cannot be made must not cost a minute of measurement.
@@ -168,7 +176,11 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
-fn spec(args: Args) -> Result<RunSpec, Problem> {
+/// The runs that are asked for.
+///
+/// # Errors
+/// [`Problem::Usage`] when the credentials are not NAME:PASSWORD.
+pub(super) fn spec(kind: Kind, target: SocketAddr, args: Load) -> Result<RunSpec, Problem> {
     let (username, password) = match args.user {
         None => (None, None),
         Some(user) => {
@@ -178,11 +190,10 @@ fn spec(args: Args) -> Result<RunSpec, Problem> {
             (Some(name.to_owned()), Some(password.to_owned()))
         }
     };
-    let target = resolve(&args.target)?;
     let wireguard = args.wg_key.zip(args.wg_server).zip(args.inner).map(|((key_file, server), inner)| {
         WireGuard { key_file, preshared_file: args.wg_psk, server, inner }
     });
-    let (size, mix) = args.size.resolve(args.kind, target);
+    let (size, mix) = args.size.resolve(kind, target);
     let (arrivals, trace) = args.arrivals;
     if trace.is_some() && args.rate.is_some() {
         return Err(Problem::Usage("--arrivals trace has its own rate; leave out --rate".to_owned()));
@@ -217,8 +228,7 @@ fn spec(args: Args) -> Result<RunSpec, Problem> {
         bind: args.bind,
         peer: args.peer,
         dut_pids: args.dut_pids,
-        label: args.label,
-        ..RunSpec::new(args.kind, target)
+        ..RunSpec::new(kind, target)
     })
 }
 
@@ -246,7 +256,10 @@ fn arrivals(text: &str) -> Result<(Arrivals, Option<Trace>), String> {
 }
 
 /// The first address of `target`.
-fn resolve(target: &str) -> Result<SocketAddr, Problem> {
+///
+/// # Errors
+/// [`Problem::Usage`] when there is none.
+pub(super) fn resolve(target: &str) -> Result<SocketAddr, Problem> {
     let form = "write it as ADDRESS:PORT, for example 127.0.0.1:9000 or [::1]:9000";
     let mut addresses = target
         .to_socket_addrs()

@@ -306,6 +306,20 @@ impl RunSpec {
         }
     }
 
+    /// Refuses a load whose rate cannot be set, for commands that vary it.
+    ///
+    /// # Errors
+    /// [`Problem::Usage`], naming the option.
+    pub fn check_rate_is_free(&self) -> Result<(), Problem> {
+        if self.arrivals == Arrivals::Trace {
+            return usage(
+                "--arrivals trace has its own rate, which this command has to set; use another law"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
     fn check_tcp(&self) -> Result<(), Problem> {
         if self.superpackets() || self.send != SendBy::Sendmmsg {
             return usage(
