@@ -7,6 +7,7 @@
 //! What differs between kinds is the outlet ([`sender::Outlet`]), the framing on the way out ([`frame::Wrap`]) and on the way
 //! in ([`receiver::Framing`]).
 
+pub mod account;
 pub mod clock;
 pub mod datagrams;
 pub mod distribution;
@@ -14,6 +15,7 @@ pub mod dut;
 pub mod environment;
 pub mod frame;
 pub mod ledger;
+pub mod live;
 mod measure;
 pub mod order;
 mod pace;
@@ -26,6 +28,7 @@ pub mod receiver;
 mod result;
 pub mod schedule;
 pub mod sender;
+pub mod server;
 pub mod sizes;
 mod spec;
 pub mod tcp;
@@ -80,8 +83,11 @@ pub fn run(spec: &RunSpec, progress: impl Fn(f64)) -> anyhow::Result<RunResult> 
     }
 }
 
-/// Reads the trace, which decides rate and sizes.
-fn load(spec: &RunSpec) -> Result<Option<RunSpec>, Problem> {
+/// Reads the trace of a spec that has one, which decides rate and sizes; [`run`] does so itself.
+///
+/// # Errors
+/// [`Problem::Usage`] when there is no such file, or a line of it is wrong.
+pub fn load(spec: &RunSpec) -> Result<Option<RunSpec>, Problem> {
     if spec.arrivals != Arrivals::Trace {
         return Ok(None);
     }

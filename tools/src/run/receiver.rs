@@ -11,6 +11,7 @@ use rustix::fd::OwnedFd;
 use super::clock::{Offset, monotonic_ns};
 use super::distribution::{DIGITS, HIGHEST_NS, histogram};
 use super::ledger::{Arrival, Arrivals};
+use super::live::Recorder;
 use super::payload::{self, Header, Parsed, Phase};
 use super::result::Interval;
 use super::sender::Timing;
@@ -98,6 +99,7 @@ pub struct Receiver {
     run_id: u64,
     start_ns: u64,
     last_arrival_ns: u64,
+    live: Option<Recorder>,
     /// Latest return stamp of each flow.
     turned_ns: Vec<u64>,
 }
@@ -128,6 +130,7 @@ impl Receiver {
             run_id,
             start_ns: timing.start_ns,
             last_arrival_ns: 0,
+            live: spec.live.as_ref().and_then(|live| Recorder::new(live, timing.start_ns)),
         }
     }
 
@@ -155,8 +158,18 @@ impl Receiver {
                 }
             })?;
             framing.tick();
+            self.show();
         }
         Ok(())
+    }
+
+    /// Lets whoever looks at the run see what came so far.
+    pub(super) fn show(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        let now = monotonic_ns();
+        if live.is_due(now) {
+            live.exchange(self.arrivals.overtaken(), now);
+        }
     }
 
     /// Until when arrivals are in time, or `None` when there is nothing more to wait for.
@@ -214,9 +227,13 @@ impl Receiver {
         }
         let response = now.saturating_sub(header.intended_ns).max(1);
         self.response.saturating_record(response);
-        self.service.saturating_record(now.saturating_sub(header.actual_ns).max(1));
+        let service = now.saturating_sub(header.actual_ns).max(1);
+        self.service.saturating_record(service);
         if let Some(kernel_ns) = when.kernel_ns {
             self.kernel.saturating_record(kernel_ns.saturating_sub(header.actual_ns).max(1));
+        }
+        if let Some(live) = &mut self.live {
+            live.record(response, service);
         }
         if header.returned {
             self.down.saturating_record(now.saturating_sub(header.turned_ns).max(1));
@@ -282,9 +299,22 @@ impl Poller {
     pub fn receive_superpackets(
         &mut self,
         sockets: &[UdpSocket],
+        superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
+    ) -> std::io::Result<()> {
+        self.receive_superpackets_within(WAIT_NS as u64, sockets, superpacket)
+    }
+
+    /// The same with a wait of up to `wait_ns`, and of 5 ms at most.
+    ///
+    /// # Errors
+    /// As [`Poller::receive`].
+    pub fn receive_superpackets_within(
+        &mut self,
+        wait_ns: u64,
+        sockets: &[UdpSocket],
         mut superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        let wait = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
+        let wait = Timespec { tv_sec: 0, tv_nsec: wait_ns.min(WAIT_NS as u64) as i64 };
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

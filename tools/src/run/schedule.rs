@@ -8,7 +8,7 @@ use super::spec::{Arrivals, RunSpec};
 use super::trace::Point;
 
 /// One datagram of a burst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Datagram {
     /// Nanoseconds since the start of the phase.
     pub due_ns: u64,
@@ -17,7 +17,7 @@ pub struct Datagram {
 }
 
 /// Datagrams of one flow that leave together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Burst<'a> {
     /// Index of the flow.
     pub flow: u32,
@@ -235,6 +235,20 @@ impl<'a> Schedule<'a> {
         self.next_flow = (flow + 1) % self.flows;
         flow
     }
+}
+
+/// Tells schedules apart: a checksum over every burst of warm-up and measured phase.
+#[must_use]
+pub fn digest(spec: &RunSpec) -> String {
+    use std::hash::{Hash as _, Hasher};
+    let mut hasher = crc32fast::Hasher::new();
+    for (stream, length) in [(0, spec.warmup), (1, spec.duration)] {
+        let mut schedule = Schedule::new(spec, stream, length.as_nanos() as u64);
+        while let Some(burst) = schedule.next_burst() {
+            burst.hash(&mut hasher);
+        }
+    }
+    format!("{:08x}", Hasher::finish(&hasher))
 }
 
 /// Uniform in [0, 1) with 53 random bits.

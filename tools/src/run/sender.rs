@@ -1,6 +1,7 @@
 //! Sends the schedule: open loop, never waiting for answers, each datagram stamped with when it was due and when it left.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hdrhistogram::Histogram;
@@ -8,6 +9,7 @@ use hdrhistogram::Histogram;
 use super::clock::{monotonic_ns, thread_cpu_ns};
 use super::distribution::histogram;
 use super::ledger::Sent;
+use super::live::Live;
 use super::pace::Pacer;
 use super::payload::Phase;
 use super::schedule::{Burst, Schedule};
@@ -21,6 +23,8 @@ const OVERTIME_NS: u64 = 100_000_000;
 pub struct Timing {
     /// Start of the warm-up.
     pub warmup_ns: u64,
+    /// End of the warm-up; nothing is sent between this and the start.
+    pub warmup_end_ns: u64,
     /// Start of measured sending.
     pub start_ns: u64,
     /// End of measured sending.
@@ -51,16 +55,21 @@ pub struct Tally {
     bytes: u64,
     lateness: Histogram<u64>,
     refusal: Option<io::Error>,
+    live: Option<Arc<Live>>,
 }
 
 impl Tally {
-    fn new(flows: usize) -> Self {
-        Self { sent: vec![Sent::default(); flows], bytes: 0, lateness: histogram(), refusal: None }
+    fn new(spec: &RunSpec) -> Self {
+        let sent = vec![Sent::default(); spec.flows as usize];
+        Self { sent, bytes: 0, lateness: histogram(), refusal: None, live: spec.live.clone() }
     }
 
     /// Books `count` datagrams of a flow, together of so many `bytes` of payload, that left, or did not, so long after the
     /// plan.
     pub fn book(&mut self, flow: u32, count: u64, bytes: u64, lateness_ns: u64, outcome: io::Result<()>) {
+        if let Some(live) = &self.live {
+            live.book(count, outcome.is_ok());
+        }
         let sent = &mut self.sent[flow as usize];
         match outcome {
             Ok(()) => {
@@ -121,16 +130,19 @@ pub fn send(
 ) -> io::Result<Outcome> {
     let (pacer, slack_error) = Pacer::new(spec.pace);
     let flows = spec.flows as usize;
-    let mut sender = Sender { spec, outlet, pacer, stop, next: vec![0; flows], tally: Tally::new(flows) };
-    sender.phase(Phase::Warmup, timing.warmup_ns, timing.start_ns)?;
+    let mut sender = Sender { spec, outlet, pacer, stop, next: vec![0; flows], tally: Tally::new(spec) };
+    sender.phase(Phase::Warmup, timing.warmup_ns, timing.warmup_end_ns)?;
     // What the warm-up came to does not count.
     sender.next.fill(0);
-    sender.tally = Tally::new(flows);
+    sender.tally = Tally::new(spec);
+    if let Some(live) = &spec.live {
+        live.restart();
+    }
     let cpu_before_ns = thread_cpu_ns();
     sender.phase(Phase::Measured, timing.start_ns, timing.end_ns)?;
     sender.finish(timing.end_ns)?;
     let cpu_ns = thread_cpu_ns() - cpu_before_ns;
-    let Tally { sent, bytes, lateness, refusal } = sender.tally;
+    let Tally { sent, bytes, lateness, refusal, .. } = sender.tally;
     Ok(Outcome { sent, bytes, cpu_ns, lateness, refusal, slack_error })
 }
 

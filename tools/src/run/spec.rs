@@ -8,8 +8,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::live::Live;
 use super::payload;
 use super::problem::Problem;
+use super::server::ServerAdmin;
 use super::sizes::{self, Share};
 use super::tcp;
 use super::trace::Trace;
@@ -229,6 +231,9 @@ pub struct RunSpec {
     /// WireGuard kinds the server's address inside the tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<IpAddr>,
+    /// Servers of this project that are asked what they lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_admins: Vec<ServerAdmin>,
     /// Processes whose CPU time is divided by the datagrams.
     pub dut_pids: Vec<u32>,
     /// Name of the run in tables and plots.
@@ -236,6 +241,9 @@ pub struct RunSpec {
     /// Set from another thread to end the run early; the result is then marked as interrupted.
     #[serde(skip)]
     pub stop: Option<Arc<AtomicBool>>,
+    /// Looked at from another thread while the run goes on.
+    #[serde(skip)]
+    pub live: Option<Arc<Live>>,
 }
 
 impl RunSpec {
@@ -272,9 +280,11 @@ impl RunSpec {
             wireguard: None,
             bind: None,
             peer: None,
+            server_admins: Vec::new(),
             dut_pids: Vec::new(),
             label: String::new(),
             stop: None,
+            live: None,
         }
     }
 

@@ -224,6 +224,7 @@ pub fn receive(
                 }
             }
         }
+        receiver.show();
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dataplane::ingress::Meta;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use dataplane::tunnel::key::{PublicKey, SecretKey};
-use dataplane::tunnel::noise::{CONTROL_LEN, Identity, Inner, Noise, PEER_TAG_BITS};
+use dataplane::tunnel::noise::{CONTROL_LEN, Identity, Noise, PEER_TAG_BITS, World};
 use dataplane::wire::wireguard::{self, DATA_OVERHEAD, Message};
 
 use super::super::problem::Problem;
@@ -30,7 +30,7 @@ const BATCH: usize = 8;
 /// What a datagram brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// A packet of this many bytes, at the start of the buffer.
+    /// A packet of this many bytes, padding included, at the start of the buffer; of none when it was a keepalive.
     Packet(usize),
     /// A message between the two ends, or something that is not authentic.
     Nothing,
@@ -39,6 +39,8 @@ pub(super) enum Heard {
 /// One end of a session.
 pub(in crate::run) struct Peer {
     identity: Identity,
+    /// Where the handshakes' secrets and time stamps come from.
+    world: World,
     noise: Noise,
     server_key: PublicKey,
     server: SocketAddr,
@@ -64,9 +66,10 @@ impl Peer {
         // No cookie is ever given out here, so that what binds them need not be secret.
         let identity = Identity::new(private, &[0; 32]);
         let tag = super::super::run_id() as u32 >> (u32::BITS - PEER_TAG_BITS);
-        let noise = Noise::new(&identity, server_key, preshared, tag);
+        let noise = Noise::new(server_key, preshared.cloned(), tag);
         Self {
             identity,
+            world: World::system(),
             noise,
             server_key,
             server,
@@ -132,27 +135,21 @@ impl Peer {
     pub(super) fn handle(&mut self, datagram: &[u8], out: &mut [u8], now: Instant) -> Heard {
         let mut answer = [0; CONTROL_LEN];
         let answered = match wireguard::parse(datagram) {
-            Some(Message::Data { .. }) => {
-                return match self.noise.open(datagram, out, now) {
-                    Ok(opened) => match opened.inner {
-                        Inner::Packet(len) => Heard::Packet(len),
-                        Inner::Keepalive | Inner::Malformed => Heard::Nothing,
-                    },
-                    Err(_) => Heard::Nothing,
-                };
+            Some(Message::Data { receiver, counter }) => {
+                let opened = self.noise.open(datagram, (receiver, counter), out, now);
+                return opened.map_or(Heard::Nothing, |opened| Heard::Packet(opened.len));
             }
             Some(Message::Response { .. }) if self.identity.check_mac1(datagram) => {
-                self.noise.handle_response(datagram, &mut answer, now)
+                self.noise.handle_response(&self.identity, &self.world, datagram, &mut answer, now)
             }
-            Some(Message::Initiation { .. })
-                if self.identity.check_mac1(datagram)
-                    && self.identity.claimed_sender(datagram) == Some(self.server_key) =>
-            {
-                self.noise.handle_initiation(datagram, &mut answer, now)
+            Some(Message::Initiation { .. }) if self.identity.check_mac1(datagram) => {
+                let claim = self.identity.claim(datagram).filter(|claim| claim.sender == self.server_key);
+                let Some(claim) = claim else { return Heard::Nothing };
+                self.noise.handle_initiation(&self.identity, &self.world, claim, &mut answer, now)
             }
             Some(Message::CookieReply { .. }) => {
                 // The next initiation carries the cookie.
-                if self.noise.handle_cookie_reply(datagram).is_ok() {
+                if self.noise.handle_cookie_reply(datagram, now).is_ok() {
                     self.trouble = Some("the server is under load and asked for a cookie");
                 }
                 return Heard::Nothing;
@@ -173,7 +170,7 @@ impl Peer {
         let waited = self.initiated.is_none_or(|since| now - since >= timeout);
         if renew && waited {
             let mut initiation = [0; CONTROL_LEN];
-            if let Some(len) = self.noise.initiate(&mut initiation) {
+            if let Some(len) = self.noise.initiate(&self.identity, &mut self.world, &mut initiation, now) {
                 self.say(&initiation[..len], now);
             }
             self.initiated = Some(now);
