@@ -257,9 +257,9 @@ fn handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody() {
     assert_eq!(answer.kind(), std::io::ErrorKind::WouldBlock, "{answer}");
     assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
     let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap();
-    // What did not fit into the socket's buffer the kernel has dropped and counted.
+    // What did not fit into the socket's buffer the kernel has dropped and counted, some of the stream's among it.
     let dropped = ledger["ingress"]["kernel_drops_skbs"].as_u64().unwrap();
-    assert!(refused > 0 && (refused == FLOOD as u64 || dropped > 0), "{ledger:#}");
+    assert!(refused > 0 && refused <= FLOOD as u64 && refused + dropped >= FLOOD as u64, "{ledger:#}");
 }
 
 /// W27: the endpoint lies in AllowedIPs and its route leads back into the tunnel.
@@ -292,16 +292,17 @@ fn an_endpoint_that_is_our_own_gets_no_answer() {
     let Some(cable) = Cable::enter("an_endpoint_that_is_our_own_gets_no_answer") else { return };
     show::own_sockets();
     let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.1:51820\nPersistentKeepalive = 1");
-    let a = Running::start(&cable.a, &a, &[]);
-    cable.a.run(|| {
-        let start = Instant::now();
-        while sent_by("lo").1 == 0 {
-            assert!(start.elapsed() < PATIENCE, "no handshake is sent");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    });
+    let a = start(&cable.a, &a, &[]);
+    let start = Instant::now();
+    while show::tunnels()[0]["drops"]["bad_tag"].as_u64().unwrap() == 0 {
+        assert!(start.elapsed() < PATIENCE, "no handshake comes back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (bytes, packets) = cable.a.run(|| sent_by("lo"));
     let ledger = a.stop();
     assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
-    let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap_or(0);
-    assert!(refused <= 2, "{ledger:#}");
+    // Initiations of 176 bytes outside, of which there is one in five seconds; and none is answered.
+    let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap();
+    assert!((1..=3).contains(&refused), "{ledger:#}");
+    assert!((1..=3).contains(&packets) && bytes <= 3 * 200, "{packets} packets, {bytes} bytes");
 }
