@@ -192,7 +192,7 @@ impl From<ConfigError> for Failure {
 
 fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
-    let file = config::find(&up.file);
+    let file = config::find(&up.file)?;
     let (config, warnings) = Config::load(&file)?;
     let name = config::interface_name(&file)?;
     for warning in warnings {

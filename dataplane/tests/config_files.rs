@@ -433,7 +433,13 @@ fn the_file_names_the_interface() {
         assert_eq!(of(given).as_deref(), Some("wg.0"), "{given}");
     }
     assert_eq!(of("/etc/towpath/wg0.txt").as_deref(), Some("wg0"));
-    assert_eq!(config::find(Path::new("no-such-one")), Path::new("no-such-one"));
+    for path in ["no-such-one.conf", "no-such-one.toml", "./no-such-one", "/no-such-one"] {
+        assert_eq!(config::find(Path::new(path)).as_deref(), Ok(Path::new(path)), "{path}");
+    }
+    let error = config::find(Path::new("no-such-one")).expect_err("nowhere").to_string();
+    assert!(error.contains("/etc/towpath/no-such-one.conf"), "{error}");
+}
+
 }
 
 proptest! {

@@ -183,20 +183,52 @@ fn holds_secret(text: &str) -> bool {
     keys.into_iter().any(|key| key == "privatekey" || key == "presharedkey")
 }
 
-/// The configuration that is meant: a file, or the name of one where configurations are kept.
-#[must_use]
-pub fn find(given: &Path) -> PathBuf {
-    let is_name = given.file_name() == Some(given.as_os_str()) && interface_name(given).is_ok();
-    if !is_name || given.exists() {
-        return given.to_owned();
+/// The configuration that is meant: a file by its path, or by a name that ends as one; any other name is of one where
+/// configurations are kept. The present directory is not looked into for that: somebody else may have put a file there, and
+/// commands are run from it.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn find(given: &Path) -> Result<PathBuf, ConfigError> {
+    if !is_name(given) {
+        return Ok(given.to_owned());
     }
-    let kept = PLACES.iter().map(|(folder, ending)| {
+    let kept = PLACES.map(|(folder, ending)| {
         let mut name = given.as_os_str().to_owned();
         name.push(ending);
         Path::new(folder).join(name)
     });
-    // Where there is none, what was given is named in the error.
-    kept.into_iter().find(|file| file.exists()).unwrap_or_else(|| given.to_owned())
+    if let Some(file) = kept.iter().find(|file| file.exists()) {
+        return Ok(file.clone());
+    }
+    let [first, second, third] = kept.map(|file| file.display().to_string());
+    let here = if given.exists() {
+        format!("; the one in this directory is ./{}", given.display())
+    } else {
+        String::new()
+    };
+    Err(ConfigError {
+        file: given.into(),
+        line: None,
+        problem: format!(
+            "there is none of this name: write {first}, {second} or {third}, or give the path of a file{here}"
+        ),
+    })
+}
+
+/// The configuration that wg-quick has for an interface, if there are lines in it that are meant for us only.
+#[must_use]
+pub fn with_lines_of_ours(interface: &str) -> Option<PathBuf> {
+    let file = Path::new("/etc/wireguard").join(format!("{interface}.conf"));
+    // Whoever may not read it has not been started by wg-quick, which has read it.
+    let (text, _) = read(&file).ok()?;
+    text.lines().any(|line| parse::towpath_comment(line).is_some()).then_some(file)
+}
+
+/// Whether this is a name without a path and without the ending of a configuration.
+fn is_name(given: &Path) -> bool {
+    let has_ending = given.extension().is_some_and(|end| end == "conf" || end == "toml");
+    !has_ending && given.file_name() == Some(given.as_os_str())
 }
 
 /// The interface that is meant: by its name, or by the configuration it was brought up with.
@@ -204,8 +236,7 @@ pub fn find(given: &Path) -> PathBuf {
 /// # Errors
 /// When the kernel would not take the name.
 pub fn interface_of(given: &Path) -> Result<String, ConfigError> {
-    let has_ending = given.extension().is_some_and(|end| end == "conf" || end == "toml");
-    if has_ending || given.file_name() != Some(given.as_os_str()) {
+    if !is_name(given) {
         return interface_name(given);
     }
     // The whole of it, with whatever dots are in it.
