@@ -370,6 +370,45 @@ fn a_hook_that_fails_or_hangs_ends_the_tunnel_in_good_order() {
 }
 
 #[test]
+fn a_closed_terminal_ends_the_tunnel_unless_nohup_says_otherwise() {
+    let Some(hosts) = hosts("a_closed_terminal_ends_the_tunnel_unless_nohup_says_otherwise") else { return };
+    hosts.stub("resolvconf", &names_stub(&hosts));
+    let file = hosts.configuration(1, "DNS = 10.99.0.2", &format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820"));
+    let before = hosts.state();
+    let start = |how: &str| {
+        let mut command = hosts.towpath(&["up", file.to_str().unwrap(), "--io", "suspend"]);
+        let words: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
+        let variables: Vec<_> = command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+            .collect();
+        command = Command::new("env");
+        command.arg(how).arg(TOWPATH).args(words).envs(variables).env_remove("RUST_LOG").stdin(Stdio::null());
+        let mut running = hosts.run(&hosts.a, command);
+        running.wait_for(" ready ");
+        running
+    };
+    let end = |running: &mut Running| {
+        assert!(running.wait().success(), "{}", running.log());
+        fs::remove_file(hosts.path("calls")).unwrap();
+        assert_eq!(hosts.state(), before);
+    };
+    let mut running = start("--default-signal=HUP");
+    running.signal(Signal::HUP);
+    end(&mut running);
+    let mut running = start("--ignore-signal=HUP");
+    running.signal(Signal::HUP);
+    // What the signal would have made it do comes before the answer to this.
+    assert!(hosts.a.sh("ip rule").contains("suppress_prefixlength"));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(running.child.try_wait().unwrap().is_none(), "{}", running.log());
+    assert!(hosts.path("names").exists() && !running.log().contains("ledger"), "{}", running.log());
+    assert!(hosts.down("tow1").status.success());
+    end(&mut running);
+}
+
+#[test]
+#[test]
 fn table_and_mark_are_as_they_are_written() {
     let Some(hosts) = hosts("table_and_mark_are_as_they_are_written") else { return };
     let peer = format!("{DEFAULT}, 10.99.0.2/32, 10.98.0.0/16\nEndpoint = 192.0.2.2:51820");

@@ -23,7 +23,7 @@ pub use self::journal::{Found, Journal};
 use self::names::Resolver;
 use crate::config::{Config, HostSection};
 use crate::netlink::{Handle, Rule};
-use crate::sys::signal::StopSignals;
+use crate::sys::signal::{self, Signal, StopSignals};
 
 /// Something that was done to the host, with what is needed to take it back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,12 +84,12 @@ pub struct Host {
 
 impl Host {
     /// Takes the tunnel's name for this process, and takes back what one that was killed has left. From here on SIGTERM and
-    /// SIGINT are blocked, in every thread that is started later too.
+    /// SIGINT are blocked, in every thread that is started later too; and so is SIGHUP, which comes when the terminal is closed.
     ///
     /// # Errors
     /// When the tunnel is up already.
     pub fn open(interface: &str, file: &Path, config: &Config) -> io::Result<Self> {
-        let signals = StopSignals::new()?;
+        let signals = stop_signals()?;
         let directory = journal::directory();
         let journal = match Journal::open(&directory, interface) {
             Ok(Found::Free(journal)) => journal,
@@ -224,6 +224,15 @@ impl Host {
     /// What other tunnels of this network namespace have done.
     fn others(&self) -> Vec<Step> {
         journal::steps_of_others(&self.directory, &self.interface)
+    }
+}
+
+/// The signals that end a tunnel: those that end every program, so that none of them leaves the host as it is.
+fn stop_signals() -> io::Result<StopSignals> {
+    if signal::is_ignored(Signal::Hangup)? {
+        StopSignals::new()
+    } else {
+        StopSignals::with(&[Signal::Hangup])
     }
 }
 
