@@ -408,6 +408,27 @@ fn a_closed_terminal_ends_the_tunnel_unless_nohup_says_otherwise() {
 }
 
 #[test]
+fn a_signal_does_not_wait_for_a_silent_name_server() {
+    let Some(hosts) = hosts("a_signal_does_not_wait_for_a_silent_name_server") else { return };
+    let server = hosts.b.run(|| UdpSocket::bind("192.0.2.2:53").unwrap());
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (names, ran) = (hosts.file("resolv.conf", "nameserver 192.0.2.2\n"), hosts.path("conf").join("ran"));
+    // Inside the namespace of this test, as everything.
+    assert!(shell(&format!("mount --bind {} /etc/resolv.conf", names.display())).status.success());
+    let lines = format!("PreUp = true\nPostDown = echo down >> {}", ran.display());
+    let file = hosts.configuration(1, &lines, "AllowedIPs = 10.99.0.2/32\nEndpoint = silent.example:51820");
+    let mut running = hosts.spawn(&hosts.a, &file);
+    let (len, _) =
+        server.recv_from(&mut [0; 512]).unwrap_or_else(|error| panic!("{error}: {}", running.log()));
+    assert!(len > 12);
+    let start = Instant::now();
+    running.signal(Signal::TERM);
+    assert!(running.wait().success(), "{}", running.log());
+    // The resolver waits for five seconds, and then asks once more.
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert_eq!(fs::read_to_string(&ran).unwrap(), "down\n");
+}
+
 #[test]
 fn table_and_mark_are_as_they_are_written() {
     let Some(hosts) = hosts("table_and_mark_are_as_they_are_written") else { return };

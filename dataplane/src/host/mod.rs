@@ -14,9 +14,13 @@ mod save;
 mod steward;
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use serde::{Deserialize, Serialize};
 
 pub use self::journal::{Found, Journal};
@@ -138,6 +142,39 @@ impl Host {
         let commands = self.named(&self.section.hooks.pre_up);
         self.run_hooks("PreUp", &commands)?;
         self.journal.note(Step::Interface)
+    }
+
+    /// Does what may block for long, such as looking names up, on a thread of its own. A signal does not wait for that: then
+    /// the thread is left to itself, and ends with the program.
+    ///
+    /// # Errors
+    /// `Interrupted` when a signal comes meanwhile; no thread, no descriptor.
+    pub fn beside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (sender, result) = mpsc::channel();
+        let finished = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let theirs = Arc::clone(&finished);
+        // Owns the work; ends when that is done, or with the process.
+        std::thread::Builder::new().name("towpath-beside".to_owned()).spawn(move || {
+            // Nobody waits any more after a signal, here and below.
+            let _ = sender.send(work());
+            let _ = rustix::io::write(&*theirs, &1_u64.to_ne_bytes());
+        })?;
+        loop {
+            if self.signals.take().is_some() {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "ended by a signal to this program"));
+            }
+            match result.try_recv() {
+                Ok(result) => return Ok(result),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return Err(io::Error::other("a thread has failed")),
+            }
+            let mut fds = [self.signals.fd().as_fd(), finished.as_fd()]
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Tells the resolver of the name servers, and leads packets into the interface. `index` is the interface's; the answer
