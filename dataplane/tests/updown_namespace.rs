@@ -429,6 +429,49 @@ fn a_signal_does_not_wait_for_a_silent_name_server() {
     assert_eq!(fs::read_to_string(&ran).unwrap(), "down\n");
 }
 
+/// As wg-quick(8) shows it; and an endpoint that has only an address of its link.
+#[test]
+fn a_hook_sets_the_key_and_a_neighbour_needs_no_other_address() {
+    let Some(hosts) = hosts("a_hook_sets_the_key_and_a_neighbour_needs_no_other_address") else { return };
+    if !shell("command -v wg").status.success() {
+        return left_out("a key that a hook sets: apt-get install wireguard-tools");
+    }
+    hosts.b.sh("ip addr add fe80::2/64 dev right nodad");
+    hosts.a.sh("ip addr add fe80::1/64 dev left nodad");
+    let peer = "AllowedIPs = 10.99.0.2/32\nEndpoint = [fe80::2%left]:51820";
+    let text = fs::read_to_string(hosts.configuration(1, "", peer)).unwrap();
+    let (line, key) =
+        text.lines().find_map(|line| Some((line, line.strip_prefix("PrivateKey = ")?))).unwrap();
+    let key = hosts.file("key", key);
+    // Its socket for `wg` is not in a folder of the test's own, where other tests have theirs.
+    let file = hosts.file(
+        "hooked.conf",
+        &text.replace(
+            line,
+            &format!("PostUp = wg set %i private-key <(cat {})\nPostUp = true", key.display()),
+        ),
+    );
+    let _callee = hosts.callee();
+    let mut running = hosts.spawn(&hosts.a, &file);
+    running.wait_for("interface is up");
+    if running.log().contains("does not see this tunnel") {
+        return left_out("a key that a hook sets: root, who may write to /var/run/wireguard");
+    }
+    // The key is set when the next command is run.
+    running.wait_for("PostUp: true");
+    echo(&hosts, "10.99.0.2:9");
+    assert!(hosts.down("hooked").status.success() && running.wait().success(), "{}", running.log());
+
+    let gone = hosts.configuration(1, "", &peer.replace("%left", "%gone"));
+    let mut refused = hosts.spawn(&hosts.a, &gone);
+    assert_eq!(refused.wait().code(), Some(2), "{}", refused.log());
+    assert!(
+        refused.log().contains("[fe80::2%gone]:51820: cannot find interface gone: "),
+        "{}",
+        refused.log()
+    );
+}
+
 #[test]
 fn table_and_mark_are_as_they_are_written() {
     let Some(hosts) = hosts("table_and_mark_are_as_they_are_written") else { return };

@@ -57,7 +57,7 @@ const PLACES: [(&str, &str); 3] =
 /// What a configuration file says.
 #[derive(Debug)]
 pub struct Config {
-    /// Our private key.
+    /// Our private key; zeros when a hook is to set it.
     pub private_key: SecretKey,
     /// Our addresses inside the tunnel.
     pub addresses: Vec<IpNet>,

@@ -132,6 +132,7 @@ fn carrier(file: &FilePath, relay: &RelayConfig) -> Result<Carrier, ConfigError>
             let config = tls::config(relay.certificate.as_deref()).map_err(refuse)?;
             let name = match &relay.server.host {
                 Host::Address(address) => (*address).into(),
+                Host::Scoped(address, _) => IpAddr::from(*address).into(),
                 Host::Name(name) => ServerName::try_from(name.clone()).map_err(|error| {
                     refuse(format!("{name}: {error}; write the name that the certificate has"))
                 })?,
@@ -144,7 +145,12 @@ fn carrier(file: &FilePath, relay: &RelayConfig) -> Result<Carrier, ConfigError>
 fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<SocketAddr, ConfigError> {
     let refuse = |problem| ConfigError { file: file.into(), line, problem };
     let address = endpoint.resolve().map_err(|error| {
-        refuse(format!("{endpoint}: {error}; check the name and the name server, or write the address"))
+        let remedy = match endpoint.host {
+            // The error has its own.
+            Host::Scoped(..) => "",
+            Host::Address(_) | Host::Name(_) => "; check the name and the name server, or write the address",
+        };
+        refuse(format!("{endpoint}: {error}{remedy}"))
     })?;
     config::check_endpoint(address).map_err(|problem| refuse(format!("{endpoint}: {problem}")))?;
     Ok(address)
