@@ -81,7 +81,7 @@ pub fn plan(
         let goes_over_relay = has_relay && section.path != Policy::Direct;
         outside.extend(address.filter(|_| goes_direct));
         relayed.extend(address.filter(|_| goes_over_relay).map(|address| (index, address)));
-        policies.extend(has_relay.then_some((index, section.path)));
+        policies.extend(has_relay.then_some((index, section.public_key, section.path)));
         peers.push(PeerConfig {
             public_key: section.public_key,
             preshared_key: section.preshared_key.clone(),
