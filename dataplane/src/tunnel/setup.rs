@@ -73,8 +73,10 @@ pub fn plan(
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
             None => None,
         };
-        if let Some((endpoint @ Endpoint { host: Host::Name(_), .. }, _)) = &section.endpoint {
-            inquiries.names.push((index, endpoint.clone()));
+        if let Some((endpoint @ Endpoint { host: Host::Name(_) | Host::Scoped(..), .. }, _)) =
+            &section.endpoint
+        {
+            inquiries.names.push((index, section.public_key, endpoint.clone()));
         }
         called.extend(address.map(|_| index));
         let goes_direct = !has_relay || section.path != Policy::Relay;

@@ -128,7 +128,16 @@ fn a_name_that_leads_elsewhere_is_followed() {
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "", &JSON);
     let mut caller = start_towpath_with(&world, &a, &b, Some("vpn.example:51820"), "", &JSON);
-    assert!(!ping("10.77.0.2").0);
+    // An address that is not the name's stands in its place; that which `wg` finds by the name does not, even for a peer that
+    // was removed and made anew.
+    let file = world.file("wg.conf", &a.config(&b, Some("vpn.example:51820"), "")).display().to_string();
+    sh(&format!("ip netns exec a wg set towa peer {} endpoint 10.2.0.98:51820", b.public));
+    caller.wait_for("vpn.example:51820 is not looked for by its name any more: it is at 10.2.0.98:51820");
+    for verb in ["syncconf", "setconf"] {
+        sh(&format!("ip netns exec a wg {verb} towa {file}"));
+        // A second, in which the name is looked up.
+        assert!(!ping("10.77.0.2").0);
+    }
     std::fs::write(&hosts, "127.0.0.1 localhost\n10.2.0.2 vpn.example\n").unwrap();
     // Five seconds until the handshake has failed, and five more until the next attempt.
     until("the peer is found", Duration::from_secs(20), || ping("10.77.0.2").0);

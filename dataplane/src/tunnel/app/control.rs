@@ -273,7 +273,10 @@ impl App {
                 self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
             }
             (&Change::Endpoint(address), Subject::Peer(peer)) => {
-                self.outside.names.forget(peer);
+                if let Some(view) = self.tunnel.view(peer) {
+                    let current = view.path.map(|path| path.remote());
+                    self.outside.names.was_told(peer, view.public_key, address, current);
+                }
                 self.set_endpoint(peer, address, now);
             }
             (Change::Ticket(ticket), Subject::Peer(peer)) => self.take_ticket(peer, ticket, now)?,
