@@ -23,7 +23,7 @@ mod value;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -285,16 +285,15 @@ pub fn check_endpoint(address: SocketAddr) -> Result<(), String> {
 
 /// The content of a text file, and whether everyone can read it.
 fn read(file: &Path) -> Result<(Zeroizing<String>, bool), String> {
-    let cannot = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
+    let cannot = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
             format!("cannot be read: {error}; write the path of an existing file")
         }
         _ => format!("cannot be read: {error}"),
     };
     let opened = File::open(file).map_err(cannot)?;
     let metadata = opened.metadata().map_err(cannot)?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    let bytes = read_whole(opened, metadata.len()).map_err(cannot)?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(format!("is longer than {FILE_MAX} bytes; this is not a configuration or key file"));
     }
@@ -302,4 +301,30 @@ fn read(file: &Path) -> Result<(Zeroizing<String>, bool), String> {
     // Only what lies on a disk has a meaningful mode; /dev/stdin and pipes do not.
     let world_readable = metadata.is_file() && metadata.mode() & 0o007 != 0;
     Ok((Zeroizing::new(text.to_owned()), world_readable))
+}
+
+/// The first [`FILE_MAX`] bytes of a file and one more, if there are so many. Memory that grows would leave copies of keys behind.
+fn read_whole(mut file: File, expected: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    const AT_FIRST: u64 = 4 << 10;
+    let mut capacity = (expected + 1).clamp(AT_FIRST, FILE_MAX + 1) as usize;
+    let (mut bytes, mut len) = (Zeroizing::new(vec![0; capacity]), 0);
+    loop {
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if len == capacity {
+            if len as u64 > FILE_MAX {
+                break;
+            }
+            capacity = (2 * capacity).min(FILE_MAX as usize + 1);
+            let mut larger = Zeroizing::new(vec![0; capacity]);
+            larger[..len].copy_from_slice(&bytes);
+            bytes = larger;
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }
