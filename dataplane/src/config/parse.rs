@@ -177,7 +177,7 @@ impl Sections {
 }
 
 /// The part of a comment that is meant for us.
-fn towpath_comment(raw: &str) -> Option<&str> {
+pub(super) fn towpath_comment(raw: &str) -> Option<&str> {
     const MARK: &str = "towpath:";
     let comment = raw.trim().strip_prefix('#')?.trim_start();
     let (mark, rest) = comment.split_at_checked(MARK.len())?;

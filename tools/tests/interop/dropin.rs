@@ -206,6 +206,25 @@ fn wg_quick_brings_a_tunnel_up_and_down() {
 }
 
 #[test]
+fn lines_that_wg_quick_does_not_pass_on_are_told_of() {
+    let Some(bench) = modest_bench("lines_that_wg_quick_does_not_pass_on_are_told_of") else { return };
+    sh("mount -t tmpfs tmpfs /etc/wireguard");
+    let conf = End::new(1).interface(0);
+    fs::write("/etc/wireguard/told7.conf", format!("{conf}#towpath: Relay = turn:192.0.2.1\n")).unwrap();
+    fs::write("/etc/wireguard/told8.conf", format!("{conf}# towpath is a program\n")).unwrap();
+    for (interface, told) in [("told7", true), ("told8", false)] {
+        let output = bench.try_on("a", &format!("wg-quick up {interface}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("run: towpath up /etc/wireguard/told7.conf"), told, "{said}");
+        let refused = bench.try_on("a", &format!("towpath ticket {interface}"));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("bring it up by towpath up"), "{said}");
+        bench.on("a", &format!("wg-quick down {interface}"));
+    }
+}
+
+#[test]
 fn wg_sees_what_it_has_set() {
     let Some(bench) = modest_bench("wg_sees_what_it_has_set") else { return };
     let running = bench.foreground("a", "wga");
