@@ -10,6 +10,7 @@ mod left_out;
 mod managed;
 mod marking;
 mod offload;
+mod others;
 mod path;
 mod paths;
 mod relay;

@@ -74,7 +74,8 @@ fn enter_in(turn: Turn, test: &str) -> Option<World> {
         return None;
     }
     let program = std::env::current_exe().unwrap();
-    let output = unshare().arg(program).args(["--exact", test, "--nocapture"]).output().unwrap();
+    let output =
+        unshare().arg(program).args(["--exact", test, "--nocapture", "--include-ignored"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
