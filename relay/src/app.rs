@@ -83,6 +83,10 @@ pub struct Relay {
     /// By allocation.
     relays: Vec<Option<(UdpSocket, Port)>>,
     opening: Vec<(AllocationId, SocketAddr)>,
+    /// By port number: relay sockets that have not been equipped yet.
+    deaf: Vec<bool>,
+    /// Those that have, and that nothing is received from yet.
+    equipped: Vec<Port>,
     silenced: Silenced,
     /// Clients over TCP and TLS.
     streams: Streams,
@@ -117,6 +121,8 @@ impl Relay {
             roles: Vec::new(),
             relays: Vec::new(),
             opening: Vec::new(),
+            deaf: Vec::new(),
+            equipped: Vec::new(),
             silenced: Silenced::default(),
             streams: Streams::none(),
             member: None,
@@ -223,7 +229,9 @@ impl Relay {
         egress: &mut E,
         now: Instant,
     ) -> Result<(), Cause> {
-        match self.server.handle_client(client, segment, now) {
+        let answer = self.server.handle_client(client, segment, now);
+        self.equip_permitted(now);
+        match answer {
             FromClient::Forward { allocation, peer, payload, dont_fragment } => {
                 let payload = segment.get(payload).ok_or(Cause::MalformedOuter)?;
                 let way = self.way(allocation, peer, dont_fragment, now)?;
@@ -372,6 +380,8 @@ impl Application for Relay {
 
     fn maintain<I: Ingress, E: Egress>(&mut self, ingress: &mut I, egress: &mut E, now: Instant) -> Next {
         self.change_streams(ingress, now);
+        // Before any of them is closed.
+        self.hear_equipped(ingress, now);
         while let Some(Command::Close(allocation)) = self.server.poll_command() {
             self.close_socket(allocation, ingress, egress);
             self.server.handle_relay_closed(allocation);

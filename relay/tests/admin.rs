@@ -73,6 +73,8 @@ fn figures_follow(flags: &[&str], io: &str, ingress: &str) {
     let permit = |writer: &mut Writer<'_>| {
         writer.xor_peer_address(peer_address);
     };
+    // Before the first permission: it is neither delivered nor kept until there is one.
+    peer.send_to(&[9; 90], relayed).unwrap();
     assert_eq!(code(&client.ask(Method::CreatePermission, permit)), None);
     client.socket.send(&indication(peer_address, &[1; 30])).unwrap();
     receive(&peer);
@@ -93,7 +95,7 @@ fn figures_follow(flags: &[&str], io: &str, ingress: &str) {
     // Lost, with a cause: nobody permitted this peer's neighbour.
     client.socket.send(&indication("127.0.0.77:4009".parse().unwrap(), b"x")).unwrap();
 
-    let figures = settled(relay.admin(), |status| status["drops"]["no_permission"] == 1);
+    let figures = settled(relay.admin(), |status| status["drops"]["no_permission"] == 2);
     assert_eq!(
         figures["relayed"],
         json!({

@@ -121,22 +121,28 @@ impl Comparison {
             if run.interrupted {
                 notes.push(format!("{name} was interrupted after {:.1} s", run.measured_s));
             }
-            let (a, b) = (&first.spec, &run.spec);
-            let differing = [
-                ("kind of load", a.kind.name().to_owned(), b.kind.name().to_owned()),
-                ("rate", units::rate(a.rate_pps), units::rate(b.rate_pps)),
-                ("size", format!("{} B", a.size), format!("{} B", b.size)),
-                ("flows", a.flows.to_string(), b.flows.to_string()),
-                ("burst", a.burst.to_string(), b.burst.to_string()),
-                ("kernel", first.environment.kernel.clone(), run.environment.kernel.clone()),
-                ("processor", first.environment.cpu_model.clone(), run.environment.cpu_model.clone()),
-            ];
-            for (what, a, b) in differing.into_iter().filter(|(_, a, b)| a != b) {
+            for (what, a, b) in differing(first, run) {
                 notes.push(format!("not the same {what}: {a} in {first_name}, {b} in {name}"));
             }
         }
         notes
     }
+}
+
+/// In what the circumstances of two runs differ, with what each had.
+#[must_use]
+pub fn differing(first: &RunResult, run: &RunResult) -> Vec<(&'static str, String, String)> {
+    let (a, b) = (&first.spec, &run.spec);
+    let both = [
+        ("kind of load", a.kind.name().to_owned(), b.kind.name().to_owned()),
+        ("rate", units::rate(a.rate_pps), units::rate(b.rate_pps)),
+        ("size", format!("{} B", a.size), format!("{} B", b.size)),
+        ("flows", a.flows.to_string(), b.flows.to_string()),
+        ("burst", a.burst.to_string(), b.burst.to_string()),
+        ("kernel", first.environment.kernel.clone(), run.environment.kernel.clone()),
+        ("processor", first.environment.cpu_model.clone(), run.environment.cpu_model.clone()),
+    ];
+    both.into_iter().filter(|(_, a, b)| a != b).collect()
 }
 
 fn header() -> Vec<String> {

@@ -1,6 +1,11 @@
 //! The program as a person meets it: exit codes, files, messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "program/judging.rs"]
+mod judging;
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -8,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use dataplane::hlog;
+use left_out::left_out;
 use rustix::process::{Pid, Signal, kill_process};
 use tools::format::bundle;
 use tools::run::distribution::histogram;

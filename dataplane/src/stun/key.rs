@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use ring::hmac;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use ring::hmac as ring_hmac;
+use sha1::Sha1;
 use subtle::ConstantTimeEq;
 
 use super::attribute::AttributeType;
@@ -46,9 +48,24 @@ impl Integrity {
 
 /// A key for one of the two integrity attributes, with its key schedule already computed.
 #[derive(Clone)]
-pub struct Key {
-    hmac: hmac::Key,
-    integrity: Integrity,
+pub struct Key(Schedule);
+
+#[derive(Clone)]
+enum Schedule {
+    Sha1(Hmac<Sha1>),
+    Sha256(ring_hmac::Key),
+}
+
+/// An HMAC of either kind.
+pub(super) struct Tag {
+    bytes: [u8; INTEGRITY_SHA256_LEN],
+    len: usize,
+}
+
+impl AsRef<[u8]> for Tag {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 impl fmt::Debug for Key {
@@ -75,36 +92,58 @@ impl Key {
     /// A key for either attribute from its bytes.
     #[must_use]
     pub fn for_integrity(integrity: Integrity, bytes: &[u8]) -> Self {
-        let algorithm = match integrity {
-            Integrity::Sha1 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
-            Integrity::Sha256 => hmac::HMAC_SHA256,
-        };
-        Self { hmac: hmac::Key::new(algorithm, bytes), integrity }
+        Self(match integrity {
+            Integrity::Sha1 => {
+                let hmac = Hmac::<Sha1>::new_from_slice(bytes);
+                Schedule::Sha1(hmac.unwrap_or_else(|_| unreachable!("an HMAC takes keys of any length")))
+            }
+            Integrity::Sha256 => Schedule::Sha256(ring_hmac::Key::new(ring_hmac::HMAC_SHA256, bytes)),
+        })
     }
 
     /// Which attribute it is for.
     #[must_use]
     pub const fn integrity(&self) -> Integrity {
-        self.integrity
+        match self.0 {
+            Schedule::Sha1(_) => Integrity::Sha1,
+            Schedule::Sha256(_) => Integrity::Sha256,
+        }
     }
 
     /// The HMAC over a message up to its integrity attribute, whose header length is taken to end with that attribute
     /// and a value of `value_len` bytes. A truncated value is the beginning of it.
-    pub(super) fn sign(&self, before: &[u8], value_len: usize) -> hmac::Tag {
-        let mut context = hmac::Context::with_key(&self.hmac);
-        if let Some((head, rest)) = before.split_first_chunk::<4>() {
-            let length = (before.len() + 4 + value_len - super::HEADER_LEN) as u16;
-            let [high, low] = length.to_be_bytes();
-            context.update(&[head[0], head[1], high, low]);
-            context.update(rest);
+    pub(super) fn sign(&self, before: &[u8], value_len: usize) -> Tag {
+        let (head, rest) = match before.split_first_chunk::<4>() {
+            Some((head, rest)) => {
+                let length = (before.len() + 4 + value_len - super::HEADER_LEN) as u16;
+                let [high, low] = length.to_be_bytes();
+                ([head[0], head[1], high, low], rest)
+            }
+            // No message is this short.
+            None => ([0; 4], before),
+        };
+        let mut tag = Tag { bytes: [0; INTEGRITY_SHA256_LEN], len: self.integrity().value_len() };
+        match &self.0 {
+            Schedule::Sha1(hmac) => {
+                let mut hmac = hmac.clone();
+                hmac.update(&head);
+                hmac.update(rest);
+                tag.bytes[..INTEGRITY_LEN].copy_from_slice(&hmac.finalize().into_bytes());
+            }
+            Schedule::Sha256(key) => {
+                let mut context = ring_hmac::Context::with_key(key);
+                context.update(&head);
+                context.update(rest);
+                tag.bytes.copy_from_slice(context.sign().as_ref());
+            }
         }
-        context.sign()
+        tag
     }
 
     /// Compares in constant time. A value shorter than `len_min`, longer than the HMAC, or no multiple of four bytes long
     /// is wrong.
     pub(super) fn verify(&self, before: &[u8], value: &[u8], len_min: usize) -> bool {
-        let lengths = len_min..=self.integrity.value_len();
+        let lengths = len_min..=self.integrity().value_len();
         if !lengths.contains(&value.len()) || !value.len().is_multiple_of(4) {
             return false;
         }

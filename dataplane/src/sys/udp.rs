@@ -45,6 +45,9 @@ pub struct UdpOptions {
     pub patience: Duration,
 }
 
+/// Datagrams that [`UdpSocket::equip`] forgets at most: more than fit into the smallest receive buffer.
+const RESERVED_MAX: u64 = 64;
+
 /// For how long a listening socket tries to get its address.
 pub const LISTEN_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -115,47 +118,48 @@ impl UdpSocket {
         options: &UdpOptions,
         prepare: impl FnOnce(&Socket) -> io::Result<()>,
     ) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::DGRAM.nonblocking().cloexec(),
-            Some(Protocol::UDP),
-        )?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket::set_buffers(socket.as_fd(), options.receive_buffer, options.send_buffer);
-        socket::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
-        if options.packet_info {
-            let (level, name) = match address {
-                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
-                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
-            };
-            socket::set_option(socket.as_fd(), level, name, 1)?;
-        }
-        if options.ecn {
-            let (level, name) = match address {
-                SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
-                SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
-            };
-            socket::set_option(socket.as_fd(), level, name, 1)?;
-        }
-        if options.without_df && address.is_ipv4() {
-            set_path_mtu_discovery(socket.as_fd(), libc::IP_PMTUDISC_OMIT)?;
-        }
-        if options.errors {
-            error_queue::set_errors(socket.as_fd(), address.is_ipv4(), true)?;
-        }
+        let socket = unbound(address)?;
+        set_options(socket.as_fd(), address, options)?;
         prepare(&socket)?;
         bind_patiently(&socket, address, options.patience)?;
         if options.gro {
-            // Kernels before 5.0 lack it; datagrams then arrive one by one and everything else works.
-            let _ = socket::set_option(socket.as_fd(), libc::IPPROTO_UDP, message::UDP_GRO, 1);
+            receive_superpackets(socket.as_fd());
         }
         let local = match address.port() {
             0 => socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))?,
             _ => address,
         };
         Ok(Self { fd: Arc::new(socket.into()), local })
+    }
+
+    /// Binds a socket and no more: nobody else gets the address, and what comes stays in the smallest buffer that the kernel
+    /// allows, until [`UdpSocket::equip`]. That is half of the system calls, for sockets that may never be used.
+    ///
+    /// # Errors
+    /// What socket(2) and bind(2) answer.
+    pub fn reserve(address: SocketAddr) -> io::Result<Self> {
+        let socket = unbound(address)?;
+        socket::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 0)?;
+        socket.bind(&address.into())?;
+        Ok(Self { fd: Arc::new(socket.into()), local: address })
+    }
+
+    /// Makes a socket from [`UdpSocket::reserve`] what [`UdpSocket::bind`] would have made it, and forgets what has come so far:
+    /// the answer is how many datagrams, as far as there was room for them.
+    ///
+    /// # Errors
+    /// What setsockopt(2) answers.
+    pub fn equip(&self, options: &UdpOptions) -> io::Result<u64> {
+        set_options(self.fd.as_fd(), self.local, options)?;
+        let mut forgotten = 0;
+        // Not for ever, whoever sends meanwhile.
+        while forgotten < RESERVED_MAX && discard(&self.fd) {
+            forgotten += 1;
+        }
+        if options.gro {
+            receive_superpackets(self.fd.as_fd());
+        }
+        Ok(forgotten)
     }
 
     /// The address it is bound to.
@@ -268,6 +272,53 @@ impl UdpSocket {
     pub fn receive_from(fd: BorrowedFd<'_>, batch: &mut ReceiveBatch, messages: usize) -> io::Result<usize> {
         batch.receive(fd.as_raw_fd(), messages)
     }
+}
+
+/// A socket of the address's family. Those of IPv6 take IPv6 only.
+fn unbound(address: SocketAddr) -> io::Result<Socket> {
+    let kind = Type::DGRAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+/// Sets what of `options` a socket can have before it is bound.
+fn set_options(fd: BorrowedFd<'_>, address: SocketAddr, options: &UdpOptions) -> io::Result<()> {
+    socket::set_buffers(fd, options.receive_buffer, options.send_buffer);
+    socket::set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+    if options.packet_info {
+        let (level, name) = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        };
+        socket::set_option(fd, level, name, 1)?;
+    }
+    if options.ecn {
+        let (level, name) = match address {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+        };
+        socket::set_option(fd, level, name, 1)?;
+    }
+    if options.without_df && address.is_ipv4() {
+        set_path_mtu_discovery(fd, libc::IP_PMTUDISC_OMIT)?;
+    }
+    if options.errors {
+        error_queue::set_errors(fd, address.is_ipv4(), true)?;
+    }
+    Ok(())
+}
+
+/// Sets UDP_GRO. Kernels before 5.0 lack it; datagrams then arrive one by one and everything else works.
+fn receive_superpackets(fd: BorrowedFd<'_>) {
+    let _ = socket::set_option(fd, libc::IPPROTO_UDP, message::UDP_GRO, 1);
+}
+
+/// Takes a datagram off the socket, if there is one.
+fn discard(fd: &OwnedFd) -> bool {
+    rustix::net::recv(fd, &mut [0u8; 0][..], rustix::net::RecvFlags::DONTWAIT).is_ok()
 }
 
 /// Sets IP_MTU_DISCOVER (ip(7)), of a socket of IPv4.
@@ -494,6 +545,28 @@ mod tests {
         let mut batch = ReceiveBatch::new(1, 100);
         assert_eq!(receiver.receive_batch(&mut batch).expect("received"), 1);
         assert!(batch.iter_mut().next().expect("arrival").meta.is_none());
+    }
+
+    #[test]
+    fn a_reserved_socket_keeps_its_address_and_nothing_that_comes_before_it_is_equipped() {
+        let (sender, taken) = pair();
+        assert_eq!(UdpSocket::reserve(taken.local_addr()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let address = taken.local_addr();
+        drop(taken);
+        let socket = UdpSocket::reserve(address).expect("free again");
+        let send = |byte: u8, times: usize| {
+            for _ in 0..times {
+                sender.send_segments(address, None, 0, &[byte; 1000], 1000).expect("sent");
+            }
+        };
+        send(1, 200);
+        let options = UdpOptions { packet_info: false, errors: true, ..UdpOptions::default() };
+        let forgotten = socket.equip(&options).expect("equipped");
+        assert!((1..20).contains(&forgotten), "{forgotten} fit into the smallest buffer");
+        send(2, 20);
+        let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
+        assert_eq!(socket.receive_batch(&mut batch).expect("received"), 20);
+        assert!(batch.iter_mut().all(|arrival| arrival.bytes == [2; 1000]));
     }
 
     #[test]

@@ -1,9 +1,13 @@
-//! The sockets of allocations, of one or of several each: opened and closed.
+//! The sockets of allocations, of one or of several each: opened, made to hear, and closed.
+//!
+//! Until its first permission a socket is bound and nothing else: whatever comes has no permission, and most of the cost of an
+//! allocation would be for nothing where a client tries all relays it knows and uses one.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use dataplane::drops::Cause;
 use dataplane::egress::{Egress, Port};
 use dataplane::ingress::{Ingress, Source, Token};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
@@ -27,7 +31,7 @@ impl Relay {
         now: Instant,
     ) {
         loop {
-            let result = self.open_socket(allocation, address, ingress, egress, now);
+            let result = self.open_socket(allocation, address, egress, now);
             match self.server.handle_relay_opened(allocation, result, now) {
                 Opened::Reply { client } => return self.send_reply(&client, egress, now),
                 Opened::Retry(other) => address = other,
@@ -37,11 +41,10 @@ impl Relay {
         }
     }
 
-    fn open_socket<I: Ingress, E: Egress>(
+    fn open_socket<E: Egress>(
         &mut self,
         allocation: AllocationId,
         address: SocketAddr,
-        ingress: &mut I,
         egress: &mut E,
         now: Instant,
     ) -> Result<(), OpenFailure> {
@@ -49,21 +52,8 @@ impl Relay {
             self.put_relay(allocation, shared);
             return Ok(());
         }
-        let is_shared = self.server.shares_ports();
-        let mut options = UdpOptions {
-            gro: self.gro,
-            packet_info: false,
-            errors: true,
-            // RFC 8656 sections 14 and 15, alternate behavior: the DF of what came is not known here, and taken to be 0.
-            without_df: true,
-            ..UdpOptions::default()
-        };
-        if !is_shared {
-            options.receive_buffer = RELAY_SOCKET_BUFFER;
-            options.send_buffer = RELAY_SOCKET_BUFFER;
-        }
-        let opened = UdpSocket::bind(address, &options).and_then(|socket| {
-            let port = register(&socket, Source::UdpWithErrors, ingress, egress)?;
+        let opened = UdpSocket::reserve(address).and_then(|socket| {
+            let port = egress.add_socket(socket.fd().clone())?;
             Ok((socket, port))
         });
         let (socket, port) = opened.map_err(|error| {
@@ -74,8 +64,69 @@ impl Relay {
             OpenFailure::Other
         })?;
         self.put_relay(allocation, (socket, port));
+        let is_shared = self.server.shares_ports();
         self.set_role(port, if is_shared { Role::Shared(address) } else { Role::Relay(allocation) });
+        self.set_deaf(port, true);
         Ok(())
+    }
+
+    /// Equips the sockets of those allocations that the last datagram gave permissions, before anybody is told so.
+    pub(super) fn equip_permitted(&mut self, now: Instant) {
+        while let Some(allocation) = self.server.poll_permitting() {
+            let Some(&(ref socket, port)) = self.relay(allocation).filter(|relay| self.is_deaf(relay.1))
+            else {
+                continue;
+            };
+            match socket.equip(&self.relay_options()) {
+                Ok(forgotten) => {
+                    self.drops.add(Cause::NoPermission, forgotten);
+                    self.set_deaf(port, false);
+                    self.equipped.push(port);
+                }
+                // It is tried again when the client asks again, for this peer or another.
+                Err(error) => self.log_trouble(&error, now),
+            }
+        }
+    }
+
+    /// Receives from sockets that are equipped.
+    pub(super) fn hear_equipped<I: Ingress>(&mut self, ingress: &mut I, now: Instant) {
+        while let Some(port) = self.equipped.pop() {
+            let Some(fd) = self.relay_socket(port).map(|socket| socket.fd().clone()) else { continue };
+            if let Err(error) = ingress.add(fd, Token(port.0), Source::UdpWithErrors) {
+                self.set_deaf(port, true);
+                self.log_trouble(&error, now);
+            }
+        }
+    }
+
+    fn relay_options(&self) -> UdpOptions {
+        let mut options = UdpOptions {
+            gro: self.gro,
+            packet_info: false,
+            errors: true,
+            // RFC 8656 sections 14 and 15, alternate behavior: the DF of what came is not known here, and taken to be 0.
+            without_df: true,
+            ..UdpOptions::default()
+        };
+        if !self.server.shares_ports() {
+            options.receive_buffer = RELAY_SOCKET_BUFFER;
+            options.send_buffer = RELAY_SOCKET_BUFFER;
+        }
+        options
+    }
+
+    /// Whether nothing has been received from a relay socket yet.
+    fn is_deaf(&self, port: Port) -> bool {
+        self.deaf.get(port.0 as usize).is_some_and(|&deaf| deaf)
+    }
+
+    fn set_deaf(&mut self, port: Port, deaf: bool) {
+        let index = port.0 as usize;
+        if self.deaf.len() <= index {
+            self.deaf.resize(index + 1, false);
+        }
+        self.deaf[index] = deaf;
     }
 
     /// The socket that allocations at an address have already.
@@ -123,7 +174,9 @@ impl Relay {
             // Others have it still.
             return;
         }
-        ingress.remove(Token(port.0));
+        if !self.is_deaf(port) {
+            ingress.remove(Token(port.0));
+        }
         egress.remove(port);
         self.set_role(port, Role::Vacant);
     }

@@ -35,7 +35,7 @@ impl Server {
         &mut self,
         client: &ClientSocket,
         user: UserId,
-        answer: AnswerKey,
+        answer: &AnswerKey,
         message: &Message<'_>,
         now: Instant,
     ) -> Result<Success, Refusal> {
@@ -50,9 +50,9 @@ impl Server {
         }
         self.refuse_new(client)?;
         let wanted = self.wanted(client, message)?;
-        let first = self.add(client, user, &answer, message, &wanted, wanted.address, now);
+        let first = self.add(client, user, answer, message, &wanted, wanted.address, now);
         let second =
-            wanted.second.map(|address| self.add(client, user, &answer, message, &wanted, address, now));
+            wanted.second.map(|address| self.add(client, user, answer, message, &wanted, address, now));
         let (made, missing) = match (first, second, wanted.second) {
             (Ok(made), Some(Err(refusal)), Some(address)) => (made, Some((address, refusal))),
             (Ok(made), ..) => (made, None),

@@ -269,6 +269,8 @@ pub struct Server {
     refusals: Refusals,
     figures: Figures,
     commands: VecDeque<Command>,
+    /// Allocations that got permissions by the last datagram.
+    permitting: Vec<AllocationId>,
     /// Listeners from here on are connections: their clients have proven where they are.
     connections_from: Option<Listener>,
     /// From here on they are under TLS.
@@ -329,6 +331,7 @@ impl Server {
             refusals: Refusals::default(),
             figures: Figures::default(),
             commands: VecDeque::new(),
+            permitting: Vec::with_capacity(PEERS_PER_REQUEST_MAX),
             connections_from: None,
             tls_from: None,
             draining: None,
@@ -351,6 +354,7 @@ impl Server {
 
     /// Takes one datagram from a client.
     pub fn handle_client(&mut self, client: &ClientSocket, datagram: &[u8], now: Instant) -> FromClient {
+        self.permitting.clear();
         if ChannelData::is_channel_data(datagram) {
             return self.handle_channel_data(client, datagram, now).unwrap_or_else(FromClient::Drop);
         }
@@ -384,6 +388,12 @@ impl Server {
     #[must_use]
     pub fn reply(&self) -> &[u8] {
         self.replies.bytes()
+    }
+
+    /// An allocation that got permissions by the last [`Server::handle_client`]: its socket has to hear from now on. The same one
+    /// may come several times.
+    pub fn poll_permitting(&mut self) -> Option<AllocationId> {
+        self.permitting.pop()
     }
 
     /// Deletes allocations that have run out, and forgets users who have rested for long enough.

@@ -99,11 +99,10 @@ impl Server {
                 };
             }
         };
-        let key = answer.schedule();
         let unknown = message.unknown_required(KNOWN);
         let outcome = match message.method() {
             _ if !unknown.is_empty() => Err(Refusal { unknown, ..UNKNOWN_ATTRIBUTE.into() }),
-            Method::Allocate => self.allocate(client, user, answer, message, now),
+            Method::Allocate => self.allocate(client, user, &answer, message, now),
             Method::Refresh => self.refresh(client, user, message, now),
             Method::CreatePermission => self.create_permission(client, user, message, now),
             _ => self.channel_bind(client, user, message, now),
@@ -120,10 +119,14 @@ impl Server {
                 self.answer_allocated(pair);
                 FromClient::Reply
             }
-            Ok(Success::Empty) => self.answer_success(envelope, &key, None),
-            Ok(Success::Lifetime(seconds)) => self.answer_success(envelope, &key, Some(seconds)),
-            Err(refusal) if refusal.code == TRY_ALTERNATE => self.answer_alternate(envelope, client, &key),
-            Err(refusal) => self.answer_error(envelope, Some(&key), refusal),
+            Ok(Success::Empty) => self.answer_success(envelope, &answer.schedule(), None),
+            Ok(Success::Lifetime(seconds)) => {
+                self.answer_success(envelope, &answer.schedule(), Some(seconds))
+            }
+            Err(refusal) if refusal.code == TRY_ALTERNATE => {
+                self.answer_alternate(envelope, client, &answer.schedule())
+            }
+            Err(refusal) => self.answer_error(envelope, Some(&answer.schedule()), refusal),
         }
     }
 
@@ -227,6 +230,7 @@ impl Server {
             let allocation = self.table.get_mut(id).ok_or(ALLOCATION_MISMATCH)?;
             let forgotten = allocation.permit(reach, now);
             self.claim(id, reach, forgotten);
+            self.permitting.push(id);
         }
         for id in pair.iter() {
             self.count_listed(id);
@@ -270,6 +274,7 @@ impl Server {
         match allocation.bind_channel(number, peer, reach, &self.limits, now) {
             Ok(forgotten) => {
                 self.claim(id, reach, forgotten);
+                self.permitting.push(id);
                 self.count_listed(id);
                 self.show(id);
                 Ok(Success::Empty)

@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::compare::Comparison;
+use crate::judge::{Group, Metric, difference_table, differences, notes};
+use crate::report::{Curve, Report, Section};
+use crate::run::CurvePoint;
+use crate::statistics::quantile_shift;
 
 /// Options of `towpath-lab compare`.
 #[derive(Debug, clap::Args)]
@@ -13,6 +17,9 @@ pub(super) struct Args {
     /// Directories written by `run --out`, or their run.json; ratios are to the first
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
+    /// Runs of a second side, to be compared with the others as two samples; `--` stands for it
+    #[arg(long = "with", num_args = 1.., value_name = "B")]
+    others: Vec<PathBuf>,
     /// Also write a page with table and percentile plot; it needs no network
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -23,6 +30,9 @@ pub(super) struct Args {
 
 /// Compares and prints.
 pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
+    if !args.others.is_empty() {
+        return sides(args);
+    }
     let comparison = Comparison::read(&args.runs)?;
     let report = comparison.report();
     if let Some(path) = &args.html {
@@ -30,6 +40,59 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if args.json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&comparison.rows())?))?;
+    } else {
+        super::print(&report.to_text())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is compared of two sides where they have it.
+const METRICS: [Metric; 6] = [
+    Metric::Quantile("p50"),
+    Metric::Quantile("p90"),
+    Metric::Quantile("p99"),
+    Metric::Loss,
+    Metric::Rate,
+    Metric::Cpu,
+];
+
+/// The percentile curve of each run.
+fn curves_of(group: &Group) -> Vec<&[CurvePoint]> {
+    group.runs.iter().map(|run| run.curve.as_slice()).collect()
+}
+
+/// Compares two sides of several runs each.
+fn sides(args: &Args) -> anyhow::Result<ExitCode> {
+    let (a, b) = (Group::read("A", &args.runs)?, Group::read("B", &args.others)?);
+    let has = |metric: &Metric| a.side(*metric).missing.is_none() && b.side(*metric).missing.is_none();
+    let metrics: Vec<Metric> = METRICS.into_iter().filter(has).collect();
+    let found = differences(&a, &[&b], &metrics, 1);
+    let curves = |group: &Group| -> Vec<Curve> {
+        let curve = |(index, run)| Curve::of(format!("{} {}", group.name, index + 1), run);
+        group.runs.iter().enumerate().map(curve).collect()
+    };
+    let mut lines = vec![format!(
+        "Each run is one sample: {} of A, {} of B. p: exact permutation test, two-sided, corrected by Holm over the table; from and \
+         to: 95 % of each comparison alone.",
+        a.runs.len(),
+        b.runs.len()
+    )];
+    lines.extend(notes(&[&a, &b]));
+    let section = Section {
+        table: difference_table("A", &found),
+        notes: lines.clone(),
+        curves: curves(&a).into_iter().chain(curves(&b)).collect(),
+        ..Section::default()
+    };
+    let report =
+        Report { title: "towpath-lab compare".to_owned(), notes: Vec::new(), sections: vec![section] };
+    if let Some(path) = &args.html {
+        std::fs::write(path, report.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if args.json {
+        let shift = quantile_shift::ratios(&curves_of(&a), &curves_of(&b), 0.025);
+        let json = serde_json::json!({ "differences": found, "quantile_ratios": shift, "notes": lines });
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
     } else {
         super::print(&report.to_text())?;
     }

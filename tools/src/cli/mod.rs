@@ -1,11 +1,17 @@
 //! The command line of `towpath-lab`.
 //!
-//! Exit codes: 0 done, 1 a file could not be read or written, 2 wrong request, 4 the run was invalid or limited by the
-//! generator, 5 set-up failed, 130 interrupted.
+//! Exit codes: 0 done, 1 a file could not be read or written or a rule failed, 2 wrong request, 3 inconclusive, 4 a run was
+//! invalid or limited by the generator, 5 set-up failed, 130 interrupted.
 
+mod aa;
+mod ab;
 mod compare;
+mod gate;
+mod judging;
 mod reflect;
 mod run;
+mod search;
+mod sweep;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -23,8 +29,12 @@ use crate::run::Problem;
 
 /// A file could not be read or written.
 const EXIT_FILES: u8 = 1;
+/// A rule failed.
+const EXIT_FAILED: u8 = 1;
 /// The request is wrong.
 const EXIT_USAGE: u8 = 2;
+/// A rule could not be decided.
+const EXIT_INCONCLUSIVE: u8 = 3;
 /// The run cannot be believed.
 const EXIT_INVALID: u8 = 4;
 /// The far end, a socket or a permission is missing.
@@ -48,8 +58,20 @@ enum Command {
     Reflect(reflect::Args),
     /// Tunnel and relay on every I/O design, in a network of its own: one table, one page
     Demo(crate::demo::DemoOptions),
-    /// Put runs side by side: table, ratios, percentile plot
+    /// Put runs side by side: table, ratios, percentile plot; with `-- B…`, what differs between two sides of runs
     Compare(compare::Args),
+    /// Run two or more targets, or our own I/O designs, in interleaved random blocks and say what differs
+    Ab(Box<ab::Args>),
+    /// Run one target against itself: the false alarms and the smallest effect that is found on this host
+    Aa(Box<aa::Args>),
+    /// Judge runs by others: PASS, FAIL or INCONCLUSIVE
+    Gate(gate::Args),
+    /// Find the highest rate that holds: without loss, with little, or within a latency
+    Search(Box<search::Args>),
+    /// Measure latency and loss at several loads
+    Sweep(Box<sweep::Args>),
+    /// Find out what the generator itself can do here
+    Calibrate(Box<search::CalibrateArgs>),
 }
 
 /// Runs the program named by `args` (the first is the program's own name) and returns its exit code.
@@ -60,10 +82,10 @@ where
     T: Into<OsString> + Clone,
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    if let Some(code) = crate::demo::dispatch(&args) {
+    if let Some(code) = crate::demo::dispatch(&args).or_else(|| crate::ab::dispatch(&args)) {
         return code;
     }
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(sides(args)) {
         Ok(cli) => cli,
         Err(error) => {
             // A closed terminal is no reason to change the exit code.
@@ -76,8 +98,22 @@ where
         Command::Reflect(args) => reflect::main(&args),
         Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),
+        Command::Ab(args) => ab::main(*args),
+        Command::Aa(args) => aa::main(*args),
+        Command::Gate(args) => gate::main(&args),
+        Command::Search(args) => search::main(*args),
+        Command::Sweep(args) => sweep::main(*args),
+        Command::Calibrate(args) => search::calibrate_main(*args),
     };
     outcome.unwrap_or_else(|error| fail(&error))
+}
+
+/// `A… -- B… --fail RULE` as `A… --with B… --fail RULE`: what comes behind `--` could not be an option.
+fn sides(mut args: Vec<OsString>) -> Vec<OsString> {
+    if args.get(1).is_some_and(|command| command == "gate" || command == "compare") {
+        args.iter_mut().filter(|arg| *arg == "--").take(1).for_each(|arg| *arg = OsString::from("--with"));
+    }
+    args
 }
 
 /// Prints the error with its causes and chooses the exit code.

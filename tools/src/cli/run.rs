@@ -28,6 +28,22 @@ pub(super) struct Args {
     kind: Kind,
     /// ADDRESS:PORT of the reflector, or of the relay for the TURN kinds
     target: String,
+    #[command(flatten)]
+    load: Load,
+    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Name of the run in tables and plots
+    #[arg(long, default_value = "")]
+    label: String,
+    /// Print run.json instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is sent and how: the options of every command that makes runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Load {
     /// Datagrams or payload bits per second over all flows: 20kpps, 100Mbit
     #[arg(long, default_value = "1kpps")]
     rate: Rate,
@@ -67,9 +83,6 @@ pub(super) struct Args {
     /// Fixes the send times and the choice of flows
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
-    #[arg(long)]
-    out: Option<PathBuf>,
     /// TURN credentials NAME:PASSWORD (visible in the process list)
     #[arg(long)]
     user: Option<String>,
@@ -85,18 +98,13 @@ pub(super) struct Args {
     /// Process whose CPU time is divided by the datagrams; may be repeated
     #[arg(long = "dut-pid", value_name = "PID")]
     dut_pids: Vec<u32>,
-    /// Name of the run in tables and plots
-    #[arg(long, default_value = "")]
-    label: String,
-    /// Print run.json instead of a table
-    #[arg(long)]
-    json: bool,
 }
 
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let (json, out) = (args.json, args.out.clone());
-    let mut spec = spec(args)?;
+    let target = resolve(&args.target)?;
+    let mut spec = RunSpec { label: args.label, ..spec(args.kind, target, args.load)? };
     spec.check()?;
     if let Some(dir) = &out {
         // Before the run: a directory that cannot be made must not cost a minute of measurement.
@@ -124,7 +132,11 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
-fn spec(args: Args) -> Result<RunSpec, Problem> {
+/// The runs that are asked for.
+///
+/// # Errors
+/// [`Problem::Usage`] when the credentials are not NAME:PASSWORD.
+pub(super) fn spec(kind: Kind, target: SocketAddr, args: Load) -> Result<RunSpec, Problem> {
     let (username, password) = match args.user {
         None => (None, None),
         Some(user) => {
@@ -134,7 +146,6 @@ fn spec(args: Args) -> Result<RunSpec, Problem> {
             (Some(name.to_owned()), Some(password.to_owned()))
         }
     };
-    let target = resolve(&args.target)?;
     let rate_pps = args.rate.packets_per_second(args.size);
     Ok(RunSpec {
         rate_pps,
@@ -156,13 +167,15 @@ fn spec(args: Args) -> Result<RunSpec, Problem> {
         bind: args.bind,
         peer: args.peer,
         dut_pids: args.dut_pids,
-        label: args.label,
-        ..RunSpec::new(args.kind, target)
+        ..RunSpec::new(kind, target)
     })
 }
 
 /// The first address of `target`.
-fn resolve(target: &str) -> Result<SocketAddr, Problem> {
+///
+/// # Errors
+/// [`Problem::Usage`] when there is none.
+pub(super) fn resolve(target: &str) -> Result<SocketAddr, Problem> {
     let form = "write it as ADDRESS:PORT, for example 127.0.0.1:9000 or [::1]:9000";
     let mut addresses = target
         .to_socket_addrs()

@@ -175,7 +175,7 @@ fn with_watch<T: Send>(
 }
 
 /// Runs `load` while a reflector runs in the namespace, if there is one.
-fn with_reflector(
+pub(crate) fn with_reflector(
     namespace: Option<&Namespace>,
     load: impl FnOnce() -> anyhow::Result<RunResult>,
 ) -> anyhow::Result<(RunResult, Counts)> {

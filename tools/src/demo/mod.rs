@@ -30,11 +30,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 pub use role::dispatch;
 
+pub(crate) use cell::with_reflector;
+pub(crate) use facts::{Facts, isolate};
+pub(crate) use plan::{B_INSIDE, REFLECTOR_PORT, RELAY_PORT, Route, with_user};
+pub(crate) use stage::{Site, Stage, USER};
+
 use cell::Cell;
-use facts::Facts;
 use page::Findings;
-use plan::{Bottleneck, Load, Route};
-use stage::Site;
+use plan::{Bottleneck, Load};
 use verdict::Outcome;
 
 use crate::netns::Topology;
@@ -73,12 +76,12 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Watches signals and the clock on a thread. Other threads must not have been started yet.
-    fn new() -> anyhow::Result<Self> {
+    /// Watches signals on a thread, and the clock where there is a limit. Other threads must not have been started yet.
+    pub(crate) fn new(limit_ns: Option<u64>) -> anyhow::Result<Self> {
         let signals = StopSignals::new().context("cannot watch for signals")?;
         let interrupt = Self { stop: Arc::default(), late: Arc::default() };
         let (stop, late) = (Arc::clone(&interrupt.stop), Arc::clone(&interrupt.late));
-        let deadline = monotonic_ns() + TIME_LIMIT_NS;
+        let deadline = limit_ns.map_or(u64::MAX, |limit_ns| monotonic_ns() + limit_ns);
         // Owns the signal descriptor; ends with the process.
         thread::Builder::new().name("lab-signals".to_owned()).spawn(move || {
             loop {
@@ -126,12 +129,12 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<ExitCode> {
     let facts = Facts::find()?;
     let mut notes = left_out(&facts);
     let topology = if facts.no_network.is_none() {
-        facts::isolate()?;
+        isolate()?;
         Some(Topology::new()?)
     } else {
         None
     };
-    let interrupt = Interrupt::new()?;
+    let interrupt = Interrupt::new(Some(TIME_LIMIT_NS))?;
     let site = Site::new(topology)?;
     let bottleneck = Bottleneck::new(facts.send_buffer);
     let plan = plan_of(&facts, &options.io);
@@ -193,7 +196,7 @@ fn plan_of(facts: &Facts, designs: &[Io]) -> Vec<Cell> {
 }
 
 /// The name `--io` takes.
-fn name(design: Io) -> &'static str {
+pub(crate) fn name(design: Io) -> &'static str {
     match design {
         Io::Auto => "auto",
         Io::Uring => "uring",

@@ -102,12 +102,12 @@ impl Nonces {
         nonce(&self.current, client, offer)
     }
 
-    /// Whether a client was given this nonce lately, together with this offer. Compared in constant time.
+    /// Whether a client was given this nonce lately, together with this offer. Compared in constant time; how long it takes
+    /// tells of which period a nonce is, which whoever has one knows.
     #[must_use]
     pub fn is_valid(&self, client: SocketAddr, offer: Offer, value: &[u8]) -> bool {
-        let current = nonce(&self.current, client, offer).ct_eq(value);
-        let previous = nonce(&self.previous, client, offer).ct_eq(value);
-        (current | previous).into()
+        let is_of = |key| bool::from(nonce(key, client, offer).ct_eq(value));
+        is_of(&self.current) || is_of(&self.previous)
     }
 }
 

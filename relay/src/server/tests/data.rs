@@ -168,6 +168,22 @@ fn peers_need_a_permission_and_channels_an_exact_port() {
 }
 
 #[test]
+fn what_gives_a_permission_says_whose_socket_has_to_hear() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    fixture.allocate(&alice);
+    let allocation = fixture.id(&alice);
+    assert_eq!(fixture.server.poll_permitting(), None, "nobody may send to it yet");
+    assert_eq!(fixture.permit(&alice, &["10.0.0.1:7"]), Some(403));
+    assert_eq!(fixture.server.poll_permitting(), None);
+    assert_eq!(fixture.permit(&alice, &["192.0.2.9:7"]), None);
+    assert_eq!(fixture.server.poll_permitting(), Some(allocation));
+    assert_eq!(fixture.bind(&alice, 0x4001, "192.0.2.10:7"), None);
+    assert_eq!(fixture.server.poll_permitting(), Some(allocation));
+    assert_eq!(fixture.server.poll_permitting(), None);
+}
+
+#[test]
 fn a_permission_ends_after_300_seconds_and_takes_its_channel_along() {
     let mut fixture = Fixture::new();
     let alice = User::alice();

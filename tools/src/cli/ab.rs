@@ -1,0 +1,302 @@
+//! `towpath-lab ab`: several targets, or our own I/O designs, in interleaved blocks.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use dataplane::engine::Io;
+use serde::Serialize;
+
+use super::judging::{self, Judging};
+use super::run::{self, Load};
+use super::{EXIT_INTERRUPTED, EXIT_INVALID};
+use crate::ab::designs::{Designs, Through};
+use crate::ab::{Collected, Plan, Target, collect, measure};
+use crate::demo;
+use crate::judge::{
+    Difference, Group, Judgement, Metric, difference_table, differences, notes, verdict_table,
+};
+use crate::progress;
+use crate::report::{Report, Section};
+use crate::run::{Kind, Problem, RunSpec};
+
+/// Options of `towpath-lab ab`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The way the load takes; not with --io
+    #[arg(value_enum, required_unless_present = "io", conflicts_with = "io")]
+    kind: Option<Kind>,
+    /// Two or more: ADDRESS:PORT, or ADDRESS:PORT=COMMAND, a program that serves there and is started for each run. The
+    /// first is the baseline
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Compare these I/O designs of our own instead, separated by commas; the first is the baseline
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "DESIGN")]
+    io: Vec<Io>,
+    /// With --io: through what
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT", default_values_t = [Through::Relay, Through::Tunnel])]
+    through: Vec<Through>,
+    /// Runs of each side
+    #[arg(long, default_value_t = 6, value_name = "N")]
+    blocks: u32,
+    #[command(flatten)]
+    load: Load,
+    #[command(flatten)]
+    judging: Judging,
+    /// What is compared, separated by commas [default: p50,p99,loss, and cpu/pkt where a process is observed]
+    #[arg(long, value_delimiter = ',', value_name = "METRIC")]
+    metrics: Vec<Metric>,
+    /// Directory for the runs: one directory for each side, in it one for each run
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One table of sides.
+#[derive(Debug, Serialize)]
+struct Compared {
+    /// `relay` or `tunnel` with --io, else the kind of load.
+    title: String,
+    /// Names of the sides with what they are.
+    sides: Vec<(String, String)>,
+    /// Runs of each side that are complete.
+    runs: Vec<usize>,
+    /// Runs that were repeated because they could not be believed.
+    repeated: u32,
+    differences: Vec<Difference>,
+    /// By the rules of --fail, of each side but the first.
+    judgements: Vec<(String, Vec<Judgement>)>,
+    notes: Vec<String>,
+    #[serde(skip)]
+    doubts: bool,
+}
+
+/// Runs all sides and says what differs.
+pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
+    if args.blocks == 0 {
+        return Err(
+            Problem::Usage("--blocks must be at least 1, and 4 or more to show anything".to_owned()).into()
+        );
+    }
+    let (json, interrupted, compared) =
+        if args.io.is_empty() { of_targets(args)? } else { of_designs(args)? };
+    let judgements: Vec<&Judgement> =
+        compared.iter().flat_map(|compared| &compared.judgements).flat_map(|(_, judged)| judged).collect();
+    let verdict = judgements.iter().map(|judged| judged.verdict).max();
+    if json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&compared)?))?;
+    } else {
+        super::print(&report(&compared, interrupted).to_text())?;
+    }
+    Ok(if interrupted {
+        ExitCode::from(EXIT_INTERRUPTED)
+    } else if compared.iter().any(|compared| compared.doubts) {
+        ExitCode::from(EXIT_INVALID)
+    } else {
+        judging::exit(verdict)
+    })
+}
+
+fn of_targets(args: Args) -> anyhow::Result<(bool, bool, Vec<Compared>)> {
+    let targets = args.targets.iter().map(|text| target(text)).collect::<Result<Vec<_>, _>>()?;
+    let Some(kind) = args.kind.filter(|_| targets.len() >= 2) else {
+        return Err(Problem::Usage(format!(
+            "ab compares two targets or more, for example `towpath-lab ab udp 127.0.0.1:9000 127.0.0.1:9001`; {} given",
+            args.targets.len()
+        ))
+        .into());
+    };
+    let base = run::spec(kind, targets[0].address, args.load)?;
+    base.check()?;
+    let observed = !base.dut_pids.is_empty() || targets.iter().all(|target| target.command.is_some());
+    let metrics = metrics(&args.metrics, observed);
+    let stop = super::stop_flag()?;
+    let names: Vec<String> = (0..targets.len()).map(letter).collect();
+    let seed = base.seed;
+    let plan = Plan { sides: names.clone(), blocks: args.blocks, seed, out: args.out };
+    let bar = progress::bar(targets.len() as u64 * u64::from(args.blocks));
+    let collected = collect(&plan, &stop, &bar, |side, block, progress| {
+        let spec = RunSpec { label: names[side].clone(), ..run_of_block(&base, block, &stop) };
+        measure(&targets[side], &spec, &stop, progress)
+    });
+    bar.finish_and_clear();
+    let collected = collected?;
+    let sides = names.into_iter().zip(args.targets).collect();
+    let interrupted = collected.interrupted;
+    let compared = compare(kind.name().to_owned(), sides, collected, &metrics, &args.judging, seed);
+    Ok((args.json, interrupted, vec![compared]))
+}
+
+fn of_designs(args: Args) -> anyhow::Result<(bool, bool, Vec<Compared>)> {
+    if args.io.len() < 2 {
+        return Err(Problem::Usage(
+            "--io compares two designs or more, for example --io uring,suspend".to_owned(),
+        )
+        .into());
+    }
+    let metrics = metrics(&args.metrics, true);
+    // Target and kind are those of the network that is made below.
+    let base = run::spec(Kind::Tunnel, ([127, 0, 0, 1], 1).into(), args.load)?;
+    base.check()?;
+    let designs = Designs::new(&args.io)?;
+    let stop = Arc::clone(designs.stop());
+    let names: Vec<String> = args.io.iter().map(|io| demo::name(*io).to_owned()).collect();
+    let (mut compared, mut interrupted, mut left_out) = (Vec::new(), false, Vec::new());
+    left_out.extend(
+        designs
+            .loopback()
+            .map(|why| format!("the relay runs on loopback, without a network of its own: {why}")),
+    );
+    let possible = |through: &Through| match designs.obstacle(*through) {
+        None => true,
+        Some(why) => {
+            left_out.push(format!("left out: {} ({why})", through.name()));
+            false
+        }
+    };
+    let through: Vec<Through> = args.through.into_iter().filter(possible).collect();
+    let bar = progress::bar((through.len() * names.len()) as u64 * u64::from(args.blocks));
+    for through in through {
+        let plan = Plan {
+            sides: names.clone(),
+            blocks: args.blocks,
+            seed: base.seed,
+            out: args.out.as_ref().map(|out| out.join(through.name())),
+        };
+        let collected = collect(&plan, &stop, &bar, |side, block, progress| {
+            let label = format!("{} {}", through.name(), names[side]);
+            let spec = RunSpec { label, ..run_of_block(&base, block, &stop) };
+            designs.measure(args.io[side], through, &spec, progress)
+        })?;
+        interrupted = collected.interrupted;
+        let sides = names.iter().map(|name| (name.clone(), format!("--io {name}"))).collect();
+        let title = through.name().to_owned();
+        let mut table = compare(title, sides, collected, &metrics, &args.judging, base.seed);
+        table.notes.append(&mut left_out);
+        compared.push(table);
+        if interrupted {
+            break;
+        }
+    }
+    bar.finish_and_clear();
+    Ok((args.json, interrupted, compared))
+}
+
+/// The runs of one block have one seed: all sides get the same schedule.
+fn run_of_block(base: &RunSpec, block: u32, stop: &Arc<AtomicBool>) -> RunSpec {
+    RunSpec { seed: base.seed.wrapping_add(u64::from(block)), stop: Some(Arc::clone(stop)), ..base.clone() }
+}
+
+fn compare(
+    title: String,
+    sides: Vec<(String, String)>,
+    collected: Collected,
+    metrics: &[Metric],
+    judging: &Judging,
+    seed: u64,
+) -> Compared {
+    let groups: Vec<&Group> = collected.groups.iter().collect();
+    let (baseline, others) = (groups[0], &groups[1..]);
+    let judgements = if judging.fail.is_empty() {
+        Vec::new()
+    } else {
+        let judged = |other: &&Group| (other.name.clone(), judging.judge(baseline, other, seed));
+        others.iter().map(judged).collect()
+    };
+    Compared {
+        title,
+        sides,
+        runs: groups.iter().map(|group| group.runs.len()).collect(),
+        repeated: collected.repeated,
+        differences: differences(baseline, others, metrics, seed),
+        judgements,
+        notes: notes(&groups),
+        doubts: !judging.allow_invalid && groups.iter().any(|group| !group.doubts().is_empty()),
+    }
+}
+
+fn report(compared: &[Compared], interrupted: bool) -> Report {
+    let mut report = Report { title: "towpath-lab ab".to_owned(), ..Report::default() };
+    if interrupted {
+        report.notes.push("interrupted: what follows rests on the runs that were complete".to_owned());
+    }
+    for compared in compared {
+        let mut sides = compared.sides.iter();
+        let baseline = sides.next().map_or("", |side| &side.0);
+        let runs: Vec<String> = compared.runs.iter().map(usize::to_string).collect();
+        let mut notes = vec![format!(
+            "Each run is one sample; {} runs a side, in interleaved random blocks. p: exact permutation test, two-sided, corrected by \
+             Holm over the table; from and to: 95 % of each comparison alone. better and worse: p ≤ 0.05; same: within 5 % \
+             (loss: 0.01 %) for sure; open: neither.",
+            runs.join(", ")
+        )];
+        if compared.repeated > 0 {
+            notes.push(format!("{} runs were repeated because they were not VALID", compared.repeated));
+        }
+        notes.extend(compared.differences.iter().filter_map(open));
+        notes.extend(compared.notes.iter().cloned());
+        report.sections.push(Section {
+            title: format!(
+                "{}: {}",
+                compared.title,
+                compared
+                    .sides
+                    .iter()
+                    .map(|(name, what)| format!("{name} = {what}"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+            notes,
+            table: difference_table(baseline, &compared.differences),
+            ..Section::default()
+        });
+        for (side, judged) in &compared.judgements {
+            report.sections.push(Section {
+                title: format!("{}: {side} by the rules", compared.title),
+                table: verdict_table(judged),
+                notes: judging::reasons(judged),
+                ..Section::default()
+            });
+        }
+    }
+    report
+}
+
+/// Why a comparison is open, where there is something to say.
+fn open(difference: &Difference) -> Option<String> {
+    let what = format!("{} {}", difference.side, difference.metric.name());
+    match (&difference.why, difference.runs_needed) {
+        (Some(why), _) => Some(format!("{what}: {why}")),
+        (None, Some(runs)) => {
+            Some(format!("{what}: open; about {runs} runs a side would show it, if the ratio is right"))
+        }
+        (None, None) => None,
+    }
+}
+
+/// The metrics that are compared.
+pub(super) fn metrics(asked: &[Metric], observed: bool) -> Vec<Metric> {
+    if !asked.is_empty() {
+        return asked.to_vec();
+    }
+    let mut metrics = vec![Metric::Quantile("p50"), Metric::Quantile("p99"), Metric::Loss];
+    if observed {
+        metrics.push(Metric::Cpu);
+    }
+    metrics
+}
+
+/// Reads `ADDRESS:PORT` or `ADDRESS:PORT=COMMAND`.
+pub(super) fn target(text: &str) -> Result<Target, Problem> {
+    let (address, command) =
+        text.split_once('=').map_or((text, None), |(address, command)| (address, Some(command)));
+    Ok(Target { address: run::resolve(address)?, command: command.map(str::to_owned) })
+}
+
+/// A, B, C and so on.
+fn letter(index: usize) -> String {
+    char::from_u32('A' as u32 + index as u32 % 26).map_or_else(|| index.to_string(), String::from)
+}

@@ -1,0 +1,99 @@
+//! `towpath-lab gate`: whether runs of a change are worse than runs without it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::EXIT_INVALID;
+use super::judging::{self, Judging};
+use crate::judge::{self, Group, Judgement, Verdict, verdict_table};
+use crate::report::{Report, Section};
+use crate::run::Problem;
+
+/// Options of `towpath-lab gate`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Runs to be compared with: directories of runs, or directories of such
+    #[arg(required = true, value_name = "A")]
+    a: Vec<PathBuf>,
+    /// Runs that are judged; `--` stands for it
+    #[arg(long = "with", required = true, num_args = 1.., value_name = "B")]
+    b: Vec<PathBuf>,
+    #[command(flatten)]
+    judging: Judging,
+    /// What an undecided rule counts as
+    #[arg(long, value_enum, default_value = "inconclusive", value_name = "VERDICT")]
+    inconclusive: Undecided,
+    /// Print verdict and figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What an undecided rule counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Undecided {
+    /// Exit status 3
+    Inconclusive,
+    /// Exit status 0
+    Pass,
+    /// Exit status 1
+    Fail,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Output {
+    /// The worst of the rules'; absent where runs cannot be believed.
+    verdict: Option<Verdict>,
+    runs: [usize; 2],
+    rules: Vec<Judgement>,
+    notes: Vec<String>,
+}
+
+/// Judges and prints.
+pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.judging.fail.is_empty() {
+        return Err(Problem::Usage("gate needs a rule, for example --fail 'p99>+5%'".to_owned()).into());
+    }
+    let (a, b) = (Group::read("A", &args.a)?, Group::read("B", &args.b)?);
+    let judged = args.judging.judge(&a, &b, 1);
+    let worst = judged.iter().map(|judged| judged.verdict).max();
+    let invalid = !(args.judging.allow_invalid || a.doubts().is_empty() && b.doubts().is_empty());
+    let mut notes = judging::reasons(&judged);
+    notes.extend(judge::notes(&[&a, &b]));
+    notes.extend(args.judging.noise()?);
+    if invalid {
+        notes.push("no verdict: runs are not VALID; make them again, or add --allow-invalid".to_owned());
+    }
+    let verdict = worst.filter(|_| !invalid);
+    let output = Output { verdict, runs: [a.runs.len(), b.runs.len()], rules: judged, notes };
+    if args.json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&output)?))?;
+    } else {
+        super::print(&report(&output).to_text())?;
+    }
+    Ok(match (verdict, args.inconclusive) {
+        (None, _) => ExitCode::from(EXIT_INVALID),
+        (Some(Verdict::Inconclusive), Undecided::Pass) => judging::exit(Some(Verdict::Pass)),
+        (Some(Verdict::Inconclusive), Undecided::Fail) => judging::exit(Some(Verdict::Fail)),
+        (verdict, _) => judging::exit(verdict),
+    })
+}
+
+fn report(output: &Output) -> Report {
+    let [a, b] = output.runs;
+    let verdict = output.verdict.map_or("INVALID", Verdict::name);
+    let mut notes = vec![
+        "Each run is one sample; exact permutation of their logarithms. at least, at most: each for sure at the rule's confidence. \
+         p fail is corrected by Holm over all rules; for the whole to pass, every rule has to."
+            .to_owned(),
+    ];
+    notes.extend(output.notes.iter().cloned());
+    let section = Section { table: verdict_table(&output.rules), notes, ..Section::default() };
+    Report {
+        title: format!("{verdict}  {a} runs of A, {b} of B"),
+        notes: Vec::new(),
+        sections: vec![section],
+    }
+}

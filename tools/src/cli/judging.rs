@@ -1,0 +1,90 @@
+//! Options and exit codes of commands that judge one side of runs by another.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::{EXIT_FAILED, EXIT_INCONCLUSIVE};
+use crate::ab::Noise;
+use crate::judge::{Group, Judgement, Rule, Verdict, judge};
+
+/// By which rules.
+#[derive(Debug, clap::Args)]
+pub(super) struct Judging {
+    /// What B must not be, such as p99>+5%, p99>+5%@99, p50>+20us, loss>+1e-5, cpu/pkt>+3%, pps<-2%; may be repeated
+    #[arg(long, value_name = "RULE")]
+    pub(super) fail: Vec<Rule>,
+    /// A difference of latency that is never worth a FAIL
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    min_effect: std::time::Duration,
+    /// Judge runs that are not VALID all the same
+    #[arg(long)]
+    pub(super) allow_invalid: bool,
+    /// What `aa` found of this host, to be shown beside the verdict: the aa.json in its --out directory
+    #[arg(long, value_name = "FILE")]
+    noise: Option<PathBuf>,
+}
+
+impl Judging {
+    /// Judges `b` by `a`.
+    pub(super) fn judge(&self, a: &Group, b: &Group, seed: u64) -> Vec<Judgement> {
+        let rules: Vec<_> =
+            self.fail.iter().map(|rule| (*rule, a.side(rule.metric), b.side(rule.metric))).collect();
+        judge(&rules, self.min_effect.as_nanos() as f64, seed)
+    }
+
+    /// What `aa` found of the metrics that are judged, one sentence each.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(super) fn noise(&self) -> anyhow::Result<Vec<String>> {
+        let Some(path) = &self.noise else { return Ok(Vec::new()) };
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("cannot read {}; it is written by `towpath-lab aa … --out DIR`", path.display())
+        })?;
+        let found: super::aa::Found = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not from `towpath-lab aa`", path.display()))?;
+        let judged = |noise: &&Noise| self.fail.iter().any(|rule| rule.metric.name() == noise.metric);
+        Ok(found.metrics.iter().filter(judged).map(|noise| floor(noise, &found.started)).collect())
+    }
+}
+
+/// One metric's noise in a sentence.
+fn floor(noise: &Noise, date: &str) -> String {
+    let effect =
+        noise.detectable.map_or("nothing".to_owned(), |effect| format!("+{:.1} % and more", 100.0 * effect));
+    format!(
+        "noise of this host (aa, {date}): {} ±{:.1} % from run to run; {} runs a side find {effect} nine times in ten",
+        noise.metric,
+        100.0 * noise.deviation,
+        noise.per_side
+    )
+}
+
+/// Why rules are not decided, and what would decide them.
+pub(super) fn reasons(judgements: &[Judgement]) -> Vec<String> {
+    let reason = |judged: &Judgement| {
+        if judged.verdict != Verdict::Inconclusive {
+            return None;
+        }
+        let (a, b) = (judged.a.values.len(), judged.b.values.len());
+        Some(match (&judged.why, judged.runs_needed) {
+            (Some(why), _) => format!("{}: {why}", judged.rule),
+            (None, Some(runs)) => {
+                format!("{}: {a} and {b} runs; about {runs} a side would decide", judged.rule)
+            }
+            (None, None) => format!("{}: not decided", judged.rule),
+        })
+    };
+    judgements.iter().filter_map(reason).collect()
+}
+
+/// The exit code of a verdict; of none, success.
+pub(super) fn exit(verdict: Option<Verdict>) -> ExitCode {
+    match verdict {
+        None | Some(Verdict::Pass) => ExitCode::SUCCESS,
+        Some(Verdict::Fail) => ExitCode::from(EXIT_FAILED),
+        Some(Verdict::Inconclusive) => ExitCode::from(EXIT_INCONCLUSIVE),
+    }
+}

@@ -1,0 +1,312 @@
+//! `towpath-lab search` and `towpath-lab calibrate`: the highest rate of a device, and of the generator.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::run::{self, Load};
+use super::{EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_INVALID};
+use crate::report::{Cell, Report, Section, Table};
+use crate::run::{Kind, Problem, RunSpec};
+use crate::search::calibrate::{Calibration, calibrate, ceiling, with_reflector};
+use crate::search::measure::{End, Unoffered, bar, carry_out};
+use crate::search::{Found, Goal, Search, Trial};
+use crate::units::{self, Rate};
+
+/// The share of the generator's own ceiling up to which a device is searched.
+const CEILING_SHARE: f64 = 0.8;
+
+/// Options of `towpath-lab search`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The way the load takes
+    #[arg(value_enum)]
+    kind: Kind,
+    /// ADDRESS:PORT of the reflector, or of the relay for the TURN kinds
+    target: String,
+    /// What is searched for: ndr, pdr:0.5%, rfc2544, tst009, slo:p99<500us, loss:1e-5; with /exceed:50%/1s:21s for other lengths;
+    /// may be repeated
+    #[arg(long, default_value = "ndr", value_name = "GOAL")]
+    goal: Vec<Goal>,
+    #[command(flatten)]
+    range: Range,
+    #[command(flatten)]
+    load: Load,
+    /// Print bounds and trials as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where and how long is searched.
+#[derive(Debug, clap::Args)]
+pub(super) struct Range {
+    /// Lowest rate of the search
+    #[arg(long, default_value = "1kpps", value_name = "RATE")]
+    from: Rate,
+    /// Highest rate [default: 80 % of what the generator itself can do, which is measured first]
+    #[arg(long, value_name = "RATE")]
+    max: Option<Rate>,
+    /// Search up to all that the generator can do, not 80 % of it
+    #[arg(long)]
+    force: bool,
+    /// How far apart the bounds may be, as a share of the upper one
+    #[arg(long, default_value = "0.5%", value_name = "SHARE", value_parser = width)]
+    width: f64,
+    /// Give up after this time, with what is known
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    budget: Duration,
+}
+
+/// Reads `0.5%` or `0.005`.
+fn width(text: &str) -> Result<f64, String> {
+    let (digits, unit) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 100.0));
+    let share = digits.trim().parse::<f64>().map_or(f64::NAN, |number| number / unit);
+    if (0.0001..=0.5).contains(&share) {
+        Ok(share)
+    } else {
+        Err(format!("{text:?} is not from 0.01% to 50%"))
+    }
+}
+
+/// What a search found, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    /// What the generator itself can do, in datagrams a second, where it was measured.
+    pub(super) ceiling: Option<f64>,
+    /// The range that was searched.
+    pub(super) range: [f64; 2],
+    /// One for each goal.
+    pub(super) found: Vec<Found>,
+    /// Every trial, by rising rate.
+    pub(super) trials: Vec<Trial>,
+    /// Whether the generator could not offer what the search asked for.
+    pub(super) limited: bool,
+    #[serde(skip)]
+    pub(super) end: Option<End>,
+}
+
+/// Calibrates where no highest rate is given, and searches.
+///
+/// # Errors
+/// Those of runs; [`Problem::Usage`] when the range is empty.
+pub(super) fn outcome(
+    base: &RunSpec,
+    goals: Vec<Goal>,
+    range: &Range,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Outcome> {
+    let (bar, min) = (bar(), range.from.packets_per_second(base.size));
+    let mut generator = None;
+    let max = match range.max {
+        Some(max) => max.packets_per_second(base.size),
+        None => {
+            let (found, end) = with_reflector(base, |spec| ceiling(spec, range.budget, stop, &bar))?;
+            if end == End::Interrupted {
+                return Err(Problem::Interrupted.into());
+            }
+            let Some(ceiling) = found.lower else {
+                return Err(Problem::Setup(
+                    "the generator cannot keep even 1 kpps here; free a core, or give --max to search all the same".to_owned(),
+                )
+                .into());
+            };
+            generator = Some(ceiling);
+            if range.force { ceiling } else { CEILING_SHARE * ceiling }
+        }
+    };
+    if max <= min {
+        return Err(Problem::Usage(format!(
+            "nothing to search between {} and {}; lower --from or raise --max",
+            units::rate(min),
+            units::rate(max)
+        ))
+        .into());
+    }
+    RunSpec { rate_pps: max, ..base.clone() }.check()?;
+    let mut search = Search::new(goals, min, max, range.width);
+    let end = carry_out(&mut search, base, range.budget, Unoffered::Limits, stop, &bar)?;
+    bar.finish_and_clear();
+    Ok(Outcome {
+        ceiling: generator,
+        range: [min, max],
+        found: search.found(),
+        trials: search.trials().cloned().collect(),
+        limited: search.limited(),
+        end: Some(end),
+    })
+}
+
+/// Searches and prints.
+pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
+    let target = run::resolve(&args.target)?;
+    let base = run::spec(args.kind, target, args.load)?;
+    base.check()?;
+    let stop = super::stop_flag()?;
+    let outcome = outcome(&base, args.goal, &args.range, &stop)?;
+    if args.json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
+    } else {
+        super::print(&report(&outcome, &base).to_text())?;
+    }
+    Ok(exit(&outcome))
+}
+
+fn exit(outcome: &Outcome) -> ExitCode {
+    ExitCode::from(match outcome.end {
+        Some(End::Interrupted) => EXIT_INTERRUPTED,
+        _ if outcome.limited => EXIT_INVALID,
+        _ if outcome.found.iter().any(|found| !found.complete) => EXIT_INCONCLUSIVE,
+        _ => 0,
+    })
+}
+
+fn report(outcome: &Outcome, base: &RunSpec) -> Report {
+    let header =
+        ["goal", "holds", "does not hold", "apart", "arrives", "lost at the lower bound", "bad seconds"];
+    let rate = |rate: Option<f64>| Cell::from(rate.map_or("–".to_owned(), units::rate));
+    let row = |found: &Found| {
+        let apart = found.lower.zip(found.upper).map(|(lower, upper)| units::share((upper - lower) / upper));
+        vec![
+            Cell::from(found.goal.name.clone()),
+            rate(found.lower),
+            rate(found.upper),
+            Cell::from(apart.unwrap_or_else(|| "–".to_owned())),
+            rate(found.throughput),
+            Cell::from(lost(found)),
+            Cell::from(if found.sent == 0 { "–".to_owned() } else { units::share(found.exceeded) }),
+        ]
+    };
+    let mut notes: Vec<String> = outcome
+        .found
+        .iter()
+        .filter_map(|found| Some(format!("{}: {}", found.goal, found.note.as_ref()?)))
+        .collect();
+    notes.push(match outcome.ceiling {
+        Some(ceiling) => format!("generator: {} by itself, to a reflector on loopback", units::rate(ceiling)),
+        None => "generator: not calibrated, because --max was given".to_owned(),
+    });
+    let bits =
+        outcome.found.iter().filter_map(|found| found.lower).fold(0.0, f64::max) * 8.0 * base.size as f64;
+    notes.push(format!(
+        "{} trials between {} and {}, there and back: datagrams of {} B of UDP payload ({:.1} Mbit/s of it at the highest lower bound), \
+         {} flows, bursts of {}{}; seed {}",
+        outcome.trials.len(),
+        units::rate(outcome.range[0]),
+        units::rate(outcome.range[1]),
+        base.size,
+        bits / 1e6,
+        base.flows,
+        base.burst,
+        if base.gso { " in one superpacket" } else { "" },
+        base.seed
+    ));
+    let mut trials = Table {
+        header: ["trial", "seconds", "sent", "lost", "p50", "p99"].map(str::to_owned).into(),
+        rows: Vec::new(),
+    };
+    trials.rows.extend(outcome.trials.iter().map(trial));
+    let table =
+        Table { header: header.map(str::to_owned).into(), rows: outcome.found.iter().map(row).collect() };
+    let bounds = Section { table, notes, ..Section::default() };
+    let trials = Section { title: "Trials".to_owned(), table: trials, ..Section::default() };
+    let title = format!("towpath-lab search  {} {}", base.kind.name(), base.target);
+    Report { title, notes: Vec::new(), sections: vec![bounds, trials] }
+}
+
+fn trial(trial: &Trial) -> Vec<Cell> {
+    let latency = |name: &str| {
+        let value = trial.latency.iter().find(|entry| entry.0 == name).and_then(|entry| entry.1);
+        Cell::from(value.map_or("–".to_owned(), |ns| units::nanoseconds(ns as u64)))
+    };
+    vec![
+        Cell::from(units::rate(trial.rate)),
+        Cell::from(format!("{:.1}", trial.seconds)),
+        Cell::from(trial.sent.to_string()),
+        Cell::from(trial.lost.to_string()),
+        latency("p50"),
+        latency("p99"),
+    ]
+}
+
+/// `0 of N: loss < 3/N`, or the share.
+fn lost(found: &Found) -> String {
+    match (found.sent, found.lost) {
+        (0, _) => "–".to_owned(),
+        (sent, 0) => format!("0 of {sent}: loss < 3/{sent} = {:.1e}", 3.0 / sent as f64),
+        (sent, lost) => format!("{lost} of {sent}: {:.1e}", lost as f64 / sent as f64),
+    }
+}
+
+/// Options of `towpath-lab calibrate`.
+#[derive(Debug, clap::Args)]
+pub(super) struct CalibrateArgs {
+    /// ADDRESS:PORT of a reflector that nothing to be tested lies before [default: one of its own, on loopback]
+    target: Option<String>,
+    #[command(flatten)]
+    load: Load,
+    /// Give up after this time, with what is known
+    #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+    budget: Duration,
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Calibrates and prints.
+pub(super) fn calibrate_main(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
+    let target = args.target.as_deref().map(run::resolve).transpose()?;
+    let base = run::spec(Kind::Udp, target.unwrap_or_else(|| ([127, 0, 0, 1], 1).into()), args.load)?;
+    base.check()?;
+    let stop = super::stop_flag()?;
+    let bar = bar();
+    let found = match target {
+        Some(_) => calibrate(&base, args.budget, &stop, &bar)?,
+        None => with_reflector(&base, |spec| calibrate(spec, args.budget, &stop, &bar))?,
+    };
+    bar.finish_and_clear();
+    if args.json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
+    } else {
+        super::print(&calibration(&found, &base).to_text())?;
+    }
+    Ok(match found.end {
+        Some(End::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
+        _ if found.ceiling.lower.is_none() => ExitCode::from(EXIT_INVALID),
+        _ if !found.ceiling.complete => ExitCode::from(EXIT_INCONCLUSIVE),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn calibration(found: &Calibration, base: &RunSpec) -> Report {
+    let time = |ns: Option<f64>| ns.map_or("–".to_owned(), |ns| units::nanoseconds(ns as u64));
+    let rate = |rate: Option<f64>| rate.map_or("–".to_owned(), units::rate);
+    let [middle, tail] = found.response_ns;
+    let row =
+        |name: &str, value: String, more: String| vec![Cell::from(name), Cell::from(value), Cell::from(more)];
+    let spread = |share: f64| format!("±{:.1} % from run to run", 100.0 * share);
+    let at = format!("at {}", units::rate(base.rate_pps));
+    let rows = vec![
+        row(
+            "ceiling",
+            rate(found.ceiling.lower),
+            format!("not VALID, or lost, at {}", rate(found.ceiling.upper)),
+        ),
+        row("lateness of the sender, p99.9", time(found.lateness_p999_ns), at.clone()),
+        row("there and back, p50", time(middle), format!("{at}, {}", spread(found.deviation[0]))),
+        row("there and back, p99", time(tail), format!("{at}, {}", spread(found.deviation[1]))),
+    ];
+    let mut notes: Vec<String> = found.ceiling.note.iter().cloned().collect();
+    notes.push(format!(
+        "datagrams of {} B, {} flows, bursts of {}{}; a limit that is found above 80 % of the ceiling may be the generator's",
+        base.size,
+        base.flows,
+        base.burst,
+        if base.gso { " in one superpacket" } else { "" }
+    ));
+    let table = Table { header: ["generator", "value", ""].map(str::to_owned).into(), rows };
+    let section = Section { table, notes, ..Section::default() };
+    Report { title: "towpath-lab calibrate".to_owned(), notes: Vec::new(), sections: vec![section] }
+}

@@ -1,0 +1,133 @@
+//! What is compared: one value of each run.
+
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+use crate::run::distribution::HIGHEST_NS;
+use crate::run::{Grade, RunResult};
+use crate::units;
+
+/// One value of each run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Metric {
+    /// A quantile of the response latency over what was sent, by name.
+    Quantile(&'static str),
+    /// The largest response latency.
+    Max,
+    /// Share of the sent datagrams that did not come back in time.
+    Loss,
+    /// CPU time of the observed processes per datagram carried one way.
+    Cpu,
+    /// Datagrams that came back per second.
+    Rate,
+}
+
+const NAMES: [(&str, Metric); 10] = [
+    ("p50", Metric::Quantile("p50")),
+    ("p90", Metric::Quantile("p90")),
+    ("p99", Metric::Quantile("p99")),
+    ("p99.9", Metric::Quantile("p99.9")),
+    ("p99.99", Metric::Quantile("p99.99")),
+    ("p99.999", Metric::Quantile("p99.999")),
+    ("max", Metric::Max),
+    ("loss", Metric::Loss),
+    ("cpu/pkt", Metric::Cpu),
+    ("pps", Metric::Rate),
+];
+
+impl Metric {
+    /// As written in rules and tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|entry| entry.1 == self).map_or("", |entry| entry.0)
+    }
+
+    /// Its value in a run: nanoseconds, a share, or datagrams a second.
+    ///
+    /// # Errors
+    /// Why the run has none, with what would give it one.
+    pub fn value(self, run: &RunResult) -> Result<f64, String> {
+        match self {
+            Self::Quantile(name) => {
+                let quantile = run.latency.response.quantile(name);
+                let known = quantile.filter(|quantile| quantile.grade != Grade::Omitted);
+                let known = known.ok_or_else(|| {
+                    format!("fewer than 10 datagrams of a run lie beyond its {name}: longer runs, or a higher rate")
+                })?;
+                // What never came is later than anything that a histogram holds.
+                Ok(known.value_ns.unwrap_or(HIGHEST_NS).max(1) as f64)
+            }
+            Self::Max => {
+                let max = if run.latency.response.lost > 0 {
+                    Some(HIGHEST_NS)
+                } else {
+                    run.latency.response.max_ns
+                };
+                max.map(|ns| ns.max(1) as f64).ok_or_else(|| "nothing came back".to_owned())
+            }
+            Self::Loss => Ok(run.ledger.loss_fraction()),
+            Self::Cpu => run
+                .dut_cpu_ns_per_packet
+                .filter(|&ns| ns > 0.0)
+                .ok_or_else(|| "no process was observed: run with --dut-pid".to_owned()),
+            Self::Rate if run.received_pps > 0.0 => Ok(run.received_pps),
+            Self::Rate => Err("nothing came back".to_owned()),
+        }
+    }
+
+    /// Whether a larger value is better.
+    #[must_use]
+    pub const fn more_is_better(self) -> bool {
+        matches!(self, Self::Rate)
+    }
+
+    /// Whether two sides are compared by their ratio rather than by their difference.
+    #[must_use]
+    pub const fn by_ratio(self) -> bool {
+        !matches!(self, Self::Loss)
+    }
+
+    /// A value with its unit.
+    #[must_use]
+    pub fn text(self, value: f64) -> String {
+        match self {
+            Self::Quantile(_) | Self::Max if value >= HIGHEST_NS as f64 * 0.999 => "lost".to_owned(),
+            Self::Quantile(_) | Self::Max | Self::Cpu => units::nanoseconds(value as u64),
+            Self::Loss => units::share(value),
+            Self::Rate => units::rate(value),
+        }
+    }
+}
+
+impl FromStr for Metric {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = if text == "cpu" { "cpu/pkt" } else { text };
+        NAMES.iter().find(|entry| entry.0 == text).map(|entry| entry.1).ok_or_else(|| {
+            let names: Vec<&str> = NAMES.iter().map(|entry| entry.0).collect();
+            format!("{text:?} is nothing that is compared; known are {}", names.join(", "))
+        })
+    }
+}
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_a_name_that_is_read_back() {
+        for (name, metric) in NAMES {
+            assert_eq!((metric.name(), name.parse()), (name, Ok(metric)));
+        }
+        assert_eq!("cpu".parse(), Ok(Metric::Cpu));
+        assert!("p98".parse::<Metric>().unwrap_err().contains("p99.9, "));
+    }
+}

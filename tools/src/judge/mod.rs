@@ -1,0 +1,25 @@
+//! Whether one side of runs is worse than another: PASS, FAIL or INCONCLUSIVE by rules such as `p99>+5%`, or what differs
+//! where no rule is given.
+//!
+//! ```text
+//!  runs of A ─┐ one value a run        exact permutation      against the rule's limit,
+//!             ├─► and metric ─────────► of the logarithms ───► Holm over all rules ─────► verdict
+//!  runs of B ─┘
+//! ```
+
+mod differences;
+mod group;
+mod metric;
+mod rule;
+mod table;
+mod verdict;
+
+#[cfg(test)]
+mod simulated;
+
+pub use differences::{Difference, Found, differences};
+pub use group::{Group, Side};
+pub use metric::Metric;
+pub use rule::Rule;
+pub use table::{difference_table, notes, verdict_table};
+pub use verdict::{Judgement, Verdict, judge};

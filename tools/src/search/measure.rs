@@ -1,0 +1,112 @@
+//! Trials by real runs, and the search that makes them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+
+use super::machine::{Next, Search};
+use super::trials::Trial;
+use crate::run::clock::monotonic_ns;
+use crate::run::verdict::Validity;
+use crate::run::{Grade, RunResult, RunSpec, run};
+use crate::units;
+
+/// How often a trial that cannot be believed is repeated.
+const REPEATS_MAX: u32 = 3;
+/// Steps of the bar.
+const STEPS: f64 = 1_000.0;
+
+/// How a search ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Every goal is reached or out of reach.
+    Over,
+    /// The time was up.
+    OutOfTime,
+    /// SIGINT or SIGTERM.
+    Interrupted,
+}
+
+/// What becomes of a trial that the generator could not offer as it should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unoffered {
+    /// The search stays below it: the device was not tested.
+    Limits,
+    /// It is a bad trial: the generator is what is tested.
+    IsBad,
+}
+
+/// Runs `search` to its end with the load of `base`, for at most `budget`.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn carry_out(
+    search: &mut Search,
+    base: &RunSpec,
+    budget: Duration,
+    unoffered: Unoffered,
+    stop: &Arc<AtomicBool>,
+    bar: &ProgressBar,
+) -> anyhow::Result<End> {
+    let begin = monotonic_ns();
+    let budget_ns = budget.as_nanos() as u64;
+    for number in 1_u64.. {
+        let Next::Measure { rate, seconds } = search.next_trial() else { return Ok(End::Over) };
+        let spent = (monotonic_ns() - begin) as f64 / budget_ns as f64;
+        if spent >= 1.0 {
+            return Ok(End::OutOfTime);
+        }
+        bar.set_position((STEPS * search.share().max(spent)) as u64);
+        bar.set_message(format!("trial {number}: {} for {seconds:.0} s", units::rate(rate)));
+        let spec = RunSpec {
+            rate_pps: rate,
+            duration: Duration::from_secs_f64(seconds),
+            seed: base.seed.wrapping_add(number),
+            stop: Some(Arc::clone(stop)),
+            ..base.clone()
+        };
+        let mut result = run(&spec, |_| ())?;
+        for _ in 0..REPEATS_MAX {
+            if result.verdict.validity == Validity::Valid
+                || unoffered == Unoffered::IsBad
+                || stop.load(Ordering::Relaxed)
+            {
+                break;
+            }
+            result = run(&spec, |_| ())?;
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Ok(End::Interrupted);
+        }
+        match (result.verdict.validity, unoffered) {
+            (Validity::Valid, _) => search.record(trial(&result, rate, seconds)),
+            (_, Unoffered::Limits) => search.limit(),
+            (_, Unoffered::IsBad) => search.record(Trial { loss: 1.0, ..trial(&result, rate, seconds) }),
+        }
+    }
+    Ok(End::Over)
+}
+
+/// A run as a trial.
+#[must_use]
+pub fn trial(result: &RunResult, rate: f64, seconds: f64) -> Trial {
+    let ledger = &result.ledger;
+    let latency = ["p50", "p90", "p99", "p99.9", "p99.99", "p99.999"].map(|name| {
+        let quantile =
+            result.latency.response.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted);
+        (name, quantile.and_then(|quantile| quantile.value_ns).map(|ns| ns as f64))
+    });
+    let max = result.latency.response.max_ns.filter(|_| ledger.lost + ledger.late == 0);
+    let latency = latency.into_iter().chain([("max", max.map(|ns| ns as f64))]).collect();
+    Trial { latency, ..Trial::new(rate, seconds, ledger.sent, ledger.lost + ledger.late) }
+}
+
+/// A bar for a search that may last `budget`; hidden where standard error is no terminal.
+#[must_use]
+pub fn bar() -> ProgressBar {
+    let bar = crate::progress::bar(1);
+    bar.set_length(STEPS as u64);
+    bar
+}

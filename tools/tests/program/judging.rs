@@ -1,0 +1,306 @@
+//! Commands that make or judge several runs.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tools::format::bundle;
+
+use super::{Reflector, lab, output, short_run};
+
+/// Runs like that in `from`, with one p50 and p99 each, in a directory for each.
+fn side(dir: &Path, from: &Value, p99_ns: &[u64]) -> String {
+    for (index, &p99_ns) in p99_ns.iter().enumerate() {
+        let mut run = from.clone();
+        let quantiles = run["latency"]["response"]["quantiles"].as_array_mut().unwrap();
+        for (quantile, ns) in quantiles.iter_mut().zip([p99_ns / 2, p99_ns * 3 / 4, p99_ns]) {
+            quantile["value_ns"] = ns.into();
+            quantile["grade"] = "solid".into();
+        }
+        run["verdict"] = json!({ "validity": "VALID", "reasons": [], "notes": [] });
+        run["started_unix_ns"] = (index as u64).into();
+        run["interrupted"] = false.into();
+        let dir = dir.join(index.to_string());
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(bundle::RUN_JSON), run.to_string()).unwrap();
+    }
+    dir.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let reflector = Reflector::start("127.0.0.1:0");
+    short_run(&reflector.address, &dir.path().join("run"), &[]);
+    let run: Value =
+        serde_json::from_str(&fs::read_to_string(dir.path().join("run/run.json")).unwrap()).unwrap();
+    let made = |name: &str, p99_ns: &[u64]| side(&dir.path().join(name), &run, p99_ns);
+    let a = made("a", &[50_000, 50_500, 49_500, 50_200, 49_800]);
+    let same = made("same", &[50_100, 50_300, 49_700, 50_000, 49_900]);
+    let worse = made("worse", &[58_000, 57_500, 59_000, 58_200, 57_900]);
+    let wide = made("wide", &[50_000, 56_000, 48_000, 61_000, 51_000]);
+    let gate = |b: &str, more: &[&str]| {
+        let mut arguments = vec!["gate", &a, "--", b, "--fail", "p99>+5%", "--fail", "p50>+5%"];
+        arguments.extend(more);
+        output(&arguments)
+    };
+
+    let (code, text, stderr) = gate(&same, &[]);
+    assert!(code == 0 && text.starts_with("PASS  5 runs of A, 5 of B"), "{code} {text} {stderr}");
+    let (code, text, _) = gate(&worse, &[]);
+    assert!(code == 1 && text.starts_with("FAIL"), "{code} {text}");
+    let (code, text, _) = gate(&wide, &[]);
+    assert!(
+        code == 3 && text.starts_with("INCONCLUSIVE") && text.contains(" a side would decide"),
+        "{code} {text}"
+    );
+    assert_eq!(gate(&wide, &["--inconclusive", "pass"]).0, 0);
+    assert_eq!(gate(&wide, &["--inconclusive", "fail"]).0, 1);
+    assert_eq!(gate(&worse, &["--min-effect", "1ms"]).0, 0);
+
+    let (code, text, _) = gate(&worse, &["--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &json["verdict"], &json["rules"][0]["rule"]), (1, &json!("FAIL"), &json!("p99>+5%")));
+    assert!(json["rules"][0]["estimate"].as_f64().unwrap() > 1.1, "{json}");
+
+    let invalid = dir.path().join("worse/0").join(bundle::RUN_JSON);
+    let text = fs::read_to_string(&invalid).unwrap().replace("\"VALID\"", "\"INVALID\"");
+    fs::write(&invalid, text).unwrap();
+    let (code, text, _) = gate(&worse, &[]);
+    assert!(
+        code == 4 && text.contains("run 1 of B is INVALID") && text.contains("--allow-invalid"),
+        "{code} {text}"
+    );
+    assert_eq!(gate(&worse, &["--allow-invalid"]).0, 1);
+
+    let (code, _, stderr) = output(&["gate", &a, "--", &same]);
+    assert!(code == 2 && stderr.contains("--fail 'p99>+5%'"), "{code} {stderr}");
+    let (code, _, stderr) = output(&["gate", &a, "--", &same, "--fail", "p98>+5%"]);
+    assert!(code == 2 && stderr.contains("p99.9"), "{code} {stderr}");
+    let (code, _, stderr) = output(&["gate", &a, "--", "/nowhere", "--fail", "p99>+5%"]);
+    assert!(code == 1 && stderr.contains("/nowhere"), "{code} {stderr}");
+
+    let (code, text, _) = output(&["compare", &a, "--", &wide]);
+    assert!(code == 0 && text.contains("open"), "{text}");
+    let (code, text, _) = output(&["compare", &a, "--", &worse, "--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let p99 = json["differences"].as_array().unwrap().iter().find(|found| found["metric"] == "p99").unwrap();
+    assert_eq!((code, &p99["found"]), (0, &json!("worse")), "{json}");
+    assert_eq!(json["quantile_ratios"][0]["ratio"], 1.0);
+}
+
+/// Options of runs that are over in a moment.
+const SHORT: [&str; 12] = [
+    "--rate",
+    "1kpps",
+    "--duration",
+    "200ms",
+    "--warmup",
+    "0s",
+    "--drain",
+    "50ms",
+    "--interval",
+    "100ms",
+    "--lateness-limit",
+    "1s",
+];
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn programs_take_turns_and_their_processor_time_is_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let reflector = |port: u16| {
+        format!("127.0.0.1:{port}={} reflect 127.0.0.1:{port}", env!("CARGO_BIN_EXE_towpath-lab"))
+    };
+    let (first, second) = (reflector(free_port()), reflector(free_port()));
+    let mut arguments =
+        vec!["ab", "udp", &first, &second, "--blocks", "2", "--metrics", "p50,cpu/pkt", "--json"];
+    arguments.extend(SHORT);
+    arguments.extend(["--out", out.to_str().unwrap()]);
+    let (code, text, stderr) = output(&arguments);
+    assert!(code == 0 || code == 4, "{code} {text} {stderr}");
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let [p50, cpu] = json[0]["differences"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    assert_eq!(
+        (&p50["side"], &cpu["metric"], &json[0]["runs"]),
+        (&json!("B"), &json!("cpu/pkt"), &json!([2, 2]))
+    );
+    assert!(
+        cpu["estimate"].as_f64().unwrap() > 0.0
+            && p50["why"].as_str().unwrap().contains("a side is the least"),
+        "{json}"
+    );
+    // A B B A or B A A B, whichever the seed says.
+    let started = |side: &str, run: &str| bundle::read(&out.join(side).join(run)).unwrap().started_unix_ns;
+    let a_first = started("A", "01") < started("B", "01");
+    assert_eq!(a_first, started("A", "02") > started("B", "02"));
+
+    let (code, _, stderr) = output(&arguments);
+    assert!(code == 2 && stderr.contains("exists already"), "{code} {stderr}");
+    let missing = format!("127.0.0.1:{}=/nowhere/at-all", free_port());
+    let (code, _, stderr) =
+        output(&["ab", "udp", &first, &missing, "--blocks", "1", "--duration", "100ms", "--drain", "50ms"]);
+    assert!(
+        code == 5 && stderr.contains("/nowhere/at-all") && stderr.contains("not found"),
+        "{code} {stderr}"
+    );
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test waits for a program")]
+fn an_interrupt_keeps_the_runs_that_are_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (Reflector::start("127.0.0.1:0"), Reflector::start("127.0.0.1:0"));
+    let out = dir.path().join("out");
+    let mut arguments =
+        vec!["ab", "udp", &a.address, &b.address, "--blocks", "1000", "--out", out.to_str().unwrap()];
+    arguments.extend(SHORT);
+    let child = lab(&arguments).spawn().unwrap();
+    let begin = Instant::now();
+    while !(out.join("A/01/run.json").exists() && out.join("B/01/run.json").exists()) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no runs");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("interrupted") && text.contains("p50"), "{text}");
+    bundle::read(&out.join("A/01")).unwrap();
+}
+
+#[test]
+fn a_target_beside_itself_shows_the_noise_that_the_gate_then_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    let reflector = Reflector::start("127.0.0.1:0");
+    let out = dir.path().join("aa");
+    let mut arguments = vec![
+        "aa",
+        "udp",
+        &reflector.address,
+        "--runs",
+        "7",
+        "--per-side",
+        "3",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    arguments.extend(SHORT);
+    let (code, text, stderr) = output(&arguments);
+    assert!(code == 0 || code == 4, "{code} {text} {stderr}");
+    assert!(text.contains("found 9 in 10") && text.contains("3 runs a side, 16 ways"), "{text}");
+    let (runs, noise) = (out.join("A"), out.join("aa.json"));
+    let (runs, noise) = (runs.to_str().unwrap(), noise.to_str().unwrap());
+    let arguments = ["gate", runs, "--", runs, "--fail", "p50>+5%", "--noise", noise, "--allow-invalid"];
+    let (_, text, stderr) = output(&arguments);
+    assert!(text.contains("noise of this host") && text.contains("3 runs a side find"), "{text} {stderr}");
+    assert_eq!(output(&["aa", "udp", &reflector.address, "--runs", "5", "--per-side", "3"]).0, 2);
+}
+
+#[test]
+fn a_search_has_bounds_and_says_what_no_loss_means() {
+    let reflector = Reflector::start("127.0.0.1:0");
+    let search = |more: &[&str]| {
+        let mut arguments = vec![
+            "search",
+            "udp",
+            &reflector.address,
+            "--goal",
+            "slo:p50<10s/exceed:50%/100ms:100ms",
+            "--max",
+            "2kpps",
+        ];
+        arguments.extend([
+            "--width",
+            "30%",
+            "--warmup",
+            "0s",
+            "--drain",
+            "50ms",
+            "--interval",
+            "100ms",
+            "--lateness-limit",
+            "1s",
+        ]);
+        arguments.extend(more);
+        output(&arguments)
+    };
+    let (code, text, stderr) = search(&[]);
+    assert!(code == 0 || code == 4, "{code} {text} {stderr}");
+    if code == 0 {
+        assert!(text.contains("2.00 kpps") && text.contains("at least that"), "{text}");
+        assert!(text.contains("loss < 3/"), "{text}");
+    }
+    let (code, text, stderr) = search(&["--budget", "0s", "--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &json["found"][0]["lower"]), (3, &Value::Null), "{json} {stderr}");
+    assert!(json["found"][0]["note"].as_str().unwrap().contains("undecided"), "{json}");
+    let (code, _, stderr) = search(&["--from", "3kpps"]);
+    assert!(code == 2 && stderr.contains("nothing to search"), "{code} {stderr}");
+}
+
+#[test]
+fn a_sweep_has_a_row_for_each_load_and_a_calibration_one_for_each_figure() {
+    let dir = tempfile::tempdir().unwrap();
+    let reflector = Reflector::start("127.0.0.1:0");
+    let page = dir.path().join("sweep.html");
+    let mut arguments =
+        vec!["sweep", "udp", &reflector.address, "--of", "8kpps", "--points", "0,50,110", "--blocks", "1"];
+    arguments.extend(&SHORT[2..]);
+    arguments.extend(["--html", page.to_str().unwrap()]);
+    let (code, text, stderr) = output(&arguments);
+    assert!(code == 0 || code == 4, "{code} {text} {stderr}");
+    for row in ["│ 0 % ", "│ 50 % ", "│ 110 % ", "8.80 kpps", "█"] {
+        assert!(text.contains(row), "{row}: {text}");
+    }
+    assert!(fs::read_to_string(page).unwrap().contains("<polyline"));
+
+    let mut arguments = vec!["calibrate", "--budget", "0s"];
+    arguments.extend(SHORT);
+    let (code, text, stderr) = output(&arguments);
+    assert!(
+        (code == 3 || code == 4) && text.contains("lateness of the sender") && text.contains("undecided"),
+        "{code} {text} {stderr}"
+    );
+}
+
+#[test]
+fn our_own_designs_are_compared_in_a_network_of_their_own() {
+    let mut arguments = vec!["ab", "--io", "suspend,drop", "--blocks", "1", "--json", "--flows", "2"];
+    arguments.extend(SHORT);
+    let (code, text, stderr) = output(&arguments);
+    assert!(code == 0 || code == 4, "{code} {text} {stderr}");
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let tables = json.as_array().unwrap();
+    let left_out = tables[0]["notes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|note| note.as_str().unwrap().contains("left out: tunnel"));
+    assert_eq!(tables.len(), if left_out { 1 } else { 2 }, "{json}");
+    if left_out {
+        super::left_out("designs through a tunnel: user namespaces and /dev/net/tun, see README");
+    }
+    for table in tables {
+        let cpu = table["differences"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|found| found["metric"] == "cpu/pkt")
+            .unwrap();
+        assert!(cpu["estimate"].as_f64().unwrap() > 0.0 && cpu["side"] == "drop", "{table}");
+        assert_eq!(table["runs"], json!([1, 1]));
+    }
+    let (code, _, stderr) = output(&["ab", "--io", "uring"]);
+    assert!(code == 2 && stderr.contains("uring,suspend"), "{code} {stderr}");
+    let (code, _, stderr) = output(&["ab", "udp", "127.0.0.1:9"]);
+    assert!(code == 2 && stderr.contains("two targets"), "{code} {stderr}");
+}
