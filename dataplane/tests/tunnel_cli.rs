@@ -69,8 +69,10 @@ fn public_keys_are_those_of_rfc_7748() {
 #[test]
 fn a_bare_name_is_not_looked_for_where_anybody_may_write() {
     let directory = tempfile::tempdir().unwrap();
-    let trap =
-        format!("[Interface]\nPrivateKey = {PRIVATE}\nPreUp = touch {}/ran\n", directory.path().display());
+    let trap = format!(
+        "[Interface]\nPrivateKey = {PRIVATE}\nPreUp = touch {}/ran; false\n",
+        directory.path().display()
+    );
     for name in ["towplanted", "tow.planted"] {
         std::fs::write(directory.path().join(name), &trap).unwrap();
         let mut command = Command::new(TOWPATH);
