@@ -15,6 +15,7 @@ mod steward;
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
@@ -155,8 +156,9 @@ impl Host {
         let theirs = Arc::clone(&finished);
         // Owns the work; ends when that is done, or with the process.
         std::thread::Builder::new().name("towpath-beside".to_owned()).spawn(move || {
+            let done = catch_unwind(AssertUnwindSafe(work));
             // Nobody waits any more after a signal, here and below.
-            let _ = sender.send(work());
+            let _ = sender.send(done.ok());
             let _ = rustix::io::write(&*theirs, &1_u64.to_ne_bytes());
         })?;
         loop {
@@ -164,9 +166,12 @@ impl Host {
                 return Err(io::Error::new(io::ErrorKind::Interrupted, "ended by a signal to this program"));
             }
             match result.try_recv() {
-                Ok(result) => return Ok(result),
+                Ok(Some(result)) => return Ok(result),
                 Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => return Err(io::Error::other("a thread has failed")),
+                // It has said why.
+                Ok(None) | Err(TryRecvError::Disconnected) => {
+                    return Err(io::Error::other("what was done beside has failed"));
+                }
             }
             let mut fds = [self.signals.fd().as_fd(), finished.as_fd()]
                 .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
