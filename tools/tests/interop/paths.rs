@@ -12,20 +12,21 @@ use super::world::{Process, World, enter, keys, sh, try_sh};
 const RELAY: [&str; 4] = ["--realm", "test", "--allow-peer", "10.2.0.0/24"];
 
 /// Two ends of a tunnel, of which the first knows the relay.
-struct Pair {
+pub(super) struct Pair {
     name: &'static str,
     /// The network inside.
     inside: u8,
-    a: (String, String),
-    b: (String, String),
+    /// Keys: private and public.
+    pub a: (String, String),
+    pub b: (String, String),
 }
 
 impl Pair {
-    fn new(name: &'static str, inside: u8) -> Self {
+    pub fn new(name: &'static str, inside: u8) -> Self {
         Self { name, inside, a: keys(), b: keys() }
     }
 
-    fn a(&self, world: &World, interface: &str, peer: &str) -> PathBuf {
+    pub fn a(&self, world: &World, interface: &str, peer: &str) -> PathBuf {
         let Self { name, inside, a, b } = self;
         let text = format!(
             "[Interface]\nPrivateKey = {}\nAddress = 10.{inside}.0.1/24\n{interface}\n[Peer]\nPublicKey = {}\n\
@@ -35,7 +36,7 @@ impl Pair {
         world.file(&format!("{name}a.conf"), &text)
     }
 
-    fn b(&self, world: &World, address: &str) -> PathBuf {
+    pub fn b(&self, world: &World, address: &str) -> PathBuf {
         let Self { name, inside, a, b } = self;
         let text = format!(
             "[Interface]\nPrivateKey = {}\nListenPort = 518{inside}\n{address}\n[Peer]\nPublicKey = {}\n\
@@ -47,7 +48,7 @@ impl Pair {
 }
 
 /// The lines about a relay on the usual port, and that relay, which knows `user` and its password.
-fn relay(world: &World, flags: &[&str]) -> (String, Process) {
+pub(super) fn relay(world: &World, flags: &[&str]) -> (String, Process) {
     let password = world.file("password", "secret\n");
     world.file("users", "user:secret\n");
     let lines = format!(

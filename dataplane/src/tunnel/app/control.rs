@@ -15,7 +15,7 @@ use crate::ingress::{Ingress, Source};
 use crate::sys::daemon::Notice;
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::marking::Marking;
-use crate::tunnel::paths::Policy;
+use crate::tunnel::paths::Paths;
 use crate::tunnel::{Path, PeerConfig, PeerIndex, setup};
 use crate::uapi::answer::{self, Part};
 use crate::uapi::server::ClientId;
@@ -273,7 +273,10 @@ impl App {
                 self.tunnel.set_preshared_key(peer, key.as_deref().cloned());
             }
             (&Change::Endpoint(address), Subject::Peer(peer)) => {
-                self.outside.names.forget(peer);
+                if let Some(view) = self.tunnel.view(peer) {
+                    let current = view.path.map(|path| path.remote());
+                    self.outside.names.was_told(peer, view.public_key, address, current);
+                }
                 self.set_endpoint(peer, address, now);
             }
             (Change::Ticket(ticket), Subject::Peer(peer)) => self.take_ticket(peer, ticket, now)?,
@@ -309,6 +312,10 @@ impl App {
             self.binding.listen_port = port;
             return Ok(Step::Done { cost: 1 });
         }
+        // What `wg setconf` and `wg syncconf` say of a file without ListenPort is no wish for another one.
+        if self.relay.is_some() && port == 0 {
+            return Ok(Step::Done { cost: 1 });
+        }
         if self.relay.is_some() {
             tracing::warn!(
                 "the relay knows this tunnel by its port: change ListenPort in the file and start again"
@@ -337,8 +344,8 @@ impl App {
 
     fn add_peer(&mut self, key: PublicKey, now: Instant) -> PeerIndex {
         let index = self.tunnel.add_peer(&new_peer(key), now);
-        if self.relay.is_some() {
-            self.tunnel.choose_paths(index, Policy::Auto, false, now);
+        if let Some(relay) = &self.relay {
+            self.tunnel.choose_paths(index, relay.policy_of(&key), false, now);
         }
         index
     }
@@ -368,12 +375,19 @@ impl App {
             }
             return;
         };
-        if relay.peer(index) == Some(address) {
-            return;
+        let paths = self.tunnel.paths(index);
+        let allows = |path| paths.is_none_or(|paths| paths.allows(path));
+        let (direct, relayed) = (Path::Direct { to: address, from: None }, Path::Relayed { peer: address });
+        // The direct way may have followed the peer to where it no longer is.
+        let goes_direct = allows(direct) && paths.and_then(Paths::direct) != Some(address);
+        let goes_relayed = allows(relayed) && relay.peer(index) != Some(address);
+        if goes_direct {
+            self.tunnel.set_direct(index, address, now);
         }
-        let bound = relay.set_peer(index, address, now);
-        self.tunnel.set_direct(index, address, now);
-        self.tunnel.set_relayed(index, bound.then_some(Path::Relayed { peer: address }), now);
+        if goes_relayed {
+            let bound = relay.set_peer(index, address, now);
+            self.tunnel.set_relayed(index, bound.then_some(relayed), now);
+        }
     }
 }
 

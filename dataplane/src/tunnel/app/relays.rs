@@ -12,6 +12,7 @@ use super::stream::{Carrier, RelayStream};
 use crate::config::{Credentials, Login};
 use crate::stun::AddressFamily;
 use crate::tunnel::PeerIndex;
+use crate::tunnel::key::PublicKey;
 use crate::tunnel::paths::Policy;
 use crate::turn::{Client, ClientConfig, Input};
 
@@ -43,8 +44,8 @@ pub struct RelayPlan {
     pub choices: Vec<RelayChoice>,
     /// Which peer is reached over them at which address.
     pub peers: Vec<(PeerIndex, SocketAddr)>,
-    /// By which ways each peer may be reached.
-    pub policies: Vec<(PeerIndex, Policy)>,
+    /// By which ways each peer may be reached; one that is removed and made again is known by its key.
+    pub policies: Vec<(PeerIndex, PublicKey, Policy)>,
     /// The family of the relayed address.
     pub family: Option<AddressFamily>,
     /// For the TURN client; random.
@@ -119,7 +120,13 @@ impl Relay {
     /// By which ways each peer may be reached, and whether it waits for a channel.
     pub(super) fn policies(&self) -> impl Iterator<Item = (PeerIndex, Policy, bool)> {
         let has_address = |index| self.plan.peers.iter().any(|(peer, _)| *peer == index);
-        self.plan.policies.iter().map(move |&(index, policy)| (index, policy, has_address(index)))
+        self.plan.policies.iter().map(move |&(index, _, policy)| (index, policy, has_address(index)))
+    }
+
+    /// By which ways the peer with this key may be reached, as the configuration has it.
+    pub(super) fn policy_of(&self, key: &PublicKey) -> Policy {
+        let of_key = self.plan.policies.iter().find(|(_, known, _)| known == key);
+        of_key.map(|&(_, _, policy)| policy).unwrap_or_default()
     }
 
     /// Whether all peers that can be called have to wait for the relay.
