@@ -5,7 +5,8 @@
 //! keepalives) leave through [`Tunnel::poll_transmit`]; drain it after every input. Packets that had to wait for a
 //! handshake leave through [`Tunnel::poll_staged`].
 //!
-//! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of received cookies.
+//! The caller's clock decides everything but the time stamps of initiations, which are of the time of day, and that sessions grow
+//! old while the machine sleeps: see [`noise::World`].
 
 pub mod app;
 pub mod key;
@@ -20,7 +21,6 @@ pub mod ticket;
 
 mod change;
 mod incoming;
-mod keys;
 mod limiter;
 mod looped;
 mod missing;
@@ -48,7 +48,7 @@ use self::key::{PublicKey, SecretKey};
 use self::limiter::Limiter;
 use self::looped::Outside;
 pub use self::looped::RelayServer;
-use self::noise::{CONTROL_LEN, Identity};
+use self::noise::{CONTROL_LEN, Identity, World};
 use self::paths::PathFigures;
 use self::peer::Passed;
 pub use self::peer::{Path, PeerConfig, PeerStats};
@@ -102,6 +102,7 @@ impl Transmit {
 /// A WireGuard endpoint.
 pub struct Tunnel {
     identity: Identity,
+    world: World,
     /// The key that the identity is made of, or none.
     private_key: Option<SecretKey>,
     cookie_secret: [u8; 32],
@@ -145,6 +146,7 @@ impl Tunnel {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
         let mut tunnel = Self {
             identity: Identity::new(&config.private_key, &config.cookie_secret),
+            world: World::system(),
             private_key: Some(config.private_key.clone()).filter(|key| !key.is_zero()),
             cookie_secret: config.cookie_secret,
             running: true,
@@ -222,8 +224,8 @@ impl Tunnel {
     /// Where packets for `peer` can be sent to at once; `None` when they have to be staged.
     pub fn ready(&mut self, peer: PeerIndex, now: Instant) -> Option<Path> {
         let peer = self.peers.get_mut(peer)?;
-        peer.forget_outlived(&self.identity, now);
-        peer.keys.usable(now)?;
+        peer.forget_outlived(&self.world, now);
+        peer.noise.usable(now)?;
         peer.path
     }
 
@@ -234,7 +236,7 @@ impl Tunnel {
         let Some(peer) = self.peers.get_mut(index) else {
             return false;
         };
-        if !peer.keys.seal(packet, out, now) {
+        if !peer.noise.seal(packet, out, now) {
             return false;
         }
         peer.stats.sent_packets += 1;
@@ -276,7 +278,7 @@ impl Tunnel {
                 self.unstaging.pop_front();
                 continue;
             };
-            let usable = peer.keys.usable(now).is_some() && peer.path.is_some();
+            let usable = peer.noise.usable(now).is_some() && peer.path.is_some();
             if usable
                 && let Some(packet) = peer.staged.pop(&mut self.staged_bytes)
                 && out.copy_from(&packet).is_some()

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::key::{PublicKey, SecretKey};
-use super::keys::Keys;
-use super::noise::Identity;
+use super::noise::{Noise, World};
 use super::path_mtu::PathMtu;
 use super::paths::{PathFigures, Paths};
 use super::staged::Staged;
@@ -132,7 +131,7 @@ impl PeerStats {
 /// One peer.
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
-    pub(super) keys: Keys,
+    pub(super) noise: Noise,
     /// When its sessions are from: see [`super::Tunnel`].
     pub(super) epoch: u64,
     /// The prefixes that are routed to it, and to nobody else.
@@ -166,14 +165,14 @@ pub(super) enum Passed {
 
 impl Peer {
     /// Without allowed IPs, which are given to it one by one.
-    pub(super) fn new(config: &PeerConfig, keys: Keys, epoch: u64, now: Instant) -> Self {
+    pub(super) fn new(config: &PeerConfig, noise: Noise, epoch: u64, now: Instant) -> Self {
         let mut timers = Timers::new(config.persistent_keepalive);
         if config.path.is_some() {
             timers.persistent_now(now);
         }
         Self {
             public_key: config.public_key,
-            keys,
+            noise,
             epoch,
             allowed_ips: BTreeSet::new(),
             timers,
@@ -230,28 +229,28 @@ impl Peer {
         }
     }
 
-    /// Wipes all sessions; handshakes from now on are made as `identity`. Whether there could be any.
-    pub(super) fn end_sessions(&mut self, identity: &Identity) -> bool {
+    /// Wipes all sessions and what is kept of handshakes. Whether there could be any.
+    pub(super) fn end_sessions(&mut self) -> bool {
         self.timers.stop_handshake();
         self.noted = None;
-        self.keys.forget_sessions(identity)
+        self.noise.rest()
     }
 
     /// All sessions have expired: wipes them, and lets go of what is kept for them unless a handshake is under way.
-    pub(super) fn rest(&mut self, identity: &Identity) {
+    pub(super) fn rest(&mut self) {
         if self.timers.handshake_in_progress() {
-            self.keys.forget_sessions(identity);
+            self.noise.forget_sessions();
         } else {
-            self.keys.rest(identity);
+            self.noise.rest();
         }
     }
 
     /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.
-    pub(super) fn forget_outlived(&mut self, identity: &Identity, now: Instant) {
+    pub(super) fn forget_outlived(&mut self, world: &World, now: Instant) {
         const INTERVAL: Duration = Duration::from_secs(1);
         if now >= self.next_age_check {
             self.next_age_check = now + INTERVAL;
-            self.keys.forget_outlived(identity);
+            self.noise.forget_outlived(world, now);
         }
     }
 }

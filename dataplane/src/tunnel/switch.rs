@@ -119,7 +119,7 @@ impl Tunnel {
             (None, Some(_)) => {
                 peer.awaits_path = false;
                 peer.timers.persistent_now(now);
-                if peer.keys.usable(now).is_some() {
+                if peer.noise.usable(now).is_some() {
                     self.unstage(index);
                 } else if !peer.staged.is_empty() {
                     self.start_handshake(index, now);
@@ -158,7 +158,7 @@ impl Tunnel {
     fn announce(&mut self, index: PeerIndex, path: Path, now: Instant) {
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let has_session = peer.keys.seal(&[], &mut bytes[..DATA_OVERHEAD], now);
+        let has_session = peer.noise.seal(&[], &mut bytes[..DATA_OVERHEAD], now);
         let wanted = has_session || !peer.staged.is_empty() || peer.timers.handshake_in_progress();
         if has_session {
             peer.timers.anything_sent(now);

@@ -270,7 +270,7 @@ impl App {
                 };
             }
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
-                self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
+                self.tunnel.set_preshared_key(peer, key.as_deref().cloned());
             }
             (&Change::Endpoint(address), Subject::Peer(peer)) => {
                 self.outside.names.forget(peer);
