@@ -78,9 +78,9 @@ impl Tunnel {
         self.routes.find(address).is_some()
     }
 
-    /// A peer that chooses between ways says where it may be reached directly, and until when. Addresses that are routed into the tunnel are
-    /// left out, unless the `marked` datagrams that leave our sockets are routed otherwise: they would reach the peer, by the
-    /// tunnel itself.
+    /// A peer that chooses between ways says where it may be reached directly, and until when. Addresses that are routed into
+    /// the tunnel are left out, unless the `marked` datagrams that leave our sockets are routed otherwise: they would reach
+    /// the peer, by the tunnel itself.
     pub fn set_candidates(
         &mut self,
         index: PeerIndex,

@@ -314,7 +314,7 @@ impl Client {
     }
 
     /// A Data indication (RFC 8656 section 11.4); from a peer without permission it is not believed.
-    fn handle_data_indication(&mut self, datagram: &[u8], message: &Message<'_>) -> Input {
+    fn handle_data_indication(&self, datagram: &[u8], message: &Message<'_>) -> Input {
         let (Ok(Some(peer)), Some(data)) = (message.xor_peer_address(), message.data()) else {
             return Input::Ignored(Cause::MalformedOuter);
         };

@@ -1,6 +1,6 @@
 //! The direct way while the relay is in use: how it is asked, and when it is taken back.
 //!
-//! A peer has room for the answers to two initiations of ours, and drops one that comes soon after another. So two are
+//! Of our initiations only the last two can still be answered, and a peer drops one that comes soon after another. So two are
 //! asked with a little time between them, first of all the way that is known to have worked, and the next two when these can be
 //! taken not to answer.
 
