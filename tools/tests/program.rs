@@ -285,6 +285,11 @@ fn an_interrupted_run_keeps_and_marks_what_it_has() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let result = bundle::read(dir.path()).unwrap();
     assert!(result.interrupted && result.ledger.balances());
+    assert!(
+        result.ledger.unsent > result.ledger.sent,
+        "what was not sent any more is unsent: {:?}",
+        result.ledger
+    );
     assert!(result.ledger.received > 0 && result.ledger.sent < 10_000, "{:?}", result.ledger);
     assert!(result.measured_s < 20.0, "{}", result.measured_s);
 }

@@ -86,9 +86,10 @@ impl Args {
 /// Reflects, then prints the counts.
 pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = args.plan()?;
-    let journal = args.journal(&plan)?;
     let stop = super::stop_flag()?;
     let reflector = Reflector::bind(&args.addresses)?;
+    // Not before: a port that is taken must not cost the log of the last run.
+    let journal = args.journal(&plan)?;
     let _echo = args.tcp.then(|| Echo::bind(&reflector.local_addrs())?.start()).transpose()?;
     if !args.json {
         for address in reflector.local_addrs() {

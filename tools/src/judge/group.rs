@@ -48,6 +48,14 @@ impl Group {
             }
         }
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
+        // Runs are the sample: one that counts twice makes the rest look surer than it is.
+        if let Some(twice) = runs.windows(2).find(|pair| pair[0].run_id == pair[1].run_id) {
+            return Err(Problem::Usage(format!(
+                "run {} of {name} (started {}) is given twice; name each run once",
+                twice[0].run_id, twice[0].started
+            ))
+            .into());
+        }
         Ok(Self { name: name.to_owned(), runs })
     }
 

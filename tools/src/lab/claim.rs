@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use dataplane::drops::Cause;
+
 use crate::run::RunResult;
 use crate::units;
 
@@ -79,8 +81,10 @@ impl FromStr for Claim {
         let found = RELATIONS.iter().find_map(|&(sign, relation)| Some((text.split_once(sign)?, relation)));
         let ((figure, value), relation) = found.ok_or_else(form)?;
         let (figure, value) = (figure.trim(), value.trim());
-        let is_cause =
-            figure.split_once(':').is_some_and(|(server, cause)| !server.is_empty() && !cause.is_empty());
+        let is_cause = figure.split_once(':').is_some_and(|(server, cause)| {
+            let packets = cause.strip_suffix("_skbs").unwrap_or(cause);
+            !server.is_empty() && Cause::ALL.iter().any(|cause| cause.name() == packets)
+        });
         let number = || value.parse::<f64>().ok().filter(|number| number.is_finite());
         let value = if LATENCIES.contains(&figure) {
             let time = humantime::parse_duration(value);
@@ -108,7 +112,11 @@ impl Claim {
     #[must_use]
     pub fn judge(&self, result: &RunResult) -> (bool, String) {
         let Some(found) = self.found(result) else {
-            return (false, "too few datagrams came back to say".to_owned());
+            return (
+                false,
+                "nobody can say: too few datagrams came back, some were lost, or no server was asked"
+                    .to_owned(),
+            );
         };
         let shown = if LATENCIES.contains(&self.figure.as_str()) {
             units::nanoseconds(found as u64)
@@ -134,13 +142,18 @@ impl Claim {
             "refused" => ledger.refused,
             "unsent" => ledger.unsent,
             "loss" => return Some(ledger.loss_fraction()),
+            // Without a server's own counts everything that was lost is under `path`.
+            "unexplained" if !result.account.asked => return None,
             "unexplained" => return Some(result.account.unexplained as f64),
+            // What was lost has no latency, and no mean or maximum can leave it out.
+            "mean" | "max" if ledger.lost + ledger.late > 0 => return None,
             "mean" => return (response.count > 0).then_some(response.mean_ns),
             "max" => return response.max_ns.map(|ns| ns as f64),
             // A share of the datagrams that were lost has no latency: it is infinite.
             name if LATENCIES.contains(&name) => {
                 return response.quantile(name)?.value_ns.map(|ns| ns as f64);
             }
+            cause if cause.contains(':') && !result.account.asked => return None,
             cause => result.account.lost_by(cause),
         };
         Some(count as f64)

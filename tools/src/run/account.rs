@@ -77,9 +77,9 @@ impl Account {
             servers.iter().flat_map(of)
         };
         // Packets first: what is counted in superpackets is known less well.
-        let mut excess = 0;
+        let mut excess = 0_u64;
         for (cause, count) in of_servers().filter(|(cause, _)| !cause.ends_with(SKBS)) {
-            excess += count - take(count);
+            excess = excess.saturating_add(count - take(count));
             causes.push(counted(&cause, count));
         }
         let mut in_skbs = vec![("own-rx".to_owned(), own.receive_skbs)];

@@ -179,6 +179,19 @@ impl Arrivals {
     }
 }
 
+impl Arrivals {
+    /// As [`Arrivals::close`] for what the sender sent: intended is what the schedule has, whatever the sender says of itself.
+    #[must_use]
+    pub fn close_scheduled(&self, sent: &[Sent]) -> (Vec<Ledger>, Ledger) {
+        let (mut by_flow, mut total) = self.close(sent);
+        for (ledger, flow) in by_flow.iter_mut().zip(&self.flows) {
+            ledger.intended = flow.intended;
+        }
+        total.intended = self.flows.iter().map(|flow| flow.intended).sum();
+        (by_flow, total)
+    }
+}
+
 impl Flow {
     fn close(&self, sent: &Sent) -> Ledger {
         Ledger {

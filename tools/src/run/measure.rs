@@ -234,9 +234,9 @@ struct Ledgers {
 
 /// Balances what arrived against what was sent, on each leg.
 fn ledgers(outcome: &Outcome, receiver: &Receiver, peer: Option<&Books>) -> Ledgers {
-    let (by_flow, mut round) = receiver.arrivals.close(&outcome.sent);
+    let (by_flow, mut round) = receiver.arrivals.close_scheduled(&outcome.sent);
     let Some(peer) = peer else { return Ledgers { by_flow, round, up: None, down: None } };
-    let (_, up) = peer.arrivals.close(&outcome.sent);
+    let (_, up) = peer.arrivals.close_scheduled(&outcome.sent);
     let (_, mut down) = receiver.arrivals.close(&peer.sent);
     // By sequence number the way back would be charged for what the way there overtook.
     down.reordered = receiver.down_reordered;

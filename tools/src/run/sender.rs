@@ -161,8 +161,8 @@ impl<O: Outlet> Sender<'_, O> {
         let mut schedule = Schedule::new(self.spec, phase as u64 - 1, end_ns - start_ns);
         while let Some(burst) = schedule.next_burst() {
             let leave_ns = start_ns + burst.leave_ns();
-            let Some(now) = self.wait_until(leave_ns)? else { break };
-            if now > end_ns + OVERTIME_NS {
+            // Interrupted, or too late.
+            if self.wait_until(leave_ns)?.is_none_or(|now| now > end_ns + OVERTIME_NS) {
                 self.tally.give_up(&burst);
                 while let Some(burst) = schedule.next_burst() {
                     self.tally.give_up(&burst);
