@@ -5,10 +5,12 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use dataplane::drops::Cause;
 use dataplane::egress::{Class, Flush, Target};
+use dataplane::sys::socket;
 use dataplane::sys::tun::Offloads;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
 use support::designs::{Design, Rule, Scenario, Subject, run};
@@ -304,7 +306,7 @@ impl Scenario for DeviceWithoutSuperpackets {
         let any = || UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default());
         let (device, far) = (any().expect("socket"), any().expect("socket"));
         rustix::net::connect(device.fd(), &far.local_addr()).expect("connected");
-        device.cut_writes(PIECE).expect("UDP_SEGMENT");
+        socket::cut_writes(device.fd().as_fd(), PIECE).expect("UDP_SEGMENT");
         let offloads = Offloads { checksum: true, tso: true, uso: true, bare: false };
         let port = egress.add_device(device.fd().clone(), offloads).expect("port");
         let written = VIRTIO_HEADER + flows::INNER + LEN;

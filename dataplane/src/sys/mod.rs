@@ -18,7 +18,7 @@ pub mod receive_ring;
 pub mod ring;
 pub mod signal;
 pub mod slab;
-mod socket;
+pub mod socket;
 pub mod spawn;
 pub mod steering;
 pub mod tun;

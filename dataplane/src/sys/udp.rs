@@ -194,16 +194,6 @@ impl UdpSocket {
         socket::set_option(self.fd.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
     }
 
-    /// Has the kernel cut whatever is written into datagrams of `size` bytes (UDP_SEGMENT of udp(7)). It refuses what would be
-    /// more than 128 of them (64 before Linux 6.9) with EINVAL: what a device does that takes packets and no superpackets can be
-    /// seen on a connected socket.
-    ///
-    /// # Errors
-    /// What setsockopt(2) answers.
-    pub fn cut_writes(&self, size: u16) -> io::Result<()> {
-        socket::set_option(self.fd.as_fd(), libc::IPPROTO_UDP, libc::UDP_SEGMENT, size.into())
-    }
-
     /// Receives no superpackets from now on (UDP_GRO), as [`UdpOptions::gro`] has it at first.
     ///
     /// # Errors
