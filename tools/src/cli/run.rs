@@ -189,7 +189,7 @@ fn progress_bar(spec: &RunSpec) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(1_000);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} %") {
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} % {eta} left") {
         bar.set_style(style);
     }
     bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
