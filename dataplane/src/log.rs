@@ -47,8 +47,7 @@ pub fn init(format: LogFormat, default_level: LevelFilter) {
 
 /// The filter that `variable` (the content of RUST_LOG) asks for, and what was wrong with it.
 fn filter(variable: &str, default_level: LevelFilter) -> (EnvFilter, Option<String>) {
-    // boringtun logs its timers as errors without naming a peer; the tunnel reports them itself.
-    let default = || EnvFilter::new(format!("{default_level},boringtun=off"));
+    let default = || EnvFilter::new(default_level.to_string());
     if variable.trim().is_empty() {
         return (default(), None);
     }

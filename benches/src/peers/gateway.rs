@@ -48,6 +48,8 @@ pub struct Measured {
 
 /// A far end.
 struct Far {
+    identity: Identity,
+    world: noise::World,
     noise: Noise,
     inside: Ipv4Addr,
     address: IpAddr,
@@ -112,8 +114,9 @@ pub fn measure(world: &World, peers: usize) -> anyhow::Result<Measured> {
     let mut ends: Vec<Far> = (0..)
         .zip(&keys)
         .map(|(number, key)| Far {
-            // Every end has its own; here they need not be kept.
-            noise: Noise::new(&Identity::new(key, &[7; 32]), public, None, number),
+            identity: Identity::new(key, &[7; 32]),
+            world: noise::World::system(),
+            noise: Noise::new(public, None, number),
             inside: inside(number),
             address: addresses[number as usize / AT_ONE_ADDRESS],
             done: false,
@@ -214,7 +217,8 @@ impl Far {
 
     fn initiate(&mut self, socket: &UdpSocket) -> anyhow::Result<()> {
         let mut message = [0; CONTROL_LEN];
-        let len = self.noise.initiate(&mut message).context("no initiation")?;
+        let Self { identity, world, noise, .. } = self;
+        let len = noise.initiate(identity, world, &mut message, now()).context("no initiation")?;
         self.send(socket, &message[..len])
     }
 
@@ -222,12 +226,13 @@ impl Far {
     fn receive(&mut self, datagram: &[u8], socket: &UdpSocket) -> anyhow::Result<bool> {
         let mut message = [0; CONTROL_LEN];
         if datagram.len() == COOKIE_REPLY {
-            if self.noise.handle_cookie_reply(datagram).is_ok() {
+            if self.noise.handle_cookie_reply(datagram, now()).is_ok() {
                 self.initiate(socket)?;
             }
             return Ok(false);
         }
-        let Ok(len) = self.noise.handle_response(datagram, &mut message, now()) else {
+        let Self { identity, world, noise, .. } = self;
+        let Ok(len) = noise.handle_response(identity, world, datagram, &mut message, now()) else {
             // To an initiation that was sent again.
             return Ok(false);
         };

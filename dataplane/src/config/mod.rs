@@ -82,6 +82,12 @@ pub struct Config {
 pub struct Password(Zeroizing<String>);
 
 impl Password {
+    /// For tests; others read it from a file.
+    #[cfg(test)]
+    pub(crate) fn new(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+
     /// The password, for the protocol.
     #[must_use]
     pub fn expose(&self) -> &str {

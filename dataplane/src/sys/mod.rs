@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 pub mod address;
+pub mod clock;
 pub mod daemon;
 pub mod error_queue;
 pub mod message;

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use rand_xoshiro::rand_core::Rng as _;
 
 use super::key::{KEY_LEN, PublicKey, SecretKey};
-use super::keys::Keys;
-use super::noise::{Identity, PEER_TAG_BITS};
+use super::noise::{Identity, Noise, PEER_TAG_BITS};
+use super::paths::PathFigures;
 use super::peer::Peer;
 use super::{Path, PeerConfig, PeerIndex, PeerStats, Tunnel};
 use crate::drops::Cause;
@@ -32,6 +32,8 @@ pub struct PeerView<'a> {
     pub persistent_keepalive: u16,
     /// Its figures.
     pub stats: PeerStats,
+    /// Those of the choice between ways to it; zeros where there is none.
+    pub paths: PathFigures,
 }
 
 impl Tunnel {
@@ -60,11 +62,12 @@ impl Tunnel {
         let peer = self.peers.get(index)?;
         Some(PeerView {
             public_key: peer.public_key,
-            preshared_key: peer.keys.preshared(),
+            preshared_key: peer.noise.preshared(),
             path: peer.path,
             allowed_ips: &peer.allowed_ips,
             persistent_keepalive: peer.timers.persistent_keepalive(),
             stats: peer.stats,
+            paths: peer.path_figures(),
         })
     }
 
@@ -74,13 +77,14 @@ impl Tunnel {
             self.remove_peer(index);
         }
         let tag = self.new_tag();
-        let keys = Keys::new(config.public_key, config.preshared_key.clone(), tag);
-        let index = self.peers.insert(Peer::new(config, keys, self.epoch, now));
+        let noise = Noise::new(config.public_key, config.preshared_key.clone(), tag);
+        let index = self.peers.insert(Peer::new(config, noise, self.epoch, now));
         self.by_tag.insert(tag, index);
         self.by_key.insert(config.public_key, index);
         for prefix in &config.allowed_ips {
             self.add_allowed_ip(index, *prefix);
         }
+        self.note_outside(index);
         self.arm(index, now);
         index
     }
@@ -92,11 +96,11 @@ impl Tunnel {
             return false;
         };
         self.departed.add(&peer.stats);
+        self.departed_paths.add(&peer.path_figures());
+        self.outside.forget(&peer.outside);
         self.wheel.clear(index.place());
         self.by_key.remove(&peer.public_key);
-        for tag in peer.keys.tags() {
-            self.by_tag.remove(&tag);
-        }
+        self.by_tag.remove(&peer.noise.tag());
         for prefix in &peer.allowed_ips {
             self.routes.remove(*prefix, index);
         }
@@ -141,19 +145,10 @@ impl Tunnel {
     }
 
     /// Changes the preshared key, for handshakes from now on; sessions that there are go on.
-    pub fn set_preshared_key(&mut self, index: PeerIndex, preshared: Option<SecretKey>, now: Instant) {
-        if self.peers.get(index).is_none_or(|peer| peer.keys.preshared() == preshared.as_ref()) {
-            return;
+    pub fn set_preshared_key(&mut self, index: PeerIndex, preshared: Option<SecretKey>) {
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.noise.set_preshared(preshared);
         }
-        let tag = self.new_tag();
-        let Self { peers, by_tag, .. } = self;
-        peers[index].keys.set_preshared(preshared, tag, now, |tag, in_use| {
-            if in_use {
-                by_tag.insert(tag, index);
-            } else {
-                by_tag.remove(&tag);
-            }
-        });
     }
 
     /// Changes the seconds between persistent keepalives, 0 for none. When there were none, the first leaves at once.
@@ -217,7 +212,7 @@ impl Tunnel {
             return false;
         }
         peer.epoch = self.epoch;
-        peer.end_sessions(&self.identity)
+        peer.end_sessions()
     }
 
     fn begin_epoch(&mut self) {
@@ -281,14 +276,6 @@ impl Tunnel {
             self.control.clear();
             self.begin_epoch();
         }
-    }
-
-    /// Forgets key states that a handshake has made superfluous.
-    pub(super) fn prune_keys(&mut self, index: PeerIndex, now: Instant) {
-        let Self { peers, by_tag, .. } = self;
-        peers[index].keys.prune(now, |freed| {
-            by_tag.remove(&freed);
-        });
     }
 
     /// A number for the upper bits of session indices that nobody has.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::limiter::Verdict;
-use super::noise::{CONTROL_LEN, Inner};
+use super::noise::CONTROL_LEN;
 use super::peer::{Passed, Path};
 use super::peers::PeerIndex;
 use super::timers::REKEY_ON_RECEIVE;
@@ -27,16 +27,28 @@ pub enum Opened {
     Dropped(Cause),
 }
 
+/// Who sent an authentic message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The peer.
+    pub peer: PeerIndex,
+    /// It came by the relay, from where the peer had not been there.
+    pub moved: bool,
+}
+
 impl Tunnel {
     /// Takes one datagram that arrived by `path`. A packet inside ends up in `out`, without padding. Poll for control
     /// messages and staged packets afterwards.
     pub fn open(&mut self, datagram: &[u8], path: Path, out: &mut Packet, now: Instant) -> Opened {
+        self.heard = None;
         let outcome = match wireguard::parse(datagram) {
             None => Err(Cause::MalformedOuter),
-            Some(Message::Data { receiver, .. }) => self.open_data(datagram, receiver, path, out, now),
+            Some(Message::Data { receiver, counter }) => {
+                self.open_data(datagram, (receiver, counter), path, out, now)
+            }
             Some(Message::Initiation { .. }) => self.open_initiation(datagram, path, now),
             Some(Message::Response { receiver, .. }) => self.open_response(datagram, receiver, path, now),
-            Some(Message::CookieReply { receiver }) => self.open_cookie_reply(datagram, receiver),
+            Some(Message::CookieReply { receiver }) => self.open_cookie_reply(datagram, receiver, now),
         };
         outcome.unwrap_or_else(|cause| {
             self.drops.count(cause);
@@ -44,18 +56,23 @@ impl Tunnel {
         })
     }
 
+    /// Who sent the datagram that was opened last, once, if it was authentic.
+    pub fn take_heard(&mut self) -> Option<Heard> {
+        self.heard.take()
+    }
+
     fn open_data(
         &mut self,
         datagram: &[u8],
-        receiver: SessionIndex,
+        message: (SessionIndex, u64),
         path: Path,
         out: &mut Packet,
         now: Instant,
     ) -> Result<Opened, Cause> {
-        let index = self.peer_of(receiver)?;
+        let index = self.peer_of(message.0)?;
         let peer = &mut self.peers[index];
-        peer.forget_outlived(&self.identity, now);
-        let opened = peer.keys.open(datagram, receiver, out.buffer(), now)?;
+        peer.forget_outlived(&self.world, now);
+        let opened = peer.noise.open(datagram, message, out.buffer(), now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.
@@ -72,23 +89,21 @@ impl Tunnel {
         if opened.initiator && opened.age >= REKEY_ON_RECEIVE && !peer.timers.handshake_in_progress() {
             self.start_handshake(index, now);
         }
-        let timers = &mut self.peers[index].timers;
-        let starts = matches!(opened.inner, Inner::Packet(_)) && timers.data_received(now);
+        out.set_len(opened.len);
+        let header = ip::parse(out.as_slice());
+        let starts = header.is_some() && self.peers[index].timers.data_received(now);
         if news || starts {
             self.arm(index, now);
         }
-        self.admit(index, opened.inner, out)
+        match header {
+            Some(header) => self.admit(index, header, out),
+            None if opened.len == 0 => Ok(Opened::Consumed),
+            None => Err(Cause::MalformedInner),
+        }
     }
 
-    /// Decides whether the inside of an authentic message may be delivered.
-    fn admit(&mut self, index: PeerIndex, inner: Inner, out: &mut Packet) -> Result<Opened, Cause> {
-        let len = match inner {
-            Inner::Keepalive => return Ok(Opened::Consumed),
-            Inner::Malformed => return Err(Cause::MalformedInner),
-            Inner::Packet(len) => len,
-        };
-        out.set_len(len);
-        let header = ip::parse(out.as_slice()).ok_or(Cause::MalformedInner)?;
+    /// Decides whether the packet in an authentic message may be delivered.
+    fn admit(&mut self, index: PeerIndex, header: ip::Header, out: &mut Packet) -> Result<Opened, Cause> {
         out.truncate(header.total_len);
         if self.routes.find(header.source) != Some(index) {
             return Err(Cause::AllowedIps);
@@ -103,8 +118,8 @@ impl Tunnel {
         if !self.admit_handshake(datagram, path, now)? {
             return Ok(Opened::Consumed);
         }
-        let claimed = self.identity.claimed_sender(datagram).ok_or(Cause::BadTag)?;
-        let index = *self.by_key.get(&claimed).filter(|_| !claimed.is_low_order()).ok_or(Cause::BadTag)?;
+        let claim = self.identity.claim(datagram).ok_or(Cause::BadTag)?;
+        let index = *self.by_key.get(&claim.sender).ok_or(Cause::BadTag)?;
         self.renew(index);
         let peer = &mut self.peers[index];
         let last = peer.last_initiation_received;
@@ -112,7 +127,7 @@ impl Tunnel {
             return Err(Cause::RateLimited);
         }
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.keys.handle_initiation(&self.identity, datagram, &mut bytes, now)?;
+        let len = peer.noise.handle_initiation(&self.identity, &self.world, claim, &mut bytes, now)?;
         peer.last_initiation_received = Some(now);
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
@@ -122,7 +137,6 @@ impl Tunnel {
         if let Some(path) = peer.answers_by(path) {
             self.transmit_to(index, path, bytes, len);
         }
-        self.prune_keys(index, now);
         self.arm(index, now);
         Ok(Opened::Consumed)
     }
@@ -140,7 +154,7 @@ impl Tunnel {
         }
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.keys.handle_response(datagram, receiver, &mut bytes, now)?;
+        let len = peer.noise.handle_response(&self.identity, &self.world, datagram, &mut bytes, now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
         let peer = &mut self.peers[index];
@@ -155,16 +169,20 @@ impl Tunnel {
         if let Some(path) = self.peers[index].path {
             self.transmit_to(index, path, bytes, len);
         }
-        self.prune_keys(index, now);
         self.unstage(index);
         self.arm(index, now);
         Ok(Opened::Consumed)
     }
 
     /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it.
-    fn open_cookie_reply(&mut self, datagram: &[u8], receiver: SessionIndex) -> Result<Opened, Cause> {
+    fn open_cookie_reply(
+        &mut self,
+        datagram: &[u8],
+        receiver: SessionIndex,
+        now: Instant,
+    ) -> Result<Opened, Cause> {
         let index = self.peer_of(receiver)?;
-        self.peers[index].keys.handle_cookie_reply(datagram, receiver)?;
+        self.peers[index].noise.handle_cookie_reply(datagram, now)?;
         Ok(Opened::Consumed)
     }
 
@@ -193,18 +211,26 @@ impl Tunnel {
     fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index];
         let news = peer.is_news(Passed::Received, now);
+        let mut moved = false;
         match &mut peer.paths {
             // Nothing can be sent to there.
             _ if !path.is_usable() => {}
-            None => (peer.path, peer.awaits_path) = (Some(path), false),
+            None if peer.path == Some(path) => {}
+            None => {
+                (peer.path, peer.awaits_path) = (Some(path), false);
+                self.note_outside(index);
+            }
             Some(paths) => {
                 // All messages of a batch that come by the way in use tell the same.
                 if news || peer.path != Some(path) {
+                    let known = paths.relayed();
                     paths.heard(path, now);
+                    moved = paths.relayed() != known;
                     self.follow_paths(index, now);
                 }
             }
         }
+        self.heard = Some(Heard { peer: index, moved });
         let peer = &mut self.peers[index];
         if news {
             peer.timers.anything_received(now);

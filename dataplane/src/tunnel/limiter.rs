@@ -81,10 +81,9 @@ impl Limiter {
         }
         let period = now.saturating_duration_since(self.started).as_secs() / COOKIE_PERIOD.as_secs();
         match identity.check_mac2(datagram, source, period, reply) {
-            Err(cause) => Verdict::Drop(cause),
-            Ok(CookieCheck::Reply) => Verdict::Reply,
-            Ok(CookieCheck::Proved) if self.proved[bucket].take(&SOURCE_RATE, now) => Verdict::Accept,
-            Ok(CookieCheck::Proved) => Verdict::Drop(Cause::RateLimited),
+            CookieCheck::Reply => Verdict::Reply,
+            CookieCheck::Proved if self.proved[bucket].take(&SOURCE_RATE, now) => Verdict::Accept,
+            CookieCheck::Proved => Verdict::Drop(Cause::RateLimited),
         }
     }
 
@@ -139,12 +138,14 @@ impl Bucket {
 mod tests {
     use super::*;
     use crate::tunnel::key::SecretKey;
-    use crate::tunnel::noise::{self, CONTROL_LEN, Noise};
+    use crate::tunnel::noise::{self, CONTROL_LEN, Noise, World};
 
     struct Bench {
         server: Identity,
         limiter: Limiter,
+        identity: Identity,
         client: Noise,
+        world: World,
         start: Instant,
     }
 
@@ -152,15 +153,17 @@ mod tests {
         let start = Instant::now();
         let server_key = SecretKey::new([1; 32]);
         let server = Identity::new(&server_key, &[9; 32]);
-        let client_identity = Identity::new(&SecretKey::new([2; 32]), &[8; 32]);
-        let client = Noise::new(&client_identity, noise::public_key(&server_key), None, 7);
-        Bench { server, limiter: Limiter::new(3, start), client, start }
+        let identity = Identity::new(&SecretKey::new([2; 32]), &[8; 32]);
+        let client = Noise::new(noise::public_key(&server_key), None, 7);
+        let (limiter, world) = (Limiter::new(3, start), World::system());
+        Bench { server, limiter, identity, client, world, start }
     }
 
     impl Bench {
         fn initiation(&mut self) -> [u8; CONTROL_LEN] {
             let mut message = [0; CONTROL_LEN];
-            assert_eq!(self.client.initiate(&mut message), Some(CONTROL_LEN));
+            let Self { identity, client, world, start, .. } = self;
+            assert_eq!(client.initiate(identity, world, &mut message, *start), Some(CONTROL_LEN));
             message
         }
 
@@ -194,7 +197,7 @@ mod tests {
         assert_eq!(verdict, Verdict::Reply);
         assert_eq!(bench.check(&message, "192.0.2.2:1", start).0, Verdict::Accept, "another source");
 
-        bench.client.handle_cookie_reply(&reply).expect("a cookie for us");
+        bench.client.handle_cookie_reply(&reply, start).expect("a cookie for us");
         let with_cookie = bench.initiation();
         assert_eq!(bench.check(&with_cookie, "192.0.2.1:1", start).0, Verdict::Accept);
         // The cookie is bound to address and port.
@@ -210,7 +213,7 @@ mod tests {
         for _ in 0..6 {
             reply = bench.check(&message, "192.0.2.1:1", start).1;
         }
-        bench.client.handle_cookie_reply(&reply).expect("a cookie for us");
+        bench.client.handle_cookie_reply(&reply, start).expect("a cookie for us");
         let with_cookie = bench.initiation();
         let judged = |bench: &mut Bench, now| {
             // What the source may send without a cookie is used up first.
@@ -235,7 +238,7 @@ mod tests {
         for _ in 0..6 {
             reply = bench.check(&first, "[2001:db8::1]:1", start).1;
         }
-        bench.client.handle_cookie_reply(&reply).expect("a cookie for us");
+        bench.client.handle_cookie_reply(&reply, start).expect("a cookie for us");
         let message = bench.initiation();
         let mut accepted = 0;
         for millisecond in 0..10_000 {

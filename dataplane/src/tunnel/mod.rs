@@ -5,7 +5,8 @@
 //! keepalives) leave through [`Tunnel::poll_transmit`]; drain it after every input. Packets that had to wait for a
 //! handshake leave through [`Tunnel::poll_staged`].
 //!
-//! The caller's clock decides everything but two things inside boringtun: TAI64N timestamps and the age of received cookies.
+//! The caller's clock decides everything but the time stamps of initiations, which are of the time of day, and that sessions grow
+//! old while the machine sleeps: see [`noise::World`].
 
 pub mod app;
 pub mod key;
@@ -20,7 +21,6 @@ pub mod ticket;
 
 mod change;
 mod incoming;
-mod keys;
 mod limiter;
 mod looped;
 mod missing;
@@ -43,10 +43,13 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 pub use self::change::PeerView;
-pub use self::incoming::Opened;
+pub use self::incoming::{Heard, Opened};
 use self::key::{PublicKey, SecretKey};
 use self::limiter::Limiter;
-use self::noise::{CONTROL_LEN, Identity};
+use self::looped::Outside;
+pub use self::looped::RelayServer;
+use self::noise::{CONTROL_LEN, Identity, World};
+use self::paths::PathFigures;
 use self::peer::Passed;
 pub use self::peer::{Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
@@ -99,6 +102,7 @@ impl Transmit {
 /// A WireGuard endpoint.
 pub struct Tunnel {
     identity: Identity,
+    world: World,
     /// The key that the identity is made of, or none.
     private_key: Option<SecretKey>,
     cookie_secret: [u8; 32],
@@ -114,8 +118,11 @@ pub struct Tunnel {
     /// By the upper 24 bits of the session indices we choose.
     by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
     routes: AllowedIps,
+    outside: Outside,
     limiter: Limiter,
     control: VecDeque<Transmit>,
+    /// Who sent the datagram that was opened last, if it was authentic.
+    heard: Option<Heard>,
     /// Peers whose staged packets can leave.
     unstaging: VecDeque<PeerIndex>,
     /// Peers that did not answer; taken out after every look at the timers.
@@ -127,6 +134,7 @@ pub struct Tunnel {
     drops: Drops,
     /// Of peers that were removed: what has been counted once stays counted.
     departed: PeerStats,
+    departed_paths: PathFigures,
     control_overflows: u64,
 }
 
@@ -138,6 +146,7 @@ impl Tunnel {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
         let mut tunnel = Self {
             identity: Identity::new(&config.private_key, &config.cookie_secret),
+            world: World::system(),
             private_key: Some(config.private_key.clone()).filter(|key| !key.is_zero()),
             cookie_secret: config.cookie_secret,
             running: true,
@@ -148,8 +157,10 @@ impl Tunnel {
             by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             routes: AllowedIps::new(rng.next_u64()),
+            outside: Outside::new(rng.next_u64()),
             limiter: Limiter::new(rng.next_u64(), now),
             control: VecDeque::with_capacity(CONTROL_MAX),
+            heard: None,
             unstaging: VecDeque::new(),
             unanswered: Vec::new(),
             staged_bytes: 0,
@@ -157,6 +168,7 @@ impl Tunnel {
             wheel: Wheel::new(config.peers.len(), now),
             drops: Drops::default(),
             departed: PeerStats::default(),
+            departed_paths: PathFigures::default(),
             control_overflows: 0,
         };
         for peer in &config.peers {
@@ -178,6 +190,9 @@ impl Tunnel {
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
         let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
+        if self.outside.is_own(packet, &header) {
+            return Err(Cause::RoutingLoop);
+        }
         match self.path(index) {
             Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
                 Err(Cause::RoutingLoop)
@@ -209,8 +224,8 @@ impl Tunnel {
     /// Where packets for `peer` can be sent to at once; `None` when they have to be staged.
     pub fn ready(&mut self, peer: PeerIndex, now: Instant) -> Option<Path> {
         let peer = self.peers.get_mut(peer)?;
-        peer.forget_outlived(&self.identity, now);
-        peer.keys.usable(now)?;
+        peer.forget_outlived(&self.world, now);
+        peer.noise.usable(now)?;
         peer.path
     }
 
@@ -221,7 +236,7 @@ impl Tunnel {
         let Some(peer) = self.peers.get_mut(index) else {
             return false;
         };
-        if !peer.keys.seal(packet, out, now) {
+        if !peer.noise.seal(packet, out, now) {
             return false;
         }
         peer.stats.sent_packets += 1;
@@ -263,7 +278,7 @@ impl Tunnel {
                 self.unstaging.pop_front();
                 continue;
             };
-            let usable = peer.keys.usable(now).is_some() && peer.path.is_some();
+            let usable = peer.noise.usable(now).is_some() && peer.path.is_some();
             if usable
                 && let Some(packet) = peer.staged.pop(&mut self.staged_bytes)
                 && out.copy_from(&packet).is_some()

@@ -34,10 +34,7 @@ impl Tunnel {
                     tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
-                Due::Erase => {
-                    self.peers[index].rest(&self.identity);
-                    self.prune_keys(index, now);
-                }
+                Due::Erase => self.peers[index].rest(),
             }
         }
     }
@@ -55,7 +52,7 @@ impl Tunnel {
             return;
         };
         let mut bytes = [0; CONTROL_LEN];
-        if peer.keys.seal(&[], &mut bytes[..DATA_OVERHEAD], now) {
+        if peer.noise.seal(&[], &mut bytes[..DATA_OVERHEAD], now) {
             peer.timers.anything_sent(now);
             self.transmit_to(index, path, bytes, DATA_OVERHEAD);
             self.renew_if_worn(index, now);
@@ -67,7 +64,7 @@ impl Tunnel {
     /// Starts a handshake after something was sent under a session that is no longer fresh.
     pub(super) fn renew_if_worn(&mut self, index: PeerIndex, now: Instant) {
         let peer = &self.peers[index];
-        let worn = peer.keys.usable(now).is_none_or(|session| {
+        let worn = peer.noise.usable(now).is_none_or(|session| {
             session.sent >= REKEY_AFTER_MESSAGES || (session.initiator && session.age >= REKEY_AFTER_TIME)
         });
         if worn && !peer.timers.handshake_in_progress() {
@@ -103,7 +100,7 @@ impl Tunnel {
     pub(super) fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let Some(len) = peer.keys.initiate(&self.identity, &mut bytes) else {
+        let Some(len) = peer.noise.initiate(&self.identity, &mut self.world, &mut bytes, now) else {
             return false;
         };
         if let Some(paths) = &mut peer.paths {

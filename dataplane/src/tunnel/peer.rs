@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::key::{PublicKey, SecretKey};
-use super::keys::Keys;
-use super::noise::Identity;
+use super::noise::{Noise, World};
 use super::path_mtu::PathMtu;
-use super::paths::Paths;
+use super::paths::{PathFigures, Paths};
 use super::staged::Staged;
 use super::timers::Timers;
 
@@ -132,7 +131,7 @@ impl PeerStats {
 /// One peer.
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
-    pub(super) keys: Keys,
+    pub(super) noise: Noise,
     /// When its sessions are from: see [`super::Tunnel`].
     pub(super) epoch: u64,
     /// The prefixes that are routed to it, and to nobody else.
@@ -142,6 +141,8 @@ pub(super) struct Peer {
     /// What decides `path`, where there is more than one way.
     pub(super) paths: Option<Box<Paths>>,
     pub(super) awaits_path: bool,
+    /// Where it is, or may be, reached directly, as [`super::looped::Outside`] knows it.
+    pub(super) outside: Vec<SocketAddr>,
     pub(super) path_mtu: PathMtu,
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
@@ -164,20 +165,21 @@ pub(super) enum Passed {
 
 impl Peer {
     /// Without allowed IPs, which are given to it one by one.
-    pub(super) fn new(config: &PeerConfig, keys: Keys, epoch: u64, now: Instant) -> Self {
+    pub(super) fn new(config: &PeerConfig, noise: Noise, epoch: u64, now: Instant) -> Self {
         let mut timers = Timers::new(config.persistent_keepalive);
         if config.path.is_some() {
             timers.persistent_now(now);
         }
         Self {
             public_key: config.public_key,
-            keys,
+            noise,
             epoch,
             allowed_ips: BTreeSet::new(),
             timers,
             path: config.path,
             paths: None,
             awaits_path: config.awaits_path,
+            outside: Vec::new(),
             path_mtu: PathMtu::default(),
             staged: Staged::default(),
             unstaging: false,
@@ -204,6 +206,11 @@ impl Peer {
         [self.timers.next(), self.staged.next_expiry(), paths].into_iter().flatten().min()
     }
 
+    /// Counters of the switches between the ways to it; zeros where there is no choice.
+    pub(super) fn path_figures(&self) -> PathFigures {
+        self.paths.as_ref().map(|paths| paths.figures()).unwrap_or_default()
+    }
+
     /// By which way an answer goes to what came by `path`.
     pub(super) fn answers_by(&self, path: Path) -> Option<Path> {
         match &self.paths {
@@ -222,28 +229,28 @@ impl Peer {
         }
     }
 
-    /// Wipes all sessions; handshakes from now on are made as `identity`. Whether there could be any.
-    pub(super) fn end_sessions(&mut self, identity: &Identity) -> bool {
+    /// Wipes all sessions and what is kept of handshakes. Whether there could be any.
+    pub(super) fn end_sessions(&mut self) -> bool {
         self.timers.stop_handshake();
         self.noted = None;
-        self.keys.forget_sessions(identity)
+        self.noise.rest()
     }
 
     /// All sessions have expired: wipes them, and lets go of what is kept for them unless a handshake is under way.
-    pub(super) fn rest(&mut self, identity: &Identity) {
+    pub(super) fn rest(&mut self) {
         if self.timers.handshake_in_progress() {
-            self.keys.forget_sessions(identity);
+            self.noise.forget_sessions();
         } else {
-            self.keys.rest(identity);
+            self.noise.rest();
         }
     }
 
     /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.
-    pub(super) fn forget_outlived(&mut self, identity: &Identity, now: Instant) {
+    pub(super) fn forget_outlived(&mut self, world: &World, now: Instant) {
         const INTERVAL: Duration = Duration::from_secs(1);
         if now >= self.next_age_check {
             self.next_age_check = now + INTERVAL;
-            self.keys.forget_outlived(identity);
+            self.noise.forget_outlived(world, now);
         }
     }
 }

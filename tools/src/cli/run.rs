@@ -2,20 +2,22 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::compare::quantile_cell;
 use crate::format::bundle;
+use crate::live::View;
+use crate::progress;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::ledger::{Ledger, loss_statement};
+use crate::run::server::ServerAdmin;
 use crate::run::verdict::Validity;
 use crate::run::{self, Arrivals, Distribution, Kind, Pace, Problem, RunResult, RunSpec};
 use crate::units::{self, Rate};
@@ -39,6 +41,9 @@ pub(super) struct Args {
     /// Print run.json instead of a table
     #[arg(long)]
     json: bool,
+    /// Show each second on the terminal while the run goes on
+    #[arg(long)]
+    live: bool,
 }
 
 /// What is sent and how: the options of every command that makes runs.
@@ -95,35 +100,71 @@ pub(super) struct Load {
     /// Address of the in-process peer of the TURN kinds, as the relay reaches it [default: the source address]
     #[arg(long)]
     peer: Option<IpAddr>,
+    /// --admin address of a towpath or towpath-relay on the way, whose drops are put into the account by cause; may be repeated
+    #[arg(long = "server-admin", value_name = "ADDR:PORT")]
+    server_admins: Vec<ServerAdmin>,
     /// Process whose CPU time is divided by the datagrams; may be repeated
     #[arg(long = "dut-pid", value_name = "PID")]
     dut_pids: Vec<u32>,
 }
 
+/// A run's options alone, as scenarios have them.
+#[derive(Debug, clap::Parser)]
+#[command(name = "towpath-lab run")]
+struct Alone {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// What the words behind `towpath-lab run` ask for.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub(crate) fn spec_of(words: &[String]) -> Result<RunSpec, String> {
+    use clap::Parser as _;
+    let words = std::iter::once("towpath-lab run").chain(words.iter().map(String::as_str));
+    let alone = Alone::try_parse_from(words).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    })?;
+    let spec = spec_of_args(alone.args).map_err(|problem| problem.to_string())?;
+    spec.check().map_err(|problem| problem.to_string())?;
+    Ok(spec)
+}
+
+fn spec_of_args(args: Args) -> Result<RunSpec, Problem> {
+    let target = resolve(&args.target)?;
+    Ok(RunSpec { label: args.label, ..spec(args.kind, target, args.load)? })
+}
+
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
-    let (json, out) = (args.json, args.out.clone());
-    let target = resolve(&args.target)?;
-    let mut spec = RunSpec { label: args.label, ..spec(args.kind, target, args.load)? };
+    let (json, out, live) = (args.json, args.out.clone(), args.live);
+    let mut spec = spec_of_args(args)?;
+    spec.live = live.then(Arc::default);
     spec.check()?;
-    if let Some(dir) = &out {
-        // Before the run: a directory that cannot be made must not cost a minute of measurement.
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
-    }
+    perform(spec, out.as_deref(), json)
+}
+
+/// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement.
+pub(super) fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
+}
+
+/// Makes the run of `spec`, writes and prints it.
+pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
+    make_directory(out)?;
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);
-    let bar = progress_bar(&spec);
-    let result = run::run(&spec, |share| bar.set_position((share * 1_000.0) as u64));
-    bar.finish_and_clear();
-    let result = result?;
-    if let Some(dir) = &out {
+    let result = if spec.live.is_some() { run_live(&spec)? } else { run_with_bar(&spec)? };
+    if let Some(dir) = out {
         bundle::write(&result, dir)?;
     }
     if json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
     } else {
-        super::print(&text(&result, out.as_deref()))?;
+        super::print(&text(&result, out))?;
     }
     Ok(ExitCode::from(match (result.interrupted, result.verdict.validity) {
         (true, _) => EXIT_INTERRUPTED,
@@ -132,20 +173,46 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
+fn run_with_bar(spec: &RunSpec) -> anyhow::Result<RunResult> {
+    let bar = progress::bar(1);
+    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
+    let result = run::run(spec, |share| progress::step(&bar, 0, share));
+    bar.finish_and_clear();
+    result
+}
+
+/// The terminal is given back before anything is printed.
+fn run_live(spec: &RunSpec) -> anyhow::Result<RunResult> {
+    if !std::io::stdout().is_terminal() {
+        let text = "--live draws on a terminal, which standard output is not; leave it out";
+        return Err(Problem::Usage(text.to_owned()).into());
+    }
+    let view =
+        View::start(spec, spec.live.clone().unwrap_or_default(), spec.stop.clone().unwrap_or_default())?;
+    let result = run::run(spec, |_| {});
+    let ended = view.end();
+    let result = result?;
+    // What was measured counts more than how it was shown.
+    if let Err(error) = ended {
+        super::tell(&format!("{error:#}"));
+    }
+    Ok(result)
+}
+
+/// NAME:PASSWORD in its parts.
+pub(super) fn credentials(user: &str) -> Result<(String, String), Problem> {
+    let (name, password) = user
+        .split_once(':')
+        .ok_or_else(|| Problem::Usage("--user needs NAME:PASSWORD, with a colon between them".to_owned()))?;
+    Ok((name.to_owned(), password.to_owned()))
+}
+
 /// The runs that are asked for.
 ///
 /// # Errors
 /// [`Problem::Usage`] when the credentials are not NAME:PASSWORD.
 pub(super) fn spec(kind: Kind, target: SocketAddr, args: Load) -> Result<RunSpec, Problem> {
-    let (username, password) = match args.user {
-        None => (None, None),
-        Some(user) => {
-            let (name, password) = user.split_once(':').ok_or_else(|| {
-                Problem::Usage("--user needs NAME:PASSWORD, with a colon between them".to_owned())
-            })?;
-            (Some(name.to_owned()), Some(password.to_owned()))
-        }
-    };
+    let (username, password) = args.user.as_deref().map(credentials).transpose()?.unzip();
     let rate_pps = args.rate.packets_per_second(args.size);
     Ok(RunSpec {
         rate_pps,
@@ -166,6 +233,7 @@ pub(super) fn spec(kind: Kind, target: SocketAddr, args: Load) -> Result<RunSpec
         password,
         bind: args.bind,
         peer: args.peer,
+        server_admins: args.server_admins,
         dut_pids: args.dut_pids,
         ..RunSpec::new(kind, target)
     })
@@ -183,20 +251,8 @@ pub(super) fn resolve(target: &str) -> Result<SocketAddr, Problem> {
     addresses.next().ok_or_else(|| Problem::Usage(format!("target {target:?} has no address; {form}")))
 }
 
-/// A bar on a terminal, nothing elsewhere.
-fn progress_bar(spec: &RunSpec) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(1_000);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} % {eta} left") {
-        bar.set_style(style);
-    }
-    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
-    bar
-}
-
-fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
+/// The result as a person reads it.
+pub(super) fn text(result: &RunResult, out: Option<&Path>) -> String {
     let spec = &result.spec;
     let mut table = Table { header: header(), rows: Vec::new() };
     let latency = &result.latency;
@@ -229,6 +285,7 @@ fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
     ]);
     notes.extend(result.ledger_up.iter().map(|ledger| sums("  there", ledger)));
     notes.extend(result.ledger_down.iter().map(|ledger| sums("  back", ledger)));
+    notes.push(result.account.line());
     notes.push(loss_statement(&result.ledger));
     notes.extend(result.dut.iter().map(|dut| {
         let early = if dut.ended_early { " (ended before the run)" } else { "" };

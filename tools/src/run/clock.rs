@@ -14,6 +14,12 @@ pub fn realtime_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime))
 }
 
+/// Date and time in UTC of nanoseconds since the epoch.
+#[must_use]
+pub fn rfc3339(unix_ns: u64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(unix_ns)).map(|time| time.to_string()).unwrap_or_default()
+}
+
 /// How far CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC, in nanoseconds: grows only while the host is suspended.
 #[must_use]
 pub fn suspended_ns() -> u64 {

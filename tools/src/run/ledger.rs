@@ -155,6 +155,12 @@ impl Arrivals {
         self.flows.iter().map(|flow| flow.received + flow.late).sum()
     }
 
+    /// Datagrams that have not come although later ones of their flow have.
+    #[must_use]
+    pub fn overtaken(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.next_expected - flow.received - flow.late).sum()
+    }
+
     /// Balances arrivals against what each flow sent: one ledger for each flow, and their sum with what no flow owns.
     #[must_use]
     pub fn close(&self, sent: &[Sent]) -> (Vec<Ledger>, Ledger) {

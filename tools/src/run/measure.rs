@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use dataplane::sys::udp::UdpSocket;
 
-use super::clock::{monotonic_ns, realtime_ns, suspended_ns};
+use super::account::{Account, Own};
+use super::clock::{monotonic_ns, realtime_ns, rfc3339, suspended_ns};
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
@@ -16,19 +17,27 @@ use super::path::{Path, socket_drops};
 use super::peer::{Books, Peer};
 use super::receiver::{Framing, Receiver, Shared};
 use super::result::{Histograms, Latency, RunResult, SCHEMA};
-use super::schedule::Schedule;
+use super::schedule::{self, Schedule};
 use super::sender::{self, Outcome, Timing};
+use super::server;
 use super::spec::RunSpec;
-use super::verdict::{self, Observations};
+use super::verdict::{self, Observations, Verdict};
 
 /// Time for the threads to start before the first datagram is due.
 const LEAD_NS: u64 = 20_000_000;
 /// How often progress is reported and the request to stop is looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// How often the sockets of a run that is looked at are asked for what they dropped.
+const LOOK_NS: u64 = 1_000_000_000;
+
+/// Shortest and longest silence between warm-up and measured sending, in which servers are asked what they have lost so far;
+/// the drain in between.
+const SILENCE_NS: (u64, u64) = (200_000_000, 2_000_000_000);
 
 /// What the main thread reads before and after measured sending.
 struct Surroundings {
     cpu: Snapshot,
+    servers: Option<server::Snapshot>,
     drops: u64,
     steal: Option<(u64, u64)>,
     suspended_ns: u64,
@@ -58,13 +67,19 @@ pub(super) fn measure<F: Framing + Send>(
     let intended = Schedule::new(spec, 1, duration_ns).count_by_flow();
     let mut books = peers.map(|peers| (peers, Books::new(spec, run_id, &intended)));
     let warmup_ns = monotonic_ns() + LEAD_NS;
-    let start_ns = warmup_ns + spec.warmup.as_nanos() as u64;
-    let timing = Timing { warmup_ns, start_ns, end_ns: start_ns + duration_ns };
+    let warmup_end_ns = warmup_ns + spec.warmup.as_nanos() as u64;
+    let drain_ns = spec.drain.as_nanos() as u64;
+    let silence_ns =
+        if spec.server_admins.is_empty() { 0 } else { drain_ns.clamp(SILENCE_NS.0, SILENCE_NS.1) };
+    let start_ns = warmup_end_ns + silence_ns;
+    let timing = Timing { warmup_ns, warmup_end_ns, start_ns, end_ns: start_ns + duration_ns };
+    if let Some(live) = &spec.live {
+        live.begin(timing);
+    }
     let mut receiver = Receiver::new(spec, run_id, timing, &intended);
     let shared = Shared::default();
     let never = AtomicBool::new(false);
     let stop = spec.stop.as_deref().unwrap_or(&never);
-    let drain_ns = spec.drain.as_nanos() as u64;
     let sockets: Vec<UdpSocket> = path.sockets.iter().chain(peers.unwrap_or_default()).cloned().collect();
     let (outcome, peer, before) = thread::scope(|scope| -> anyhow::Result<_> {
         // Whatever goes wrong below, the threads that were started must end: each waits for one of these flags.
@@ -137,13 +152,24 @@ fn watch(
     sending: &ScopedJoinHandle<'_, Outcome>,
     progress: &impl Fn(f64),
 ) -> anyhow::Result<Surroundings> {
-    let mut surroundings = None;
+    let mut surroundings: Option<anyhow::Result<Surroundings>> = None;
+    let mut next_look_ns = 0;
+    let mut servers = None;
+    // What the warm-up lost has been counted by then.
+    let ask_ns = timing.start_ns - (timing.start_ns - timing.warmup_end_ns) / 2;
     while !sending.is_finished() {
         let now = monotonic_ns();
         progress(
             (now.saturating_sub(timing.warmup_ns) as f64 / (timing.end_ns - timing.warmup_ns) as f64)
                 .min(1.0),
         );
+        if now >= ask_ns && servers.is_none() {
+            servers = Some(
+                server::Snapshot::take(&spec.server_admins)
+                    .inspect_err(|_| stop.store(true, Ordering::Relaxed)),
+            );
+            continue;
+        }
         let until_start = Duration::from_nanos(timing.start_ns.saturating_sub(now));
         if until_start.is_zero() && surroundings.is_none() {
             let read = read_surroundings(spec, sockets);
@@ -152,15 +178,24 @@ fn watch(
             }
             surroundings = Some(read);
         }
-        let left = if until_start.is_zero() { TICK } else { until_start.min(TICK) };
+        if let (Some(live), Some(Ok(before)), true) = (&spec.live, &surroundings, now >= next_look_ns) {
+            next_look_ns = now + LOOK_NS;
+            live.observe(socket_drops(sockets).saturating_sub(before.drops));
+        }
+        let until_question = Duration::from_nanos(ask_ns.saturating_sub(now));
+        let until_next = if until_question.is_zero() { until_start } else { until_question };
+        let left = if until_next.is_zero() { TICK } else { until_next.min(TICK) };
         thread::sleep(left);
     }
-    surroundings.unwrap_or_else(|| read_surroundings(spec, sockets))
+    let mut surroundings = surroundings.unwrap_or_else(|| read_surroundings(spec, sockets))?;
+    surroundings.servers = servers.transpose()?;
+    Ok(surroundings)
 }
 
 fn read_surroundings(spec: &RunSpec, sockets: &[UdpSocket]) -> anyhow::Result<Surroundings> {
     Ok(Surroundings {
         cpu: Snapshot::take(&spec.dut_pids)?,
+        servers: None,
         drops: socket_drops(sockets),
         steal: steal_ticks(),
         suspended_ns: suspended_ns(),
@@ -218,17 +253,25 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         refusal: outcome.refusal.map(|error| error.to_string()),
         slack_error: outcome.slack_error,
     };
+    let servers = before.servers.map(server::Snapshot::until_now).unwrap_or_default();
+    let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
+    let account = Account::new(&ledger, own, &servers);
     let lateness_limit_ns = spec.lateness_limit.as_nanos() as u64;
+    let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, lateness_limit_ns);
+    let troubles =
+        servers.iter().filter_map(|server| Some(format!("{}: {}", server.name, server.trouble.as_ref()?)));
+    let notes = verdict.notes.iter().cloned().chain(account.remark()).chain(troubles).collect();
     let measured_s = measured_ns as f64 / 1e9;
     RunResult {
         schema: SCHEMA,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         spec: spec.clone(),
+        schedule: Some(schedule::digest(spec)),
         run_id: format!("{run_id:016x}"),
         started: rfc3339(before.started_unix_ns),
         started_unix_ns: before.started_unix_ns,
         environment: Environment::read(),
-        verdict: verdict::judge(&observed, &latency.lateness, &latency.service, lateness_limit_ns),
+        verdict: Verdict { notes, ..verdict },
         interrupted,
         measured_s,
         offered_pps: ledger.sent as f64 / measured_s,
@@ -236,6 +279,8 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         ledger,
         ledger_up: ledgers.up,
         ledger_down: ledgers.down,
+        account,
+        servers,
         ledger_by_flow: ledgers.by_flow,
         latency,
         curve: curve(&receiver.response, gone(&ledger)),
@@ -266,9 +311,4 @@ fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
 fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
     let ((all_before, stolen_before), (all, stolen)) = (before?, steal_ticks()?);
     (all > all_before).then(|| stolen.saturating_sub(stolen_before) as f64 / (all - all_before) as f64)
-}
-
-/// Date and time in UTC.
-fn rfc3339(unix_ns: u64) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(unix_ns)).map(|time| time.to_string()).unwrap_or_default()
 }

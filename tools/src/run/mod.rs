@@ -5,11 +5,13 @@
 //!                                    (TURN kinds: a peer thread is the far end)
 //! ```
 
+pub mod account;
 pub mod clock;
 pub mod distribution;
 pub mod dut;
 pub mod environment;
 pub mod ledger;
+pub mod live;
 mod measure;
 mod pace;
 pub mod path;
@@ -20,6 +22,7 @@ pub mod receiver;
 mod result;
 pub mod schedule;
 pub mod sender;
+pub mod server;
 mod spec;
 mod turn;
 pub mod verdict;

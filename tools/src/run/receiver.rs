@@ -11,6 +11,7 @@ use rustix::fd::OwnedFd;
 use super::clock::monotonic_ns;
 use super::distribution::{DIGITS, HIGHEST_NS, histogram};
 use super::ledger::{Arrival, Arrivals};
+use super::live::Recorder;
 use super::payload::{self, Header, Parsed, Phase};
 use super::result::Interval;
 use super::sender::Timing;
@@ -84,6 +85,7 @@ pub struct Receiver {
     run_id: u64,
     start_ns: u64,
     last_arrival_ns: u64,
+    live: Option<Recorder>,
     /// Latest return stamp of each flow.
     turned_ns: Vec<u64>,
 }
@@ -112,6 +114,7 @@ impl Receiver {
             run_id,
             start_ns: timing.start_ns,
             last_arrival_ns: 0,
+            live: spec.live.as_ref().and_then(|live| Recorder::new(live, timing.start_ns)),
         }
     }
 
@@ -144,6 +147,9 @@ impl Receiver {
                 self.handle(payload, arrived_ns, done != 0 && arrived_ns > done + drain_ns);
             })?;
             framing.tick();
+            if let Some(live) = self.live.as_mut().filter(|live| live.is_due(now)) {
+                live.exchange(self.arrivals.overtaken(), now);
+            }
         }
         Ok(())
     }
@@ -186,7 +192,11 @@ impl Receiver {
         }
         let response = now.saturating_sub(header.intended_ns).max(1);
         self.response.saturating_record(response);
-        self.service.saturating_record(now.saturating_sub(header.actual_ns).max(1));
+        let service = now.saturating_sub(header.actual_ns).max(1);
+        self.service.saturating_record(service);
+        if let Some(live) = &mut self.live {
+            live.record(response, service);
+        }
         if header.returned {
             self.down.saturating_record(now.saturating_sub(header.turned_ns).max(1));
         }
@@ -251,9 +261,22 @@ impl Poller {
     pub fn receive_superpackets(
         &mut self,
         sockets: &[UdpSocket],
+        superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
+    ) -> std::io::Result<()> {
+        self.receive_superpackets_within(WAIT_NS as u64, sockets, superpacket)
+    }
+
+    /// The same with a wait of up to `wait_ns`, and of 5 ms at most.
+    ///
+    /// # Errors
+    /// As [`Poller::receive`].
+    pub fn receive_superpackets_within(
+        &mut self,
+        wait_ns: u64,
+        sockets: &[UdpSocket],
         mut superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        let wait = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
+        let wait = Timespec { tv_sec: 0, tv_nsec: wait_ns.min(WAIT_NS as u64) as i64 };
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

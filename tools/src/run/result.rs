@@ -3,10 +3,12 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::account::Account;
 use super::distribution::{CurvePoint, Distribution};
 use super::dut::DutCpu;
 use super::environment::Environment;
 use super::ledger::Ledger;
+use super::server::ServerDrops;
 use super::spec::RunSpec;
 use super::verdict::Verdict;
 
@@ -22,6 +24,9 @@ pub struct RunResult {
     pub tool_version: String,
     /// What was asked for.
     pub spec: RunSpec,
+    /// Tells its schedule from others; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Tells this run's datagrams from those of others; hexadecimal.
     pub run_id: String,
     /// Start of measured sending (RFC 3339, UTC).
@@ -48,6 +53,12 @@ pub struct RunResult {
     /// The same from the far end to here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger_down: Option<Ledger>,
+    /// Where every datagram of the schedule is; absent in files of earlier versions.
+    #[serde(default)]
+    pub account: Account,
+    /// What the servers that were asked lost meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<ServerDrops>,
     /// One ledger for each flow, there and back (corrupt datagrams cannot be told apart by flow).
     pub ledger_by_flow: Vec<Ledger>,
     /// Figures of the histograms.

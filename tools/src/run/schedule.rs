@@ -6,7 +6,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use super::spec::{Arrivals, RunSpec};
 
 /// Datagrams that are due at the same instant on one flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Burst {
     /// Nanoseconds since the start of the phase.
     pub due_ns: u64,
@@ -89,6 +89,17 @@ impl Schedule {
             }
         }
     }
+}
+
+/// Tells schedules apart: a checksum over every burst of warm-up and measured phase.
+#[must_use]
+pub fn digest(spec: &RunSpec) -> String {
+    use std::hash::{Hash as _, Hasher};
+    let mut hasher = crc32fast::Hasher::new();
+    for (stream, length) in [(0, spec.warmup), (1, spec.duration)] {
+        Schedule::new(spec, stream, length.as_nanos() as u64).for_each(|burst| burst.hash(&mut hasher));
+    }
+    format!("{:08x}", Hasher::finish(&hasher))
 }
 
 impl Iterator for Schedule {

@@ -22,6 +22,8 @@ const OVERTIME_NS: u64 = 100_000_000;
 pub struct Timing {
     /// Start of the warm-up.
     pub warmup_ns: u64,
+    /// End of the warm-up; nothing is sent between this and the start.
+    pub warmup_end_ns: u64,
     /// Start of measured sending.
     pub start_ns: u64,
     /// End of measured sending.
@@ -46,7 +48,7 @@ pub struct Outcome {
 pub fn send(spec: &RunSpec, path: &Path, run_id: u64, timing: Timing, stop: &AtomicBool) -> Outcome {
     let (pacer, slack_error) = Pacer::new(spec.pace);
     let mut sender = Sender::new(spec, path, run_id);
-    sender.phase(Phase::Warmup, &pacer, timing.warmup_ns, timing.start_ns, stop);
+    sender.phase(Phase::Warmup, &pacer, timing.warmup_ns, timing.warmup_end_ns, stop);
     sender.begin();
     sender.phase(Phase::Measured, &pacer, timing.start_ns, timing.end_ns, stop);
     Outcome { sent: sender.sent, lateness: sender.lateness, refusal: sender.refusal, slack_error }
@@ -95,6 +97,9 @@ impl<'a> Sender<'a> {
         self.sent.fill(Sent::default());
         self.lateness.reset();
         self.refusal = None;
+        if let Some(live) = &self.spec.live {
+            live.restart();
+        }
     }
 
     fn phase(&mut self, phase: Phase, pacer: &Pacer, start_ns: u64, end_ns: u64, stop: &AtomicBool) {
@@ -159,6 +164,9 @@ impl<'a> Sender<'a> {
     }
 
     fn book(&mut self, flow: u32, count: u64, lateness_ns: u64, outcome: io::Result<()>) {
+        if let Some(live) = &self.spec.live {
+            live.book(count, outcome.is_ok());
+        }
         let sent = &mut self.sent[flow as usize];
         match outcome {
             Ok(()) => {

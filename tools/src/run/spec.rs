@@ -8,8 +8,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::live::Live;
 use super::payload;
 use super::problem::Problem;
+use super::server::ServerAdmin;
 
 /// Most datagrams in one GSO send (UDP_MAX_SEGMENTS of the kernel before 6.11; larger bursts are sent in pieces).
 pub const GSO_SEGMENTS_MAX: u32 = 64;
@@ -130,6 +132,9 @@ pub struct RunSpec {
     /// Address on which the peer of the TURN kinds listens, as the relay reaches it; the source address when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<IpAddr>,
+    /// Servers of this project that are asked what they lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_admins: Vec<ServerAdmin>,
     /// Processes whose CPU time is divided by the datagrams.
     pub dut_pids: Vec<u32>,
     /// Name of the run in tables and plots.
@@ -137,6 +142,9 @@ pub struct RunSpec {
     /// Set from another thread to end the run early; the result is then marked as interrupted.
     #[serde(skip)]
     pub stop: Option<Arc<AtomicBool>>,
+    /// Looked at from another thread while the run goes on.
+    #[serde(skip)]
+    pub live: Option<Arc<Live>>,
 }
 
 impl RunSpec {
@@ -164,9 +172,11 @@ impl RunSpec {
             password: None,
             bind: None,
             peer: None,
+            server_admins: Vec::new(),
             dut_pids: Vec::new(),
             label: String::new(),
             stop: None,
+            live: None,
         }
     }
 

@@ -236,7 +236,7 @@ impl Framing for TurnFraming {
                         self.trouble.get_or_insert(reason);
                     }
                     // A reason comes with each of them, and there is no other relay.
-                    Event::Unusable { .. } | Event::Unauthorized => {}
+                    Event::Unusable { .. } | Event::Deallocated | Event::Unauthorized => {}
                 }
             }
         }

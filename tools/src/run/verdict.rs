@@ -56,7 +56,7 @@ impl Verdict {
 }
 
 /// What the generator observed about itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Observations {
     /// There and back.
     pub ledger: Ledger,

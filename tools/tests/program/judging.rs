@@ -66,6 +66,20 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
     assert_eq!((code, &json["verdict"], &json["rules"][0]["rule"]), (1, &json!("FAIL"), &json!("p99>+5%")));
     assert!(json["rules"][0]["estimate"].as_f64().unwrap() > 1.1, "{json}");
 
+    let junit = dir.path().join("junit.xml");
+    let (code, text, _) = gate(&wide, &["--md", "--junit", junit.to_str().unwrap()]);
+    assert!(code == 3 && text.starts_with("# INCONCLUSIVE") && text.contains("| p99>+5% |"), "{code} {text}");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains("tests=\"2\" failures=\"0\" errors=\"0\" skipped=\"2\""), "{xml}");
+    super::files::is_valid_junit(&junit);
+    gate(&worse, &["--junit", junit.to_str().unwrap()]);
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(
+        xml.contains("failures=\"2\"") && xml.contains("<failure message=\"A 50.0 µs, B 58.0 µs"),
+        "{xml}"
+    );
+    super::files::is_valid_junit(&junit);
+
     let invalid = dir.path().join("worse/0").join(bundle::RUN_JSON);
     let text = fs::read_to_string(&invalid).unwrap().replace("\"VALID\"", "\"INVALID\"");
     fs::write(&invalid, text).unwrap();

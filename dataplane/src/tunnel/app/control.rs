@@ -253,7 +253,7 @@ impl App {
                     let Some(index) = self.tunnel.next_peer(None) else {
                         return Ok(Step::Done { cost: 1 });
                     };
-                    if !self.forget_peer(index) {
+                    if !self.forget_peer(index, now) {
                         break;
                     }
                 }
@@ -262,7 +262,7 @@ impl App {
             (&Change::Peer { key, update_only, remove }, _) => {
                 let known = self.tunnel.peer(&key);
                 *subject = match known {
-                    Some(index) if remove && !self.forget_peer(index) => return Ok(Step::Part),
+                    Some(index) if remove && !self.forget_peer(index, now) => return Ok(Step::Part),
                     Some(_) if remove => Subject::Nobody,
                     Some(index) => Subject::Peer(index),
                     None if remove || update_only || self.is_ourselves(&key) => Subject::Nobody,
@@ -270,7 +270,7 @@ impl App {
                 };
             }
             (Change::PresharedKey(key), Subject::Peer(peer)) => {
-                self.tunnel.set_preshared_key(peer, key.as_deref().cloned(), now);
+                self.tunnel.set_preshared_key(peer, key.as_deref().cloned());
             }
             (&Change::Endpoint(address), Subject::Peer(peer)) => {
                 self.outside.names.forget(peer);
@@ -344,7 +344,7 @@ impl App {
     }
 
     /// Removes a peer; `false` when it has more prefixes than one turn takes away.
-    fn forget_peer(&mut self, index: PeerIndex) -> bool {
+    fn forget_peer(&mut self, index: PeerIndex, now: Instant) -> bool {
         if !self.tunnel.remove_allowed_ips(index, TURN) {
             return false;
         }
@@ -354,7 +354,7 @@ impl App {
         self.tunnel.remove_peer(index);
         self.outside.names.forget(index);
         if let Some(relay) = &mut self.relay {
-            relay.forget_peer(index);
+            relay.forget_peer(index, now);
         }
         true
     }

@@ -3,16 +3,31 @@
 use super::Noise;
 
 impl Noise {
-    /// Sessions and what passed under them, in words. boringtun keeps its replay window to itself, but says how many messages
-    /// it took and how many it missed.
+    /// Sessions and what passed under them, handshakes under way and what was heard last, in words.
     pub fn picture(&self) -> String {
-        let (_, sent, received, loss, _) = self.tunn.stats();
-        format!("{:?} {:?} {sent} {received} {loss}", self.sessions, self.current)
+        use std::fmt::Write as _;
+        let mut text = format!("{:?} {:?}", self.tag, self.heard);
+        let Some(state) = &self.state else {
+            return text;
+        };
+        let pending: Vec<_> = state.pending.iter().flatten().map(|pending| pending.local).collect();
+        let current = state.sessions.current().map(|session| session.origin.local);
+        write!(text, " {pending:?} {} {current:?}", state.next).expect("memory");
+        for session in state.sessions.iter() {
+            let (origin, window) = (&session.origin, session.window.digest());
+            write!(text, "\n{origin:?} {} {} {window:x?}", session.confirmed, session.sent).expect("memory");
+        }
+        text
     }
 
     /// Pretends that `sent` messages have left under the current session.
     pub fn set_sent(&mut self, sent: u64) {
-        let current = self.current;
-        self.session_mut(current).expect("a session").next_counter = sent;
+        let state = self.state.as_mut().expect("a session");
+        state.sessions.current_mut().expect("a session").sent = sent;
+    }
+
+    /// Whether there is anything beyond the keys and what was heard last.
+    pub fn has_state(&self) -> bool {
+        self.state.is_some()
     }
 }

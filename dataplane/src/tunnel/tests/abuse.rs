@@ -134,7 +134,7 @@ fn picture(tunnel: &Tunnel) -> String {
             peer.last_initiation_received,
             peer.unstaging,
             peer.staged.next_expiry(),
-            peer.keys.picture(),
+            peer.noise.picture(),
         )
         .expect("memory");
     }

@@ -129,7 +129,7 @@ fn waiting_for_nobody(bench: &mut Bench) {
     }
     assert_eq!(sent, 17 * PEERS as usize);
     assert_eq!((a.staged_bytes, a.drops().get(Cause::StagedExpired)), (0, kept));
-    assert!(silent.iter().all(|index| a.peers[*index].keys.states() == 0));
+    assert!(silent.iter().all(|index| !a.peers[*index].noise.has_state()));
     // One more packet calls again.
     a.stage(silent[0], &packet, now);
     assert!(a.poll_transmit().is_some());
