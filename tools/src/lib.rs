@@ -5,6 +5,7 @@ pub mod cli;
 pub mod compare;
 pub mod demo;
 pub mod doctor;
+pub mod echo;
 pub mod format;
 pub mod judge;
 pub mod lab;

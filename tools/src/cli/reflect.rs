@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::echo::Echo;
 use crate::reflect::journal::{Journal, RunTotals};
 use crate::reflect::plan::{Delay, Plan, Reorder, Share, Stall};
 use crate::reflect::{Counts, Reflector};
@@ -21,6 +22,9 @@ pub(super) struct Args {
     /// Addresses to listen on; port 0 lets the kernel choose
     #[arg(required = true, value_name = "ADDR:PORT")]
     addresses: Vec<SocketAddr>,
+    /// Also take TCP connections on these addresses, and send back what they bring: the far end of `run tcp`
+    #[arg(long)]
+    tcp: bool,
     /// End after this time [default: at SIGINT or SIGTERM]
     #[arg(long, value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
@@ -85,6 +89,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let journal = args.journal(&plan)?;
     let stop = super::stop_flag()?;
     let reflector = Reflector::bind(&args.addresses)?;
+    let _echo = args.tcp.then(|| Echo::bind(&reflector.local_addrs())?.start()).transpose()?;
     if !args.json {
         for address in reflector.local_addrs() {
             super::print(&format!("reflecting on {address}\n"))?;

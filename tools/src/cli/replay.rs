@@ -52,6 +52,9 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     spec.label = args.label.unwrap_or(spec.label);
     spec.dut_pids = args.dut_pids;
     spec.check()?;
+    if let Some(loaded) = crate::run::load(&spec)? {
+        spec = loaded;
+    }
     let (then, now) = (before.schedule, schedule::digest(&spec));
     if then.as_ref().is_some_and(|then| *then != now) {
         return Err(Problem::Usage(format!(

@@ -92,9 +92,10 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }
     let base = run::spec(args.kind, run::resolve(&args.target)?, args.load)?;
     base.check()?;
+    base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
     let whole = match args.of {
-        Some(rate) => rate.packets_per_second(base.size),
+        Some(rate) => rate.packets_per_second(base.mean_size()),
         None => {
             let goal: Goal = "pdr:0.5%".parse().map_err(anyhow::Error::msg)?;
             let outcome = search::outcome(&base, vec![goal], &args.range, &stop)?;

@@ -63,6 +63,7 @@ fn write_hlog<W: Write>(
         let whole = [
             ("service", Some(&histograms.service)),
             ("lateness", Some(&histograms.lateness)),
+            ("kernel", histograms.kernel.as_ref()),
             ("up", histograms.up.as_ref()),
             ("down", histograms.down.as_ref()),
         ];

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use crate::run::distribution::histogram;
 use crate::run::ledger::Ledger;
 use crate::run::live::{Live, Second};
-use crate::run::verdict::{self, Observations, Verdict};
+use crate::run::verdict::{self, Observations, Tolerance, Verdict};
 use crate::run::{Distribution, RunSpec};
 
 /// Seconds that are kept.
@@ -47,7 +47,7 @@ pub(super) struct Model {
     pub verdict: Option<Verdict>,
     /// Whether it is about to end.
     pub stopping: bool,
-    lateness_limit_ns: u64,
+    tolerance: Tolerance,
     received: u64,
     overtaken: u64,
     response: Histogram<u64>,
@@ -73,7 +73,10 @@ impl Model {
             counts: [0; 3],
             verdict: None,
             stopping: false,
-            lateness_limit_ns: spec.lateness_limit.as_nanos() as u64,
+            tolerance: Tolerance {
+                lateness_ns: spec.lateness_limit.as_nanos() as u64,
+                steal: spec.steal_limit,
+            },
             received: 0,
             overtaken: 0,
             response: histogram(),
@@ -148,8 +151,7 @@ impl Model {
         let observed =
             Observations { ledger, legs_balance: true, own_socket_drops, ..Observations::default() };
         let (lateness, service) = (Distribution::new(&self.lateness, 0), Distribution::new(&self.service, 0));
-        self.verdict =
-            (sent > 0).then(|| verdict::judge(&observed, &lateness, &service, self.lateness_limit_ns));
+        self.verdict = (sent > 0).then(|| verdict::judge(&observed, &lateness, &service, self.tolerance));
     }
 }
 

@@ -246,7 +246,7 @@ impl Queue {
 
     /// What the books know it by. A warm-up's or check's has no name.
     fn name(&mut self, datagram: &[u8]) -> Option<Name> {
-        match payload::parse(datagram, datagram.len()) {
+        match payload::parse(datagram) {
             Parsed::Good(header) if header.flow < FLOWS_MAX => (header.phase == Phase::Measured)
                 .then_some(Name { run: RunId(header.run_id), flow: header.flow, seq: header.seq }),
             Parsed::Good(_) | Parsed::Corrupt | Parsed::Foreign => {

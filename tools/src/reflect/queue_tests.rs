@@ -37,7 +37,7 @@ fn pass(queue: &mut Queue, from_ms: u64, to_ms: u64, mut takes: impl FnMut() -> 
         while let Some(kept) = queue.poll_due(ms * MS) {
             let taken = takes();
             if taken {
-                let parsed = payload::parse(queue.datagram(kept).0, 80);
+                let parsed = payload::parse(queue.datagram(kept).0);
                 let known = match parsed {
                     Parsed::Good(header) => Some((header.flow, header.seq)),
                     Parsed::Corrupt | Parsed::Foreign => None,

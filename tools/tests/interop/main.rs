@@ -7,6 +7,7 @@
 mod dropin;
 #[path = "../../../dataplane/tests/support/left_out.rs"]
 mod left_out;
+mod load;
 mod marking;
 mod offload;
 mod path;

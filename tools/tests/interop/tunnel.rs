@@ -17,6 +17,14 @@ impl End {
         Self { host, private, public, number }
     }
 
+    pub fn private(&self) -> &str {
+        &self.private
+    }
+
+    pub fn public(&self) -> &str {
+        &self.public
+    }
+
     /// The configuration; `endpoint` is where the other end is, if this one calls first.
     fn config(&self, other: &Self, endpoint: Option<&str>, quick: &str) -> String {
         let endpoint = endpoint.map_or_else(String::new, |endpoint| format!("Endpoint = {endpoint}\n"));

@@ -62,8 +62,15 @@ fn made_up(
     result.latency.response = Distribution::new(&response, lost);
     result.curve = curve(&response, lost);
     let empty = histogram();
-    let histograms =
-        Histograms { response, service: empty.clone(), lateness: empty, up: None, down: None, intervals };
+    let histograms = Histograms {
+        response,
+        service: empty.clone(),
+        lateness: empty,
+        kernel: None,
+        up: None,
+        down: None,
+        intervals,
+    };
     result.histograms = Some(histograms);
     bundle::write(&result, directory).unwrap();
 }
