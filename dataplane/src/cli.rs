@@ -9,6 +9,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -25,7 +26,8 @@ use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
-use crate::tunnel::{Tunnel, noise, setup};
+use crate::tunnel::setup::{self, Plan};
+use crate::tunnel::{Tunnel, noise};
 use crate::uapi::Listener;
 
 /// Exit status of a mistake in what the user wrote: flags, configuration, keys.
@@ -192,36 +194,51 @@ impl From<ConfigError> for Failure {
 
 fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
-    let file = config::find(&up.file);
+    let file = config::find(&up.file)?;
     let (config, warnings) = Config::load(&file)?;
     let name = config::interface_name(&file)?;
     for warning in warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
     let mut host = Host::open(&name, &file, &config)?;
-    let outcome = run_tunnel(&file, &name, &config, up, &mut host);
+    let outcome = run_tunnel(&file, &name, &Arc::new(config), up, &mut host);
     host.end();
     outcome
 }
 
-fn run_tunnel(file: &Path, name: &str, config: &Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
-    match host.before_interface() {
+fn run_tunnel(
+    file: &Path,
+    name: &str,
+    config: &Arc<Config>,
+    up: &Up,
+    host: &mut Host,
+) -> Result<(), Failure> {
+    let (seeds, cookie_secret) = randomness()?;
+    let (of, from) = (Arc::clone(config), file.to_owned());
+    let plan = move || setup::plan(&from, &of, seeds, cookie_secret);
+    let planned = host.before_interface().and_then(|()| host.beside(plan));
+    let plan = match planned {
         // We are to end, and so we do.
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {
             tracing::info!("{error}");
             return Ok(());
         }
-        done => done?,
-    }
-    let app = assemble(file, name, config, up, host)?;
+        planned => planned??,
+    };
+    let app = assemble(file, name, config, plan, up, host)?;
     host.serve(|halt, started| engine::run_until(app, &up.engine, halt, || started.tell()))?;
     Ok(())
 }
 
-fn assemble(file: &Path, name: &str, config: &Config, up: &Up, host: &mut Host) -> Result<App, Failure> {
+fn assemble(
+    file: &Path,
+    name: &str,
+    config: &Config,
+    plan: Plan,
+    up: &Up,
+    host: &mut Host,
+) -> Result<App, Failure> {
     let gro = up.engine.uses(Offload::UdpGro);
-    let (seeds, cookie_secret) = randomness()?;
-    let plan = setup::plan(file, config, seeds, cookie_secret)?;
     for warning in &plan.warnings {
         tracing::warn!("{}: {warning}", file.display());
     }

@@ -9,6 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use hdrhistogram::{Counter, Histogram};
 
+/// Bytes of a comment line: the reader in C takes the rest of a line with 128 bytes or more for the end of the header.
+const COMMENT_BYTES_MAX: usize = 100;
+
 /// The Java tools divide the largest value of a line by this: nanoseconds become milliseconds.
 const MAX_VALUE_DIVISOR: f64 = 1e6;
 
@@ -20,13 +23,16 @@ pub struct Writer<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes the header. `comment` goes into one comment line; `start` is seconds since the epoch, `date` its text.
+    /// Writes the header. `comment` goes into as many comment lines as it needs; `start` is seconds since the epoch, `date` its
+    /// text.
     ///
     /// # Errors
     /// What `out` answers.
     pub fn new(mut out: W, comment: &str, start_unix_ns: u64, date: &str) -> io::Result<Self> {
         let start = start_unix_ns as f64 / 1e9;
-        writeln!(out, "#[{}]", comment.replace(['\n', '\r'], " "))?;
+        for line in comment_lines(&comment.replace(['\n', '\r'], " ")) {
+            writeln!(out, "#[{line}]")?;
+        }
         writeln!(out, "#[Histogram log format version 1.3]")?;
         writeln!(out, "#[StartTime: {start:.3} (seconds since epoch), {date}]")?;
         writeln!(out, "#[BaseTime: {start:.3} (seconds since epoch)]")?;
@@ -79,6 +85,15 @@ impl<W: Write> Writer<W> {
         self.out.flush()?;
         Ok(self.out)
     }
+}
+
+/// A comment in pieces that are short enough.
+fn comment_lines(mut comment: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (line, rest) = comment.split_at(comment.floor_char_boundary(COMMENT_BYTES_MAX));
+        comment = rest;
+        (!line.is_empty()).then_some(line)
+    })
 }
 
 /// One line of an interval log.
@@ -195,6 +210,15 @@ mod tests {
         assert_eq!(read(&text[..text.len() - 30]).unwrap().len(), 3);
         let broken = text.replace("0.000,1.000", "0.000;1.000");
         assert!(read(&broken).unwrap_err().starts_with("line 6"), "{:?}", read(&broken));
+    }
+
+    #[test]
+    fn long_comments_are_put_into_lines_that_the_reader_in_c_takes() {
+        let comment = "µ".repeat(400);
+        let writer = Writer::new(Vec::new(), &comment, 0, "").unwrap();
+        let text = String::from_utf8(writer.finish().unwrap()).unwrap();
+        assert!(text.lines().all(|line| line.len() < 127), "{text}");
+        assert_eq!(text.matches('µ').count(), 400);
     }
 
     #[test]

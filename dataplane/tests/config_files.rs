@@ -1,10 +1,12 @@
 //! Configuration files as people write them, and as they get them wrong.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use dataplane::config::{self, Config, Table};
+use dataplane::tunnel::key::SecretKey;
 use proptest::prelude::*;
 
 const PRIVATE: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
@@ -433,7 +435,66 @@ fn the_file_names_the_interface() {
         assert_eq!(of(given).as_deref(), Some("wg.0"), "{given}");
     }
     assert_eq!(of("/etc/towpath/wg0.txt").as_deref(), Some("wg0"));
-    assert_eq!(config::find(Path::new("no-such-one")), Path::new("no-such-one"));
+    for path in ["no-such-one.conf", "no-such-one.toml", "./no-such-one", "/no-such-one"] {
+        assert_eq!(config::find(Path::new(path)).as_deref(), Ok(Path::new(path)), "{path}");
+    }
+    let error = config::find(Path::new("no-such-one")).expect_err("nowhere").to_string();
+    assert!(error.contains("/etc/towpath/no-such-one.conf"), "{error}");
+}
+
+/// How often a text is found in memory that this process has written to. Given with every bit inverted, so that it is not found
+/// in itself.
+fn copies_in_memory(inverted: &[u8]) -> usize {
+    let maps = fs::read_to_string("/proc/self/maps").expect("maps");
+    let memory = fs::File::open("/proc/self/mem").expect("memory");
+    let mut copies = 0;
+    for map in maps.lines().filter(|line| line.contains(" rw-p ") && !line.contains('/')) {
+        let (start, end) = map.split(' ').next().and_then(|range| range.split_once('-')).expect("a range");
+        let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16).expect("an address"));
+        let mut bytes = vec![0; (end - start) as usize];
+        // A thread of another test may have ended meanwhile.
+        let len = memory.read_at(&mut bytes, start).unwrap_or(0);
+        copies += bytes[..len]
+            .windows(inverted.len())
+            .filter(|window| window[0] == !inverted[0] && window.iter().zip(inverted).all(|(a, b)| *a == !*b))
+            .count();
+    }
+    copies
+}
+
+#[test]
+fn no_key_stays_behind_in_memory() {
+    let key = || {
+        let bytes = std::array::from_fn(|at| if at == 0 { 0x68 } else { (at * 37 + 11) as u8 });
+        SecretKey::new(bytes).clamped().to_base64()
+    };
+    // Not its beginning: over that the allocator writes what it notes about free memory.
+    let inverted: Vec<u8> = key().bytes().skip(20).map(|byte| !byte).collect();
+    let held = key();
+    assert!(copies_in_memory(&inverted) >= 1, "it would be found");
+    drop(held);
+    let files = Files::new();
+    let long = "# nothing\n".repeat(2_000);
+    for (name, before, after) in [
+        ("wg0.conf", "[Interface]\nPrivateKey = ", "\n[Peer]\nPublicKey = OTHER\n"),
+        ("wg0.toml", "[interface]\nprivate-key = \"", "\"\n[[peer]]\npublic-key = \"OTHER\"\n"),
+        // An escape, so that the value is not what stands in the file.
+        ("wg1.toml", "[interface]\nprivate-key = \"\\u0061", "\"\n"),
+    ] {
+        let path = files.write(name, "", 0o600);
+        let mut file = fs::File::options().append(true).open(&path).expect("open");
+        let key = key();
+        // The escape stands for the first letter.
+        let skipped = usize::from(before.ends_with("61"));
+        assert!(skipped == 0 || key.starts_with('a'), "{}", &key[..1]);
+        for part in [before, &key[skipped..], &after.replace("OTHER", OTHER), &long] {
+            file.write_all(part.as_bytes()).expect("written");
+        }
+        drop((file, key));
+        let (config, _) = Config::load(&path).expect("good");
+        assert_eq!(copies_in_memory(&inverted), 0, "{name}");
+        drop(config);
+    }
 }
 
 proptest! {

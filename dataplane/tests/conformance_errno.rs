@@ -5,11 +5,14 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use dataplane::drops::Cause;
 use dataplane::egress::{Class, Flush, Target};
-use dataplane::sys::udp::{UdpOptions, UdpSocket};
+use dataplane::sys::socket;
+use dataplane::sys::tun::Offloads;
+use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
 use support::designs::{Design, Rule, Scenario, Subject, run};
 use support::flows::{self, Sink};
 use support::here::{in_namespace, now, wait_until};
@@ -23,6 +26,8 @@ const DESIGNS: [Design; 6] = [
     Design::Drop,
     Design::Runtime,
 ];
+/// Length of what stands in front of a packet for a device, bytes.
+const VIRTIO_HEADER: usize = 10;
 const ROUNDS: u64 = 20;
 const BATCH: usize = 9;
 
@@ -285,6 +290,65 @@ impl Scenario for WithoutSuperpackets {
 fn a_socket_without_superpackets_loses_nothing_and_costs_others_nothing() {
     for design in DESIGNS {
         run(design, true, &WithoutSuperpackets);
+    }
+}
+
+/// A device that takes packets and refuses superpackets with EINVAL: a connected socket of which each write is cut.
+struct DeviceWithoutSuperpackets;
+
+impl Scenario for DeviceWithoutSuperpackets {
+    fn run<E: Subject>(&self, mut egress: E, design: Design) {
+        const PIECE: u16 = 32;
+        const LEN: usize = 472;
+        const ROUNDS: u64 = 6;
+        // Ten of them, 5,010 bytes with the header, would be more than 128 pieces.
+        const ROUND: u64 = 10;
+        let any = || UdpSocket::bind("127.0.0.1:0".parse().expect("address"), &UdpOptions::default());
+        let (device, far) = (any().expect("socket"), any().expect("socket"));
+        rustix::net::connect(device.fd(), &far.local_addr()).expect("connected");
+        socket::cut_writes(device.fd().as_fd(), PIECE).expect("UDP_SEGMENT");
+        let offloads = Offloads { checksum: true, tso: true, uso: true, bare: false };
+        let port = egress.add_device(device.fd().clone(), offloads).expect("port");
+        let written = VIRTIO_HEADER + flows::INNER + LEN;
+        let mut batch = ReceiveBatch::new(64, RECEIVE_LEN);
+        let mut arrived = Vec::new();
+        for round in 0..ROUNDS {
+            for number in round * ROUND..(round + 1) * ROUND {
+                egress.deliver(port, &flows::mergeable_packet(7, number, LEN));
+            }
+            // All of it fits into a receive buffer.
+            let all = (round + 1) * ROUND * written as u64;
+            let arrives = || {
+                let flushed = egress.flush(now()).expect("flush") == Flush::Done;
+                while far.receive_batch(&mut batch).is_ok_and(|count| count > 0) {
+                    batch.iter_mut().for_each(|arrival| arrived.extend_from_slice(arrival.bytes));
+                }
+                flushed && arrived.len() as u64 >= all
+            };
+            assert!(wait_until(Duration::from_secs(10), arrives), "{design:?}: {} bytes", arrived.len());
+        }
+        let stats = egress.close();
+        ledger::check_causes(&stats, &[]);
+        assert_eq!((stats.offered, stats.sent), (ROUNDS * ROUND, ROUNDS * ROUND), "{design:?}");
+        assert_eq!(arrived.len() as u64, ROUNDS * ROUND * written as u64, "{design:?}");
+        // What was taken apart has numbers of its own in its headers.
+        let mut tally = flows::Tally::default();
+        arrived.chunks(written).for_each(|packet| tally.note(&packet[VIRTIO_HEADER + flows::INNER..]));
+        tally.check();
+        assert_eq!(tally.total(), ROUNDS * ROUND, "{design:?}");
+        if design.keeps(Rule::Superpackets) {
+            // The writer thread may have filled more slots before it met the refusal.
+            let most = if design == Design::Threaded { ROUND } else { 1 };
+            assert!((1..=most).contains(&stats.gso_fallbacks), "{design:?}: {stats:?}");
+            assert!((2..=most * ROUND).contains(&stats.resent), "{design:?}: {stats:?}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_refuses_superpackets_loses_nothing_and_gets_no_more() {
+    for design in DESIGNS {
+        run(design, true, &DeviceWithoutSuperpackets);
     }
 }
 

@@ -15,7 +15,6 @@ use dataplane::egress::sim::{self, Delivered, Faults, Refused, SimControl, SimRe
 use dataplane::egress::uring::{Reap, Submit, WAITING_BYTES};
 use dataplane::egress::{Class, Egress, EgressStats, FORGIVEN_MAX, Flush, Port, Target, Uring};
 use dataplane::engine::Completions;
-use dataplane::offload::checksum;
 use dataplane::offload::split::Splitter;
 use dataplane::sys::slab::{Slab, Slot};
 use dataplane::sys::tun::Offloads;
@@ -27,8 +26,6 @@ use support::{here, ledger};
 
 const SOCKET_SLOTS: usize = 24;
 const DEVICE_SLOTS: usize = 7;
-/// IPv4 and UDP headers of a packet for the device.
-const INNER: usize = 28;
 
 /// The mixes of faults, in chances out of 1,000.
 fn mixes() -> [(&'static str, Faults); 8] {
@@ -306,7 +303,7 @@ impl Run {
         for _ in 0..1 + self.below(10) {
             let number = self.numbers[flow];
             self.numbers[flow] += 1;
-            self.egress.deliver(self.device, &inner_packet(flow as u32, number, 400));
+            self.egress.deliver(self.device, &flows::inner_packet(flow as u32, number, 400));
         }
     }
 
@@ -338,7 +335,7 @@ impl Run {
                     let mut bytes = delivered.bytes.clone();
                     let mut splitter = Splitter::new(&mut bytes).expect("a superpacket");
                     while let Some(packet) = splitter.next_packet() {
-                        self.tally.note(&packet[INNER..]);
+                        self.tally.note(&packet[flows::INNER..]);
                     }
                 }
             }
@@ -405,22 +402,6 @@ fn check(stats: &EgressStats, tally: &Tally, observed: Observed) {
         Cause::EgressClosed,
     ];
     ledger::check_causes(stats, &known);
-}
-
-/// An IPv4 packet with a UDP datagram (without checksum) that holds packet `number` of `flow`.
-fn inner_packet(flow: u32, number: u64, len: usize) -> Vec<u8> {
-    let mut packet = vec![0; INNER + len];
-    let total = packet.len() as u16;
-    packet[..12].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
-    packet[2..4].copy_from_slice(&total.to_be_bytes());
-    packet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
-    let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet[20..24].copy_from_slice(&[0x10, flow as u8, 0x20, 0]);
-    packet[24..26].copy_from_slice(&(total - 20).to_be_bytes());
-    flows::write(&mut packet[INNER..], flow, number);
-    packet
 }
 
 fn run(
@@ -641,15 +622,6 @@ fn a_socket_closed_with_packets_waiting_counts_them() {
     assert!(run.wire.is_empty());
 }
 
-/// The same with a checksum, so that a device's superpacket can hold it.
-fn mergeable_packet(flow: u32, number: u64, len: usize) -> Vec<u8> {
-    let mut packet = inner_packet(flow, number, len);
-    let pseudo = checksum::pseudo_header(&packet[12..20], 17) + (packet.len() - 20) as u64;
-    let field = checksum::finish_udp(pseudo + checksum::sum(&packet[20..]));
-    packet[26..28].copy_from_slice(&field.to_be_bytes());
-    packet
-}
-
 /// Appends batches to two sockets and a device, and flushes each; what the superpackets of the last batch were.
 fn batches(run: &mut Run, count: usize) -> [usize; 3] {
     let mut last = [0; 3];
@@ -660,7 +632,7 @@ fn batches(run: &mut Run, count: usize) -> [usize; 3] {
                 let number = run.numbers[flow];
                 run.numbers[flow] += 1;
                 if flow == FLOWS {
-                    run.egress.deliver(run.device, &mergeable_packet(flow as u32, number, 400));
+                    run.egress.deliver(run.device, &flows::mergeable_packet(flow as u32, number, 400));
                     continue;
                 }
                 let target = sim::target(run.sockets[flow], ([192, 0, 2, 1], 7).into());

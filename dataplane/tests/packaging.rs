@@ -7,20 +7,24 @@
 
 #[path = "support/debian.rs"]
 mod debian;
+#[path = "support/generated.rs"]
+mod generated;
 #[path = "support/left_out.rs"]
 mod left_out;
+#[path = "support/unit.rs"]
+mod unit;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use clap_complete::Shell;
-use clap_mangen::Man;
 use dataplane::cli;
 use debian::{Overlay, contents, errors, package};
 use left_out::left_out;
+use unit::{allowed_calls, call_groups, calls_in, run};
 
 const NAME: &str = "towpath";
 const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
@@ -36,25 +40,7 @@ fn text(name: &str) -> String {
 
 /// The page of the program and those of its sub-commands, by the names of their files.
 fn man_pages() -> Vec<(PathBuf, Vec<u8>)> {
-    // There is no page for `help`, so none is named.
-    let mut program = cli::command().disable_help_subcommand(true);
-    program.build();
-    let page = |command: clap::Command, name: &str| {
-        let mut text = Vec::new();
-        // No date: the page is the same until the flags change.
-        let man = Man::new(command.display_name(name))
-            .title(name.to_uppercase())
-            .section("8")
-            .date("")
-            .source(concat!("towpath ", env!("CARGO_PKG_VERSION")));
-        man.render(&mut text).unwrap();
-        // The generator knows of no other section for the pages of sub-commands.
-        let text = String::from_utf8(text).unwrap().replace("(1)", "(8)");
-        (PathBuf::from(format!("man/{name}.8")), text.into_bytes())
-    };
-    let subs = program.get_subcommands();
-    let subs = subs.map(|sub| page(sub.clone(), &format!("{NAME}-{}", sub.get_name()))).collect::<Vec<_>>();
-    std::iter::once(page(program.clone(), NAME)).chain(subs).collect()
+    generated::pages(cli::command(), NAME, "8", concat!("towpath ", env!("CARGO_PKG_VERSION")))
 }
 
 /// The completions, by the names that the shells look for.
@@ -73,35 +59,14 @@ fn completions() -> Vec<(PathBuf, Vec<u8>)> {
 
 #[test]
 fn man_pages_and_completions_are_those_of_the_flags() {
-    for (name, expected) in man_pages().into_iter().chain(completions()) {
-        let path = packaging().join(name);
-        if std::env::var_os("TOWPATH_UPDATE").is_some_and(|value| value == "1") {
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, &expected).unwrap();
-        }
-        let there = fs::read(&path).unwrap_or_default();
-        assert!(
-            there == expected,
-            "{} is not what the flags say; run: TOWPATH_UPDATE=1 cargo test -p dataplane --test packaging",
-            path.display()
-        );
-    }
+    let files = man_pages().into_iter().chain(completions());
+    generated::are_up_to_date(&packaging(), files, ["dataplane", "packaging"]);
 }
 
 #[test]
 fn every_flag_is_on_its_page_and_every_key_on_that_of_the_file() {
     let pages = man_pages();
-    let program = cli::command();
-    let commands = std::iter::once(&program).chain(program.get_subcommands());
-    let mut seen = 0;
-    for (command, (name, page)) in commands.zip(&pages) {
-        // In a man page, a hyphen that is to be one is written with a backslash.
-        let page = String::from_utf8(page.clone()).unwrap().replace('\\', "");
-        for flag in command.get_arguments().filter_map(|argument| argument.get_long()) {
-            assert!(page.contains(&format!("--{flag}")), "--{flag} is not in {}", name.display());
-            seen += 1;
-        }
-    }
+    let seen = generated::flags_on_pages(&cli::command(), &pages);
     assert!(seen > 10 && pages.len() >= 6, "only {seen} flags on {} pages", pages.len());
 
     let folder = tempfile::tempdir().unwrap();
@@ -121,41 +86,15 @@ fn every_flag_is_on_its_page_and_every_key_on_that_of_the_file() {
     assert!(seen > 15, "only {seen} keys");
 }
 
-/// Runs a program that reads one of these files; `None` when it is not there.
-fn run(name: &str, arguments: &[&str], install: &str) -> Option<Output> {
-    let output = Command::new(name).args(arguments).stdin(Stdio::null()).output();
-    if output.is_err() {
-        left_out(&format!("what {name} says of packaged files: apt-get install {install}"));
-    }
-    output.ok()
-}
-
 #[test]
 fn the_man_pages_are_read_without_a_warning() {
-    let pages: Vec<PathBuf> = man_pages().into_iter().map(|(name, _)| name).collect();
-    for name in pages.into_iter().chain([PathBuf::from("man/towpath.conf.5")]) {
-        let path = packaging().join(name);
-        // The formatter behind man(1), with all its warnings.
-        let arguments = ["-man", "-Tutf8", "-ww", "-z", path.to_str().unwrap()];
-        let Some(output) = run("groff", &arguments, "groff-base") else { return };
-        assert!(output.status.success() && output.stderr.is_empty(), "{}: {output:?}", path.display());
-    }
+    let pages = man_pages().into_iter().map(|(name, _)| name).chain([PathBuf::from("man/towpath.conf.5")]);
+    generated::are_read_without_a_warning(pages.map(|name| packaging().join(name)));
 }
 
 #[test]
 fn bash_completes_flags_and_sub_commands() {
-    let script = packaging().join(format!("completions/{NAME}.bash"));
-    let complete = |words: &str| {
-        let ask = format!(
-            "source '{}'; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
-             set -- $(complete -p {NAME}); while [ $# -gt 0 ] && [ \"$1\" != -F ]; do shift; done; \
-             $2 {NAME} \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \"${{COMPREPLY[@]}}\"",
-            script.display()
-        );
-        let output = run("bash", &["-c", &ask], "bash")?;
-        assert!(output.status.success(), "{output:?}");
-        Some(String::from_utf8(output.stdout).unwrap())
-    };
+    let complete = |words: &str| generated::completed(&packaging(), NAME, words);
     let Some(sub) = complete("towpath dow") else { return };
     assert_eq!(sub, "down\n");
     assert_eq!(complete("towpath up --busy").unwrap(), "--busy-poll\n");
@@ -164,53 +103,15 @@ fn bash_completes_flags_and_sub_commands() {
 
 /// What the unit file says under a name, line by line.
 fn of_unit(name: &str) -> Vec<String> {
-    let unit = text("towpath@.service");
-    let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    lines.map(str::to_owned).collect()
+    unit::lines_of(&text("towpath@.service"), name)
 }
 
 #[test]
 fn the_unit_file_is_good_and_sandboxed() {
     // The program is where the unit has it only on a machine that the package is installed on.
     let unit = text("towpath@.service").replace("/usr/bin/towpath", env!("CARGO_BIN_EXE_towpath"));
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("towpath@wg0.service");
-    fs::write(&path, unit).unwrap();
-    let path = path.to_str().unwrap();
-    let Some(verified) = run("systemd-analyze", &["verify", "--man=no", path], "systemd") else { return };
-    assert!(verified.status.success() && verified.stderr.is_empty(), "{verified:?}");
-    let judged =
-        run("systemd-analyze", &["security", "--offline=true", "--no-pager", path], "systemd").unwrap();
-    let text = String::from_utf8(judged.stdout).unwrap();
-    let line = text.lines().find(|line| line.contains("Overall exposure level"));
-    let line = line.unwrap_or_else(|| panic!("{text}"));
-    let level = line.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
-    assert!(level <= 2.8, "{text}");
-}
-
-/// The groups of system calls that unit files name, as this systemd has them.
-fn call_groups() -> Option<BTreeMap<String, Vec<String>>> {
-    let output = run("systemd-analyze", &["syscall-filter", "--no-pager"], "systemd")?;
-    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut name = String::new();
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
-        let word = line.trim();
-        if line.starts_with('@') {
-            name = word.to_owned();
-        } else if !word.is_empty() && !word.starts_with('#') {
-            groups.entry(name.clone()).or_default().push(word.to_owned());
-        }
-    }
-    Some(groups)
-}
-
-/// The system calls behind a name.
-fn calls_of(name: &str, groups: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
-    if !name.starts_with('@') {
-        return [name.to_owned()].into();
-    }
-    let members = groups.get(name).unwrap_or_else(|| panic!("no group {name} in {groups:#?}"));
-    members.iter().flat_map(|member| calls_of(member, groups)).collect()
+    let Some(level) = unit::exposure(&unit, "towpath@wg0.service") else { return };
+    assert!(level <= 2.8, "{level}");
 }
 
 /// A configuration with everything that the program does to a host.
@@ -236,27 +137,6 @@ fn life(folder: &Path, start: &str) -> Output {
         .unwrap()
 }
 
-/// What strace has written, once it has written all of it.
-fn trace(file: &Path) -> String {
-    let whole = (0..500).find_map(|_| {
-        let text = fs::read_to_string(file).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        // The number of the process, which strace pads to five digits.
-        let first = text.split_whitespace().next()?;
-        let mut lines = text.lines();
-        let ended = lines.any(|line| line.starts_with(first) && line.ends_with("+++ exited with 0 +++"));
-        ended.then(|| text.clone())
-    });
-    whole.unwrap()
-}
-
-/// The system calls in it, those of hooks included.
-fn calls_in(trace: &str) -> BTreeSet<String> {
-    let is_name = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    let calls = trace.lines().filter_map(|line| line.split_once(' ')?.1.trim_start().split_once('('));
-    calls.map(|(name, _)| name).filter(is_name).map(str::to_owned).collect()
-}
-
 /// What is not there for a whole life of a tunnel.
 fn lacks_root() -> bool {
     let lacks = !rustix::process::geteuid().is_root() || fs::File::open("/dev/net/tun").is_err();
@@ -269,8 +149,7 @@ fn lacks_root() -> bool {
 #[test]
 fn the_unit_file_permits_every_system_call_and_privilege_from_start_to_end() {
     let Some(groups) = call_groups() else { return };
-    let filter = of_unit("SystemCallFilter").join(" ");
-    let allowed: BTreeSet<String> = filter.split(' ').flat_map(|name| calls_of(name, &groups)).collect();
+    let allowed = allowed_calls(&text("towpath@.service"), &groups);
     if lacks_root() || run("strace", &["-V"], "strace").is_none() || run("ip", &["-V"], "iproute2").is_none()
     {
         return;
@@ -290,7 +169,7 @@ fn the_unit_file_permits_every_system_call_and_privilege_from_start_to_end() {
         let said = errors(&output);
         assert!(output.status.success() && said.contains("ledger"), "{said}");
         assert!(!said.contains(" WARN ") && !said.contains("towpath: "), "{said}");
-        let calls = calls_in(&trace(&folder.path().join("trace")));
+        let calls = calls_in(&folder.path().join("trace"));
         for known in ["execve", "bind", "ioctl", "setsockopt", "openat"] {
             assert!(calls.contains(known), "{known} is not in {calls:?}");
         }

@@ -19,6 +19,8 @@ const PROTOCOL: &[&str] = &[
     "relay/src/server",
     "dataplane/src/stream/framing.rs",
     "dataplane/src/stream/queue.rs",
+    "tools/src/reflect/plan.rs",
+    "tools/src/reflect/queue.rs",
 ];
 
 /// Files in those folders that may touch the world, and why.

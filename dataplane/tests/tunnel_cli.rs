@@ -67,6 +67,31 @@ fn public_keys_are_those_of_rfc_7748() {
 }
 
 #[test]
+fn a_bare_name_is_not_looked_for_where_anybody_may_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let trap = format!(
+        "[Interface]\nPrivateKey = {PRIVATE}\nPreUp = touch {}/ran; false\n",
+        directory.path().display()
+    );
+    for name in ["towplanted", "tow.planted"] {
+        std::fs::write(directory.path().join(name), &trap).unwrap();
+        let mut command = Command::new(TOWPATH);
+        command
+            .args(["up", name])
+            .current_dir(directory.path())
+            .env("RUNTIME_DIRECTORY", directory.path().join("run"));
+        let output = command.env_remove("RUST_LOG").stdin(Stdio::null()).output().unwrap();
+        assert!(!directory.path().join("ran").exists(), "{output:?}");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let told = stderr(&output);
+        assert!(
+            told.contains(&format!("/etc/wireguard/{name}.conf")) && told.contains(&format!("./{name}")),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn a_key_in_a_file_for_everyone_is_warned_about() {
     let directory = tempfile::tempdir().unwrap();
     let to = |mode: u32, name: &str| {

@@ -4,60 +4,21 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
+#[path = "support/hosts.rs"]
+mod hosts;
 #[path = "tunnel_namespace/show.rs"]
 mod show;
-#[path = "support/user_namespace.rs"]
-mod user_namespace;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dataplane::netlink::Handle;
-use dataplane::sys::namespace;
-use dataplane::tunnel::key::SecretKey;
-use dataplane::tunnel::noise;
-use user_namespace::left_out::left_out;
+use hosts::user_namespace::left_out::left_out;
+use hosts::{Namespace, PATIENCE, Running, TOWPATH};
 
-const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Runs the calling test again as root of new namespaces and answers `false`; answers `true` there.
-fn inside_namespace(test: &str) -> bool {
-    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        left_out(&format!("/dev/net/tun: {error}"));
-        return false;
-    }
-    user_namespace::inside(test)
-}
-
-/// A network namespace: whatever is to happen in it runs on a thread that has entered it.
-struct Namespace(std::fs::File);
-
-impl Namespace {
-    fn new() -> Self {
-        let made = std::thread::spawn(|| {
-            namespace::unshare_net().unwrap();
-            std::fs::File::open("/proc/thread-self/ns/net").unwrap()
-        });
-        Self(made.join().unwrap())
-    }
-
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                namespace::enter(self.0.as_fd()).unwrap();
-                work()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-}
-
-/// Two namespaces with a cable between them: 192.0.2.1 and 192.0.2.2, 2001:db8::1 and 2001:db8::2.
+/// The two hosts, and a folder for files.
 struct Cable {
     a: Namespace,
     b: Namespace,
@@ -65,36 +26,19 @@ struct Cable {
 }
 
 impl Cable {
-    fn new() -> Self {
-        let (a, b) = (Namespace::new(), Namespace::new());
-        let mut handle = Handle::open().unwrap();
-        let (left, right) = handle.add_veth("left", "right").unwrap();
-        handle.move_to_namespace(left, a.0.as_fd()).unwrap();
-        handle.move_to_namespace(right, b.0.as_fd()).unwrap();
-        for (side, name, number) in [(&a, "left", 1), (&b, "right", 2)] {
-            side.run(|| {
-                let mut handle = Handle::open().unwrap();
-                for up in ["lo", name] {
-                    let index = handle.link_index(up).unwrap();
-                    handle.set_up(index).unwrap();
-                }
-                let index = handle.link_index(name).unwrap();
-                handle.add_address(index, format!("192.0.2.{number}/24").parse().unwrap()).unwrap();
-                handle.add_address(index, format!("2001:db8::{number}/64").parse().unwrap()).unwrap();
-            });
-        }
-        Self { a, b, directory: tempfile::tempdir().unwrap() }
+    /// As [`hosts::Cable::enter`].
+    fn enter(test: &str) -> Option<Self> {
+        let hosts::Cable { a, b } = hosts::Cable::enter(test)?;
+        Some(Self { a, b, directory: tempfile::tempdir().unwrap() })
     }
 
     /// Writes the configuration of side 1 (which knows the other's endpoint, if one is given) or side 2.
     fn configuration(&self, number: u8, interface: &str, peer: &str) -> PathBuf {
-        let key = |number: u8| SecretKey::new([number; 32]).clamped();
         let other = 3 - number;
-        let text = format!(
-            "[Interface]\nPrivateKey = {}\nAddress = 10.99.0.{number}/24, fd99::{number}/64\nListenPort = 51820\n\
-             {interface}\n[Peer]\nPublicKey = {}\nAllowedIPs = 10.99.0.{other}/32, fd99::{other}/128\n{peer}\n",
-            *key(number).to_base64(),
-            noise::public_key(&key(other)),
+        let text = hosts::configuration(
+            number,
+            &format!("ListenPort = 51820\n{interface}"),
+            &format!("AllowedIPs = 10.99.0.{other}/32, fd99::{other}/128\n{peer}"),
         );
         let file = self.directory.path().join(format!("towpath{number}.conf"));
         std::fs::write(&file, text).unwrap();
@@ -102,64 +46,19 @@ impl Cable {
     }
 }
 
-/// A running `towpath up`.
-struct Running {
-    child: Child,
-    log: PathBuf,
+/// Starts `towpath up`.
+fn spawn(namespace: &Namespace, file: &Path, flags: &[&str]) -> Running {
+    let mut command = Command::new(TOWPATH);
+    command.arg("up").arg(file).args(["--log-format", "json"]).args(flags);
+    command.env("RUNTIME_DIRECTORY", file.with_file_name("run"));
+    Running::spawn(namespace, command, file.with_extension("log"))
 }
 
-impl Running {
-    fn start(namespace: &Namespace, file: &Path, flags: &[&str]) -> Self {
-        let log = file.with_extension("log");
-        let output = std::fs::File::create(&log).unwrap();
-        let child = namespace.run(|| {
-            Command::new(TOWPATH)
-                .arg("up")
-                .arg(file)
-                .args(["--log-format", "json"])
-                .args(flags)
-                .env("RUNTIME_DIRECTORY", file.with_file_name("run"))
-                .stderr(Stdio::from(output))
-                .spawn()
-                .unwrap()
-        });
-        let mut running = Self { child, log };
-        running.wait_for("ready");
-        running
-    }
-
-    fn wait_for(&mut self, message: &str) {
-        let start = Instant::now();
-        while !self.lines().iter().any(|line| line["message"] == message) {
-            let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && start.elapsed() < PATIENCE, "no {message:?}: {:#?}", self.lines());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn lines(&self) -> Vec<serde_json::Value> {
-        let text = std::fs::read_to_string(&self.log).unwrap();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-    }
-
-    /// Asks it to stop and answers its ledger.
-    fn stop(mut self) -> serde_json::Value {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let status = self.child.wait().unwrap();
-        let lines = self.lines();
-        assert!(status.success(), "{status}: {}", std::fs::read_to_string(&self.log).unwrap());
-        let ledger = lines.iter().find(|line| line["message"] == "ledger").expect("a ledger");
-        ledger["figures"].clone()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // A failed test must not leave it behind; after `stop` there is nothing to kill.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts it and waits until it is ready.
+fn start(namespace: &Namespace, file: &Path, flags: &[&str]) -> Running {
+    let mut running = spawn(namespace, file, flags);
+    running.wait_for("\"ready\"");
+    running
 }
 
 /// Sends datagrams of many sizes through the tunnel and back, one at a time.
@@ -225,43 +124,34 @@ fn exercise(cable: &Cable, a: Running, b: Running) {
     }
 }
 
-fn carries_packets(io: &str, endpoint: &str, mtu: u16) {
-    let cable = Cable::new();
+fn carries_packets(test: &str, io: &str, endpoint: &str, mtu: u16) {
+    let Some(cable) = Cable::enter(test) else { return };
     let interface = format!("MTU = {mtu}");
     let a = cable.configuration(1, &interface, &format!("Endpoint = {endpoint}"));
     let b = cable.configuration(2, &interface, "");
-    let b = Running::start(&cable.b, &b, &["--io", io]);
-    let a = Running::start(&cable.a, &a, &["--io", io]);
+    let b = start(&cable.b, &b, &["--io", io]);
+    let a = start(&cable.a, &a, &["--io", io]);
     exercise(&cable, a, b);
 }
 
 #[test]
 fn packets_pass_with_suspend_over_ipv4() {
-    if inside_namespace("packets_pass_with_suspend_over_ipv4") {
-        carries_packets("suspend", "192.0.2.2:51820", 1_420);
-    }
+    carries_packets("packets_pass_with_suspend_over_ipv4", "suspend", "192.0.2.2:51820", 1_420);
 }
 
 #[test]
 fn packets_pass_with_uring_over_ipv6() {
-    if inside_namespace("packets_pass_with_uring_over_ipv6") {
-        carries_packets("uring", "[2001:db8::2]:51820", 1_420);
-    }
+    carries_packets("packets_pass_with_uring_over_ipv6", "uring", "[2001:db8::2]:51820", 1_420);
 }
 
 #[test]
 fn packets_pass_with_threaded_at_the_default_mtu() {
-    if inside_namespace("packets_pass_with_threaded_at_the_default_mtu") {
-        carries_packets("threaded", "192.0.2.2:51820", 1_280);
-    }
+    carries_packets("packets_pass_with_threaded_at_the_default_mtu", "threaded", "192.0.2.2:51820", 1_280);
 }
 
 #[test]
 fn packets_pass_over_a_debian_turn_server() {
-    if !inside_namespace("packets_pass_over_a_debian_turn_server") {
-        return;
-    }
-    let cable = Cable::new();
+    let Some(cable) = Cable::enter("packets_pass_over_a_debian_turn_server") else { return };
     let server = cable.b.run(|| {
         Command::new("turnserver")
             .args([
@@ -293,8 +183,8 @@ fn packets_pass_over_a_debian_turn_server() {
                      #towpath: RelayPasswordFile = password";
     let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820\n#towpath: Path = relay");
     let b = cable.configuration(2, "MTU = 1420", "");
-    let b = Running::start(&cable.b, &b, &["--io", "suspend"]);
-    let a = Running::start(&cable.a, &a, &["--io", "suspend"]);
+    let b = start(&cable.b, &b, &["--io", "suspend"]);
+    let a = start(&cable.a, &a, &["--io", "suspend"]);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exercise(&cable, a, b)));
     server.kill().unwrap();
     server.wait().unwrap();
@@ -303,21 +193,12 @@ fn packets_pass_over_a_debian_turn_server() {
 
 #[test]
 fn a_relayed_interface_gets_an_mtu_that_fits() {
-    if !inside_namespace("a_relayed_interface_gets_an_mtu_that_fits") {
-        return;
-    }
-    let cable = Cable::new();
+    let Some(cable) = Cable::enter("a_relayed_interface_gets_an_mtu_that_fits") else { return };
     std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
     let interface = "MTU = 1420\n#towpath: Relay = turn:[2001:db8::2]:3478\n#towpath: RelayUsername = alice\n\
                      #towpath: RelayPasswordFile = password";
     let file = cable.configuration(1, interface, "Endpoint = [2001:db8::2]:51820");
-    let log = std::fs::File::create(file.with_extension("log")).unwrap();
-    let child = cable.a.run(|| {
-        let mut command = Command::new(TOWPATH);
-        command.arg("up").arg(&file).args(["--log-format", "json"]).stderr(log);
-        command.env("RUNTIME_DIRECTORY", file.with_file_name("run")).spawn().unwrap()
-    });
-    let mut running = Running { child, log: file.with_extension("log") };
+    let mut running = spawn(&cable.a, &file, &[]);
     running.wait_for("interface is up");
     let lines = running.lines();
     let warned = |line: &&serde_json::Value| {
@@ -348,13 +229,14 @@ fn sent_by(interface: &str) -> (u64, u64) {
 #[test]
 fn handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody() {
     const FLOOD: usize = 20_000;
-    if !inside_namespace("handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody") {
+    let Some(cable) = Cable::enter("handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody") else {
         return;
-    }
-    let cable = Cable::new();
+    };
     let b = cable.configuration(2, "MTU = 1420", "");
     let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.2:51820");
-    let (b, a) = (Running::start(&cable.b, &b, &[]), Running::start(&cable.a, &a, &[]));
+    // Without GRO the kernel counts what it drops in datagrams.
+    let b = start(&cable.b, &b, &["--no-offload", "udp-gro"]);
+    let a = start(&cable.a, &a, &[]);
     echo_datagrams(&cable, "10.99.0.1:7000", "10.99.0.2:7000");
     let flooder = cable.a.run(|| UdpSocket::bind("192.0.2.1:7777").unwrap());
     std::thread::scope(|scope| {
@@ -375,20 +257,17 @@ fn handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody() {
     assert_eq!(answer.kind(), std::io::ErrorKind::WouldBlock, "{answer}");
     assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
     let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap();
-    // What did not fit into the socket's buffer the kernel has dropped and counted.
+    // What did not fit into the socket's buffer the kernel has dropped and counted, some of the stream's among it.
     let dropped = ledger["ingress"]["kernel_drops_skbs"].as_u64().unwrap();
-    assert!(refused > 0 && (refused == FLOOD as u64 || dropped > 0), "{ledger:#}");
+    assert!(refused > 0 && refused <= FLOOD as u64 && refused + dropped >= FLOOD as u64, "{ledger:#}");
 }
 
 /// W27: the endpoint lies in AllowedIPs and its route leads back into the tunnel.
 #[test]
 fn what_is_routed_back_into_the_tunnel_ends_there() {
-    if !inside_namespace("what_is_routed_back_into_the_tunnel_ends_there") {
-        return;
-    }
-    let cable = Cable::new();
+    let Some(cable) = Cable::enter("what_is_routed_back_into_the_tunnel_ends_there") else { return };
     let a = cable.configuration(1, "MTU = 1420", "AllowedIPs = 192.0.2.2/32\nEndpoint = 192.0.2.2:51820");
-    let a = Running::start(&cable.a, &a, &[]);
+    let a = start(&cable.a, &a, &[]);
     let (bytes, packets) = cable.a.run(|| {
         let socket = UdpSocket::bind("10.99.0.1:0").unwrap();
         let start = Instant::now();
@@ -410,21 +289,20 @@ fn what_is_routed_back_into_the_tunnel_ends_there() {
 /// W25: a peer whose endpoint is our own socket.
 #[test]
 fn an_endpoint_that_is_our_own_gets_no_answer() {
-    if !inside_namespace("an_endpoint_that_is_our_own_gets_no_answer") {
-        return;
-    }
-    let cable = Cable::new();
+    let Some(cable) = Cable::enter("an_endpoint_that_is_our_own_gets_no_answer") else { return };
+    show::own_sockets();
     let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.1:51820\nPersistentKeepalive = 1");
-    let a = Running::start(&cable.a, &a, &[]);
-    cable.a.run(|| {
-        let start = Instant::now();
-        while sent_by("lo").1 == 0 {
-            assert!(start.elapsed() < PATIENCE, "no handshake is sent");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    });
+    let a = start(&cable.a, &a, &[]);
+    let start = Instant::now();
+    while show::tunnels()[0]["drops"]["bad_tag"].as_u64().unwrap() == 0 {
+        assert!(start.elapsed() < PATIENCE, "no handshake comes back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (bytes, packets) = cable.a.run(|| sent_by("lo"));
     let ledger = a.stop();
     assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
-    let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap_or(0);
-    assert!(refused <= 2, "{ledger:#}");
+    // Initiations of 176 bytes outside, of which there is one in five seconds; and none is answered.
+    let refused = ledger["application_drops"]["bad_tag"].as_u64().unwrap();
+    assert!((1..=3).contains(&refused), "{ledger:#}");
+    assert!((1..=3).contains(&packets) && bytes <= 3 * 200, "{packets} packets, {bytes} bytes");
 }

@@ -5,63 +5,20 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
-#[path = "support/user_namespace.rs"]
-mod user_namespace;
+#[path = "support/hosts.rs"]
+mod on_hosts;
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use dataplane::netlink::Handle;
-use dataplane::sys::namespace;
-use dataplane::tunnel::key::SecretKey;
-use dataplane::tunnel::noise;
-use rustix::process::{Pid, Signal, kill_process};
-use user_namespace::left_out::left_out;
-
-const TOWPATH: &str = env!("CARGO_BIN_EXE_towpath");
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A network namespace: whatever is to happen in it runs on a thread that has entered it.
-struct Namespace(fs::File);
-
-impl Namespace {
-    fn new() -> Self {
-        let made = std::thread::spawn(|| {
-            namespace::unshare_net().unwrap();
-            fs::File::open("/proc/thread-self/ns/net").unwrap()
-        });
-        Self(made.join().unwrap())
-    }
-
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                namespace::enter(self.0.as_fd()).unwrap();
-                work()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// What a shell command prints, which must succeed.
-    fn sh(&self, script: &str) -> String {
-        let output = self.run(|| shell(script));
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{script}\n{text}\n{}", String::from_utf8_lossy(&output.stderr));
-        text
-    }
-}
-
-fn shell(script: &str) -> Output {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    Command::new("sh").args(["-ec", script]).env("PATH", path).stdin(Stdio::null()).output().unwrap()
-}
+use on_hosts::user_namespace::left_out::left_out;
+use on_hosts::{Cable, Namespace, PATIENCE, Running, TOWPATH, shell};
+use rustix::process::Signal;
 
 /// Hosts `a` and `b`. Beside the cable between them, which is 192.0.2.0/24 and 2001:db8::/64, `b` has 198.51.100.1 and
 /// 2001:db8:5::1, which `a` reaches by its default route only, and 203.0.113.9 and 2001:db8:9::9.
@@ -73,26 +30,14 @@ struct Hosts {
 
 /// Answers `None` where the test cannot run, and outside of the namespaces that it is then run in.
 fn hosts(test: &str) -> Option<Hosts> {
-    if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        left_out(&format!("/dev/net/tun: {error}"));
-        return None;
-    }
     if !shell("command -v ip").status.success() {
         left_out("routes and rules: apt-get install iproute2");
         return None;
     }
-    if !user_namespace::inside(test) {
-        return None;
-    }
-    let (a, b) = (Namespace::new(), Namespace::new());
-    let mut handle = Handle::open().unwrap();
-    let (left, right) = handle.add_veth("left", "right").unwrap();
-    handle.move_to_namespace(left, a.0.as_fd()).unwrap();
-    handle.move_to_namespace(right, b.0.as_fd()).unwrap();
-    for (side, name, own, far) in [(&a, "left", 1, 2), (&b, "right", 2, 1)] {
+    let Cable { a, b } = Cable::enter(test)?;
+    for (side, far) in [(&a, 2), (&b, 1)] {
         side.sh(&format!(
-            "ip link set lo up; ip link set {name} addrgenmode none; ip addr add 192.0.2.{own}/24 dev {name}; ip addr add 2001:db8::{own}/64 dev {name} nodad
-             ip link set {name} up; ip route add default via 192.0.2.{far}; ip -6 route add default via 2001:db8::{far}"
+            "ip route add default via 192.0.2.{far}; ip -6 route add default via 2001:db8::{far}"
         ));
     }
     b.sh("for it in 198.51.100.1/32 203.0.113.9/32 2001:db8:5::1/128 2001:db8:9::9/128; do ip addr add $it dev lo; done");
@@ -118,21 +63,30 @@ impl Hosts {
 
     /// The configuration of host 1 or 2 with more lines of `[Interface]` and of its `[Peer]`.
     fn configuration(&self, number: u8, interface: &str, peer: &str) -> PathBuf {
-        let key = |number: u8| SecretKey::new([number; 32]).clamped();
-        let other = 3 - number;
         let port = if number == 2 { "ListenPort = 51820\n" } else { "" };
-        let text = format!(
-            "[Interface]\nPrivateKey = {}\nAddress = 10.99.0.{number}/24, fd99::{number}/64\n{port}{interface}\n\
-             [Peer]\nPublicKey = {}\n{peer}\n",
-            *key(number).to_base64(),
-            noise::public_key(&key(other)),
-        );
+        let text = on_hosts::configuration(number, &format!("{port}{interface}"), peer);
         self.file(&format!("tow{number}.conf"), &text)
     }
 
     /// `b`'s side of every tunnel here.
     fn callee(&self) -> Running {
-        Running::start(self, &self.b, &self.configuration(2, "", "AllowedIPs = 10.99.0.1/32, fd99::1/128"))
+        self.start(&self.b, &self.configuration(2, "", "AllowedIPs = 10.99.0.1/32, fd99::1/128"))
+    }
+
+    /// Starts a tunnel and waits until it is ready.
+    fn start(&self, side: &Namespace, file: &Path) -> Running {
+        let mut running = self.spawn(side, file);
+        running.wait_for(" ready ");
+        running
+    }
+
+    fn spawn(&self, side: &Namespace, file: &Path) -> Running {
+        self.run(side, self.towpath(&["up", file.to_str().unwrap(), "--io", "suspend"]))
+    }
+
+    fn run(&self, side: &Namespace, command: Command) -> Running {
+        let number = fs::read_dir(self.path("logs")).unwrap().count();
+        Running::spawn(side, command, self.path("logs").join(number.to_string()))
     }
 
     /// A program of ours with its own folder for what runs, and its own commands first in the PATH.
@@ -168,72 +122,9 @@ impl Hosts {
     }
 }
 
-/// A running `towpath up`.
-struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Running {
-    /// Waits until it is ready.
-    fn start(hosts: &Hosts, side: &Namespace, file: &Path) -> Self {
-        let mut running = Self::spawn(hosts, side, file);
-        running.wait_for(" ready ");
-        running
-    }
-
-    fn spawn(hosts: &Hosts, side: &Namespace, file: &Path) -> Self {
-        Self::of(hosts, side, hosts.towpath(&["up", file.to_str().unwrap(), "--io", "suspend"]))
-    }
-
-    fn of(hosts: &Hosts, side: &Namespace, mut command: Command) -> Self {
-        let number = fs::read_dir(hosts.path("logs")).unwrap().count();
-        let log = hosts.path("logs").join(number.to_string());
-        let output = fs::File::create(&log).unwrap();
-        command.stdout(output.try_clone().unwrap()).stderr(output);
-        Self { child: side.run(|| command.spawn().unwrap()), log }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    fn wait_for(&mut self, text: &str) {
-        let start = Instant::now();
-        while !self.log().contains(text) {
-            let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && start.elapsed() < PATIENCE, "no {text:?}: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "it does not end: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn kill(&mut self) {
-        kill_process(self.pid(), Signal::KILL).unwrap();
-        self.wait();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // A failed test must not leave it behind; otherwise it has ended, or is not looked at any more.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn killed(running: &mut Running) {
+    running.signal(Signal::KILL);
+    running.wait();
 }
 
 /// Sends a datagram from `a` to an address of `b` and back; where it came from.
@@ -272,7 +163,7 @@ fn a_default_route_leads_through_the_tunnel_and_goes_with_it() {
     for endpoint in ["198.51.100.1:51820", "[2001:db8:5::1]:51820"] {
         let file = hosts.configuration(1, "", &format!("{DEFAULT}\nEndpoint = {endpoint}"));
         let before = hosts.state();
-        let mut running = Running::start(&hosts, &hosts.a, &file);
+        let mut running = hosts.start(&hosts.a, &file);
         assert_eq!(echo(&hosts, "203.0.113.9:9").ip().to_string(), "10.99.0.1", "{endpoint}");
         assert_eq!(echo(&hosts, "[2001:db8:9::9]:9").ip().to_string(), "fd99::1", "{endpoint}");
         // What has a narrower route keeps it.
@@ -307,7 +198,7 @@ fn what_a_killed_one_leaves_is_taken_back_by_up_and_by_down() {
     let file = hosts.configuration(1, &lines, &format!("{DEFAULT}\nEndpoint = 198.51.100.1:51820"));
     let before = hosts.state();
     let start = || {
-        let mut running = Running::start(&hosts, &hosts.a, &file);
+        let mut running = hosts.start(&hosts.a, &file);
         running.wait_for("PostUp");
         let start = Instant::now();
         while !fs::read_to_string(&hooks).is_ok_and(|text| text.ends_with("up tow1\n")) {
@@ -321,14 +212,14 @@ fn what_a_killed_one_leaves_is_taken_back_by_up_and_by_down() {
     assert_eq!(rules(), 2);
 
     // A second one is told so, and harms nothing.
-    let mut second = Running::spawn(&hosts, &hosts.a, &file);
+    let mut second = hosts.spawn(&hosts.a, &file);
     assert_eq!(second.wait().code(), Some(1), "{}", second.log());
     let told = format!("tow1 is up already, by process {}: run `towpath down tow1` first", first.pid());
     assert!(second.log().contains(&told), "{}", second.log());
     assert_eq!((rules(), ran().as_str()), (2, "up tow1\n"));
     assert!(hosts.path("names").exists());
 
-    first.kill();
+    killed(&mut first);
     assert_eq!(rules(), 2, "nobody has taken them back");
     let down = hosts.down(file.to_str().unwrap());
     assert!(down.status.success(), "{down:?}");
@@ -339,7 +230,7 @@ fn what_a_killed_one_leaves_is_taken_back_by_up_and_by_down() {
     assert_eq!(hosts.state(), before);
 
     let mut first = start();
-    first.kill();
+    killed(&mut first);
     let mut next = start();
     assert!(next.log().contains("it is taken back"), "{}", next.log());
     assert_eq!(ran(), "up tow1\npre-down tow1\npost-down tow1\nup tow1\n");
@@ -366,24 +257,26 @@ fn name_servers_are_told_to_resolvconf_or_to_resolved() {
     if ["resolvconf", "resolvectl"].iter().any(|name| shell(&format!("command -v {name}")).status.success()) {
         return left_out("name servers without a resolvconf: a machine that has none, such as a container");
     }
-    let lines = "DNS = 10.99.0.2, example.org\nDNS = fd99::2 corp.example";
+    let lines = "DNS = 10.99.0.2, example.org\nDNS = fd99::2 corp.example\nPostUp = true";
     let file = hosts.configuration(1, lines, "AllowedIPs = 10.99.0.2/32");
-    let mut refused = Running::spawn(&hosts, &hosts.a, &file);
+    let mut refused = hosts.spawn(&hosts.a, &file);
     assert_eq!(refused.wait().code(), Some(1));
     assert!(refused.log().contains("apt-get install openresolv"), "{}", refused.log());
 
     let calls = || fs::read_to_string(hosts.path("calls")).unwrap();
     hosts.stub("resolvectl", &format!("echo \"$@\" >> {}", hosts.path("calls").display()));
-    let mut running = Running::start(&hosts, &hosts.a, &file);
+    let mut running = hosts.start(&hosts.a, &file);
     let set = "dns tow1 10.99.0.2 fd99::2\ndomain tow1 ~. example.org corp.example\n";
     assert_eq!(calls(), set);
+    // From then on what is above the interface is taken back before the interface goes, with which resolved forgets it by itself.
+    running.wait_for("PostUp: true");
     assert!(hosts.down("tow1").status.success() && running.wait().success());
-    assert_eq!(calls(), format!("{set}revert tow1\n"));
+    assert_eq!(calls(), format!("{set}revert tow1\n"), "{}", running.log());
 
     // Where both are there, resolvconf is asked, as wg-quick does.
     fs::remove_file(hosts.path("calls")).unwrap();
     hosts.stub("resolvconf", &names_stub(&hosts));
-    let mut running = Running::start(&hosts, &hosts.a, &file);
+    let mut running = hosts.start(&hosts.a, &file);
     assert_eq!(calls(), "-a tow1 -m 0 -x\n");
     assert_eq!(
         fs::read_to_string(hosts.path("names")).unwrap(),
@@ -396,7 +289,7 @@ fn name_servers_are_told_to_resolvconf_or_to_resolved() {
     // What resolvconf says about a failure is passed on, and nothing stays.
     hosts.stub("resolvconf", "echo no such thing >&2; exit 3");
     let before = hosts.state();
-    let mut refused = Running::spawn(&hosts, &hosts.a, &file);
+    let mut refused = hosts.spawn(&hosts.a, &file);
     assert_eq!(refused.wait().code(), Some(1));
     assert!(refused.log().contains("no such thing"), "{}", refused.log());
     assert_eq!(hosts.state(), before);
@@ -424,7 +317,7 @@ fn hooks_run_in_order_and_see_the_interface_come_and_go() {
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = hosts.towpath(&["up", configuration.to_str().unwrap(), "--io", "suspend"]);
     command.env("NOTIFY_SOCKET", hosts.path("conf").join("manager"));
-    let mut running = Running::of(&hosts, &hosts.a, command);
+    let mut running = hosts.run(&hosts.a, command);
     let told = || {
         let mut message = [0; 200];
         let len = manager.recv(&mut message).unwrap();
@@ -433,7 +326,7 @@ fn hooks_run_in_order_and_see_the_interface_come_and_go() {
     assert!(told().starts_with("READY=1\n"), "{}", running.log());
     let up = "PreUp tow1 absent\nPostUp tow1 UP,\nbash\n";
     assert_eq!(fs::read_to_string(&file).unwrap(), up, "before it is ready: {}", running.log());
-    kill_process(running.pid(), Signal::TERM).unwrap();
+    running.signal(Signal::TERM);
     assert!(running.wait().success(), "{}", running.log());
     assert!(told().starts_with("STOPPING=1\n"));
     assert!(!running.log().contains(" WARN "), "{}", running.log());
@@ -452,10 +345,10 @@ fn a_hook_that_fails_or_hangs_ends_the_tunnel_in_good_order() {
         let _ = fs::remove_file(&file);
         let peer = format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820");
         let file = hosts.configuration(1, &format!("{lines}\n{end}"), &peer);
-        let mut running = Running::spawn(&hosts, &hosts.a, &file);
+        let mut running = hosts.spawn(&hosts.a, &file);
         if let Some(signal) = signal {
             running.wait_for("Up: ");
-            kill_process(running.pid(), signal).unwrap();
+            running.signal(signal);
         }
         let code = running.wait().code();
         assert_eq!(hosts.state(), before);
@@ -477,12 +370,115 @@ fn a_hook_that_fails_or_hangs_ends_the_tunnel_in_good_order() {
 }
 
 #[test]
+fn a_closed_terminal_ends_the_tunnel_unless_nohup_says_otherwise() {
+    let Some(hosts) = hosts("a_closed_terminal_ends_the_tunnel_unless_nohup_says_otherwise") else { return };
+    hosts.stub("resolvconf", &names_stub(&hosts));
+    let file = hosts.configuration(1, "DNS = 10.99.0.2", &format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820"));
+    let before = hosts.state();
+    let start = |how: &str| {
+        let mut command = hosts.towpath(&["up", file.to_str().unwrap(), "--io", "suspend"]);
+        let words: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
+        let variables: Vec<_> = command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+            .collect();
+        command = Command::new("env");
+        command.arg(how).arg(TOWPATH).args(words).envs(variables).env_remove("RUST_LOG").stdin(Stdio::null());
+        let mut running = hosts.run(&hosts.a, command);
+        running.wait_for(" ready ");
+        running
+    };
+    let end = |running: &mut Running| {
+        assert!(running.wait().success(), "{}", running.log());
+        fs::remove_file(hosts.path("calls")).unwrap();
+        assert_eq!(hosts.state(), before);
+    };
+    let mut running = start("--default-signal=HUP");
+    running.signal(Signal::HUP);
+    end(&mut running);
+    let mut running = start("--ignore-signal=HUP");
+    running.signal(Signal::HUP);
+    // What the signal would have made it do comes before the answer to this.
+    assert!(hosts.a.sh("ip rule").contains("suppress_prefixlength"));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(running.child.try_wait().unwrap().is_none(), "{}", running.log());
+    assert!(hosts.path("names").exists() && !running.log().contains("ledger"), "{}", running.log());
+    assert!(hosts.down("tow1").status.success());
+    end(&mut running);
+}
+
+#[test]
+fn a_signal_does_not_wait_for_a_silent_name_server() {
+    let Some(hosts) = hosts("a_signal_does_not_wait_for_a_silent_name_server") else { return };
+    let server = hosts.b.run(|| UdpSocket::bind("192.0.2.2:53").unwrap());
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (names, ran) = (hosts.file("resolv.conf", "nameserver 192.0.2.2\n"), hosts.path("conf").join("ran"));
+    // Inside the namespace of this test, as everything.
+    assert!(shell(&format!("mount --bind {} /etc/resolv.conf", names.display())).status.success());
+    let lines = format!("PreUp = true\nPostDown = echo down >> {}", ran.display());
+    let file = hosts.configuration(1, &lines, "AllowedIPs = 10.99.0.2/32\nEndpoint = silent.example:51820");
+    let mut running = hosts.spawn(&hosts.a, &file);
+    let (len, _) =
+        server.recv_from(&mut [0; 512]).unwrap_or_else(|error| panic!("{error}: {}", running.log()));
+    assert!(len > 12);
+    let start = Instant::now();
+    running.signal(Signal::TERM);
+    assert!(running.wait().success(), "{}", running.log());
+    // The resolver waits for five seconds, and then asks once more.
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert_eq!(fs::read_to_string(&ran).unwrap(), "down\n");
+}
+
+/// As wg-quick(8) shows it; and an endpoint that has only an address of its link.
+#[test]
+fn a_hook_sets_the_key_and_a_neighbour_needs_no_other_address() {
+    let Some(hosts) = hosts("a_hook_sets_the_key_and_a_neighbour_needs_no_other_address") else { return };
+    if !shell("command -v wg").status.success() {
+        return left_out("a key that a hook sets: apt-get install wireguard-tools");
+    }
+    hosts.b.sh("ip addr add fe80::2/64 dev right nodad");
+    hosts.a.sh("ip addr add fe80::1/64 dev left nodad");
+    let peer = "AllowedIPs = 10.99.0.2/32\nEndpoint = [fe80::2%left]:51820";
+    let text = fs::read_to_string(hosts.configuration(1, "", peer)).unwrap();
+    let (line, key) =
+        text.lines().find_map(|line| Some((line, line.strip_prefix("PrivateKey = ")?))).unwrap();
+    let key = hosts.file("key", key);
+    // Its socket for `wg` is not in a folder of the test's own, where other tests have theirs.
+    let file = hosts.file(
+        "hooked.conf",
+        &text.replace(
+            line,
+            &format!("PostUp = wg set %i private-key <(cat {})\nPostUp = true", key.display()),
+        ),
+    );
+    let _callee = hosts.callee();
+    let mut running = hosts.spawn(&hosts.a, &file);
+    running.wait_for("interface is up");
+    if running.log().contains("does not see this tunnel") {
+        return left_out("a key that a hook sets: root, who may write to /var/run/wireguard");
+    }
+    // The key is set when the next command is run.
+    running.wait_for("PostUp: true");
+    echo(&hosts, "10.99.0.2:9");
+    assert!(hosts.down("hooked").status.success() && running.wait().success(), "{}", running.log());
+
+    let gone = hosts.configuration(1, "", &peer.replace("%left", "%gone"));
+    let mut refused = hosts.spawn(&hosts.a, &gone);
+    assert_eq!(refused.wait().code(), Some(2), "{}", refused.log());
+    assert!(
+        refused.log().contains("[fe80::2%gone]:51820: cannot find interface gone: "),
+        "{}",
+        refused.log()
+    );
+}
+
+#[test]
 fn table_and_mark_are_as_they_are_written() {
     let Some(hosts) = hosts("table_and_mark_are_as_they_are_written") else { return };
     let peer = format!("{DEFAULT}, 10.99.0.2/32, 10.98.0.0/16\nEndpoint = 192.0.2.2:51820");
     let routes = |lines: &str| {
         let file = hosts.configuration(1, lines, &peer);
-        let mut running = Running::start(&hosts, &hosts.a, &file);
+        let mut running = hosts.start(&hosts.a, &file);
         let device = "grep 'dev tow1' | grep -v -e 'table local' -e multicast -e fe80 | sed 's/ metric.*//; s/ proto kernel.*//'";
         let routes = hosts
             .a
@@ -530,7 +526,7 @@ fn two_default_routes_go_one_by_one() {
         ))
         .unwrap();
         let file = hosts.file(name, &text.replace("ListenPort = 51820\n", ""));
-        Running::start(&hosts, &hosts.a, &file)
+        hosts.start(&hosts.a, &file)
     };
     let mark = || hosts.a.sh("cat /proc/sys/net/ipv4/conf/all/src_valid_mark").trim().to_owned();
     let mut one = start("o=n+e.conf", 1);
@@ -563,16 +559,16 @@ fn the_file_is_saved_as_the_tunnel_is_set_in_the_end() {
     );
     // Its socket for `wg` is not in a folder of the test's own, where other tests have theirs.
     let file = hosts.file("saved.conf", &fs::read_to_string(&file).unwrap());
-    let mut callee = Running::start(&hosts, &hosts.b, &file);
+    let mut callee = hosts.start(&hosts.b, &file);
     if callee.log().contains("does not see this tunnel") {
         return left_out("SaveConfig: root, who may write to /var/run/wireguard");
     }
     let caller =
         hosts.configuration(1, "ListenPort = 40001", "AllowedIPs = 10.99.0.2/32\nEndpoint = 192.0.2.2:51820");
-    let _caller = Running::start(&hosts, &hosts.a, &caller);
+    let _caller = hosts.start(&hosts.a, &caller);
     echo(&hosts, "10.99.0.2:9");
     let before = fs::read_to_string(&file).unwrap();
-    kill_process(callee.pid(), Signal::TERM).unwrap();
+    callee.signal(Signal::TERM);
     assert!(callee.wait().success(), "{}", callee.log());
     let after = fs::read_to_string(&file).unwrap();
     assert!(after.contains("Endpoint = 192.0.2.1:40001\n"), "{after}");

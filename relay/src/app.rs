@@ -382,9 +382,17 @@ impl Application for Relay {
         self.change_streams(ingress, now);
         // Before any of them is closed.
         self.hear_equipped(ingress, now);
-        while let Some(Command::Close(allocation)) = self.server.poll_command() {
-            self.close_socket(allocation, ingress, egress);
-            self.server.handle_relay_closed(allocation);
+        while let Some(command) = self.server.poll_command() {
+            match command {
+                Command::Close(allocation) => {
+                    self.close_socket(allocation, ingress, egress);
+                    self.server.handle_relay_closed(allocation);
+                }
+                Command::Hint(client) => {
+                    self.server.hint();
+                    self.send_reply(&client, egress, now);
+                }
+            }
         }
         while let Some((allocation, address)) = self.opening.pop() {
             self.open(allocation, address, ingress, egress, now);
@@ -398,7 +406,7 @@ impl Application for Relay {
             timer_lag: self.timer_lag.worst(),
         };
         let next = self.duties.maintain(subjects, ingress, egress, now);
-        self.maintain_crew();
+        self.maintain_crew(now);
         self.write_streams(ingress, now);
         next
     }

@@ -165,7 +165,7 @@ impl Life {
                 if time.is_zero() {
                     return Next::Stop;
                 }
-                server.drain(self.plan.alternates.clone());
+                server.drain(self.plan.alternates.clone(), now);
                 self.drained_by = Some(now + time);
                 self.drain_order = self.order_drain();
                 self.look_whether_all_drain(server);

@@ -6,14 +6,14 @@
 mod harness;
 #[path = "../../dataplane/tests/support/left_out.rs"]
 mod left_out;
+#[path = "../../dataplane/tests/support/unit.rs"]
+mod unit;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use clap::Parser as _;
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
@@ -24,16 +24,19 @@ use left_out::left_out;
 use relay::config::{Args, Config};
 use relay::server::WORKERS_MAX;
 use rustix::process::Signal;
+use unit::{call_groups, calls_in};
 
 fn unit_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service")
 }
 
+fn unit_text() -> String {
+    fs::read_to_string(unit_path()).unwrap()
+}
+
 /// What the unit file says under a name, line by line.
 fn of_unit(name: &str) -> Vec<String> {
-    let unit = fs::read_to_string(unit_path()).unwrap();
-    let lines = unit.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    lines.map(str::to_owned).collect()
+    unit::lines_of(&unit_text(), name)
 }
 
 /// Each worker has a thread and one that reaps for it; besides there are those for the admin address and for reloads.
@@ -53,22 +56,10 @@ fn the_service_is_started_again_however_often_it_fails() {
     );
 }
 
-/// What systemd-analyze(1) says; `None` where there is none.
-#[expect(clippy::disallowed_methods, reason = "a test starts programs")]
-fn systemd_analyze(arguments: &[&str]) -> Option<Output> {
-    match Command::new("systemd-analyze").args(arguments).output() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            left_out("what systemd-analyze says of the unit file: apt-get install systemd");
-            None
-        }
-        output => Some(output.unwrap()),
-    }
-}
-
 /// The unit file, and with what the README adds to it, judged by the tools that an operator would use.
 #[test]
 fn the_unit_file_is_good_and_sandboxed() {
-    let unit = fs::read_to_string(unit_path()).unwrap();
+    let unit = unit_text();
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
     let added = readme.split("```").find(|block| block.starts_with("text\n[Service]\n")).unwrap();
     let added = added.trim_start_matches("text\n");
@@ -76,62 +67,9 @@ fn the_unit_file_is_good_and_sandboxed() {
     // The program is where the unit has it only on a machine that the package is installed on.
     let unit = unit.replace("/usr/bin/towpath-relay", env!("CARGO_BIN_EXE_towpath-relay"));
     for text in [unit.clone(), format!("{unit}\n{added}")] {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("towpath-relay.service");
-        fs::write(&path, text).unwrap();
-        let path = path.to_str().unwrap();
-        let Some(verified) = systemd_analyze(&["verify", "--man=no", path]) else { return };
-        assert!(verified.status.success() && verified.stderr.is_empty(), "{verified:?}");
-        let judged = systemd_analyze(&["security", "--offline=true", "--no-pager", path]).unwrap();
-        let text = String::from_utf8(judged.stdout).unwrap();
-        let line = text
-            .lines()
-            .find(|line| line.contains("Overall exposure level"))
-            .unwrap_or_else(|| panic!("{text}"));
-        let level = line.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
-        assert!(level <= 2.0, "{text}");
+        let Some(level) = unit::exposure(&text, "towpath-relay.service") else { return };
+        assert!(level <= 2.0, "{level}");
     }
-}
-
-/// The groups of system calls that unit files name, as this systemd has them.
-fn call_groups() -> Option<BTreeMap<String, Vec<String>>> {
-    let output = systemd_analyze(&["syscall-filter", "--no-pager"])?;
-    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut name = String::new();
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
-        let word = line.trim();
-        if line.starts_with('@') {
-            name = word.to_owned();
-        } else if !word.is_empty() && !word.starts_with('#') {
-            groups.entry(name.clone()).or_default().push(word.to_owned());
-        }
-    }
-    Some(groups)
-}
-
-/// The system calls behind a name.
-fn calls_of(name: &str, groups: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
-    if !name.starts_with('@') {
-        return [name.to_owned()].into();
-    }
-    let members = groups.get(name).unwrap_or_else(|| panic!("no group {name} in {groups:#?}"));
-    members.iter().flat_map(|member| calls_of(member, groups)).collect()
-}
-
-/// What the unit's filter lets pass.
-fn allowed_calls(groups: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
-    let mut allowed = BTreeSet::new();
-    for value in of_unit("SystemCallFilter") {
-        let names = value.trim_start_matches('~').split(' ');
-        for call in names.flat_map(|name| calls_of(name, groups)) {
-            if value.starts_with('~') {
-                allowed.remove(&call)
-            } else {
-                allowed.insert(call)
-            };
-        }
-    }
-    allowed
 }
 
 /// The unit's sandbox leaves room for what listens on the admin address, and for the addresses of this machine.
@@ -150,7 +88,7 @@ fn the_unit_file_permits_the_admin_port_and_netlink() {
 #[test]
 fn the_unit_file_permits_every_system_call_of_a_confined_relay() {
     let Some(groups) = call_groups() else { return };
-    let allowed = allowed_calls(&groups);
+    let allowed = unit::allowed_calls(&unit_text(), &groups);
     // Each call that the relay's own filter names.
     let source = include_str!("../src/confine/system_calls.rs");
     let calls = source.split("libc::SYS_").skip(1).map(|rest| {
@@ -164,20 +102,6 @@ fn the_unit_file_permits_every_system_call_of_a_confined_relay() {
     for call in ["mount", "setpriority", "ptrace", "init_module", "reboot"] {
         assert!(!allowed.contains(call), "{call}");
     }
-}
-
-/// The system calls in what `strace -f -o` wrote.
-fn calls_in(trace: &str) -> BTreeSet<String> {
-    let calls = trace.lines().filter_map(|line| {
-        // Process, call and arguments; a call that another one interrupted is named when it begins.
-        let call = line.split_once(' ')?.1.trim_start();
-        let (name, _) = call.split_once('(')?;
-        let is_name = name
-            .chars()
-            .all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_');
-        (is_name && !name.is_empty()).then(|| name.to_owned())
-    });
-    calls.collect()
 }
 
 /// What a relay calls from its start to its end: one that serves by UDP, TCP and TLS, shows its figures, tells a service
@@ -236,18 +160,13 @@ fn calls_of_a_life(engine: &[&str]) -> Option<BTreeSet<String>> {
     });
     let (status, log) = relay.wait();
     assert!(status.success(), "{log}");
-    let trace = (0..500).find_map(|_| {
-        let text = fs::read_to_string(at("trace")).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        text.contains("+++ exited with 0 +++").then_some(text)
-    });
-    Some(calls_in(&trace.unwrap()))
+    Some(calls_in(&at("trace")))
 }
 
 #[test]
 fn the_unit_file_permits_every_system_call_from_start_to_end() {
     let Some(groups) = call_groups() else { return };
-    let allowed = allowed_calls(&groups);
+    let allowed = unit::allowed_calls(&unit_text(), &groups);
     for engine in [&["--io", "uring", "--ingress", "uring"][..], &["--io", "suspend"]] {
         let Some(calls) = calls_of_a_life(engine) else { return };
         for known in ["execve", "bind", "seccomp", "landlock_restrict_self", "setsockopt", "exit_group"] {

@@ -106,7 +106,13 @@ impl Comparison {
         );
         notes.extend(self.differences());
         let curves = self.runs.iter().map(|(name, _, result)| Curve::of(name.clone(), result)).collect();
-        let section = Section { title: "Response latency, loss and cost".to_owned(), notes, table, curves };
+        let section = Section {
+            title: "Response latency, loss and cost".to_owned(),
+            notes,
+            table,
+            curves,
+            ..Section::default()
+        };
         Report { title: "towpath-lab compare".to_owned(), notes: Vec::new(), sections: vec![section] }
     }
 

@@ -4,8 +4,12 @@ pub mod ab;
 pub mod cli;
 pub mod compare;
 pub mod demo;
+pub mod doctor;
+pub mod echo;
 pub mod format;
 pub mod judge;
+pub mod lab;
+pub mod live;
 pub mod netns;
 #[cfg(test)]
 mod oracle;

@@ -12,12 +12,12 @@ pub enum Rate {
 }
 
 impl Rate {
-    /// Datagrams per second when each has `size` bytes of payload.
+    /// Datagrams per second when each has `size` bytes of payload in the mean.
     #[must_use]
-    pub fn packets_per_second(self, size: usize) -> f64 {
+    pub fn packets_per_second(self, size: f64) -> f64 {
         match self {
             Self::Packets(rate) => rate,
-            Self::Bits(rate) => rate / (8.0 * size.max(1) as f64),
+            Self::Bits(rate) => rate / (8.0 * size.max(1.0)),
         }
     }
 }
@@ -58,6 +58,30 @@ pub fn rate(packets_per_second: f64) -> String {
     }
 }
 
+/// Bits per second with a prefix: `20.0 Mbit/s`.
+#[must_use]
+pub fn bits(per_second: f64) -> String {
+    match per_second {
+        rate if rate >= 1e9 => format!("{:.2} Gbit/s", rate / 1e9),
+        rate if rate >= 1e6 => format!("{:.2} Mbit/s", rate / 1e6),
+        rate => format!("{:.1} kbit/s", rate / 1e3),
+    }
+}
+
+/// A share of one as a person writes it: `5%`, `0.5 %`, `0.05`.
+///
+/// # Errors
+/// What is wrong with it, with a right one.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    let (digits, factor) = match text.trim().strip_suffix('%') {
+        Some(percent) => (percent.trim(), 0.01),
+        None => (text.trim(), 1.0),
+    };
+    let share =
+        digits.parse().ok().map(|number: f64| number * factor).filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{text:?} is not a share; write it like 5% or 0.05"))
+}
+
 /// A time with three significant digits: `61.2 µs`.
 #[must_use]
 pub fn nanoseconds(ns: u64) -> String {
@@ -95,7 +119,7 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(rate), "{text}");
         }
-        assert_eq!(Rate::Bits(8e6).packets_per_second(1_000), 1_000.0);
+        assert_eq!(Rate::Bits(8e6).packets_per_second(1_000.0), 1_000.0);
     }
 
     #[test]
@@ -104,6 +128,18 @@ mod tests {
             let error = text.parse::<Rate>().unwrap_err();
             assert!(error.contains("20kpps"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn shares_are_read_as_percent_or_as_they_are() {
+        assert_eq!(
+            [parse_share("5%"), parse_share("0.5 %"), parse_share("1")],
+            [Ok(0.05), Ok(0.005), Ok(1.0)]
+        );
+        for text in ["", "%", "101%", "-1%", "nan", "much"] {
+            assert!(parse_share(text).unwrap_err().contains("5%"), "{text}");
+        }
+        assert_eq!([bits(12_000.0), bits(2e8), bits(1.5e9)], ["12.0 kbit/s", "200.00 Mbit/s", "1.50 Gbit/s"]);
     }
 
     #[test]

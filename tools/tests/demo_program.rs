@@ -2,6 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "demo_program/lab.rs"]
+mod lab;
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -31,13 +36,17 @@ fn demo(directory: &Path) -> Command {
 
 /// Command lines of the tunnels and relays whose configuration is in `directory`.
 fn children_of(directory: &Path) -> Vec<String> {
-    let needle = format!("{}/towpath-demo-", directory.display());
+    processes_with(&format!("{}/towpath-demo-", directory.display()))
+}
+
+/// Command lines of the processes that have `needle` in them.
+fn processes_with(needle: &str) -> Vec<String> {
     let command_line = |entry: std::fs::DirEntry| {
         let bytes = std::fs::read(entry.path().join("cmdline")).ok()?;
         Some(String::from_utf8_lossy(&bytes).replace('\0', " "))
     };
     let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(command_line);
-    all.filter(|line| line.contains(&needle)).collect()
+    all.filter(|line| line.contains(needle)).collect()
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {

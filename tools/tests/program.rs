@@ -1,10 +1,20 @@
 //! The program as a person meets it: exit codes, files, messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "program/browser.rs"]
+mod browser;
+#[path = "program/doctor.rs"]
+mod doctor;
+#[path = "program/files.rs"]
+mod files;
 #[path = "program/judging.rs"]
 mod judging;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
+#[path = "program/live.rs"]
+mod live;
+#[path = "program/readers.rs"]
+mod readers;
+#[path = "../../dataplane/tests/support/user_namespace.rs"]
+mod user_namespace;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -13,10 +23,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use dataplane::hlog;
-use left_out::left_out;
 use rustix::process::{Pid, Signal, kill_process};
 use tools::format::bundle;
+use tools::reflect::journal::Did;
 use tools::run::distribution::histogram;
+use user_namespace::left_out::{self, left_out};
 
 #[expect(clippy::disallowed_methods, reason = "the test runs the program")]
 fn lab(arguments: &[&str]) -> Command {
@@ -40,7 +51,11 @@ struct Reflector {
 
 impl Reflector {
     fn start(at: &str) -> Self {
-        let mut child = lab(&["reflect", at]).spawn().unwrap();
+        Self::start_with(at, &[])
+    }
+
+    fn start_with(at: &str, flags: &[&str]) -> Self {
+        let mut child = lab(&[&["reflect", at], flags].concat()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         lines.read_line(&mut line).unwrap();
@@ -170,6 +185,44 @@ fn comparing_shows_losses_doubts_and_files_of_other_versions() {
 }
 
 #[test]
+fn a_replayed_run_sends_and_loses_what_the_first_one_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    let log = dir.path().join("log.jsonl");
+    let flags = ["--loss", "5%", "--duplicate", "2%", "--seed", "9", "--log", log.to_str().unwrap()];
+    let reflector = Reflector::start_with("127.0.0.1:0", &flags);
+    short_run(&reflector.address, &first, &["--flows", "5", "--seed", "3", "--label", "first"]);
+    let (from, to) = (first.to_str().unwrap(), second.to_str().unwrap());
+    let (code, stdout, stderr) = output(&["replay", from, "--out", to, "--label", "second"]);
+    assert!(code == 0 || code == 4, "{code} {stdout} {stderr}");
+    let printed = reflector.finish();
+    let [first, second] = [&first, &second].map(|path| bundle::read(path).unwrap());
+    assert_eq!((first.schedule.is_some(), &first.schedule), (true, &second.schedule));
+    assert_ne!(first.run_id, second.run_id);
+    assert_eq!((first.spec.seed, second.spec.label.as_str()), (3, "second"));
+    assert!(first.ledger.lost > 20 && first.ledger.duplicate > 5, "{:?}", first.ledger);
+    // A generator that could not send all of one has another ledger, and says so.
+    if [&first, &second].iter().all(|run| run.ledger.sent == run.ledger.intended) {
+        assert_eq!(first.ledger_by_flow, second.ledger_by_flow);
+    }
+    let (entries, totals) = tools::reflect::journal::read(&fs::read_to_string(&log).unwrap());
+    assert_eq!(totals.len(), 2);
+    for run in [&first, &second] {
+        let of_run = |entry: &&tools::reflect::journal::Entry| entry.run.to_string() == run.run_id;
+        let lost = entries.iter().filter(of_run).filter(|entry| entry.did == Did::Lost).count();
+        assert_eq!(lost as u64, run.ledger.lost);
+        assert!(printed.contains(&format!("run {}: seen {}", run.run_id, run.ledger.sent)), "{printed}");
+    }
+
+    let text = fs::read_to_string(Path::new(from).join(bundle::RUN_JSON)).unwrap();
+    let other = text.replace(first.schedule.as_ref().unwrap(), "00000000");
+    let path = dir.path().join("other.json");
+    fs::write(&path, other).unwrap();
+    let (code, _, stderr) = output(&["replay", path.to_str().unwrap()]);
+    assert!(code == 2 && stderr.contains("another schedule"), "{code} {stderr}");
+}
+
+#[test]
 fn ipv6_works_too() {
     let reflector = Reflector::start("[::1]:0");
     let dir = tempfile::tempdir().unwrap();
@@ -190,6 +243,11 @@ fn wrong_requests_end_with_2_and_name_the_fix() {
         (vec!["run", "turn-channel", "127.0.0.1:9", "--user", "me"], "NAME:PASSWORD"),
         (vec!["run", "udp", "127.0.0.1:9", "--interval", "50ms"], "100ms"),
         (vec!["reflect"], "ADDR:PORT"),
+        (vec!["reflect", "127.0.0.1:0", "--loss", "2"], "1%"),
+        (vec!["reflect", "127.0.0.1:0", "--loss", "60%", "--corrupt", "50%"], "110.0 %"),
+        (vec!["run", "udp", "127.0.0.1:9", "--server-admin", "here"], "127.0.0.1:9641"),
+        (vec!["lab", "run", "nowhere.toml"], "nowhere.toml"),
+        (vec!["lab", "up", "demo", "--name", "a/b"], "--name"),
         (vec!["frobnicate"], "Usage"),
     ] {
         let (code, _, stderr) = output(&arguments);
@@ -227,6 +285,11 @@ fn an_interrupted_run_keeps_and_marks_what_it_has() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let result = bundle::read(dir.path()).unwrap();
     assert!(result.interrupted && result.ledger.balances());
+    assert!(
+        result.ledger.unsent > result.ledger.sent,
+        "what was not sent any more is unsent: {:?}",
+        result.ledger
+    );
     assert!(result.ledger.received > 0 && result.ledger.sent < 10_000, "{:?}", result.ledger);
     assert!(result.measured_s < 20.0, "{}", result.measured_s);
 }

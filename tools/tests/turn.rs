@@ -11,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use left_out::left_out;
+use rustix::process::{Pid, Signal, kill_process};
+use tools::run::account::Account;
 use tools::run::{Kind, Pace, Problem, RunSpec, run};
 
 const USER: &str = "walker";
@@ -71,12 +73,18 @@ fn coturn(ip: &str) -> Option<Relay> {
 }
 
 /// This project's relay, which the lab holds under a hidden subcommand.
-#[expect(clippy::disallowed_methods, reason = "the test starts a relay")]
 fn own(ip: &str, io: &str) -> Relay {
+    own_with(ip, &["--io", io, "--admin", "off"])
+}
+
+/// The same with these flags.
+#[expect(clippy::disallowed_methods, reason = "the test starts a relay")]
+fn own_with(ip: &str, flags: &[&str]) -> Relay {
     let address = free_address(ip);
     let child = Command::new(env!("CARGO_BIN_EXE_towpath-lab"))
         .args(["__relay", "-", &std::process::id().to_string(), "--listen", &address.to_string()])
-        .args(["--realm", "test", "--user", &format!("{USER}:{PASSWORD}"), "--io", io])
+        .args(["--realm", "test", "--user", &format!("{USER}:{PASSWORD}")])
+        .args(flags)
         .args(["--allow-peer", "127.0.0.0/8", "--allow-peer", "::1/128"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -148,6 +156,84 @@ fn the_own_relay_carries_channels_and_indications() {
         carries(&relay, Kind::TurnChannel, |spec| RunSpec { burst: 8, gso: true, flows: 100, ..spec });
         carries(&relay, Kind::TurnSend, |spec| spec);
     }
+}
+
+/// A relay that shows its figures, and the run that reads them.
+fn with_figures(flags: &[&str]) -> (Relay, RunSpec) {
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let relay = own_with("127.0.0.1", &[&["--io", "suspend", "--admin", &admin], flags].concat());
+    wait_until_serving(&relay);
+    let spec = RunSpec { server_admins: vec![admin.parse().unwrap()], ..spec(&relay, Kind::TurnChannel) };
+    (relay, spec)
+}
+
+/// The run's account: no datagram without a cause.
+fn account(spec: &RunSpec) -> Account {
+    account_with(spec, |_| {})
+}
+
+fn account_with(spec: &RunSpec, progress: impl Fn(f64)) -> Account {
+    let result = run(spec, progress).unwrap();
+    let account = result.account;
+    assert!(account.balances() && account.asked && result.servers.len() == 1, "{account:?}");
+    assert_eq!(account.unexplained, 0, "{}\n{:?}", account.line(), result.servers);
+    account
+}
+
+#[test]
+fn what_the_relay_drops_above_a_rate_is_in_the_account_by_name_and_exact() {
+    let (_relay, spec) = with_figures(&["--allocation-rate", "100pps"]);
+    // Two allocations of 100 a second each, for 500 a second there and 500 back; the warm-up is dropped too, and not counted.
+    let account = account(&RunSpec { warmup: Duration::from_millis(300), ..spec });
+    let dropped = account.lost_by("relay:policy_rate");
+    assert!(dropped > 50 && account.received > 50, "{}", account.line());
+    assert_eq!(account.lost_by("own-rx"), 0);
+}
+
+#[test]
+fn what_overflows_the_relay_s_socket_is_in_the_account_too() {
+    let (relay, spec) = with_figures(&[]);
+    let signal = |signal| kill_process(Pid::from_child(&relay.child), signal).unwrap();
+    // Each datagram takes 8 KiB and more of a buffer of 16 MiB at most (the kernel doubles what is asked for), and 4,000 of them
+    // come while the relay sleeps.
+    let spec = RunSpec {
+        rate_pps: 6_000.0,
+        size: 8_000,
+        duration: Duration::from_millis(2_000),
+        flows: 1,
+        allocations: 1,
+        ..spec
+    };
+    let asleep = std::sync::Once::new();
+    let account = std::thread::scope(|scope| {
+        account_with(&spec, |share| {
+            // Less than a quarter of the time is warm-up and the silence in which the relay is asked. The kernel tells of what it
+            // has dropped with the next datagram, so that the load goes on after that.
+            if share > 0.3 {
+                asleep.call_once(|| {
+                    signal(Signal::STOP);
+                    scope.spawn(|| {
+                        std::thread::sleep(Duration::from_millis(600));
+                        signal(Signal::CONT);
+                    });
+                });
+            }
+        })
+    });
+    let lost = account.causes.iter().find(|loss| loss.cause == "relay:kernel_rcvbuf_skbs").unwrap();
+    // There, each is an skb of its own; the peer sends several back in one.
+    let skbs = lost.skbs.unwrap();
+    assert!((100..=lost.datagrams).contains(&skbs), "{}", account.line());
+}
+
+#[test]
+fn a_server_without_figures_is_a_set_up_error_that_names_the_flag() {
+    let (relay, spec) = with_figures(&[]);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let error = run(&RunSpec { server_admins: vec![nobody.parse().unwrap()], ..spec }, |_| {}).unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(Problem::Setup(_))), "{error}");
+    assert!(error.to_string().contains("--server-admin"), "{error}");
+    drop(relay);
 }
 
 #[test]

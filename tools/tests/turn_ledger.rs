@@ -57,7 +57,7 @@ impl Way {
 
     /// Sends `framed`, which carries `payload`, to `to` or does it harm.
     fn carry(&mut self, socket: &UdpSocket, payload: &[u8], framed: Vec<u8>, to: SocketAddr) {
-        let Parsed::Good(header) = payload::parse(payload, SIZE) else { panic!("not ours") };
+        let Parsed::Good(header) = payload::parse(payload) else { panic!("not ours") };
         if header.phase != Phase::Measured {
             socket.send_to(&framed, to).unwrap();
             return;

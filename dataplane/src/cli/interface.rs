@@ -8,7 +8,7 @@
 //! | `WG_PROCESS_FOREGROUND` | `1`: as `-f` |
 
 use std::env;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -18,6 +18,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::marking::MarkingArgs;
 use super::{Failure, bind_admin, now, randomness};
+use crate::config;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
@@ -59,6 +60,17 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         )));
     }
     let level = env::var("LOG_LEVEL").unwrap_or_default();
+    if level != "silent"
+        && let Some(file) = config::with_lines_of_ours(name)
+    {
+        // Before it goes into the background, where nobody would see it. Nobody may see it now, either.
+        let _ = writeln!(
+            io::stderr(),
+            "towpath: {0} has lines that begin with #towpath:, which wg-quick does not pass on: relays, paths and marks \
+             are as if they were not there; to have them, run: towpath up {0}",
+            file.display()
+        );
+    }
     let foreground =
         flags.foreground || env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
     let notice = if foreground {

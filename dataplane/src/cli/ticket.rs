@@ -43,8 +43,8 @@ fn print(interface: &str) -> Result<(), Failure> {
     let answer = ask(interface, "ticket=1\n\n")?;
     if number(&answer) == Some(NO_RELAY.number()) {
         return Err(Failure::usage(format!(
-            "{interface} has no address at a relay: write #towpath: Relay = turn:HOST:PORT into its file, or wait until the relay \
-             has answered"
+            "{interface} has no address at a relay: write #towpath: Relay = turn:HOST:PORT into its file and bring it up by \
+             towpath up, because wg-quick does not pass that on; or wait until the relay has answered"
         )));
     }
     let ticket =
@@ -75,7 +75,10 @@ fn accept(interface: &str, text: &str) -> Result<(), Failure> {
              peer for a new one by a channel that you trust; if it is refused again, remove the peer from the tunnel and add it again"
         )
     } else if refused == NO_RELAY.number() {
-        format!("{interface} has no relay: write #towpath: Relay = turn:HOST:PORT into its file")
+        format!(
+            "{interface} has no relay: write #towpath: Relay = turn:HOST:PORT into its file and bring it up by towpath up, \
+             because wg-quick does not pass that on"
+        )
     } else {
         format!("{interface} refuses the ticket: {}", io::Error::from_raw_os_error(refused))
     }))

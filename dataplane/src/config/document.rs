@@ -14,11 +14,13 @@
 //!
 //! Every value goes through what reads wg-quick's format, so that both know the same keys and refuse the same mistakes.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use zeroize::Zeroize as _;
 
 use super::parse::{self, Interface, OURS, Peer, Sections};
 use super::value::shown;
@@ -35,13 +37,29 @@ pub(super) fn parse(file: &Path, text: &str, warnings: &mut Vec<String>) -> Resu
         (before + 1).min(last)
     };
     let at = |line, problem| ConfigError { file: file.into(), line, problem };
-    let document = DeTable::parse(text).map_err(|error| {
+    let mut document = DeTable::parse(text).map_err(|error| {
         // Its own display shows the line, which may hold a key.
         at(error.span().map(line), format!("this is not TOML: {}", error.message()))
     })?;
-    let sections =
-        sections(document.get_ref(), &line).map_err(|(span, problem)| at(Some(line(span)), problem))?;
+    let sections = sections(document.get_ref(), &line);
+    wipe(document.get_mut());
+    let sections = sections.map_err(|(span, problem)| at(Some(line(span)), problem))?;
     parse::finish(file, sections, warnings)
+}
+
+/// Wipes what the document does not borrow from the text: values with escapes in them, of which one may be a key.
+fn wipe(table: &mut DeTable<'_>) {
+    fn wipe_value(value: &mut DeValue<'_>) {
+        match value {
+            DeValue::String(Cow::Owned(text)) => text.zeroize(),
+            DeValue::Array(values) => values.iter_mut().for_each(|value| wipe_value(value.get_mut())),
+            DeValue::Table(table) => wipe(table),
+            _ => {}
+        }
+    }
+    for (_, value) in table.iter_mut() {
+        wipe_value(value.get_mut());
+    }
 }
 
 fn sections(document: &DeTable<'_>, line: &impl Fn(Range<usize>) -> usize) -> Result<Sections, Problem> {
@@ -103,10 +121,11 @@ fn each_value(
             _ => vec![value],
         };
         for value in values {
+            // A text is not copied: it may be a key.
             let text = match value.get_ref() {
-                DeValue::String(text) => text.to_string(),
-                DeValue::Integer(number) => integer(number.as_str(), number.radix()),
-                DeValue::Boolean(truth) => truth.to_string(),
+                DeValue::String(text) => Cow::Borrowed(&**text),
+                DeValue::Integer(number) => integer(number.as_str(), number.radix()).into(),
+                DeValue::Boolean(truth) => truth.to_string().into(),
                 _ => {
                     let problem =
                         format!("{} is a text, a whole number, or true or false", shown(key.get_ref()));

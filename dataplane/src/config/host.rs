@@ -89,6 +89,11 @@ impl Reading {
         })
     }
 
+    /// Whether there is a command that may set what the file does not say.
+    pub(super) fn has_post_up(&self) -> bool {
+        !self.section.hooks.post_up.is_empty()
+    }
+
     /// What was read.
     pub(super) fn finish(self) -> HostSection {
         self.section

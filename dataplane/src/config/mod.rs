@@ -23,7 +23,7 @@ mod value;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ const PLACES: [(&str, &str); 3] =
 /// What a configuration file says.
 #[derive(Debug)]
 pub struct Config {
-    /// Our private key.
+    /// Our private key; zeros when a hook is to set it.
     pub private_key: SecretKey,
     /// Our addresses inside the tunnel.
     pub addresses: Vec<IpNet>,
@@ -82,6 +82,12 @@ pub struct Config {
 pub struct Password(Zeroizing<String>);
 
 impl Password {
+    /// For tests; others read it from a file.
+    #[cfg(test)]
+    pub(crate) fn new(text: &str) -> Self {
+        Self(Zeroizing::new(text.to_owned()))
+    }
+
     /// The password, for the protocol.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -183,20 +189,52 @@ fn holds_secret(text: &str) -> bool {
     keys.into_iter().any(|key| key == "privatekey" || key == "presharedkey")
 }
 
-/// The configuration that is meant: a file, or the name of one where configurations are kept.
-#[must_use]
-pub fn find(given: &Path) -> PathBuf {
-    let is_name = given.file_name() == Some(given.as_os_str()) && interface_name(given).is_ok();
-    if !is_name || given.exists() {
-        return given.to_owned();
+/// The configuration that is meant: a file by its path, or by a name that ends as one; any other name is of one where
+/// configurations are kept. The present directory is not looked into for that: somebody else may have put a file there, and
+/// commands are run from it.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn find(given: &Path) -> Result<PathBuf, ConfigError> {
+    if !is_name(given) {
+        return Ok(given.to_owned());
     }
-    let kept = PLACES.iter().map(|(folder, ending)| {
+    let kept = PLACES.map(|(folder, ending)| {
         let mut name = given.as_os_str().to_owned();
         name.push(ending);
         Path::new(folder).join(name)
     });
-    // Where there is none, what was given is named in the error.
-    kept.into_iter().find(|file| file.exists()).unwrap_or_else(|| given.to_owned())
+    if let Some(file) = kept.iter().find(|file| file.exists()) {
+        return Ok(file.clone());
+    }
+    let [first, second, third] = kept.map(|file| file.display().to_string());
+    let here = if given.exists() {
+        format!("; the one in this directory is ./{}", given.display())
+    } else {
+        String::new()
+    };
+    Err(ConfigError {
+        file: given.into(),
+        line: None,
+        problem: format!(
+            "there is none of this name: write {first}, {second} or {third}, or give the path of a file{here}"
+        ),
+    })
+}
+
+/// The configuration that wg-quick has for an interface, if there are lines in it that are meant for us only.
+#[must_use]
+pub fn with_lines_of_ours(interface: &str) -> Option<PathBuf> {
+    let file = Path::new("/etc/wireguard").join(format!("{interface}.conf"));
+    // Whoever may not read it has not been started by wg-quick, which has read it.
+    let (text, _) = read(&file).ok()?;
+    text.lines().any(|line| parse::towpath_comment(line).is_some()).then_some(file)
+}
+
+/// Whether this is a name without a path and without the ending of a configuration.
+fn is_name(given: &Path) -> bool {
+    let has_ending = given.extension().is_some_and(|end| end == "conf" || end == "toml");
+    !has_ending && given.file_name() == Some(given.as_os_str())
 }
 
 /// The interface that is meant: by its name, or by the configuration it was brought up with.
@@ -204,8 +242,7 @@ pub fn find(given: &Path) -> PathBuf {
 /// # Errors
 /// When the kernel would not take the name.
 pub fn interface_of(given: &Path) -> Result<String, ConfigError> {
-    let has_ending = given.extension().is_some_and(|end| end == "conf" || end == "toml");
-    if has_ending || given.file_name() != Some(given.as_os_str()) {
+    if !is_name(given) {
         return interface_name(given);
     }
     // The whole of it, with whatever dots are in it.
@@ -254,16 +291,15 @@ pub fn check_endpoint(address: SocketAddr) -> Result<(), String> {
 
 /// The content of a text file, and whether everyone can read it.
 fn read(file: &Path) -> Result<(Zeroizing<String>, bool), String> {
-    let cannot = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
+    let cannot = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
             format!("cannot be read: {error}; write the path of an existing file")
         }
         _ => format!("cannot be read: {error}"),
     };
     let opened = File::open(file).map_err(cannot)?;
     let metadata = opened.metadata().map_err(cannot)?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    let bytes = read_whole(opened, metadata.len()).map_err(cannot)?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(format!("is longer than {FILE_MAX} bytes; this is not a configuration or key file"));
     }
@@ -271,4 +307,30 @@ fn read(file: &Path) -> Result<(Zeroizing<String>, bool), String> {
     // Only what lies on a disk has a meaningful mode; /dev/stdin and pipes do not.
     let world_readable = metadata.is_file() && metadata.mode() & 0o007 != 0;
     Ok((Zeroizing::new(text.to_owned()), world_readable))
+}
+
+/// The first [`FILE_MAX`] bytes of a file and one more, if there are so many. Memory that grows would leave copies of keys behind.
+fn read_whole(mut file: File, expected: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    const AT_FIRST: u64 = 4 << 10;
+    let mut capacity = (expected + 1).clamp(AT_FIRST, FILE_MAX + 1) as usize;
+    let (mut bytes, mut len) = (Zeroizing::new(vec![0; capacity]), 0);
+    loop {
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if len == capacity {
+            if len as u64 > FILE_MAX {
+                break;
+            }
+            capacity = (2 * capacity).min(FILE_MAX as usize + 1);
+            let mut larger = Zeroizing::new(vec![0; capacity]);
+            larger[..len].copy_from_slice(&bytes);
+            bytes = larger;
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }

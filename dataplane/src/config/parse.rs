@@ -10,7 +10,7 @@ use super::relay::{self, Relays};
 use super::value::{self, Endpoint, shown};
 use super::{Config, ConfigError, DEFAULT_MTU, MTU_MAX, MTU_MIN_IPV4, MTU_MIN_IPV6};
 use super::{PeerSection, read};
-use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::marking::{Dscp, Marking};
 use crate::tunnel::noise;
 use crate::tunnel::paths::Policy;
@@ -177,7 +177,7 @@ impl Sections {
 }
 
 /// The part of a comment that is meant for us.
-fn towpath_comment(raw: &str) -> Option<&str> {
+pub(super) fn towpath_comment(raw: &str) -> Option<&str> {
     const MARK: &str = "towpath:";
     let comment = raw.trim().strip_prefix('#')?.trim_start();
     let (mark, rest) = comment.split_at_checked(MARK.len())?;
@@ -286,9 +286,12 @@ impl Interface {
             (Some(_), Some((_, line))) => {
                 Err((*line, "there is a PrivateKey as well; keep one of the two".to_owned()))
             }
+            // As wg-quick(8) shows it: `PostUp = wg set %i private-key <(pass …)`.
+            (None, None) if self.host.has_post_up() => Ok(SecretKey::new([0; KEY_LEN])),
             (None, None) => Err((
                 self.line,
-                "PrivateKey is missing; run `towpath genkey > wg0.key` and write PrivateKeyFile = wg0.key"
+                "PrivateKey is missing; run `towpath genkey > wg0.key` and write PrivateKeyFile = wg0.key, or set it in \
+                 PostUp by `wg set %i private-key FILE`"
                     .to_owned(),
             )),
         }
@@ -392,7 +395,7 @@ fn check_peers(config: &Config, warnings: &mut Vec<String>) -> Result<(), LineEr
     let mut keys = HashMap::new();
     let mut prefixes = HashMap::new();
     for peer in &config.peers {
-        if peer.public_key == own {
+        if peer.public_key == own && !config.private_key.is_zero() {
             return Err((peer.line, "this peer's PublicKey is our own; give the other side's".to_owned()));
         }
         if let Some(first) = keys.insert(peer.public_key, peer.line) {

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs as _};
 
 use ipnet::IpNet;
+
+use crate::netlink::Handle;
 
 /// Addresses of one name that are of use.
 const ADDRESSES_MAX: usize = 16;
@@ -14,6 +16,9 @@ const ADDRESSES_MAX: usize = 16;
 pub enum Host {
     /// An address.
     Address(IpAddr),
+    /// An IPv6 address, and the interface or its number that it is reached by (RFC 4007 section 11): what `fe80::1` means
+    /// depends on that.
+    Scoped(Ipv6Addr, String),
     /// A name.
     Name(String),
 }
@@ -44,6 +49,13 @@ impl Endpoint {
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         match &self.host {
             Host::Address(address) => Ok(vec![SocketAddr::new(*address, self.port)]),
+            Host::Scoped(address, interface) => {
+                let index = match interface.parse() {
+                    Ok(number) => number,
+                    Err(_) => Handle::open()?.link_index(interface)?,
+                };
+                Ok(vec![SocketAddrV6::new(*address, self.port, 0, index).into()])
+            }
             Host::Name(name) => {
                 Ok((name.as_str(), self.port).to_socket_addrs()?.take(ADDRESSES_MAX).collect())
             }
@@ -55,6 +67,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::Address(address) => write!(formatter, "{}", SocketAddr::new(*address, self.port)),
+            Host::Scoped(address, interface) => write!(formatter, "[{address}%{interface}]:{}", self.port),
             Host::Name(name) => write!(formatter, "{name}:{}", self.port),
         }
     }
@@ -72,7 +85,14 @@ pub(super) fn endpoint(text: &str, default_port: Option<u16>) -> Result<Endpoint
         Some(rest) => {
             let (address, rest) = rest.split_once(']').ok_or_else(bad)?;
             let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(bad)?) };
-            (Host::Address(IpAddr::V6(address.parse().map_err(|_| bad())?)), port)
+            let host = match address.split_once('%') {
+                None => Host::Address(IpAddr::V6(address.parse().map_err(|_| bad())?)),
+                Some((address, interface)) if is_interface(interface) => {
+                    Host::Scoped(address.parse().map_err(|_| bad())?, interface.to_owned())
+                }
+                Some(_) => return Err(bad()),
+            };
+            (host, port)
         }
         None => {
             let (host, port) = text.rsplit_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
@@ -91,10 +111,19 @@ pub(super) fn endpoint(text: &str, default_port: Option<u16>) -> Result<Endpoint
     let endpoint = Endpoint { host, port };
     match endpoint.host {
         Host::Address(address) => super::check_endpoint(SocketAddr::new(address, port))?,
+        Host::Scoped(address, _) => super::check_endpoint(SocketAddr::new(address.into(), port))?,
         Host::Name(_) if port == 0 => return Err(format!("{} has port 0; {WANTED}", shown(text))),
         Host::Name(_) => {}
     }
     Ok(endpoint)
+}
+
+/// Whether a text can be the name or number of an interface.
+fn is_interface(text: &str) -> bool {
+    /// IFNAMSIZ without the terminating zero.
+    const NAME_MAX: usize = 15;
+    (1..=NAME_MAX).contains(&text.len())
+        && !text.contains(|letter: char| letter == '/' || letter.is_whitespace())
 }
 
 /// Whether a text is a host name or domain (RFC 1123 section 2.1), or would be but for underscores.

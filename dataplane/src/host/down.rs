@@ -7,7 +7,6 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Found, Host, Journal, journal};
 use crate::config::HostSection;
-use crate::sys::signal::StopSignals;
 
 /// Ends the tunnel of an interface of this network namespace, and waits for its end.
 ///
@@ -46,7 +45,7 @@ pub fn down(interface: &str) -> io::Result<()> {
         section: HostSection::default(),
         directory,
         journal,
-        signals: StopSignals::new()?,
+        signals: super::stop_signals()?,
     };
     host.end();
     Ok(())

@@ -14,16 +14,21 @@ mod save;
 mod steward;
 
 use std::io;
+use std::os::fd::AsFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use serde::{Deserialize, Serialize};
 
 pub use self::journal::{Found, Journal};
 use self::names::Resolver;
 use crate::config::{Config, HostSection};
 use crate::netlink::{Handle, Rule};
-use crate::sys::signal::StopSignals;
+use crate::sys::signal::{self, Signal, StopSignals};
 
 /// Something that was done to the host, with what is needed to take it back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,12 +89,12 @@ pub struct Host {
 
 impl Host {
     /// Takes the tunnel's name for this process, and takes back what one that was killed has left. From here on SIGTERM and
-    /// SIGINT are blocked, in every thread that is started later too.
+    /// SIGINT are blocked, in every thread that is started later too; and so is SIGHUP, which comes when the terminal is closed.
     ///
     /// # Errors
     /// When the tunnel is up already.
     pub fn open(interface: &str, file: &Path, config: &Config) -> io::Result<Self> {
-        let signals = StopSignals::new()?;
+        let signals = stop_signals()?;
         let directory = journal::directory();
         let journal = match Journal::open(&directory, interface) {
             Ok(Found::Free(journal)) => journal,
@@ -138,6 +143,43 @@ impl Host {
         let commands = self.named(&self.section.hooks.pre_up);
         self.run_hooks("PreUp", &commands)?;
         self.journal.note(Step::Interface)
+    }
+
+    /// Does what may block for long, such as looking names up, on a thread of its own. A signal does not wait for that: then
+    /// the thread is left to itself, and ends with the program.
+    ///
+    /// # Errors
+    /// `Interrupted` when a signal comes meanwhile; no thread, no descriptor.
+    pub fn beside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (sender, result) = mpsc::channel();
+        let finished = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let theirs = Arc::clone(&finished);
+        // Owns the work; ends when that is done, or with the process.
+        std::thread::Builder::new().name("towpath-beside".to_owned()).spawn(move || {
+            let done = catch_unwind(AssertUnwindSafe(work));
+            // Nobody waits any more after a signal, here and below.
+            let _ = sender.send(done.ok());
+            let _ = rustix::io::write(&*theirs, &1_u64.to_ne_bytes());
+        })?;
+        loop {
+            if self.signals.take().is_some() {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "ended by a signal to this program"));
+            }
+            match result.try_recv() {
+                Ok(Some(result)) => return Ok(result),
+                Err(TryRecvError::Empty) => {}
+                // It has said why.
+                Ok(None) | Err(TryRecvError::Disconnected) => {
+                    return Err(io::Error::other("what was done beside has failed"));
+                }
+            }
+            let mut fds = [self.signals.fd().as_fd(), finished.as_fd()]
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Tells the resolver of the name servers, and leads packets into the interface. `index` is the interface's; the answer
@@ -224,6 +266,15 @@ impl Host {
     /// What other tunnels of this network namespace have done.
     fn others(&self) -> Vec<Step> {
         journal::steps_of_others(&self.directory, &self.interface)
+    }
+}
+
+/// The signals that end a tunnel: those that end every program, so that none of them leaves the host as it is.
+fn stop_signals() -> io::Result<StopSignals> {
+    if signal::is_ignored(Signal::Hangup)? {
+        StopSignals::new()
+    } else {
+        StopSignals::with(&[Signal::Hangup])
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -48,16 +48,23 @@ fn ask(interface: &str) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// Beside the file first, so that there is a whole one at any time; with the mode of the old one.
-fn replace(file: &Path, text: &str) -> io::Result<()> {
-    let mode = fs::metadata(file)?.permissions().mode() & 0o7777;
+/// Beside the file first, so that there is a whole one at any time; with the owner, group and mode of the old one. Where the
+/// name is a link, what it leads to is replaced.
+fn replace(name: &Path, text: &str) -> io::Result<()> {
+    let file = &fs::canonicalize(name)?;
+    let old = fs::metadata(file)?;
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let beside = file.with_file_name(name);
     let _ = fs::remove_file(&beside);
     let written = || -> io::Result<()> {
         let mut new = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
-        new.set_permissions(fs::Permissions::from_mode(mode))?;
+        let made = new.metadata()?;
+        if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
+            fchown(&new, Some(old.uid()), Some(old.gid()))?;
+        }
+        // Behind the owner: a change of that takes bits of the mode away.
+        new.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))?;
         new.write_all(text.as_bytes())?;
         new.sync_all()?;
         fs::rename(&beside, file)
@@ -253,5 +260,30 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).expect("text"), "new");
         assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o7777, 0o640);
         assert_eq!(fs::read_dir(folder.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_one_and_the_owner_of_what_it_leads_to_as_well() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let (kept, link) = (folder.path().join("kept"), folder.path().join("wg0.conf"));
+        fs::create_dir(&kept).expect("made");
+        let file = kept.join("office.conf");
+        fs::write(&file, "old").expect("written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("set");
+        // Only root can give a file away.
+        let given = std::os::unix::fs::chown(&file, Some(12_345), Some(54_321)).is_ok();
+        let before = fs::metadata(&file).expect("there");
+        assert!(!given || (before.uid(), before.gid()) == (12_345, 54_321));
+        std::os::unix::fs::symlink("kept/office.conf", &link).expect("a link");
+        replace(&link, "new").expect("replaced");
+        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+        assert_eq!(fs::read_to_string(&file).expect("text"), "new");
+        let after = fs::metadata(&file).expect("there");
+        assert_eq!(
+            (after.uid(), after.gid(), after.mode()),
+            (before.uid(), before.gid(), before.mode()),
+            "owner, group and mode"
+        );
+        assert_eq!(fs::read_dir(&kept).expect("a directory").count(), 1);
     }
 }

@@ -71,6 +71,30 @@ impl Handle {
         )
     }
 
+    /// The kind of the discipline at the root of every interface, by index.
+    ///
+    /// # Errors
+    /// When the kernel's answer cannot be read.
+    pub fn qdisc_kinds(&mut self) -> Result<Vec<(u32, String)>, Error> {
+        let answers = self.query(
+            "list the queueing disciplines",
+            RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()),
+            NLM_F_DUMP,
+        )?;
+        let kind = |answer| {
+            let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
+            if message.header.parent != TcHandle::ROOT {
+                return None;
+            }
+            let index = u32::try_from(message.header.index).ok()?;
+            message.attributes.into_iter().find_map(|attribute| match attribute {
+                TcAttribute::Kind(kind) => Some((index, kind)),
+                _ => None,
+            })
+        };
+        Ok(answers.into_iter().filter_map(kind).collect())
+    }
+
     /// The counters of the discipline at an interface's root.
     ///
     /// # Errors

@@ -86,6 +86,9 @@ fn of_peer(text: &mut String, peer: &Peer) {
     if peer.missing_messages > 0 {
         line("missing", format!("{} messages that it has sent", peer.missing_messages));
     }
+    if peer.path_switches > 0 {
+        line("path changes", format!("{}, {} messages overtaken", peer.path_switches, peer.path_overlapped));
+    }
     if peer.persistent_keepalive_s > 0 {
         line("persistent keepalive", format!("every {}", long(peer.persistent_keepalive_s.into())));
     }
@@ -130,6 +133,9 @@ pub(super) mod tests {
             received_packets: 30,
             sent_packets: 40,
             missing_messages: 5,
+            path_switches: 2,
+            path_overlapped: 17,
+            path_probes: 9,
         };
         Tunnel { device, peers: vec![silent, heard] }
     }
@@ -153,6 +159,7 @@ peer: HEARD=
   latest handshake: 1 minute, 2 seconds ago
   transfer: 37.43 KiB received, 2.00 MiB sent
   missing: 5 messages that it has sent
+  path changes: 2, 17 messages overtaken
   persistent keepalive: every 25 seconds
 
 peer: SILENT=

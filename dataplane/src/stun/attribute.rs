@@ -70,6 +70,11 @@ impl AttributeType {
     /// RFC 8489 section 14.7.
     pub const FINGERPRINT: Self = Self(0x8028);
 
+    /// Towpath's own, in signed requests: who sends it understands 300 in answer to a Refresh, and would like its relayed
+    /// address to have the port of before: two bytes of port, 0 for any, and two of zero. Not assigned by IANA; whoever does
+    /// not know it ignores it.
+    pub const TOWPATH: Self = Self(0xf7f7);
+
     /// Whether an agent that does not know the type must reject the message (RFC 8489 section 14).
     #[must_use]
     pub const fn is_comprehension_required(self) -> bool {

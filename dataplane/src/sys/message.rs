@@ -148,6 +148,8 @@ pub struct ReceiveInfo {
     /// The two ECN bits of its header; zero where the socket does not ask for the traffic class. Datagrams of a superpacket
     /// have the same: the kernel puts no others together.
     pub ecn: u8,
+    /// When it reached the kernel: nanoseconds of CLOCK_REALTIME (SO_TIMESTAMPING of socket(7), RX_SOFTWARE).
+    pub stamp_ns: Option<u64>,
 }
 
 /// The first `len` bytes, and what shares a word with them, of control messages that the kernel wrote; then zeros.
@@ -192,6 +194,7 @@ pub fn parse_control(mut bytes: &[u8]) -> ReceiveInfo {
                     data.get(..4).and_then(|class| class.try_into().ok()).map_or(0, i32::from_ne_bytes);
                 info.ecn = class as u8 & ECN;
             }
+            (libc::SOL_SOCKET, libc::SCM_TIMESTAMPING) => info.stamp_ns = software_stamp(data),
             (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                 info.dropped = data.get(..4).and_then(|count| count.try_into().ok()).map(u32::from_ne_bytes);
             }
@@ -200,6 +203,15 @@ pub fn parse_control(mut bytes: &[u8]) -> ReceiveInfo {
         bytes = rest;
     }
     info
+}
+
+/// The first of the three `struct timespec` of a `struct scm_timestamping` (linux/errqueue.h): software; zero when there is none.
+fn software_stamp(data: &[u8]) -> Option<u64> {
+    let (seconds, rest) = data.split_first_chunk::<8>()?;
+    let nanoseconds = rest.first_chunk::<8>()?;
+    let seconds = u64::try_from(i64::from_ne_bytes(*seconds)).ok()?;
+    let nanoseconds = u64::try_from(i64::from_ne_bytes(*nanoseconds)).ok()?;
+    seconds.checked_mul(1_000_000_000)?.checked_add(nanoseconds).filter(|&stamp| stamp > 0)
 }
 
 /// Splits off the first control message: level, type, data, and what follows.
@@ -229,8 +241,34 @@ mod tests {
             segment_size: Some(1400),
             dropped: Some(7),
             ecn: 0,
+            stamp_ns: None,
         };
         assert_eq!(parse_control(&bytes[..len]), expected);
+    }
+
+    #[test]
+    fn the_kernel_s_time_stamp_is_read_and_a_bad_one_is_none() {
+        let stamp = |seconds: i64, nanoseconds: i64| {
+            let mut data = [0; 48];
+            data[..8].copy_from_slice(&seconds.to_ne_bytes());
+            data[8..16].copy_from_slice(&nanoseconds.to_ne_bytes());
+            data
+        };
+        let good = stamp(1_700_000_000, 5);
+        let cases: [(&[u8], Option<u64>); 5] = [
+            (&good, Some(1_700_000_000_000_000_005)),
+            (&good[..15], None),
+            (&stamp(0, 0), None),
+            (&stamp(-1, 0), None),
+            (&stamp(i64::MAX, i64::MAX), None),
+        ];
+        for (data, expected) in cases {
+            let mut bytes = (HEADER + data.len()).to_ne_bytes().to_vec();
+            bytes.extend(libc::SOL_SOCKET.to_ne_bytes());
+            bytes.extend(libc::SCM_TIMESTAMPING.to_ne_bytes());
+            bytes.extend(data);
+            assert_eq!(parse_control(&bytes).stamp_ns, expected);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub enum Signal {
     Terminate,
     /// SIGINT, Ctrl-C: end.
     Interrupt,
-    /// SIGHUP: read the configuration again.
+    /// SIGHUP: read the configuration again; or end, because the terminal is gone.
     Hangup,
 }
 
@@ -26,6 +26,23 @@ impl Signal {
     fn from_number(number: i32) -> Option<Self> {
         [Self::Terminate, Self::Interrupt, Self::Hangup].into_iter().find(|signal| signal.number() == number)
     }
+}
+
+/// Whether whoever started this process has it ignore a signal, as nohup(1) does with SIGHUP. Blocked, it would arrive all the
+/// same.
+///
+/// # Errors
+/// What sigaction(2) answers.
+pub fn is_ignored(signal: Signal) -> io::Result<bool> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is set; the present action is written through a pointer to memory of the right type.
+    let asked = unsafe { libc::sigaction(signal.number(), std::ptr::null(), action.as_mut_ptr()) };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: sigaction has initialised it.
+    let action = unsafe { action.assume_init() };
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 /// SIGTERM and SIGINT of this process, and others where the program knows what to do with them. They are blocked in the

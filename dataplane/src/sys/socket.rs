@@ -14,6 +14,16 @@ pub(super) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) 
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has the kernel cut whatever is written to a UDP socket into datagrams of `size` bytes (UDP_SEGMENT of udp(7)). It refuses
+/// what would be more than 128 of them (64 before Linux 6.9) with EINVAL: what a device does that takes packets and no
+/// superpackets can be seen on a connected socket.
+///
+/// # Errors
+/// What setsockopt(2) answers.
+pub fn cut_writes(socket: BorrowedFd<'_>, size: u16) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_UDP, libc::UDP_SEGMENT, size.into())
+}
+
 /// Whether the kernel has refused this process more than the sysctl limit. A capability that is gone does not come back, and
 /// a relay opens a socket for each allocation.
 static LIMITED: AtomicBool = AtomicBool::new(false);

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::address::RawAddress;
-use super::message::{self, RECEIVE_CONTROL, SendHeader};
+use super::message::{self, SendHeader};
+pub use super::receive_batch::{Arrival, ReceiveBatch};
 use super::steering::{self, Family};
 use super::{error_queue, socket};
 use crate::drops::Cause;
 use crate::egress::errno::{FORGIVEN_MAX, Verdict, judge_send};
 use crate::egress::{Port, Target};
-use crate::ingress::Meta;
 
 /// Longest superpacket or datagram that can arrive, in bytes.
 pub const RECEIVE_LEN: usize = 65_536;
@@ -40,6 +39,9 @@ pub struct UdpOptions {
     /// datagrams longer than the interface's MTU are fragmented here, others by whoever has to. ICMP errors are heard of
     /// all the same. [`UdpSocket::send_whole`] makes exceptions.
     pub without_df: bool,
+    /// Learn when each datagram reached the kernel (SO_TIMESTAMPING); not beside `packet_info` and `ecn`, which leave no room
+    /// for it.
+    pub timestamps: bool,
     /// How long a taken address is tried again. After a crash the kernel takes some 40 ms to let go of sockets that a
     /// ring had receives armed on, so what listens on a fixed port should ask for [`LISTEN_PATIENCE`].
     pub patience: Duration,
@@ -61,6 +63,7 @@ impl Default for UdpOptions {
             ecn: false,
             errors: false,
             without_df: false,
+            timestamps: false,
             patience: Duration::ZERO,
         }
     }
@@ -292,6 +295,10 @@ fn set_options(fd: BorrowedFd<'_>, address: SocketAddr, options: &UdpOptions) ->
         };
         socket::set_option(fd, level, name, 1)?;
     }
+    if options.timestamps {
+        let flags = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+        socket::set_option(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, flags as i32)?;
+    }
     if options.without_df && address.is_ipv4() {
         set_path_mtu_discovery(fd, libc::IP_PMTUDISC_OMIT)?;
     }
@@ -386,118 +393,10 @@ pub fn send_batch(fd: BorrowedFd<'_>, items: &[(Target, &[u8], usize)]) -> io::R
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
-/// Buffers for one `recvmmsg`.
-pub struct ReceiveBatch {
-    headers: Box<[libc::mmsghdr]>,
-    /// Held for the kernel to write to through `headers`.
-    vectors: Box<[libc::iovec]>,
-    names: Box<[RawAddress]>,
-    controls: Box<[[u64; RECEIVE_CONTROL / 8]]>,
-    buffers: Box<[Box<[u8]>]>,
-    received: usize,
-}
-
-// SAFETY: the raw pointers in `headers` and `vectors` point into boxes that this value owns and that do not move.
-unsafe impl Send for ReceiveBatch {}
-
-impl ReceiveBatch {
-    /// Room for `messages` superpackets of up to `bytes` each; memory is touched only as far as it is used.
-    #[must_use]
-    pub fn new(messages: usize, bytes: usize) -> Self {
-        let messages = messages.max(1);
-        let mut batch = Self {
-            headers: (0..messages)
-                .map(|_| libc::mmsghdr { msg_hdr: message::empty_message(), msg_len: 0 })
-                .collect(),
-            vectors: vec![libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; messages].into(),
-            names: vec![RawAddress::default(); messages].into(),
-            controls: vec![[0; RECEIVE_CONTROL / 8]; messages].into(),
-            buffers: (0..messages).map(|_| vec![0; bytes].into_boxed_slice()).collect(),
-            received: 0,
-        };
-        for index in 0..messages {
-            batch.vectors[index] =
-                libc::iovec { iov_base: batch.buffers[index].as_mut_ptr().cast(), iov_len: bytes };
-            let header = &mut batch.headers[index].msg_hdr;
-            header.msg_name = batch.names[index].as_mut_ptr();
-            header.msg_iov = &raw mut batch.vectors[index];
-            header.msg_iovlen = 1;
-            header.msg_control = batch.controls[index].as_mut_ptr().cast();
-            header.msg_namelen = super::address::ADDRESS_LEN as u32;
-            header.msg_controllen = RECEIVE_CONTROL;
-        }
-        batch
-    }
-
-    /// How many superpackets fit.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.headers.len()
-    }
-
-    fn receive(&mut self, fd: i32, messages: usize) -> io::Result<usize> {
-        // The kernel has shortened the lengths of those it used last.
-        for header in self.headers.iter_mut().take(self.received) {
-            header.msg_hdr.msg_namelen = super::address::ADDRESS_LEN as u32;
-            header.msg_hdr.msg_controllen = RECEIVE_CONTROL;
-        }
-        self.received = 0;
-        let messages = messages.clamp(1, self.headers.len()) as u32;
-        // SAFETY: every header points at a name, a vector, a buffer and a control area that this value owns, boxed, so
-        // that they stay where they are; their lengths were set in `new` and above.
-        let count = unsafe {
-            libc::recvmmsg(fd, self.headers.as_mut_ptr(), messages, libc::MSG_DONTWAIT, std::ptr::null_mut())
-        };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
-                _ => Err(error),
-            };
-        }
-        self.received = count as usize;
-        Ok(self.received)
-    }
-
-    /// The superpackets of the last receive, in order of arrival. A truncated one, or one of no IP family, has no meta.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = Arrival<'_>> {
-        let parts =
-            self.headers.iter().zip(self.names.iter()).zip(self.controls.iter()).zip(self.buffers.iter_mut());
-        parts.take(self.received).map(|(((header, name), control), buffer)| {
-            let len = (header.msg_len as usize).min(buffer.len());
-            let control_len = header.msg_hdr.msg_controllen.min(RECEIVE_CONTROL);
-            let (info, truncated) =
-                (control_info(control, control_len), header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0);
-            let meta = name.decode().filter(|_| !truncated).map(|from| Meta::Udp {
-                from,
-                to: info.to,
-                segment_size: info.segment_size.filter(|&size| size > 0).unwrap_or(len).min(len),
-                ecn: info.ecn,
-            });
-            Arrival { meta, dropped: info.dropped, bytes: &mut buffer[..len] }
-        })
-    }
-}
-
-/// Parses the control words of a received message.
-pub(super) fn control_info(control: &[u64; RECEIVE_CONTROL / 8], len: usize) -> message::ReceiveInfo {
-    message::parse_control(&message::control_bytes(control, len)[..len])
-}
-
-/// One received superpacket.
-#[derive(Debug)]
-pub struct Arrival<'a> {
-    /// Always `Meta::Udp`; `None` when it was truncated or has no IP source.
-    pub meta: Option<Meta>,
-    /// The socket's drop count in skbs, when the kernel said so.
-    pub dropped: Option<u32>,
-    /// Its bytes.
-    pub bytes: &'a mut [u8],
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingress::Meta;
 
     fn pair() -> (UdpSocket, UdpSocket) {
         let any = "127.0.0.1:0".parse().expect("address");
@@ -526,6 +425,21 @@ mod tests {
             }
         }
         assert_eq!(seen, bytes);
+    }
+
+    #[test]
+    fn a_superpacket_is_stamped_when_it_reaches_the_kernel() {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let options = UdpOptions { packet_info: false, timestamps: true, ..UdpOptions::default() };
+        let receiver = UdpSocket::bind(any, &options).expect("loopback socket");
+        let sender = UdpSocket::bind(any, &UdpOptions::default()).expect("loopback socket");
+        sender.send_segments(receiver.local_addr(), None, 0, &[1; 3_000], 1_000).expect("sent");
+        let mut batch = ReceiveBatch::new(4, RECEIVE_LEN);
+        assert_eq!(receiver.receive_batch(&mut batch).expect("received"), 1);
+        let arrival = batch.iter_mut().next().expect("arrival");
+        let Some(Meta::Udp { segment_size: 1_000, .. }) = arrival.meta else { panic!("{:?}", arrival.meta) };
+        // Some time after 2023, so that it is no uptime.
+        assert!(arrival.stamp_ns.expect("a stamp") > 1_700_000_000_000_000_000);
     }
 
     #[test]

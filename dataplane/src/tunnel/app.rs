@@ -5,6 +5,7 @@
 //!  UDP superpacket ─► [relay: take the payload out] ─► open into the stack packet ─► TUN
 //! ```
 
+mod behind;
 mod control;
 mod figures;
 mod link;
@@ -163,6 +164,11 @@ impl App {
     /// To whom a packet goes and by which way; no way while it has to wait for a handshake.
     fn decide(&mut self, packet: &[u8], now: Instant) -> Result<(PeerIndex, Option<Way>), Cause> {
         let peer = self.tunnel.route(packet)?;
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.relayed.is_none())
+            && self.tunnel.paths(peer).is_some_and(|paths| paths.misses_relay(now))
+        {
+            relay.client.wanted(now);
+        }
         match self.tunnel.ready(peer, now) {
             Some(path) => {
                 let way = self.way(path, now)?.carrying(packet, self.marking);

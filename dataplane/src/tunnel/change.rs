@@ -12,6 +12,7 @@ use rand_xoshiro::rand_core::Rng as _;
 
 use super::key::{KEY_LEN, PublicKey, SecretKey};
 use super::noise::{Identity, Noise, PEER_TAG_BITS};
+use super::paths::PathFigures;
 use super::peer::Peer;
 use super::{Path, PeerConfig, PeerIndex, PeerStats, Tunnel};
 use crate::drops::Cause;
@@ -31,6 +32,8 @@ pub struct PeerView<'a> {
     pub persistent_keepalive: u16,
     /// Its figures.
     pub stats: PeerStats,
+    /// Those of the choice between ways to it; zeros where there is none.
+    pub paths: PathFigures,
 }
 
 impl Tunnel {
@@ -64,6 +67,7 @@ impl Tunnel {
             allowed_ips: &peer.allowed_ips,
             persistent_keepalive: peer.timers.persistent_keepalive(),
             stats: peer.stats,
+            paths: peer.path_figures(),
         })
     }
 
@@ -80,6 +84,7 @@ impl Tunnel {
         for prefix in &config.allowed_ips {
             self.add_allowed_ip(index, *prefix);
         }
+        self.note_outside(index);
         self.arm(index, now);
         index
     }
@@ -91,6 +96,8 @@ impl Tunnel {
             return false;
         };
         self.departed.add(&peer.stats);
+        self.departed_paths.add(&peer.path_figures());
+        self.outside.forget(&peer.outside);
         self.wheel.clear(index.place());
         self.by_key.remove(&peer.public_key);
         self.by_tag.remove(&peer.noise.tag());

@@ -27,10 +27,20 @@ pub enum Opened {
     Dropped(Cause),
 }
 
+/// Who sent an authentic message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The peer.
+    pub peer: PeerIndex,
+    /// It came by the relay, from where the peer had not been there.
+    pub moved: bool,
+}
+
 impl Tunnel {
     /// Takes one datagram that arrived by `path`. A packet inside ends up in `out`, without padding. Poll for control
     /// messages and staged packets afterwards.
     pub fn open(&mut self, datagram: &[u8], path: Path, out: &mut Packet, now: Instant) -> Opened {
+        self.heard = None;
         let outcome = match wireguard::parse(datagram) {
             None => Err(Cause::MalformedOuter),
             Some(Message::Data { receiver, counter }) => {
@@ -44,6 +54,11 @@ impl Tunnel {
             self.drops.count(cause);
             Opened::Dropped(cause)
         })
+    }
+
+    /// Who sent the datagram that was opened last, once, if it was authentic.
+    pub fn take_heard(&mut self) -> Option<Heard> {
+        self.heard.take()
     }
 
     fn open_data(
@@ -196,18 +211,26 @@ impl Tunnel {
     fn authentic(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
         let peer = &mut self.peers[index];
         let news = peer.is_news(Passed::Received, now);
+        let mut moved = false;
         match &mut peer.paths {
             // Nothing can be sent to there.
             _ if !path.is_usable() => {}
-            None => (peer.path, peer.awaits_path) = (Some(path), false),
+            None if peer.path == Some(path) => {}
+            None => {
+                (peer.path, peer.awaits_path) = (Some(path), false);
+                self.note_outside(index);
+            }
             Some(paths) => {
                 // All messages of a batch that come by the way in use tell the same.
                 if news || peer.path != Some(path) {
+                    let known = paths.relayed();
                     paths.heard(path, now);
+                    moved = paths.relayed() != known;
                     self.follow_paths(index, now);
                 }
             }
         }
+        self.heard = Some(Heard { peer: index, moved });
         let peer = &mut self.peers[index];
         if news {
             peer.timers.anything_received(now);

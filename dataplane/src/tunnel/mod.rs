@@ -43,10 +43,13 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 pub use self::change::PeerView;
-pub use self::incoming::Opened;
+pub use self::incoming::{Heard, Opened};
 use self::key::{PublicKey, SecretKey};
 use self::limiter::Limiter;
+use self::looped::Outside;
+pub use self::looped::RelayServer;
 use self::noise::{CONTROL_LEN, Identity, World};
+use self::paths::PathFigures;
 use self::peer::Passed;
 pub use self::peer::{Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
@@ -115,8 +118,11 @@ pub struct Tunnel {
     /// By the upper 24 bits of the session indices we choose.
     by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
     routes: AllowedIps,
+    outside: Outside,
     limiter: Limiter,
     control: VecDeque<Transmit>,
+    /// Who sent the datagram that was opened last, if it was authentic.
+    heard: Option<Heard>,
     /// Peers whose staged packets can leave.
     unstaging: VecDeque<PeerIndex>,
     /// Peers that did not answer; taken out after every look at the timers.
@@ -128,6 +134,7 @@ pub struct Tunnel {
     drops: Drops,
     /// Of peers that were removed: what has been counted once stays counted.
     departed: PeerStats,
+    departed_paths: PathFigures,
     control_overflows: u64,
 }
 
@@ -150,8 +157,10 @@ impl Tunnel {
             by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             routes: AllowedIps::new(rng.next_u64()),
+            outside: Outside::new(rng.next_u64()),
             limiter: Limiter::new(rng.next_u64(), now),
             control: VecDeque::with_capacity(CONTROL_MAX),
+            heard: None,
             unstaging: VecDeque::new(),
             unanswered: Vec::new(),
             staged_bytes: 0,
@@ -159,6 +168,7 @@ impl Tunnel {
             wheel: Wheel::new(config.peers.len(), now),
             drops: Drops::default(),
             departed: PeerStats::default(),
+            departed_paths: PathFigures::default(),
             control_overflows: 0,
         };
         for peer in &config.peers {
@@ -180,6 +190,9 @@ impl Tunnel {
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
         let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
+        if self.outside.is_own(packet, &header) {
+            return Err(Cause::RoutingLoop);
+        }
         match self.path(index) {
             Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
                 Err(Cause::RoutingLoop)

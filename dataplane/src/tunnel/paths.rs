@@ -15,6 +15,7 @@
 
 mod candidates;
 mod leg;
+mod regain;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +27,6 @@ use super::peer::Path;
 
 /// A way on which something was sent and nothing heard for this long is suspect.
 pub const SILENCE: Duration = Duration::from_secs(1);
-/// A peer that has only listened so far is asked again after 1, 2, 4 and then every 8 s.
-const QUIET_MAX: Duration = Duration::from_secs(8);
 /// The direct way is left alone for this long after it was given up, ...
 const HOLD_MIN: Duration = Duration::from_secs(5);
 /// ... and up to this long when it is given up again and again, ...
@@ -102,16 +101,6 @@ pub enum Action {
     Announce(Path),
 }
 
-/// A peer that has been found to be listening only.
-#[derive(Clone, Copy, Debug)]
-struct Quiet {
-    /// It is not asked again before this.
-    until: Instant,
-    pause: Duration,
-    /// Batches heard since.
-    heard: u8,
-}
-
 /// Counters of one peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PathFigures {
@@ -123,6 +112,17 @@ pub struct PathFigures {
     pub probes: u64,
 }
 
+impl PathFigures {
+    /// Adds another peer's.
+    pub fn add(&mut self, other: &Self) {
+        // Named one by one, so that a new figure cannot be forgotten here.
+        let Self { switches, overlapped, probes } = other;
+        self.switches += switches;
+        self.overlapped += overlapped;
+        self.probes += probes;
+    }
+}
+
 /// The ways to one peer; see the module.
 #[derive(Debug)]
 pub struct Paths {
@@ -130,13 +130,18 @@ pub struct Paths {
     active: Kind,
     direct: Leg,
     relayed: Leg,
-    /// Where the peer says that it may be reached directly, until one of them has turned out to work.
+    /// Where the peer says that it may be reached directly, until one of them has turned out to work or their time is over.
     candidates: Vec<Path>,
-    /// Of these, what is to be asked in this round.
+    candidates_until: Option<Instant>,
+    /// Where it was said to be before.
+    known: Option<Path>,
+    /// Of these, what is still to be asked in this round, the first one last, and when.
     to_ask: Vec<Path>,
+    ask_at: Option<Instant>,
+    /// The next one is the second of two that may be answered in any order.
+    in_pair: bool,
     /// The direct way is in use and suspect: until then its answer is waited for.
     verdict_at: Option<Instant>,
-    quiet: Option<Quiet>,
     /// The direct way is in use because there was no other, since then.
     forced: Option<Instant>,
     hold: Duration,
@@ -168,9 +173,12 @@ impl Paths {
             direct: Leg::new(direct.filter(|_| policy.allows(Kind::Direct))),
             relayed: Leg::default(),
             candidates: Vec::new(),
+            candidates_until: None,
+            known: None,
             to_ask: Vec::new(),
+            ask_at: None,
+            in_pair: false,
             verdict_at: None,
-            quiet: None,
             forced: None,
             hold: HOLD_MIN,
             taken_back: None,
@@ -217,7 +225,9 @@ impl Paths {
             return;
         }
         self.direct = Leg::new(path);
-        (self.verdict_at, self.quiet, self.forced, self.probed) = (None, None, None, None);
+        (self.verdict_at, self.forced, self.probed) = (None, None, None);
+        self.known = None;
+        self.to_ask.clear();
         // The direct way is tried first.
         self.active = Kind::Direct;
         self.settle();
@@ -268,6 +278,10 @@ impl Paths {
             self.passed = Some(now);
         }
         self.leg_mut(kind).initiated(now);
+        if kind == Kind::Relayed && !self.to_ask.is_empty() {
+            // It makes the first of two as well.
+            self.ask_at = self.ask_at.max(Some(now + PROBE_PATIENCE));
+        }
     }
 
     /// An authentic message arrived by `path`. Afterwards [`Paths::active`] may be another.
@@ -285,7 +299,8 @@ impl Paths {
             self.to_ask.clear();
         }
         match (self.active, kind) {
-            (Kind::Direct, Kind::Direct) => self.heard_as_hoped(now),
+            // As was hoped.
+            (Kind::Direct, Kind::Direct) => (self.forced, self.verdict_at) = (None, None),
             (Kind::Relayed, Kind::Relayed) => {}
             (Kind::Relayed, Kind::Direct) => self.heard_directly(now),
             (Kind::Direct, Kind::Relayed) => {
@@ -313,14 +328,13 @@ impl Paths {
             return None;
         }
         if !self.to_ask.is_empty() {
-            return self.probed;
+            return self.ask_at;
         }
         match self.looks_for() {
             Kind::Direct => {
                 self.relayed.path?;
                 let suspect = self.direct.suspect_at()?;
-                let asked_at = self.quiet.map_or(suspect, |quiet| suspect.max(quiet.until));
-                Some(self.verdict_at.unwrap_or(asked_at))
+                Some(self.verdict_at.unwrap_or(suspect))
             }
             Kind::Relayed => {
                 if let Some(probed) = self.probed {
@@ -341,9 +355,8 @@ impl Paths {
             self.untold = None;
             return self.active().map(Action::Announce);
         }
-        if let Some(path) = self.to_ask.pop() {
-            self.figures.probes += 1;
-            return Some(Action::Probe(path));
+        if let Some(action) = self.ask_next(now) {
+            return Some(action);
         }
         match self.looks_for() {
             Kind::Direct => self.poll_direct(now),
@@ -367,21 +380,6 @@ impl Paths {
         self.probe()
     }
 
-    /// It is time to ask whether the direct way works again, or an answer is overdue.
-    fn poll_relayed(&mut self, now: Instant) -> Option<Action> {
-        if self.probed.take().is_some() {
-            (self.answers, self.invited) = (0, false);
-            self.failures += 1;
-            self.direct.forget();
-            let doublings = self.failures.saturating_sub(PROBES_AT_FIRST).min(8);
-            self.probe_at = Some(now + (PROBE_EVERY * (1 << doublings)).min(PROBE_MAX));
-            return self.poll(now);
-        }
-        (self.probed, self.last_probe, self.probe_at) = (Some(now), Some(now), None);
-        self.ask_all();
-        self.poll(now)
-    }
-
     /// Which way is in use, or would be: without any, the direct one is looked for as while the relay is in use.
     fn looks_for(&self) -> Kind {
         if self.active().is_none() { Kind::Relayed } else { self.active }
@@ -390,51 +388,6 @@ impl Paths {
     fn probe(&mut self) -> Option<Action> {
         self.figures.probes += 1;
         self.direct.path.map(Action::Probe)
-    }
-
-    /// When the direct way is asked next: earlier than planned when the relay is silent as well.
-    fn next_probe(&self) -> Option<Instant> {
-        if self.direct.path.is_none() && self.candidates.is_empty() {
-            return None;
-        }
-        let at = self.probe_at?;
-        let rested = self.last_probe.max(self.switched).map(|last| last + PROBE_EVERY);
-        let early = self.relayed.suspect_at().map(|at| rested.map_or(at, |rested| at.max(rested)));
-        Some(early.map_or(at, |early| at.min(early)))
-    }
-
-    /// Something came by the direct way, which is in use.
-    fn heard_as_hoped(&mut self, now: Instant) {
-        self.forced = None;
-        if self.verdict_at.take().is_some() {
-            let pause = self.quiet.map_or(SILENCE, |quiet| (quiet.pause * 2).min(QUIET_MAX));
-            self.quiet = Some(Quiet { until: now + pause, pause, heard: 0 });
-        } else if let Some(quiet) = &mut self.quiet {
-            quiet.heard += 1;
-            // More than the keepalive with which a listener answers from time to time.
-            if quiet.heard > 2 {
-                self.quiet = None;
-            }
-        }
-    }
-
-    /// Something came by the direct way, which is not in use.
-    fn heard_directly(&mut self, now: Instant) {
-        let in_window = self.count_overlap(now);
-        if self.probed.take().is_some() {
-            self.answers += 1;
-            let silent = self.relayed.path.is_none() || self.relayed.suspect_at().is_some_and(|at| at <= now);
-            if silent || self.invited || self.answers >= ANSWERS {
-                self.switch(Kind::Direct, now);
-            } else {
-                self.probe_at = Some(now + ANSWER_SPACING);
-            }
-        } else if !in_window && !self.invited {
-            // The peer finds that it works, or it would not come this way: one answer is enough.
-            self.invited = true;
-            let at = self.last_probe.map_or(now, |last| now.max(last + ANSWER_SPACING));
-            self.probe_at = Some(self.probe_at.map_or(at, |planned| planned.min(at)));
-        }
     }
 
     /// Whether a switch is recent; then a message by the other way counts.
@@ -449,7 +402,8 @@ impl Paths {
         self.switched = Some(now);
         self.untold = Some(now);
         self.figures.switches += 1;
-        (self.verdict_at, self.quiet, self.probed) = (None, None, None);
+        (self.verdict_at, self.probed) = (None, None);
+        self.to_ask.clear();
         (self.answers, self.failures, self.invited) = (0, 0, false);
         self.leg_mut(kind).forget();
         match kind {
@@ -488,6 +442,26 @@ impl Paths {
             Kind::Direct => &mut self.direct,
             Kind::Relayed => &mut self.relayed,
         }
+    }
+
+    /// The way over the relay, while there is one.
+    #[must_use]
+    pub fn relayed(&self) -> Option<Path> {
+        self.relayed.path
+    }
+
+    /// The relay is missed: there is no way over it, and nothing says that the direct way works.
+    #[must_use]
+    pub fn misses_relay(&self, now: Instant) -> bool {
+        let doubtful = self.direct.path.is_none()
+            || self.forced.is_some()
+            || self.direct.suspect_at().is_some_and(|at| at <= now);
+        self.relayed.path.is_none() && doubtful && self.policy.allows(Kind::Relayed)
+    }
+
+    /// Wherever the peer is, or may be, reached directly.
+    pub fn direct_addresses(&self) -> impl Iterator<Item = SocketAddr> + Clone + use<'_> {
+        self.direct.path.iter().chain(&self.known).chain(&self.candidates).map(Path::remote)
     }
 
     /// Where the peer is reached directly, as far as is known.

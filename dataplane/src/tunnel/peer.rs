@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::key::{PublicKey, SecretKey};
 use super::noise::{Noise, World};
 use super::path_mtu::PathMtu;
-use super::paths::Paths;
+use super::paths::{PathFigures, Paths};
 use super::staged::Staged;
 use super::timers::Timers;
 
@@ -141,6 +141,8 @@ pub(super) struct Peer {
     /// What decides `path`, where there is more than one way.
     pub(super) paths: Option<Box<Paths>>,
     pub(super) awaits_path: bool,
+    /// Where it is, or may be, reached directly, as [`super::looped::Outside`] knows it.
+    pub(super) outside: Vec<SocketAddr>,
     pub(super) path_mtu: PathMtu,
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
@@ -177,6 +179,7 @@ impl Peer {
             path: config.path,
             paths: None,
             awaits_path: config.awaits_path,
+            outside: Vec::new(),
             path_mtu: PathMtu::default(),
             staged: Staged::default(),
             unstaging: false,
@@ -201,6 +204,11 @@ impl Peer {
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let paths = self.paths.as_ref().and_then(|paths| paths.next_timeout());
         [self.timers.next(), self.staged.next_expiry(), paths].into_iter().flatten().min()
+    }
+
+    /// Counters of the switches between the ways to it; zeros where there is no choice.
+    pub(super) fn path_figures(&self) -> PathFigures {
+        self.paths.as_ref().map(|paths| paths.figures()).unwrap_or_default()
     }
 
     /// By which way an answer goes to what came by `path`.

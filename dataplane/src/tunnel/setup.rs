@@ -73,15 +73,17 @@ pub fn plan(
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
             None => None,
         };
-        if let Some((endpoint @ Endpoint { host: Host::Name(_), .. }, _)) = &section.endpoint {
-            inquiries.names.push((index, endpoint.clone()));
+        if let Some((endpoint @ Endpoint { host: Host::Name(_) | Host::Scoped(..), .. }, _)) =
+            &section.endpoint
+        {
+            inquiries.names.push((index, section.public_key, endpoint.clone()));
         }
         called.extend(address.map(|_| index));
         let goes_direct = !has_relay || section.path != Policy::Relay;
         let goes_over_relay = has_relay && section.path != Policy::Direct;
         outside.extend(address.filter(|_| goes_direct));
         relayed.extend(address.filter(|_| goes_over_relay).map(|address| (index, address)));
-        policies.extend(has_relay.then_some((index, section.path)));
+        policies.extend(has_relay.then_some((index, section.public_key, section.path)));
         peers.push(PeerConfig {
             public_key: section.public_key,
             preshared_key: section.preshared_key.clone(),
@@ -132,6 +134,7 @@ fn carrier(file: &FilePath, relay: &RelayConfig) -> Result<Carrier, ConfigError>
             let config = tls::config(relay.certificate.as_deref()).map_err(refuse)?;
             let name = match &relay.server.host {
                 Host::Address(address) => (*address).into(),
+                Host::Scoped(address, _) => IpAddr::from(*address).into(),
                 Host::Name(name) => ServerName::try_from(name.clone()).map_err(|error| {
                     refuse(format!("{name}: {error}; write the name that the certificate has"))
                 })?,
@@ -144,7 +147,12 @@ fn carrier(file: &FilePath, relay: &RelayConfig) -> Result<Carrier, ConfigError>
 fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<SocketAddr, ConfigError> {
     let refuse = |problem| ConfigError { file: file.into(), line, problem };
     let address = endpoint.resolve().map_err(|error| {
-        refuse(format!("{endpoint}: {error}; check the name and the name server, or write the address"))
+        let remedy = match endpoint.host {
+            // The error has its own.
+            Host::Scoped(..) => "",
+            Host::Address(_) | Host::Name(_) => "; check the name and the name server, or write the address",
+        };
+        refuse(format!("{endpoint}: {error}{remedy}"))
     })?;
     config::check_endpoint(address).map_err(|problem| refuse(format!("{endpoint}: {problem}")))?;
     Ok(address)

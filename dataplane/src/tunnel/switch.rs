@@ -1,6 +1,6 @@
 //! Where peers are reached. Of those that can be reached by two ways, what [`Paths`] decides is done here.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::noise::CONTROL_LEN;
@@ -24,6 +24,7 @@ impl Tunnel {
         let was_unreachable = peer.path.is_none();
         peer.path = path;
         peer.awaits_path = path.is_none();
+        self.outside.note(peer);
         if path.is_some() && was_unreachable {
             peer.timers.persistent_now(now);
             if !peer.staged.is_empty() {
@@ -71,15 +72,27 @@ impl Tunnel {
         }
     }
 
-    /// A peer that chooses between ways says where it may be reached directly.
+    /// Whether what is for this address is routed into the tunnel.
+    #[must_use]
+    pub fn is_inside(&self, address: IpAddr) -> bool {
+        self.routes.find(address).is_some()
+    }
+
+    /// A peer that chooses between ways says where it may be reached directly, and until when. Addresses that are routed into
+    /// the tunnel are left out, unless the `marked` datagrams that leave our sockets are routed otherwise: they would reach
+    /// the peer, by the tunnel itself.
     pub fn set_candidates(
         &mut self,
         index: PeerIndex,
         addresses: impl Iterator<Item = SocketAddr>,
+        until: Instant,
+        marked: bool,
         now: Instant,
     ) {
+        let addresses: Vec<SocketAddr> =
+            addresses.filter(|address| marked || !self.is_inside(address.ip())).collect();
         if let Some(paths) = self.peers.get_mut(index).and_then(|peer| peer.paths.as_mut()) {
-            paths.set_candidates(addresses, now);
+            paths.set_candidates(addresses.into_iter(), until, now);
             self.follow_paths(index, now);
         }
     }
@@ -100,6 +113,7 @@ impl Tunnel {
         };
         let active = paths.active();
         let previous = std::mem::replace(&mut peer.path, active);
+        self.outside.note(peer);
         match (previous, active) {
             (Some(_), None) => peer.awaits_path = true,
             (None, Some(_)) => {

@@ -5,6 +5,7 @@ mod abuse;
 mod changes;
 mod clocks;
 mod forge;
+mod loops;
 mod outside;
 mod paths;
 

@@ -3,6 +3,7 @@
 //! [`Client::poll_timeout`].
 
 mod answers;
+mod urgency;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -33,8 +34,6 @@ const REFRESH_MIN: Duration = Duration::from_secs(5);
 /// Wait before the first new attempt; doubles up to the longest.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// How long a server that has gone away is asked for more urgently than RFC 8489 does by default.
-const URGENT: Duration = Duration::from_secs(60);
 /// An allocation that lasted at least this long is made anew at once when the server no longer has it.
 const LASTED: Duration = Duration::from_secs(2);
 /// How many nonces in a row may be stale before the server is taken to be broken.
@@ -73,13 +72,15 @@ pub enum Input {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The server relays for us, at a new address each time.
+    /// The server relays for us, at the address of before where it is Towpath's and nobody has taken that, else at a new one.
     Allocated {
         /// Where peers send to.
         relayed: SocketAddr,
         /// Our address as the server sees it, when it said so.
         mapped: Option<SocketAddr>,
     },
+    /// There is no allocation any more: the address leads nowhere.
+    Deallocated,
     /// Data to the peer can go as ChannelData from now on.
     ChannelBound {
         /// The peer.
@@ -121,6 +122,8 @@ pub struct Client {
     credentials: Option<Credentials>,
     rng: Xoshiro256PlusPlus,
     allocation: Allocation,
+    /// The port of the last one's address, 0 before there was any.
+    port: u16,
     backoff: Duration,
     last_reason: Option<String>,
     channels: Channels,
@@ -132,6 +135,10 @@ pub struct Client {
     watch: Watch,
     /// Until then requests are urgent.
     urgent_until: Option<Instant>,
+    /// When a hint was last followed.
+    hinted: Option<Instant>,
+    /// It was lost to silence, not to a refusal.
+    away: bool,
     /// There is a connection to the server, or will be.
     reliable: bool,
 }
@@ -147,6 +154,7 @@ impl Client {
             credentials: Credentials::new(config.username, config.password),
             rng: Xoshiro256PlusPlus::seed_from_u64(config.seed),
             allocation: Allocation::Absent { retry_at: now },
+            port: 0,
             backoff: BACKOFF_MIN,
             last_reason: None,
             channels: Channels::new(config.seed),
@@ -157,6 +165,8 @@ impl Client {
             deadline: None,
             watch: Watch::default(),
             urgent_until: None,
+            hinted: None,
+            away: false,
             reliable: false,
         };
         if client.credentials.is_none() {
@@ -176,7 +186,6 @@ impl Client {
                 return Input::Ignored(Cause::MalformedOuter);
             };
             let Some(peer) = self.channels.peer(data.number) else { return Input::Ignored(Cause::NoChannel) };
-            self.watch.heard_data();
             let start = channel_data::HEADER_LEN;
             return Input::Data { peer, payload: start..start + data.payload.len() };
         }
@@ -184,6 +193,7 @@ impl Client {
         match (message.class(), message.method()) {
             (Class::Indication, Method::Data) => self.handle_data_indication(datagram, &message),
             (Class::Success | Class::Error, _) => self.handle_response(&message, now),
+            (Class::Indication, Method::Binding) => self.handle_hint(now),
             _ => Input::Ignored(Cause::MalformedOuter),
         }
     }
@@ -211,13 +221,9 @@ impl Client {
         wanted
     }
 
-    /// Somebody waits for the server: for a minute it is asked often, and found silent soon.
-    pub fn hurry(&mut self, now: Instant) {
-        self.urgent_until = Some(now + URGENT);
-        for transaction in &mut self.transactions {
-            transaction.hurry(now);
-        }
-        self.deadline = self.next_deadline();
+    /// An allocation that there was on this server before: the next would best have its port, to which peers send.
+    pub fn prefer(&mut self, former: SocketAddr) {
+        self.port = former.port();
     }
 
     /// The server is reached over a connection (RFC 8656 section 3.1): nothing is sent twice. Say so before anything is sent.
@@ -238,21 +244,13 @@ impl Client {
         let lasted = self.lasted(now);
         self.lose(format!("the connection to relay {} ended: {why}", self.server), now);
         self.transmits.clear();
+        self.away = true;
         self.events.push_back(Event::Unusable { alternate: None });
         if lasted {
             // A relay that is started again refuses for a moment only.
             (self.allocation, self.backoff) = (Allocation::Absent { retry_at: now }, BACKOFF_MIN / 2);
         }
         self.advance(now);
-    }
-
-    /// Data was sent to the server, and something is expected to come back: if nothing does, it is asked whether it still
-    /// has the allocation. O(1).
-    pub fn sent(&mut self, now: Instant) {
-        self.watch.sent(now);
-        if let (Allocation::Established { .. }, Some(due)) = (&self.allocation, self.watch.due()) {
-            self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
-        }
     }
 
     /// Another user name and password, from the next request on. An allocation that there is goes on where the server
@@ -316,14 +314,13 @@ impl Client {
     }
 
     /// A Data indication (RFC 8656 section 11.4); from a peer without permission it is not believed.
-    fn handle_data_indication(&mut self, datagram: &[u8], message: &Message<'_>) -> Input {
+    fn handle_data_indication(&self, datagram: &[u8], message: &Message<'_>) -> Input {
         let (Ok(Some(peer)), Some(data)) = (message.xor_peer_address(), message.data()) else {
             return Input::Ignored(Cause::MalformedOuter);
         };
         if !self.permissions.holds(peer.ip()) {
             return Input::Ignored(Cause::NoPermission);
         }
-        self.watch.heard_data();
         let start = data.as_ptr().addr() - datagram.as_ptr().addr();
         Input::Data { peer, payload: start..start + data.len() }
     }
@@ -334,7 +331,7 @@ impl Client {
         match self.allocation {
             Allocation::Absent { retry_at } if retry_at <= now => {
                 self.allocation = Allocation::Requested;
-                self.start(Request::Allocate { family: self.family }, 0, now);
+                self.start(self.allocate(), 0, now);
             }
             Allocation::Established { expires_at, .. } if expires_at <= now => {
                 let reason = format!("the allocation on relay {} expired: is it reachable?", self.server);
@@ -382,6 +379,7 @@ impl Client {
         }
         if let Some(request) = unanswered {
             self.lose(failure::no_answer(self.server, request), now);
+            self.away = true;
             self.events.push_back(Event::Unusable { alternate: None });
             if self.is_urgent(now) {
                 (self.allocation, self.backoff) = (Allocation::Absent { retry_at: now }, BACKOFF_MIN);
@@ -418,8 +416,8 @@ impl Client {
         self.transactions.push(if self.reliable { transaction.over_stream(now) } else { transaction });
     }
 
-    fn is_urgent(&self, now: Instant) -> bool {
-        self.urgent_until.is_some_and(|until| now < until)
+    fn allocate(&self) -> Request {
+        Request::Allocate { family: self.family, port: self.port }
     }
 
     /// Asks once to delete the allocation; nobody waits for the answer.

@@ -101,7 +101,7 @@ impl Credentials {
     fn write(&self, request: Request, id: TransactionId, buffer: &mut [u8]) -> Option<usize> {
         let mut writer = Writer::new(buffer, Class::Request, request.method(), id)?;
         match request {
-            Request::Allocate { family } => {
+            Request::Allocate { family, .. } => {
                 writer.requested_transport(TRANSPORT_UDP);
                 if let Some(family) = family {
                     writer.requested_address_family(family);
@@ -127,6 +127,16 @@ impl Credentials {
         writer.attribute(AttributeType::USERNAME, self.username.as_bytes());
         writer.realm(&challenge.realm);
         writer.nonce(&challenge.nonce);
+        match request {
+            Request::Allocate { port, .. } => towpath(&mut writer, port),
+            Request::Refresh => towpath(&mut writer, 0),
+            Request::Delete | Request::CreatePermission { .. } | Request::ChannelBind { .. } => {}
+        }
         writer.finish(Some(&challenge.key), false)
     }
+}
+
+fn towpath(writer: &mut Writer<'_>, port: u16) {
+    let [high, low] = port.to_be_bytes();
+    writer.attribute(AttributeType::TOWPATH, &[high, low, 0, 0]);
 }

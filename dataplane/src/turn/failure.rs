@@ -25,7 +25,7 @@ pub(super) fn reason(server: SocketAddr, request: Request, code: ErrorCode) -> S
         Request::ChannelBind { peer, .. } => format!("a channel to peer {peer}"),
     };
     let number = code.0;
-    format!("relay {server} refuses {what} ({number}): {}", remedy(code))
+    format!("relay {server} refuses {what} ({number}): {}", remedy(request, code))
 }
 
 /// User name or password are wrong.
@@ -43,8 +43,14 @@ pub(super) fn no_answer(server: SocketAddr, request: Request) -> String {
     )
 }
 
-fn remedy(code: ErrorCode) -> &'static str {
+fn remedy(request: Request, code: ErrorCode) -> &'static str {
+    let is_about_peer = matches!(request, Request::CreatePermission { .. } | Request::ChannelBind { .. });
     match code.0 {
+        // Not what the same code says of an allocation.
+        486 | 508 if is_about_peer => {
+            "it takes no more peers of one client, or no more at once: raise that on the relay (towpath-relay: \
+             --channels-max and --permissions-max, --new-peers-per-user)"
+        }
         300 => "it names another server: configure that one as Relay",
         400 => "it finds the request malformed: check that it speaks RFC 8656 and look at its log",
         403 => "its policy forbids it: allow the peer on the relay (towpath-relay: --allow-peer)",

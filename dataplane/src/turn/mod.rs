@@ -9,7 +9,7 @@
 mod channels;
 pub mod client;
 #[cfg(test)]
-mod client_tests;
+pub(crate) mod client_tests;
 mod credentials;
 mod failure;
 mod permissions;

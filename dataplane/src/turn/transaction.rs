@@ -20,11 +20,20 @@ pub(super) const URGENT_SENDS_MAX: u32 = 3;
 /// What is asked of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    Allocate { family: Option<AddressFamily> },
+    /// `port` is the one of the allocation before, 0 when there was none.
+    Allocate {
+        family: Option<AddressFamily>,
+        port: u16,
+    },
     Refresh,
     Delete,
-    CreatePermission { peer: IpAddr },
-    ChannelBind { number: ChannelNumber, peer: SocketAddr },
+    CreatePermission {
+        peer: IpAddr,
+    },
+    ChannelBind {
+        number: ChannelNumber,
+        peer: SocketAddr,
+    },
 }
 
 impl Request {

@@ -5,8 +5,14 @@ use std::time::{Duration, Instant};
 
 /// Silence after which the server is asked.
 const SILENCE: Duration = Duration::from_millis(500);
-/// A server that is well, and whose peers only listen, is asked again after 0.5, 1, 2, 4 and then every 8 s.
-const QUIET_MAX: Duration = Duration::from_secs(8);
+/// A server that is well, and whose peers only listen, is asked again after 0.5 and then every 1 s: so long nobody notices
+/// that it was started again.
+const QUIET_MAX: Duration = Duration::from_secs(1);
+
+/// Peers that have been heard and are no more may have nothing to say, or a server that was started again: it is asked after 1,
+/// 2, 4, 8 and 16 s, by those too who send nothing themselves.
+const LULL_MIN: Duration = Duration::from_secs(1);
+const LULL_MAX: Duration = Duration::from_secs(16);
 
 /// Watches the server.
 #[derive(Debug)]
@@ -16,13 +22,15 @@ pub(super) struct Watch {
     /// The server is not asked before this.
     not_before: Option<Instant>,
     pause: Duration,
+    /// Peers have fallen silent, perhaps because the server has: it is asked then, and the pause is that long.
+    silent_at: Option<(Instant, Duration)>,
     /// It was asked, and has not answered yet.
     asked: bool,
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { unanswered: None, not_before: None, pause: SILENCE, asked: false }
+        Self { unanswered: None, not_before: None, pause: SILENCE, silent_at: None, asked: false }
     }
 }
 
@@ -33,13 +41,17 @@ impl Watch {
     }
 
     /// A peer's data came.
-    pub(super) fn heard_data(&mut self) {
-        *self = Self::default();
+    pub(super) fn heard_data(&mut self, now: Instant) {
+        *self = Self { silent_at: Some((now + LULL_MIN, LULL_MIN)), ..Self::default() };
     }
 
     /// The server answered a request.
     pub(super) fn heard(&mut self, now: Instant) {
         self.unanswered = None;
+        if let Some((at, pause)) = self.silent_at.filter(|(at, _)| *at <= now) {
+            let pause = pause * 2;
+            self.silent_at = (pause <= LULL_MAX).then_some((at.max(now) + pause, pause));
+        }
         if std::mem::take(&mut self.asked) {
             self.not_before = Some(now + self.pause);
             self.pause = (self.pause * 2).min(QUIET_MAX);
@@ -48,8 +60,12 @@ impl Watch {
 
     /// When the server is to be asked.
     pub(super) fn due(&self) -> Option<Instant> {
-        let due = self.unanswered.filter(|_| !self.asked)? + SILENCE;
-        Some(self.not_before.map_or(due, |at| at.max(due)))
+        if self.asked {
+            return None;
+        }
+        let due = self.unanswered.map(|since| since + SILENCE);
+        let due = due.map(|due| self.not_before.map_or(due, |at| at.max(due)));
+        due.into_iter().chain(self.silent_at.map(|(at, _)| at)).min()
     }
 
     /// The server is asked now.
@@ -79,9 +95,24 @@ mod tests {
             assert_eq!(watch.due(), None, "asked once");
             watch.heard(now);
         }
-        assert_eq!(pauses, [500, 500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
-        watch.heard_data();
+        assert_eq!(pauses, [500, 500, 1_000, 1_000, 1_000, 1_000, 1_000, 1_000]);
+        watch.heard_data(now);
         watch.sent(now);
         assert_eq!(watch.due(), Some(now + SILENCE), "data makes it as alert as at first");
+    }
+
+    #[test]
+    fn peers_that_fall_silent_make_it_ask_a_few_times() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.heard_data(start);
+        let mut asked = Vec::new();
+        while let Some(due) = watch.due() {
+            asked.push((due - start).as_secs());
+            watch.ask();
+            assert_eq!(watch.due(), None);
+            watch.heard(due);
+        }
+        assert_eq!(asked, [1, 3, 7, 15, 31]);
     }
 }

@@ -103,6 +103,7 @@ mod tests {
             allowed_ips: &allowed_ips,
             persistent_keepalive: 25,
             stats,
+            paths: Default::default(),
         };
         let text = peer(&view, Some(Duration::new(1_700_000_000, 7)));
         let expected = format!(

@@ -146,6 +146,12 @@ pub struct Peer {
     pub sent_packets: u64,
     /// Data messages that it sent and that did not arrive, or not yet.
     pub missing_messages: u64,
+    /// How often it was reached by the other of two ways from then on.
+    pub path_switches: u64,
+    /// Messages that came by the way that was left within a second of that, and so perhaps out of order.
+    pub path_overlapped: u64,
+    /// Handshakes begun to find out whether a way works.
+    pub path_probes: u64,
 }
 
 /// How a peer is reached.

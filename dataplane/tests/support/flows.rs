@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dataplane::ingress::{Meta, Received};
+use dataplane::offload::checksum;
 use dataplane::sys::tun::Tun;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
 
@@ -26,6 +27,34 @@ pub fn write(bytes: &mut [u8], flow: u32, number: u64) {
     bytes[..4].copy_from_slice(&flow.to_be_bytes());
     bytes[4..MIN_LEN].copy_from_slice(&number.to_be_bytes());
     bytes[MIN_LEN..].fill(flow as u8 ^ number as u8);
+}
+
+/// Length of the headers of [`inner_packet`], bytes.
+pub const INNER: usize = 28;
+
+/// An IPv4 packet with a UDP datagram (without checksum) that holds packet `number` of `flow`.
+pub fn inner_packet(flow: u32, number: u64, len: usize) -> Vec<u8> {
+    let mut packet = vec![0; INNER + len];
+    let total = packet.len() as u16;
+    packet[..12].copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet[20..24].copy_from_slice(&[0x10, flow as u8, 0x20, 0]);
+    packet[24..26].copy_from_slice(&(total - 20).to_be_bytes());
+    write(&mut packet[INNER..], flow, number);
+    packet
+}
+
+/// The same with a checksum, so that a device's superpacket can hold it.
+pub fn mergeable_packet(flow: u32, number: u64, len: usize) -> Vec<u8> {
+    let mut packet = inner_packet(flow, number, len);
+    let pseudo = checksum::pseudo_header(&packet[12..20], 17) + (packet.len() - 20) as u64;
+    let field = checksum::finish_udp(pseudo + checksum::sum(&packet[20..]));
+    packet[26..28].copy_from_slice(&field.to_be_bytes());
+    packet
 }
 
 /// What has arrived, by flow.

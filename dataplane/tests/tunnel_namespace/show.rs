@@ -15,7 +15,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use serde_json::Value;
 
-use super::{Cable, PATIENCE, Running, TOWPATH, echo_datagrams, inside_namespace, stream};
+use super::{Cable, PATIENCE, Running, TOWPATH, echo_datagrams, start, stream};
 
 /// Two tunnels, towpath1 and towpath2, that have carried packets; their sockets are this test's own.
 struct Shown {
@@ -25,16 +25,16 @@ struct Shown {
 }
 
 impl Shown {
-    fn new(flags: &[&str]) -> Self {
-        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
-        let cable = Cable::new();
+    fn new(test: &str, flags: &[&str]) -> Option<Self> {
+        let cable = Cable::enter(test)?;
+        own_sockets();
         let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.2:51820\nPersistentKeepalive = 25");
         let b = cable.configuration(2, "MTU = 1420", "");
-        let b = Running::start(&cable.b, &b, flags);
-        let a = Running::start(&cable.a, &a, flags);
+        let b = start(&cable.b, &b, flags);
+        let a = start(&cable.a, &a, flags);
         echo_datagrams(&cable, "10.99.0.1:7000", "10.99.0.2:7000");
         stream(&cable.b, &cable.a, "10.99.0.2:7001");
-        Self { cable, a, b }
+        Some(Self { cable, a, b })
     }
 
     fn stop(self) {
@@ -42,6 +42,11 @@ impl Shown {
             assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
         }
     }
+}
+
+/// The sockets of tunnels are this test's own from here on.
+pub(super) fn own_sockets() {
+    run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -64,7 +69,8 @@ fn refused(arguments: &[&str], status: i32) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn tunnels() -> Vec<Value> {
+/// What `towpath show --json` says of every tunnel.
+pub(super) fn tunnels() -> Vec<Value> {
     stdout(show(&["--json"])).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -125,10 +131,12 @@ fn check_text(directory: &Path) {
 
 #[test]
 fn what_a_tunnel_does_is_shown_as_text_json_and_histograms() {
-    if !inside_namespace("show::what_a_tunnel_does_is_shown_as_text_json_and_histograms") {
+    let Some(shown) = Shown::new(
+        "show::what_a_tunnel_does_is_shown_as_text_json_and_histograms",
+        &["--io", "uring", "--ingress", "uring"],
+    ) else {
         return;
-    }
-    let shown = Shown::new(&["--io", "uring", "--ingress", "uring"]);
+    };
     check_json();
     check_text(shown.cable.directory.path());
     shown.stop();
@@ -146,10 +154,11 @@ fn get(address: &str, path: &str) -> String {
 
 #[test]
 fn totals_are_metrics_on_loopback() {
-    if !inside_namespace("show::totals_are_metrics_on_loopback") {
+    let Some(shown) =
+        Shown::new("show::totals_are_metrics_on_loopback", &["--io", "suspend", "--admin", "127.0.0.1:0"])
+    else {
         return;
-    }
-    let shown = Shown::new(&["--io", "suspend", "--admin", "127.0.0.1:0"]);
+    };
     let lines = shown.a.lines();
     let line = lines.iter().find(|line| line["message"] == "metrics").expect("it says where");
     let address = line["address"].as_str().unwrap();
@@ -274,10 +283,11 @@ fn is_moving(screen: &str) -> bool {
 
 #[test]
 fn the_live_view_shows_a_peer_and_rates_and_leaves_the_terminal_as_it_was() {
-    if !inside_namespace("show::the_live_view_shows_a_peer_and_rates_and_leaves_the_terminal_as_it_was") {
+    let Some(shown) =
+        Shown::new("show::the_live_view_shows_a_peer_and_rates_and_leaves_the_terminal_as_it_was", &[])
+    else {
         return;
-    }
-    let shown = Shown::new(&[]);
+    };
     let mut watch = Watch::start(24, 80);
     watch.wait_for(|screen| screen.contains("direct 192.0.2.2:51820") && screen.contains("1 peer"));
     let moving = std::thread::scope(|scope| {

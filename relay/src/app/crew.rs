@@ -115,7 +115,7 @@ impl Relay {
     }
 
     /// Tells others what this batch has sent them, and does what is ordered. O(1) when there is neither.
-    pub(super) fn maintain_crew(&mut self) {
+    pub(super) fn maintain_crew(&mut self, now: Instant) {
         let Some(member) = &mut self.member else { return };
         member.dispatch();
         let Some((number, orders)) = member.poll_orders() else { return };
@@ -127,7 +127,7 @@ impl Relay {
             self.streams.reconfigure(new.limits, new.tls.clone());
         }
         if let Some(alternates) = &orders.drain {
-            self.server.drain(alternates.clone());
+            self.server.drain(alternates.clone(), now);
         }
         member.obey(number, orders);
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use dataplane::stun::{AddressFamily, Message, Method, TRANSPORT_UDP};
+use dataplane::stun::{AddressFamily, AttributeType, Message, Method, TRANSPORT_UDP};
 
 use super::allocation::{Allocation, PortChoice, State};
 use super::answers::{BAD_REQUEST, INSUFFICIENT_CAPACITY, Refusal, TRANSPORT_NOT_SUPPORTED};
@@ -13,6 +13,7 @@ use super::ports::{Token, Want};
 use super::reply::Envelope;
 use super::requests::{LIFETIME_DEFAULT_S, Success, lifetime};
 use super::rules::{Rule, Why};
+use super::shared_account::UserName;
 use super::{AllocationId, ClientSocket, OpenFailure, Opened, Server};
 
 /// Ports tried before an Allocate fails, when others outside this program hold them.
@@ -27,6 +28,17 @@ struct Wanted {
     refused: Option<AddressError>,
     port: PortChoice,
     lifetime_s: u32,
+}
+
+/// Whether a request is one of Towpath's client.
+pub(super) fn is_towpath(message: &Message<'_>) -> bool {
+    message.first(AttributeType::TOWPATH).is_some()
+}
+
+/// Which port the client had before, where it says so.
+fn former_port(message: &Message<'_>) -> Option<u16> {
+    let value: [u8; 4] = message.first(AttributeType::TOWPATH)?.try_into().ok()?;
+    Some(u16::from_be_bytes([value[0], value[1]])).filter(|port| *port != 0)
 }
 
 impl Server {
@@ -102,6 +114,7 @@ impl Server {
         allocation.reservation = reservation;
         allocation.with_fingerprint = message.verify_fingerprint().is_some();
         allocation.refused = wanted.refused;
+        allocation.is_towpath = is_towpath(message);
         let id = self.table.insert(allocation);
         self.directory.insert(relayed, id);
         Ok((id, relayed))
@@ -132,7 +145,7 @@ impl Server {
         };
         let port = match (token, even_port) {
             (Some(token), _) => PortChoice::Reserved(token),
-            (None, None) => PortChoice::Free(Want::Any),
+            (None, None) => PortChoice::Free(former_port(message).map_or(Want::Any, Want::Former)),
             (None, Some(false)) => PortChoice::Free(Want::Even),
             (None, Some(true)) => PortChoice::Free(Want::EvenAndNext),
         };
@@ -166,10 +179,20 @@ impl Server {
         };
         ports.expire_reservations(now);
         let keeper = match want {
-            Want::Any | Want::Even => None,
+            Want::Any | Want::Former(_) | Want::Even => None,
             Want::EvenAndNext => Some(self.may_reserve(&ports, client, user)?),
         };
-        let port = ports.take(address, want, self.lane, &mut self.random).ok_or(Rule::RelayPorts)?;
+        let name = UserName::from(self.users.get(user).identity());
+        let again = match want {
+            Want::Former(port) => {
+                Some(port).filter(|port| ports.take_again(address, *port, self.lane, &name))
+            }
+            Want::Any | Want::Even | Want::EvenAndNext => None,
+        };
+        let port = again
+            .or_else(|| ports.take(address, want, self.lane, &mut self.random))
+            .ok_or(Rule::RelayPorts)?;
+        ports.note_holder(address, port, &name);
         self.commons.places().use_address(address);
         let relayed = SocketAddr::new(address, port);
         let Some(keeper) = keeper else { return Ok((relayed, None)) };
@@ -189,7 +212,7 @@ impl Server {
         except: Option<SocketAddr>,
         now: Instant,
     ) -> Option<(SocketAddr, Option<Token>)> {
-        if port != PortChoice::Free(Want::Any) {
+        if !matches!(port, PortChoice::Free(Want::Any | Want::Former(_))) {
             return None;
         }
         Some((self.share_port(address, client, user, except, now)?, None))

@@ -115,6 +115,8 @@ pub(super) struct Allocation {
     pub reservation: Option<Token>,
     pub with_fingerprint: bool,
     pub refused: Option<AddressError>,
+    /// Its client understands a hint that the relay drains.
+    pub is_towpath: bool,
     pub icmp: IcmpBudget,
     pub flow: Flow,
     /// What other workers have sent to the client, once they may.
@@ -186,6 +188,7 @@ impl Allocation {
             reservation: None,
             with_fingerprint: false,
             refused: None,
+            is_towpath: false,
             icmp: IcmpBudget::default(),
             flow: Flow::default(),
             sent: None,

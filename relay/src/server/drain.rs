@@ -2,13 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use dataplane::stun::{AttributeType, Class, Key};
+use dataplane::stun::{AttributeType, Class, Key, Method, TransactionId};
 
+use super::allocation::State;
 use super::answers::{Refusal, TRY_ALTERNATE};
 use super::reply::Envelope;
 use super::rules::{Rule, Why};
-use super::{ClientSocket, FromClient, Server};
+use super::{ClientSocket, Command, FromClient, Server};
+
+/// How often clients are told again.
+const HINT_INTERVAL: Duration = Duration::from_secs(4);
 
 /// One address of each family at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,9 +95,43 @@ impl Alternates {
 
 impl Server {
     /// From now on nobody can allocate: 300 with ALTERNATE-SERVER where there is an alternate for the client's transport and
-    /// family, else 508. Allocations go on as before.
-    pub fn drain(&mut self, alternates: Alternates) {
+    /// family, else 508. Allocations go on as before. Clients that understand it, which are Towpath's, are told to ask: the
+    /// same 300 answers their Refresh, and the allocation goes on until they have left by themselves.
+    pub fn drain(&mut self, alternates: Alternates, now: Instant) {
         self.draining = Some(alternates);
+        self.hint_all(now);
+    }
+
+    /// Has every such client with an alternate told. A hint may be lost, and who has left gets no more of them.
+    pub(super) fn hint_all(&mut self, now: Instant) {
+        let mut hints = Vec::new();
+        for (_, allocation) in self.table.iter_mut() {
+            if allocation.is_towpath && allocation.state == State::Live {
+                hints.push(allocation.client);
+            }
+        }
+        for client in hints {
+            if self.is_redirected(&client) {
+                self.commands.push_back(Command::Hint(client));
+            }
+        }
+        self.hint_at = Some(now + HINT_INTERVAL);
+    }
+
+    /// Writes a Binding indication, which asks for no answer (RFC 8489 section 6.3.2), as the reply: the client shall ask how
+    /// things stand. Anybody can send one, so that it says nothing else.
+    pub fn hint(&mut self) {
+        let transaction = TransactionId(self.random.bytes());
+        let envelope = Envelope { method: Method::Binding, transaction, with_fingerprint: false };
+        self.replies.answer(envelope, Class::Indication, None, |_| {});
+    }
+
+    /// Whether a client that asks is sent elsewhere.
+    pub(super) fn is_redirected(&self, client: &ClientSocket) -> bool {
+        let is_tls = self.is_tls(client);
+        self.draining
+            .as_ref()
+            .is_some_and(|alternates| alternates.for_client(client.address.ip(), is_tls).is_some())
     }
 
     /// Whether [`Server::drain`] was called.
@@ -105,9 +144,7 @@ impl Server {
     pub(super) fn refuse_new(&self, client: &ClientSocket) -> Result<(), Refusal> {
         match &self.draining {
             None => Ok(()),
-            Some(alternates) if alternates.for_client(client.address.ip(), self.is_tls(client)).is_some() => {
-                Err(Why::quota(Rule::Redirected).into())
-            }
+            Some(_) if self.is_redirected(client) => Err(Why::quota(Rule::Redirected).into()),
             Some(_) => Err(Why::quota(Rule::Draining).into()),
         }
     }

@@ -233,6 +233,8 @@ pub enum Opened {
 pub enum Command {
     /// Close the socket of an allocation, then call [`Server::handle_relay_closed`].
     Close(AllocationId),
+    /// Write a [`Server::hint`] and send it to this client, as [`Server::reply`].
+    Hint(ClientSocket),
 }
 
 /// The TURN server.
@@ -277,6 +279,8 @@ pub struct Server {
     tls_from: Option<Listener>,
     /// Set when nobody may allocate any more.
     draining: Option<Alternates>,
+    /// When clients are told again that it drains.
+    hint_at: Option<Instant>,
 }
 
 impl Server {
@@ -335,6 +339,7 @@ impl Server {
             connections_from: None,
             tls_from: None,
             draining: None,
+            hint_at: None,
         }
     }
 
@@ -402,12 +407,15 @@ impl Server {
             self.close(id);
         }
         self.users.handle_timeout(now);
+        if self.hint_at.is_some_and(|at| at <= now) {
+            self.hint_all(now);
+        }
     }
 
     /// When [`Server::handle_timeout`] wants to be called; cheap, so that it can be asked after every batch.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.table.next_deadline().into_iter().chain(self.users.poll_timeout()).min()
+        [self.table.next_deadline(), self.users.poll_timeout(), self.hint_at].into_iter().flatten().min()
     }
 
     /// The next thing to do that answers no datagram.

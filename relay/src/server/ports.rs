@@ -1,6 +1,8 @@
 //! Which relayed ports are taken, and which are kept back for the holder of a reservation token.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::hash::BuildHasher as _;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
@@ -27,6 +29,8 @@ pub type Token = [u8; 8];
 pub enum Want {
     /// Any port.
     Any,
+    /// The one that the client had before where nobody else has had it since, else any.
+    Former(u16),
     /// An even port (EVEN-PORT, R = 0).
     Even,
     /// An even port whose successor is free as well (EVEN-PORT, R = 1).
@@ -71,11 +75,24 @@ struct Reservation {
 /// One bit for each port.
 type Bits = Box<[u64; 1024]>;
 
+/// By address and port.
+#[derive(Default)]
+struct Holders(HashMap<(IpAddr, u16), u64, RandomState>);
+
+impl fmt::Debug for Holders {
+    /// Nothing: what is remembered of ports is no part of what is held for anybody.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Holders")
+    }
+}
+
 /// The ports of every relay address.
 #[derive(Debug)]
 pub struct Ports {
     range: RangeInclusive<u16>,
     taken: HashMap<IpAddr, Bits, RandomState>,
+    /// Who had a port last, by a hash: a port that others know as somebody's is given to nobody else for the asking.
+    holders: Holders,
     /// All live equally long, so the oldest expires first.
     reservations: VecDeque<Reservation>,
 }
@@ -84,7 +101,7 @@ impl Ports {
     /// All ports of `range` are free.
     #[must_use]
     pub fn new(range: RangeInclusive<u16>) -> Self {
-        Self { range, taken: HashMap::default(), reservations: VecDeque::new() }
+        Self { range, taken: HashMap::default(), holders: Holders::default(), reservations: VecDeque::new() }
     }
 
     /// Takes a free port of a lane, starting the search at a random one. `None` when there is none.
@@ -96,7 +113,7 @@ impl Ports {
         for offset in 0..count {
             let port = low + ((start + offset) % count) as u16;
             let suits = match want {
-                Want::Any => true,
+                Want::Any | Want::Former(_) => true,
                 Want::Even => port.is_multiple_of(2),
                 Want::EvenAndNext => {
                     port.is_multiple_of(2) && self.range.contains(&(port + 1)) && !is_set(bits, port + 1)
@@ -108,6 +125,24 @@ impl Ports {
             }
         }
         None
+    }
+
+    /// Takes this very port of a lane for a user, where it is free and nobody else had it last.
+    pub(super) fn take_again(&mut self, address: IpAddr, port: u16, lane: Lane, user: &UserName) -> bool {
+        let holder = self.holders.0.hasher().hash_one(user);
+        let bits = self.taken.entry(address).or_insert_with(|| Box::new([0; 1024]));
+        let is_theirs = self.holders.0.get(&(address, port)).is_none_or(|last| *last == holder);
+        let taken = is_theirs && self.range.contains(&port) && lane.has(port) && !is_set(bits, port);
+        if taken {
+            set(bits, port, true);
+        }
+        taken
+    }
+
+    /// A user has a port from now on.
+    pub(super) fn note_holder(&mut self, address: IpAddr, port: u16, user: &UserName) {
+        let holder = self.holders.0.hasher().hash_one(user);
+        self.holders.0.insert((address, port), holder);
     }
 
     /// Gives a port back.
@@ -224,6 +259,25 @@ mod tests {
         }
         // Each address has its own ports.
         assert!(ports.take("127.0.0.2".parse().unwrap(), Want::Any, Lane::ALL, &mut random).is_some());
+    }
+
+    #[test]
+    fn a_port_of_before_is_given_to_who_had_it_or_where_nobody_is_known_to_have() {
+        let mut random = Random::from_seed(&[3; 32]);
+        let [alice, bob] = [&b"alice"[..], b"bob"].map(|name| UserName::from(Identity::Static(name)));
+        let mut ports = Ports::new(1001..=1012);
+        assert!(ports.take_again(ADDRESS, 1005, Lane::ALL, &alice), "as after a restart");
+        ports.note_holder(ADDRESS, 1005, &alice);
+        assert!(!ports.take_again(ADDRESS, 1005, Lane::ALL, &alice), "it is taken");
+        ports.release(ADDRESS, 1005);
+        assert!(!ports.take_again(ADDRESS, 1005, Lane::ALL, &bob), "alice's peers send there");
+        assert!(ports.take_again(ADDRESS, 1005, Lane::ALL, &alice));
+        assert!(!ports.take_again(ADDRESS, 1000, Lane::ALL, &alice), "out of range");
+        let other = Lane { number: 1, of: 2 };
+        assert!(!ports.take_again(ADDRESS, 1008, other, &alice), "another worker's");
+        assert!(ports.take_again(ADDRESS, 1010, other, &alice));
+        // What is asked for is no more than a wish.
+        assert!(ports.take(ADDRESS, Want::Former(1005), Lane::ALL, &mut random).is_some());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::stun::{AttributeType, BadAttribute, ErrorCode, Message, Method};
 
+use super::allocate::is_towpath;
 use super::allocation::{BindError, Listed, Reach};
 use super::answers::{
     ALLOCATION_MISMATCH, BAD_REQUEST, PEER_FAMILY_MISMATCH, Refusal, STALE_NONCE, TRY_ALTERNATE,
@@ -168,6 +169,9 @@ impl Server {
         now: Instant,
     ) -> Result<Success, Refusal> {
         let pair = self.owned(client, user, now)?;
+        if is_towpath(message) && self.is_redirected(client) && lifetime(message)? != 0 {
+            return Err(Why::quota(Rule::Redirected).into());
+        }
         // Of a dual allocation both, unless one family is named.
         let named = match message.requested_address_family()? {
             Some(family) => pair.filter(|id| self.has_family(id, family)).ok_or(PEER_FAMILY_MISMATCH)?,

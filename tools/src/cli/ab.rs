@@ -203,8 +203,8 @@ fn compare(
     let judgements = if judging.fail.is_empty() {
         Vec::new()
     } else {
-        let judged = |other: &&Group| (other.name.clone(), judging.judge(baseline, other, seed));
-        others.iter().map(judged).collect()
+        let names = others.iter().map(|other| other.name.clone());
+        names.zip(judging.judge_all(baseline, others, seed)).collect()
     };
     Compared {
         title,

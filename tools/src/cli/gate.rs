@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use serde::Serialize;
 
 use super::EXIT_INVALID;
 use super::judging::{self, Judging};
 use crate::judge::{self, Group, Judgement, Verdict, verdict_table};
-use crate::report::{Report, Section};
+use crate::report::junit::{self, Case, Outcome};
+use crate::report::{Cell, Report, Section};
 use crate::run::Problem;
 
 /// Options of `towpath-lab gate`.
@@ -28,6 +30,12 @@ pub(super) struct Args {
     /// Print verdict and figures as JSON
     #[arg(long)]
     json: bool,
+    /// Print Markdown instead of a table for a terminal
+    #[arg(long, conflicts_with = "json")]
+    md: bool,
+    /// Also write JUnit XML: a test case for each rule, skipped while it is not decided
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
 }
 
 /// What an undecided rule counts as.
@@ -68,8 +76,14 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let verdict = worst.filter(|_| !invalid);
     let output = Output { verdict, runs: [a.runs.len(), b.runs.len()], rules: judged, notes };
+    if let Some(path) = &args.junit {
+        let xml = junit::document("towpath-lab gate", &cases(&output));
+        std::fs::write(path, xml).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if args.json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&output)?))?;
+    } else if args.md {
+        super::print(&report(&output).to_markdown())?;
     } else {
         super::print(&report(&output).to_text())?;
     }
@@ -79,6 +93,26 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         (Some(Verdict::Inconclusive), Undecided::Fail) => judging::exit(Some(Verdict::Fail)),
         (verdict, _) => judging::exit(verdict),
     })
+}
+
+/// A case for each rule, by the figures of its row.
+fn cases(output: &Output) -> Vec<Case> {
+    let table = verdict_table(&output.rules);
+    let case = |(judged, row): (&Judgement, &Vec<Cell>)| {
+        let cells = table.header.iter().zip(row).skip(1).filter(|(_, cell)| !cell.text.is_empty());
+        let figures: Vec<String> = cells.map(|(name, cell)| format!("{name} {}", cell.text)).collect();
+        let figures = figures.join(", ");
+        let outcome = match (output.verdict, judged.verdict) {
+            (None, _) => Outcome::Failed("no verdict: runs are not VALID".to_owned()),
+            (_, Verdict::Pass) => Outcome::Passed,
+            (_, Verdict::Fail) => Outcome::Failed(figures.clone()),
+            (_, Verdict::Inconclusive) => {
+                Outcome::Skipped(judged.why.clone().unwrap_or_else(|| "INCONCLUSIVE".to_owned()))
+            }
+        };
+        Case { name: judged.rule.to_string(), time_s: 0.0, outcome, output: figures }
+    };
+    output.rules.iter().zip(&table.rows).map(case).collect()
 }
 
 fn report(output: &Output) -> Report {

@@ -34,6 +34,16 @@ impl Judging {
         judge(&rules, self.min_effect.as_nanos() as f64, seed)
     }
 
+    /// Judges each of `others` by `a`: one family of tests, so that more sides make no more false alarms.
+    pub(super) fn judge_all(&self, a: &Group, others: &[&Group], seed: u64) -> Vec<Vec<Judgement>> {
+        let of = |b: &&Group| -> Vec<_> {
+            self.fail.iter().map(|rule| (*rule, a.side(rule.metric), b.side(rule.metric))).collect()
+        };
+        let rules: Vec<_> = others.iter().flat_map(of).collect();
+        let mut judged = judge(&rules, self.min_effect.as_nanos() as f64, seed).into_iter();
+        others.iter().map(|_| judged.by_ref().take(self.fail.len()).collect()).collect()
+    }
+
     /// What `aa` found of the metrics that are judged, one sentence each.
     ///
     /// # Errors

@@ -1,14 +1,19 @@
 //! The command line of `towpath-lab`.
 //!
-//! Exit codes: 0 done, 1 a file could not be read or written or a rule failed, 2 wrong request, 3 inconclusive, 4 a run was
-//! invalid or limited by the generator, 5 set-up failed, 130 interrupted.
+//! Exit codes: 0 done, 1 a file could not be read or written, a rule failed, or `doctor` found what spoils measurements, 2 wrong
+//! request, 3 inconclusive, 4 a run was invalid or limited by the generator, 5 set-up failed, 130 interrupted.
 
 mod aa;
 mod ab;
 mod compare;
+mod doctor;
+mod files;
 mod gate;
 mod judging;
+mod lab;
 mod reflect;
+mod replay;
+mod report;
 mod run;
 mod search;
 mod sweep;
@@ -24,6 +29,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dataplane::sys::signal::StopSignals;
 use rustix::event::{PollFd, PollFlags, poll};
+
+pub(crate) use run::spec_of as run_spec;
 
 use crate::run::Problem;
 
@@ -58,8 +65,24 @@ enum Command {
     Reflect(reflect::Args),
     /// Tunnel and relay on every I/O design, in a network of its own: one table, one page
     Demo(crate::demo::DemoOptions),
+    /// Make a run once more, with the same datagrams at the same times
+    Replay(replay::Args),
+    /// Hosts in network namespaces, as a scenario file has them
+    Lab(lab::Args),
     /// Put runs side by side: table, ratios, percentile plot; with `-- B…`, what differs between two sides of runs
     Compare(compare::Args),
+    /// Tables and plots of repeated runs: terminal, HTML, Markdown, CSV, JUnit, JSON
+    Report(report::Args),
+    /// Print what a log or a distribution holds, whoever wrote it
+    Show(files::Show),
+    /// Write a log or a distribution in another format
+    Convert(files::Convert),
+    /// Add logs up: several generators of one moment, or runs one after the other
+    Merge(files::Merge),
+    /// Put two logs side by side, or subtract one from the other
+    Diff(files::Diff),
+    /// What on this host spoils a measurement, each with its fix
+    Doctor(doctor::Args),
     /// Run two or more targets, or our own I/O designs, in interleaved random blocks and say what differs
     Ab(Box<ab::Args>),
     /// Run one target against itself: the false alarms and the smallest effect that is found on this host
@@ -82,7 +105,8 @@ where
     T: Into<OsString> + Clone,
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    if let Some(code) = crate::demo::dispatch(&args).or_else(|| crate::ab::dispatch(&args)) {
+    let roles = [crate::demo::dispatch, crate::ab::dispatch, crate::lab::dispatch];
+    if let Some(code) = roles.into_iter().find_map(|dispatch| dispatch(&args)) {
         return code;
     }
     let cli = match Cli::try_parse_from(sides(args)) {
@@ -95,9 +119,17 @@ where
     };
     let outcome = match cli.command {
         Command::Run(args) => run::main(*args),
+        Command::Replay(args) => replay::main(args),
+        Command::Lab(args) => lab::main(&args),
         Command::Reflect(args) => reflect::main(&args),
         Command::Demo(options) => crate::demo::run(&options),
         Command::Compare(args) => compare::main(&args),
+        Command::Report(args) => report::main(&args),
+        Command::Show(args) => files::show(&args),
+        Command::Convert(args) => files::convert(&args),
+        Command::Merge(args) => files::merge(&args),
+        Command::Diff(args) => files::diff(&args),
+        Command::Doctor(args) => doctor::main(&args),
         Command::Ab(args) => ab::main(*args),
         Command::Aa(args) => aa::main(*args),
         Command::Gate(args) => gate::main(&args),
@@ -136,6 +168,12 @@ fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
     }
+}
+
+/// Says something beside the result, on standard error.
+fn tell(note: &str) {
+    // Nowhere is left to say that standard error is closed.
+    let _ = writeln!(io::stderr(), "towpath-lab: {note}");
 }
 
 /// A flag that SIGINT or SIGTERM sets; the second signal ends the program at once. Call it before other threads start.

@@ -2,22 +2,28 @@
 
 use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::compare::quantile_cell;
 use crate::format::bundle;
+use crate::live::View;
+use crate::progress;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::ledger::{Ledger, loss_statement};
+use crate::run::server::ServerAdmin;
+use crate::run::sizes::{self, Sizes};
+use crate::run::trace::Trace;
 use crate::run::verdict::Validity;
-use crate::run::{self, Arrivals, Distribution, Kind, Pace, Problem, RunResult, RunSpec};
+use crate::run::{
+    self, Arrivals, BUFFER, Distribution, Kind, Pace, Problem, RunResult, RunSpec, SendBy, WireGuard,
+};
 use crate::units::{self, Rate};
 
 /// Options of `towpath-lab run`.
@@ -39,18 +45,21 @@ pub(super) struct Args {
     /// Print run.json instead of a table
     #[arg(long)]
     json: bool,
+    /// Show each second on the terminal while the run goes on
+    #[arg(long)]
+    live: bool,
 }
 
 /// What is sent and how: the options of every command that makes runs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Load {
-    /// Datagrams or payload bits per second over all flows: 20kpps, 100Mbit
-    #[arg(long, default_value = "1kpps")]
-    rate: Rate,
-    /// UDP payload in bytes
-    #[arg(long, default_value_t = 200)]
-    size: usize,
-    /// Source ports, or TURN channels
+    /// Datagrams or payload bits per second over all flows: 20kpps, 100Mbit [default: 1kpps, or the trace's]
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// UDP payload in bytes: 200, a mix like 64,594,1472 or 64:7,594:4,1472:1 (with weights), or imix
+    #[arg(long, default_value = "200")]
+    size: Sizes,
+    /// Source ports, TURN channels, or TCP connections
     #[arg(long, default_value_t = 1)]
     flows: u32,
     /// Datagrams of one flow due at the same instant; the rate stays
@@ -59,9 +68,15 @@ pub(super) struct Load {
     /// Send each burst as one superpacket (UDP GSO)
     #[arg(long)]
     gso: bool,
-    /// The law of the gaps
-    #[arg(long, value_enum, default_value = "poisson")]
-    arrivals: Arrivals,
+    /// Send so many datagrams of a flow as one superpacket when the last is due, each being due at its own time
+    #[arg(long, default_value_t = 1)]
+    gather: u32,
+    /// The law of the gaps: poisson, periodic, on-off:ON/OFF (on-off:20ms/80ms), trace:FILE
+    #[arg(long, default_value = "poisson", value_parser = arrivals)]
+    arrivals: (Arrivals, Option<Trace>),
+    /// How messages get to the kernel
+    #[arg(long, value_enum, default_value = "sendmmsg")]
+    send: SendBy,
     /// How the sender waits for the next send time
     #[arg(long, value_enum, default_value = "hybrid")]
     pace: Pace,
@@ -80,6 +95,18 @@ pub(super) struct Load {
     /// p99.9 of the sender's lateness above which the run counts as generator-limited
     #[arg(long, default_value = "1ms", value_parser = humantime::parse_duration)]
     lateness_limit: Duration,
+    /// Whose time stamps of arrivals are kept: the program's alone, or the kernel's too
+    #[arg(long, value_enum, default_value = "user")]
+    stamps: Stamps,
+    /// Share of processor time taken by the hypervisor above which the run is invalid
+    #[arg(long, default_value = "5%", value_parser = units::parse_share)]
+    steal_limit: f64,
+    /// Receive buffer of the load's sockets, bytes
+    #[arg(long, value_name = "BYTES", default_value_t = BUFFER)]
+    receive_buffer: usize,
+    /// Send buffer of the load's sockets, bytes
+    #[arg(long, value_name = "BYTES", default_value_t = BUFFER)]
+    send_buffer: usize,
     /// Fixes the send times and the choice of flows
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -89,41 +116,99 @@ pub(super) struct Load {
     /// TURN allocations over which the flows are spread
     #[arg(long, default_value_t = 1)]
     allocations: u32,
+    /// File with the private key by which the server of the WireGuard kinds knows this peer
+    #[arg(long, value_name = "FILE", requires_all = ["wg_server", "inner"])]
+    wg_key: Option<PathBuf>,
+    /// The server's public key
+    #[arg(long, value_name = "KEY", requires = "wg_key")]
+    wg_server: Option<String>,
+    /// File with the preshared key
+    #[arg(long, value_name = "FILE", requires = "wg_key")]
+    wg_psk: Option<PathBuf>,
+    /// This peer's address inside the tunnel
+    #[arg(long, value_name = "ADDR", requires = "wg_key")]
+    inner: Option<IpAddr>,
     /// Source address of the load
     #[arg(long)]
     bind: Option<IpAddr>,
-    /// Address of the in-process peer of the TURN kinds, as the relay reaches it [default: the source address]
+    /// Address of the in-process peer of the TURN kinds, as the relay reaches it [default: the source address]; of the
+    /// WireGuard kinds the server's address inside the tunnel
     #[arg(long)]
     peer: Option<IpAddr>,
+    /// --admin address of a towpath or towpath-relay on the way, whose drops are put into the account by cause; may be repeated
+    #[arg(long = "server-admin", value_name = "ADDR:PORT")]
+    server_admins: Vec<ServerAdmin>,
     /// Process whose CPU time is divided by the datagrams; may be repeated
     #[arg(long = "dut-pid", value_name = "PID")]
     dut_pids: Vec<u32>,
 }
 
+/// Who stamps arrivals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Stamps {
+    /// This program
+    User,
+    /// This program, and the kernel (SO_TIMESTAMPING)
+    Kernel,
+}
+
+/// A run's options alone, as scenarios have them.
+#[derive(Debug, clap::Parser)]
+#[command(name = "towpath-lab run")]
+struct Alone {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// What the words behind `towpath-lab run` ask for.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub(crate) fn spec_of(words: &[String]) -> Result<RunSpec, String> {
+    use clap::Parser as _;
+    let words = std::iter::once("towpath-lab run").chain(words.iter().map(String::as_str));
+    let alone = Alone::try_parse_from(words).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    })?;
+    let spec = spec_of_args(alone.args).map_err(|problem| problem.to_string())?;
+    spec.check().map_err(|problem| problem.to_string())?;
+    Ok(spec)
+}
+
+fn spec_of_args(args: Args) -> Result<RunSpec, Problem> {
+    let target = resolve(&args.target)?;
+    Ok(RunSpec { label: args.label, ..spec(args.kind, target, args.load)? })
+}
+
 /// Makes the run, writes and prints it.
 pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
-    let (json, out) = (args.json, args.out.clone());
-    let target = resolve(&args.target)?;
-    let mut spec = RunSpec { label: args.label, ..spec(args.kind, target, args.load)? };
+    let (json, out, live) = (args.json, args.out.clone(), args.live);
+    let mut spec = spec_of_args(args)?;
+    spec.live = live.then(Arc::default);
     spec.check()?;
-    if let Some(dir) = &out {
-        // Before the run: a directory that cannot be made must not cost a minute of measurement.
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
-    }
+    perform(spec, out.as_deref(), json)
+}
+
+/// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement.
+pub(super) fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
+}
+
+/// Makes the run of `spec`, writes and prints it.
+pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
+    make_directory(out)?;
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);
-    let bar = progress_bar(&spec);
-    let result = run::run(&spec, |share| bar.set_position((share * 1_000.0) as u64));
-    bar.finish_and_clear();
-    let result = result?;
-    if let Some(dir) = &out {
+    let result = if spec.live.is_some() { run_live(&spec)? } else { run_with_bar(&spec)? };
+    if let Some(dir) = out {
         bundle::write(&result, dir)?;
     }
     if json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
     } else {
-        super::print(&text(&result, out.as_deref()))?;
+        super::print(&text(&result, out))?;
     }
     Ok(ExitCode::from(match (result.interrupted, result.verdict.validity) {
         (true, _) => EXIT_INTERRUPTED,
@@ -132,43 +217,110 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
+fn run_with_bar(spec: &RunSpec) -> anyhow::Result<RunResult> {
+    let bar = progress::bar(1);
+    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
+    let result = run::run(spec, |share| progress::step(&bar, 0, share));
+    bar.finish_and_clear();
+    result
+}
+
+/// The terminal is given back before anything is printed.
+fn run_live(spec: &RunSpec) -> anyhow::Result<RunResult> {
+    if !std::io::stdout().is_terminal() {
+        let text = "--live draws on a terminal, which standard output is not; leave it out";
+        return Err(Problem::Usage(text.to_owned()).into());
+    }
+    let view =
+        View::start(spec, spec.live.clone().unwrap_or_default(), spec.stop.clone().unwrap_or_default())?;
+    let result = run::run(spec, |_| {});
+    let ended = view.end();
+    let result = result?;
+    // What was measured counts more than how it was shown.
+    if let Err(error) = ended {
+        super::tell(&format!("{error:#}"));
+    }
+    Ok(result)
+}
+
+/// NAME:PASSWORD in its parts.
+pub(super) fn credentials(user: &str) -> Result<(String, String), Problem> {
+    let (name, password) = user
+        .split_once(':')
+        .ok_or_else(|| Problem::Usage("--user needs NAME:PASSWORD, with a colon between them".to_owned()))?;
+    Ok((name.to_owned(), password.to_owned()))
+}
+
 /// The runs that are asked for.
 ///
 /// # Errors
 /// [`Problem::Usage`] when the credentials are not NAME:PASSWORD.
 pub(super) fn spec(kind: Kind, target: SocketAddr, args: Load) -> Result<RunSpec, Problem> {
-    let (username, password) = match args.user {
-        None => (None, None),
-        Some(user) => {
-            let (name, password) = user.split_once(':').ok_or_else(|| {
-                Problem::Usage("--user needs NAME:PASSWORD, with a colon between them".to_owned())
-            })?;
-            (Some(name.to_owned()), Some(password.to_owned()))
-        }
-    };
-    let rate_pps = args.rate.packets_per_second(args.size);
+    let (username, password) = args.user.as_deref().map(credentials).transpose()?.unzip();
+    let wireguard = args.wg_key.zip(args.wg_server).zip(args.inner).map(|((key_file, server), inner)| {
+        WireGuard { key_file, preshared_file: args.wg_psk, server, inner }
+    });
+    let (size, mix) = args.size.resolve(kind, target);
+    let (arrivals, trace) = args.arrivals;
+    if trace.is_some() && args.rate.is_some() {
+        return Err(Problem::Usage("--arrivals trace has its own rate; leave out --rate".to_owned()));
+    }
+    let rate = args.rate.unwrap_or(Rate::Packets(1_000.0));
     Ok(RunSpec {
-        rate_pps,
-        size: args.size,
+        rate_pps: rate.packets_per_second(sizes::mean(size, &mix)),
+        size,
+        mix,
         flows: args.flows,
         burst: args.burst,
         gso: args.gso,
-        arrivals: args.arrivals,
+        gather: args.gather,
+        arrivals,
+        trace,
+        send: args.send,
         pace: args.pace,
         duration: args.duration,
         warmup: args.warmup,
         drain: args.drain,
         interval: args.interval,
         lateness_limit: args.lateness_limit,
+        kernel_stamps: args.stamps == Stamps::Kernel,
+        steal_limit: args.steal_limit,
+        receive_buffer: args.receive_buffer,
+        send_buffer: args.send_buffer,
         seed: args.seed,
         allocations: args.allocations,
         username,
         password,
+        wireguard,
         bind: args.bind,
         peer: args.peer,
+        server_admins: args.server_admins,
         dut_pids: args.dut_pids,
         ..RunSpec::new(kind, target)
     })
+}
+
+/// Reads the law of the gaps.
+fn arrivals(text: &str) -> Result<(Arrivals, Option<Trace>), String> {
+    let wrong = || {
+        format!(
+            "{text:?} is no law; write poisson, periodic, on-off:20ms/80ms (sending, silent) or trace:FILE"
+        )
+    };
+    let time = |text: &str| humantime::parse_duration(text).ok();
+    match text.split_once(':') {
+        None if text == "poisson" => Ok((Arrivals::Poisson, None)),
+        None if text == "periodic" => Ok((Arrivals::Periodic, None)),
+        Some(("trace", file)) if !file.is_empty() => {
+            Ok((Arrivals::Trace, Some(Trace::new(PathBuf::from(file)))))
+        }
+        Some(("on-off", times)) => {
+            let (on, off) = times.split_once('/').ok_or_else(wrong)?;
+            let (on, off) = time(on).zip(time(off)).ok_or_else(wrong)?;
+            Ok((Arrivals::OnOff { on, off }, None))
+        }
+        _ => Err(wrong()),
+    }
 }
 
 /// The first address of `target`.
@@ -183,25 +335,16 @@ pub(super) fn resolve(target: &str) -> Result<SocketAddr, Problem> {
     addresses.next().ok_or_else(|| Problem::Usage(format!("target {target:?} has no address; {form}")))
 }
 
-/// A bar on a terminal, nothing elsewhere.
-fn progress_bar(spec: &RunSpec) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(1_000);
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent} %") {
-        bar.set_style(style);
-    }
-    bar.set_message(format!("{} {}", spec.kind.name(), spec.target));
-    bar
-}
-
-fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
+/// The result as a person reads it.
+pub(super) fn text(result: &RunResult, out: Option<&Path>) -> String {
     let spec = &result.spec;
     let mut table = Table { header: header(), rows: Vec::new() };
     let latency = &result.latency;
     table.rows.push(row("response (from the intended send time)", &latency.response));
     table.rows.push(row("service (from the actual send time)", &latency.service));
+    if let Some(kernel) = &latency.kernel {
+        table.rows.push(row("  as far as the kernel's receipt", kernel));
+    }
     if let Some(up) = &latency.up {
         table.rows.push(row("  there, one way", up));
     }
@@ -217,18 +360,37 @@ fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
         .collect();
     notes.extend([
         format!(
-            "offered {} (intended {}), received {}; {} B, {} flows, seed {}",
+            "offered {} (intended {}), {}; received {}, {}; {} B, {} flows, seed {}",
             units::rate(result.offered_pps),
             units::rate(spec.rate_pps),
+            units::bits(result.offered_bps),
             units::rate(result.received_pps),
-            spec.size,
+            units::bits(result.received_bps),
+            size_text(spec),
             spec.flows,
             spec.seed
         ),
         sums("ledger", &result.ledger),
     ]);
+    notes.extend(reordering_text(result));
+    if spec.kind.is_one_way() {
+        notes.push("one way: what arrives at the far end is the end of it".to_owned());
+    }
+    notes.extend(
+        spec.trace.as_ref().and_then(|trace| trace.points()).filter(|points| points.raised > 0).map(
+            |points| {
+                let smallest = run::payload::LEN;
+                format!(
+                    "{} datagrams of the trace are shorter than {smallest} B and were sent with that",
+                    points.raised
+                )
+            },
+        ),
+    );
+    notes.extend(worst_flow_text(result));
     notes.extend(result.ledger_up.iter().map(|ledger| sums("  there", ledger)));
     notes.extend(result.ledger_down.iter().map(|ledger| sums("  back", ledger)));
+    notes.push(result.account.line());
     notes.push(loss_statement(&result.ledger));
     notes.extend(result.dut.iter().map(|dut| {
         let early = if dut.ended_early { " (ended before the run)" } else { "" };
@@ -239,10 +401,54 @@ fn text(result: &RunResult, out: Option<&std::path::Path>) -> String {
             .dut_cpu_ns_per_packet
             .map(|ns| format!("CPU per datagram carried one way: {}", units::nanoseconds(ns as u64))),
     );
+    notes.push(format!(
+        "the sender took {} of its core for each datagram",
+        units::nanoseconds(result.sender_cpu_ns_per_packet as u64)
+    ));
     notes.extend(result.verdict.notes.iter().cloned());
     notes.extend(out.map(|dir| format!("written to {}", dir.display())));
     let title = format!("{}  {} {}", result.verdict.validity.name(), spec.kind.name(), spec.target);
     Report { title, notes: vec![], sections: vec![Section { table, notes, ..Section::default() }] }.to_text()
+}
+
+fn size_text(spec: &RunSpec) -> String {
+    if spec.mix.is_empty() {
+        return spec.size.to_string();
+    }
+    let shares: Vec<String> =
+        spec.mix.iter().map(|share| format!("{}:{}", share.size, share.weight)).collect();
+    format!("{} (mean {:.0})", shares.join(","), spec.mean_size())
+}
+
+/// How far datagrams were overtaken, when any was.
+fn reordering_text(result: &RunResult) -> Option<String> {
+    let (found, arrived) = (&result.reordering, result.ledger.received + result.ledger.late);
+    (found.reordered > 0).then(|| {
+        format!(
+            "reordered {} of {arrived} ({}): extent at most {}, in the mean {:.1}; 3-reordered {}",
+            found.reordered,
+            units::share(found.reordered as f64 / arrived as f64),
+            found.extent_max,
+            found.extent_mean(),
+            found.three()
+        )
+    })
+}
+
+/// The flow that lost the largest share, when there are several and any lost something.
+fn worst_flow_text(result: &RunResult) -> Option<String> {
+    let flows = &result.ledger_by_flow;
+    let share = |flow: &(usize, &Ledger)| flow.1.loss_fraction();
+    let worst = flows.iter().enumerate().max_by(|a, b| share(a).total_cmp(&share(b)));
+    worst.filter(|worst| flows.len() > 1 && share(worst) > 0.0).map(|(index, ledger)| {
+        let losing = flows.iter().filter(|flow| flow.lost + flow.late > 0).count();
+        format!(
+            "{losing} of {} flows lost something; flow {index} most: {} of {}",
+            flows.len(),
+            ledger.lost + ledger.late,
+            ledger.sent
+        )
+    })
 }
 
 /// Quantiles of the table.

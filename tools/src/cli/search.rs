@@ -98,10 +98,10 @@ pub(super) fn outcome(
     range: &Range,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Outcome> {
-    let (bar, min) = (bar(), range.from.packets_per_second(base.size));
+    let (bar, min) = (bar(), range.from.packets_per_second(base.mean_size()));
     let mut generator = None;
     let max = match range.max {
-        Some(max) => max.packets_per_second(base.size),
+        Some(max) => max.packets_per_second(base.mean_size()),
         None => {
             let (found, end) = with_reflector(base, |spec| ceiling(spec, range.budget, stop, &bar))?;
             if end == End::Interrupted {
@@ -144,6 +144,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let target = run::resolve(&args.target)?;
     let base = run::spec(args.kind, target, args.load)?;
     base.check()?;
+    base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
     let outcome = outcome(&base, args.goal, &args.range, &stop)?;
     if args.json {
@@ -189,7 +190,7 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
         None => "generator: not calibrated, because --max was given".to_owned(),
     });
     let bits =
-        outcome.found.iter().filter_map(|found| found.lower).fold(0.0, f64::max) * 8.0 * base.size as f64;
+        outcome.found.iter().filter_map(|found| found.lower).fold(0.0, f64::max) * 8.0 * base.mean_size();
     notes.push(format!(
         "{} trials between {} and {}, there and back: datagrams of {} B of UDP payload ({:.1} Mbit/s of it at the highest lower bound), \
          {} flows, bursts of {}{}; seed {}",
@@ -260,6 +261,7 @@ pub(super) fn calibrate_main(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
     let target = args.target.as_deref().map(run::resolve).transpose()?;
     let base = run::spec(Kind::Udp, target.unwrap_or_else(|| ([127, 0, 0, 1], 1).into()), args.load)?;
     base.check()?;
+    base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
     let bar = bar();
     let found = match target {

@@ -13,6 +13,7 @@ use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::ab::{Plan, collect};
 use crate::judge::{Group, Metric, notes};
 use crate::progress;
+use crate::report::plots::{self, LOAD_QUANTILES, Load as LoadPoint};
 use crate::report::{Cell, Curve, Report, Section, Table};
 use crate::run::{Kind, Problem, RunSpec, run as run_once};
 use crate::search::Goal;
@@ -59,7 +60,7 @@ pub(super) struct Args {
     /// Directory for the runs
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Also write a page with the percentile curves; it needs no network
+    /// Also write a page with the percentile curves and latency by load; it needs no network
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Print the points as JSON
@@ -91,9 +92,10 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }
     let base = run::spec(args.kind, run::resolve(&args.target)?, args.load)?;
     base.check()?;
+    base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
     let whole = match args.of {
-        Some(rate) => rate.packets_per_second(base.size),
+        Some(rate) => rate.packets_per_second(base.mean_size()),
         None => {
             let goal: Goal = "pdr:0.5%".parse().map_err(anyhow::Error::msg)?;
             let outcome = search::outcome(&base, vec![goal], &args.range, &stop)?;
@@ -205,7 +207,14 @@ fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Re
         Some(Curve::of(group.name.clone(), runs.get(runs.len() / 2)?))
     };
     let curves = groups.iter().filter_map(middle).collect();
-    let section = Section { table, notes: lines, curves, ..Section::default() };
+    let load = |point: &Point| LoadPoint {
+        rate_pps: point.rate,
+        values_ns: LOAD_QUANTILES.map(|name| Some(value(point, Metric::Quantile(name))?.round() as u64)),
+    };
+    let mut loads: Vec<LoadPoint> = points.iter().map(load).collect();
+    loads.sort_by(|a, b| a.rate_pps.total_cmp(&b.rate_pps));
+    let plots = vec![plots::loads("Latency by load", &[(base.target.to_string(), loads)])];
+    let section = Section { table, notes: lines, curves, plots, ..Section::default() };
     let title = format!("towpath-lab sweep  {} {}", base.kind.name(), base.target);
     Report { title, notes: Vec::new(), sections: vec![section] }
 }

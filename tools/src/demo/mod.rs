@@ -31,8 +31,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub use role::dispatch;
 
 pub(crate) use cell::with_reflector;
+pub(crate) use child::output_of;
 pub(crate) use facts::{Facts, isolate};
 pub(crate) use plan::{B_INSIDE, REFLECTOR_PORT, RELAY_PORT, Route, with_user};
+pub(crate) use role::Role;
 pub(crate) use stage::{Site, Stage, USER};
 
 use cell::Cell;

@@ -61,7 +61,7 @@ pub fn summary(findings: &Findings<'_>) -> Report {
     notes.extend(limited(findings.cells));
     notes.extend(findings.notes.iter().cloned());
     notes.extend(findings.failures.iter().map(|failure| format!("FAILED {failure}")));
-    let section = Section { title: String::new(), notes, table, curves: Vec::new() };
+    let section = Section { notes, table, ..Section::default() };
     Report { title: "towpath-lab demo".to_owned(), notes: Vec::new(), sections: vec![section] }
 }
 
@@ -120,7 +120,13 @@ fn section(load: Load, route: Route, cells: &[&(Measurement, Outcome)]) -> Secti
             Outcome::Failed(reason) => notes.push(format!("{}: failed: {reason}", cell.design)),
         }
     }
-    Section { title: format!("{}, {}", route.name(), load.name()), notes, table, curves }
+    Section {
+        title: format!("{}, {}", route.name(), load.name()),
+        notes,
+        table,
+        curves,
+        ..Section::default()
+    }
 }
 
 fn ledger_sentence(cell: &Measurement, measured: &Measured) -> String {

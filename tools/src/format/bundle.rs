@@ -19,6 +19,13 @@ pub const RUN_JSON: &str = "run.json";
 /// What the file system answers, with the path.
 pub fn write(result: &RunResult, dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    // First, so that a run.json never stands beside the histograms of another run.
+    match fs::remove_file(dir.join(RUN_JSON)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", dir.join(RUN_JSON).display()));
+        }
+        _ => {}
+    }
     if let Some(histograms) = &result.histograms {
         create(dir, "latency.hlog", |out| write_hlog(out, result, histograms, false))?;
         create(dir, "detail.hlog", |out| write_hlog(out, result, histograms, true))?;
@@ -63,6 +70,7 @@ fn write_hlog<W: Write>(
         let whole = [
             ("service", Some(&histograms.service)),
             ("lateness", Some(&histograms.lateness)),
+            ("kernel", histograms.kernel.as_ref()),
             ("up", histograms.up.as_ref()),
             ("down", histograms.down.as_ref()),
         ];

@@ -1,4 +1,14 @@
-//! Result files: the HdrHistogram formats that other tools read, and the directory that holds one run.
+//! Result files: the HdrHistogram formats that other tools read and write, the directory that holds one run, and tables of
+//! commas.
 
 pub mod bundle;
+pub mod combine;
+pub mod counts;
+pub mod csv;
+pub mod encoding;
+pub mod foreign;
 pub mod hgrm;
+pub mod hgrm_reader;
+pub mod input;
+pub mod log;
+pub mod output;

@@ -48,6 +48,14 @@ impl Group {
             }
         }
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
+        // Runs are the sample: one that counts twice makes the rest look surer than it is.
+        if let Some(twice) = runs.windows(2).find(|pair| pair[0].run_id == pair[1].run_id) {
+            return Err(Problem::Usage(format!(
+                "run {} of {name} (started {}) is given twice; name each run once",
+                twice[0].run_id, twice[0].started
+            ))
+            .into());
+        }
         Ok(Self { name: name.to_owned(), runs })
     }
 
@@ -66,19 +74,25 @@ impl Group {
         }
     }
 
-    /// One sentence for each run that cannot be believed or was ended early.
+    /// What keeps runs from being believed: a sentence on the first that is not valid, and on the first that was ended early,
+    /// with how many there are.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
-        let doubt = |(index, run): (usize, &RunResult)| {
-            let number = index + 1;
-            if run.verdict.validity != Validity::Valid {
-                return Some(format!("run {number} of {} is {}", self.name, run.verdict.line()));
-            }
-            run.interrupted.then(|| {
-                format!("run {number} of {} was interrupted after {:.1} s", self.name, run.measured_s)
-            })
+        let first = |is: &dyn Fn(&RunResult) -> bool, say: &dyn Fn(&RunResult) -> String| {
+            let mut found = self.runs.iter().enumerate().filter(|(_, run)| is(run));
+            let (index, run) = found.next()?;
+            let more = match found.count() {
+                0 => String::new(),
+                more => format!(" (and {more} more of its {} runs)", self.runs.len()),
+            };
+            Some(format!("run {} of {} {}{more}", index + 1, self.name, say(run)))
         };
-        self.runs.iter().enumerate().filter_map(doubt).collect()
+        let invalid = |run: &RunResult| run.verdict.validity != Validity::Valid;
+        let early = |run: &RunResult| format!("was interrupted after {:.1} s", run.measured_s);
+        [first(&invalid, &|run| format!("is {}", run.verdict.line())), first(&|run| run.interrupted, &early)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 

@@ -13,6 +13,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 pub use topology::{Address, Cable, Topology};
 
 /// A network namespace, alive as long as this value or a process in it.
+#[derive(Debug)]
 pub struct Namespace {
     /// Inherited by child processes, so that they can enter it.
     file: File,

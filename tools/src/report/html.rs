@@ -22,6 +22,9 @@ svg{max-width:100%;height:auto;margin-top:1rem}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
 svg .faint{fill:var(--faint)}svg .grid{stroke:var(--line);stroke-width:1}
 svg polyline{fill:none;stroke-width:2;stroke-linejoin:round}svg .lost{stroke-dasharray:3 3;stroke-width:1.5}
+svg polyline.thin{stroke-width:1}svg .band{fill-opacity:.18;stroke:none}svg .one{stroke:var(--ink);stroke-width:1.5}
+svg .dashed{stroke-dasharray:6 4;fill-opacity:.08}svg .heat{stroke:none;fill:var(--c0)}svg .frame{fill:none;stroke:var(--line)}
+figure{margin:1.6rem 0}figcaption{font-weight:600}
 @media print{body{max-width:none}}
 ";
 
@@ -54,6 +57,9 @@ fn section(html: &mut String, section: &Section) {
     }
     if !section.curves.is_empty() {
         plot::percentiles(html, &section.curves);
+    }
+    for plot in &section.plots {
+        html.push_str(&plot.0);
     }
     notes(html, &section.notes);
     html.push_str("</section>\n");
@@ -138,10 +144,12 @@ mod tests {
         let point = |quantile, value_ns| CurvePoint { quantile, value_ns };
         let curve = |name: &str, lost_fraction| Curve {
             name: name.to_owned(),
+            side: None,
             points: vec![point(0.0, 900), point(0.5, 15_000), point(0.9, 40_000), point(0.99, 3_000_000)],
             lost_fraction,
         };
-        let empty = Curve { name: "nothing arrived".into(), points: Vec::new(), lost_fraction: 1.0 };
+        let empty =
+            Curve { name: "nothing arrived".into(), side: None, points: Vec::new(), lost_fraction: 1.0 };
         Report {
             title: "A <b> & \"c\" 'd'".into(),
             notes: vec!["note \u{1b}[31m".into()],
@@ -153,6 +161,7 @@ mod tests {
                     rows: vec![vec!["x<y".into(), Cell::new("1 µs", Tone::Weak)]],
                 },
                 curves: vec![curve("a<&>", 0.0), curve("b", 0.005), empty],
+                plots: Vec::new(),
             }],
         }
     }

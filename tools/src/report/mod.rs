@@ -1,7 +1,16 @@
-//! Results for a person to read: titled sections with tables and percentile curves, as text or as one HTML file.
+//! Results for a person to read: titled sections with tables and plots, as text, as Markdown or as one HTML file; and for
+//! CI systems as JUnit XML.
 
 mod html;
+pub mod junit;
+pub mod logs;
+mod markdown;
 mod plot;
+pub mod plots;
+pub mod runs;
+pub mod shift;
+pub mod summary;
+mod svg;
 mod text;
 
 use crate::run::{CurvePoint, RunResult};
@@ -28,6 +37,8 @@ pub struct Section {
     pub table: Table,
     /// Shown together in one plot when there are any.
     pub curves: Vec<Curve>,
+    /// Further plots, below the curves.
+    pub plots: Vec<Plot>,
 }
 
 /// Rows of text; the first column is the row's name, the others are aligned to the right.
@@ -87,6 +98,8 @@ impl Cell {
 pub struct Curve {
     /// Name in the legend.
     pub name: String,
+    /// Number and name of the side it is a run of: these then stand for all of its runs, in colour and in the legend.
+    pub side: Option<(usize, String)>,
     /// By rising quantile.
     pub points: Vec<CurvePoint>,
     /// Share of the sent datagrams that never arrived; the curve ends at 1 minus this, and the plot says so.
@@ -97,15 +110,30 @@ impl Curve {
     /// The response curve of a run.
     #[must_use]
     pub fn of(name: impl Into<String>, result: &RunResult) -> Self {
-        Self { name: name.into(), points: result.curve.clone(), lost_fraction: result.ledger.loss_fraction() }
+        Self {
+            name: name.into(),
+            side: None,
+            points: result.curve.clone(),
+            lost_fraction: result.ledger.loss_fraction(),
+        }
     }
 }
+
+/// A plot other than that of percentiles, drawn already.
+#[derive(Clone, Debug)]
+pub struct Plot(String);
 
 impl Report {
     /// One HTML file that needs nothing but itself: no script, no fonts, no network.
     #[must_use]
     pub fn to_html(&self) -> String {
         html::page(self)
+    }
+
+    /// Markdown for a comment; curves are left to the HTML.
+    #[must_use]
+    pub fn to_markdown(&self) -> String {
+        markdown::page(self)
     }
 
     /// Plain text for a terminal; curves are left to the HTML.

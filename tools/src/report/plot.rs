@@ -1,167 +1,96 @@
 //! The percentile plot as SVG: x counts nines (logarithm of 1/(1-q)), y is latency on a logarithmic axis. A curve ends
-//! where the sent datagrams stopped arriving, and the gap up to the right is marked.
+//! where the sent datagrams stopped arriving, and the gap up to the right is marked. Runs of one side are thin lines in one
+//! colour, over the band between the fastest and the slowest of them.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 
 use super::Curve;
-use super::html::escape;
+use super::svg::{self, LEGEND_LINE, LogAxis, NinesAxis, TOP, colour, stroke};
 use crate::run::CurvePoint;
 
-const WIDTH: f64 = 900.0;
-const HEIGHT: f64 = 420.0;
-const LEFT: f64 = 72.0;
-const RIGHT: f64 = 24.0;
-const TOP: f64 = 16.0;
-const BOTTOM: f64 = 44.0;
-/// Height of one line of the legend.
-const LEGEND_LINE: f64 = 20.0;
-/// Colours of the style sheet (`--c0` and so on); further curves are dashed in the same colours.
-const COLOURS: usize = 8;
-const DASHES: [&str; 4] = ["", "7 3", "2 3", "9 3 2 3"];
-
-/// Maps quantiles and latencies to the plane.
-struct Axes {
-    nines: f64,
-    lowest: f64,
-    highest: f64,
-}
-
-impl Axes {
-    /// Axes that hold every point; whole decades on y.
-    fn of(curves: &[Curve]) -> Self {
-        let points = || curves.iter().flat_map(|curve| &curve.points);
-        let values = || points().map(|point| (point.value_ns.max(1) as f64).log10());
-        let nines = points().map(|point| nines(point.quantile)).fold(1.0, f64::max);
-        let lowest = values().fold(f64::INFINITY, f64::min);
-        let highest = values().fold(f64::NEG_INFINITY, f64::max);
-        if lowest > highest {
-            return Self { nines, lowest: 3.0, highest: 6.0 };
-        }
-        let lowest = lowest.floor();
-        Self { nines: nines.ceil(), lowest, highest: highest.ceil().max(lowest + 1.0) }
-    }
-
-    fn x(&self, nines: f64) -> f64 {
-        LEFT + nines / self.nines * (WIDTH - LEFT - RIGHT)
-    }
-
-    fn y(&self, value_ns: f64) -> f64 {
-        let share = (value_ns.max(1.0).log10() - self.lowest) / (self.highest - self.lowest);
-        HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-    }
-}
-
-/// How many nines a quantile has: 0.5 is 0.3, 0.99 is 2.
-fn nines(quantile: f64) -> f64 {
-    -(1.0 - quantile).max(1e-12).log10()
-}
+const BOTTOM: f64 = 376.0;
 
 /// Appends the plot of all curves with its legend.
-pub(super) fn percentiles(svg: &mut String, curves: &[Curve]) {
-    let axes = Axes::of(curves);
-    let height = HEIGHT + LEGEND_LINE * curves.len() as f64 + 8.0;
-    // Writing to a String cannot fail, here and below.
-    let _ = writeln!(
-        svg,
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" role=\"img\" aria-label=\"latency by percentile\">"
-    );
-    grid(svg, &axes);
-    for (index, curve) in curves.iter().enumerate() {
-        line(svg, &axes, index, curve);
-        legend(svg, index, curve);
+pub(super) fn percentiles(html: &mut String, curves: &[Curve]) {
+    let points = || curves.iter().flat_map(|curve| &curve.points);
+    let x = NinesAxis::of(points().map(|point| point.quantile));
+    let y = LogAxis::decades(points().map(|point| point.value_ns as f64), BOTTOM);
+    let groups = groups(curves);
+    let height = BOTTOM + 52.0 + LEGEND_LINE * groups.len() as f64;
+    svg::open(html, "percentiles", "Latency by percentile", height);
+    y.draw_decades(html);
+    x.draw(html, BOTTOM);
+    svg::axis_name(html, BOTTOM, "share of the sent datagrams that arrived within this time");
+    for (order, group) in groups.iter().enumerate() {
+        let index = group[0].side.as_ref().map_or(order, |(side, _)| *side);
+        band(html, x, y, index, group);
+        for curve in group {
+            line(html, x, y, index, curve, group.len() > 1);
+        }
+        svg::legend(html, order, BOTTOM + 52.0, &stroke(index), &name(group));
     }
-    svg.push_str("</svg>\n");
+    svg::close(html);
 }
 
-fn grid(svg: &mut String, axes: &Axes) {
-    let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
-    for decade in axes.lowest as i32..=axes.highest as i32 {
-        let y = axes.y(10_f64.powi(decade));
-        let _ = writeln!(
-            svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            LEFT - 8.0,
-            y + 4.0,
-            duration(decade)
-        );
+/// Curves by side; a curve without a side is one of its own, in its place.
+fn groups(curves: &[Curve]) -> Vec<Vec<&Curve>> {
+    let mut groups: Vec<Vec<&Curve>> = Vec::new();
+    for curve in curves {
+        let with = groups.iter_mut().find(|group| curve.side.is_some() && group[0].side == curve.side);
+        match with {
+            Some(group) => group.push(curve),
+            None => groups.push(vec![curve]),
+        }
     }
-    let median = std::iter::once((nines(0.5), "50 %".to_owned()));
-    let whole = (0..=axes.nines as i32).map(|nines| (f64::from(nines), percent(nines)));
-    for (nines, label) in median.chain(whole) {
-        let x = axes.x(nines);
-        // The last label would be cut off at the edge of the picture.
-        let anchor = if x + 1.0 > right { "end" } else { "middle" };
-        let _ = writeln!(
-            svg,
-            "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/><text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{label}</text>",
-            bottom + 18.0
-        );
-    }
-    let _ = writeln!(
-        svg,
-        "<text class=\"faint\" x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\">share of the sent datagrams that arrived within this time</text>",
-        bottom + 36.0
-    );
+    groups.sort_by_key(|group| group[0].side.as_ref().map(|(side, _)| *side));
+    groups
 }
 
-fn line(svg: &mut String, axes: &Axes, index: usize, curve: &Curve) {
-    let Some(&CurvePoint { quantile, value_ns }) = curve.points.last() else { return };
-    let mut points = String::new();
-    for point in &curve.points {
-        let _ = write!(points, "{:.1},{:.1} ", axes.x(nines(point.quantile)), axes.y(point.value_ns as f64));
-    }
-    let _ = writeln!(svg, "<polyline points=\"{}\" {}/>", points.trim_end(), stroke(index));
-    if curve.lost_fraction > 0.0 {
-        // From the last datagram that arrived straight up: the next one takes for ever.
-        let (x, y) = (axes.x(nines(quantile)), axes.y(value_ns as f64));
-        let _ = writeln!(
-            svg,
-            "<line class=\"lost\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{y:.1}\" y2=\"{TOP}\" stroke=\"var(--c{})\"/>",
-            index % COLOURS
-        );
-    }
-}
-
-fn legend(svg: &mut String, index: usize, curve: &Curve) {
-    let y = HEIGHT + LEGEND_LINE * index as f64 + 4.0;
-    let lost = match curve.lost_fraction {
-        lost if lost > 0.0 => format!(" — {} lost", percent_of(lost)),
+fn name(group: &[&Curve]) -> String {
+    let lost = group.iter().map(|curve| curve.lost_fraction).fold(0.0, f64::max);
+    let lost = match (lost, group.len()) {
+        (lost, 1) if lost > 0.0 => format!(" — {} lost", percent_of(lost)),
+        (lost, _) if lost > 0.0 => format!(" — up to {} lost", percent_of(lost)),
         _ => String::new(),
     };
+    let first = group[0];
+    let runs = if group.len() > 1 { format!(", {} runs", group.len()) } else { String::new() };
+    format!("{}{runs}{lost}", first.side.as_ref().map_or(&first.name, |(_, name)| name))
+}
+
+/// From the smallest to the largest value of all runs, as far as every run reaches.
+fn band(html: &mut String, x: NinesAxis, y: LogAxis, index: usize, group: &[&Curve]) {
+    let reach = group.iter().map(|curve| curve.points.len()).min().unwrap_or(0);
+    if group.len() < 2 || reach < 2 {
+        return;
+    }
+    // Curves of one build have the same quantiles step by step.
+    let values = |step: usize| group.iter().map(move |curve| curve.points[step].value_ns);
+    let x_of = |step: usize| x.x(group[0].points[step].quantile);
+    let low = (0..reach).map(|step| (x_of(step), y.y(values(step).min().unwrap_or(1) as f64)));
+    let high = (0..reach).rev().map(|step| (x_of(step), y.y(values(step).max().unwrap_or(1) as f64)));
     let _ = writeln!(
-        svg,
-        "<polyline points=\"{LEFT},{y} {:.1},{y}\" {}/><text x=\"{:.1}\" y=\"{:.1}\">{}{lost}</text>",
-        LEFT + 28.0,
-        stroke(index),
-        LEFT + 36.0,
-        y + 4.0,
-        escape(&curve.name)
+        html,
+        "<polygon class=\"band\" points=\"{}\" fill=\"{}\"/>",
+        svg::points(low.chain(high)),
+        colour(index)
     );
 }
 
-fn stroke(index: usize) -> String {
-    let dash = DASHES[index / COLOURS % DASHES.len()];
-    let dash = if dash.is_empty() { String::new() } else { format!(" stroke-dasharray=\"{dash}\"") };
-    format!("stroke=\"var(--c{})\"{dash}", index % COLOURS)
-}
-
-/// 10^`decade` ns for an axis.
-fn duration(decade: i32) -> String {
-    match decade {
-        ..=2 => format!("{} ns", 10_u64.pow(decade.max(0) as u32)),
-        3..=5 => format!("{} µs", 10_u64.pow(decade as u32 - 3)),
-        6..=8 => format!("{} ms", 10_u64.pow(decade as u32 - 6)),
-        _ => format!("{} s", 10_u64.pow(decade.min(18) as u32 - 9)),
-    }
-}
-
-/// The percentage with so many nines: 0, 90, 99, 99.9.
-fn percent(nines: i32) -> String {
-    match nines {
-        0 => "0 %".to_owned(),
-        1 => "90 %".to_owned(),
-        2 => "99 %".to_owned(),
-        more => format!("99.{} %", "9".repeat(more as usize - 2)),
+fn line(html: &mut String, x: NinesAxis, y: LogAxis, index: usize, curve: &Curve, thin: bool) {
+    let Some(&CurvePoint { quantile, value_ns }) = curve.points.last() else { return };
+    let points =
+        svg::points(curve.points.iter().map(|point| (x.x(point.quantile), y.y(point.value_ns as f64))));
+    let class = if thin { " class=\"thin\"" } else { "" };
+    let _ = writeln!(html, "<polyline{class} points=\"{points}\" {}/>", stroke(index));
+    if curve.lost_fraction > 0.0 {
+        // From the last datagram that arrived straight up: the next one takes for ever.
+        let (x, y) = (x.x(quantile), y.y(value_ns as f64));
+        let _ = writeln!(
+            html,
+            "<line class=\"lost\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{y:.1}\" y2=\"{TOP}\" stroke=\"{}\"/>",
+            colour(index)
+        );
     }
 }
 
@@ -179,22 +108,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nines_are_evenly_spaced() {
-        let axes = Axes { nines: 4.0, lowest: 3.0, highest: 6.0 };
-        let x: Vec<f64> = [0.9, 0.99, 0.999].iter().map(|&quantile| axes.x(nines(quantile))).collect();
-        assert!((x[1] - x[0] - (x[2] - x[1])).abs() < 1e-6);
-        assert!(axes.y(1e3) > axes.y(1e4));
-        assert_eq!(axes.y(1e3), HEIGHT - BOTTOM);
-        assert_eq!(axes.y(1e6), TOP);
+    fn shares_have_three_digits() {
+        assert_eq!([percent_of(1.0), percent_of(0.005), percent_of(0.12345)], ["100 %", "0.5 %", "12.3 %"]);
     }
 
     #[test]
-    fn labels_read_naturally() {
-        assert_eq!(
-            [duration(0), duration(4), duration(8), duration(10)],
-            ["1 ns", "10 µs", "100 ms", "10 s"]
-        );
-        assert_eq!([percent(0), percent(2), percent(4)], ["0 %", "99 %", "99.99 %"]);
-        assert_eq!([percent_of(1.0), percent_of(0.005), percent_of(0.12345)], ["100 %", "0.5 %", "12.3 %"]);
+    fn runs_of_a_side_share_colour_band_and_name() {
+        let curve = |name: &str, side: Option<&str>, value_ns| Curve {
+            name: name.to_owned(),
+            side: side.map(|name| (1, name.to_owned())),
+            points: [0.0, 0.5, 0.9].map(|quantile| CurvePoint { quantile, value_ns }).into(),
+            lost_fraction: 0.0,
+        };
+        let curves = [curve("a1", Some("a"), 1_000), curve("b", None, 5_000), curve("a2", Some("a"), 2_000)];
+        let mut html = String::new();
+        percentiles(&mut html, &curves);
+        assert_eq!((html.matches("class=\"band\"").count(), html.matches("class=\"thin\"").count()), (1, 2));
+        assert!(html.contains(">a, 2 runs<") && html.contains(">b<") && !html.contains(">a1<"), "{html}");
     }
 }

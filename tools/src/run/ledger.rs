@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::order::{Order, Reordering};
+
 /// Counts of datagrams on one leg. `intended = sent + refused + unsent` and `sent = received + late + lost`, always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
@@ -95,11 +97,10 @@ pub struct Arrivals {
 struct Flow {
     seen: Box<[u64]>,
     intended: u64,
-    next_expected: u64,
+    order: Order,
     received: u64,
     late: u64,
     duplicate: u64,
-    reordered: u64,
 }
 
 impl Arrivals {
@@ -109,11 +110,10 @@ impl Arrivals {
         let flow = |&intended: &u64| Flow {
             seen: vec![0; intended.div_ceil(64) as usize].into_boxed_slice(),
             intended,
-            next_expected: 0,
+            order: Order::default(),
             received: 0,
             late: 0,
             duplicate: 0,
-            reordered: 0,
         };
         Self { flows: intended_by_flow.iter().map(flow).collect(), corrupt: 0 }
     }
@@ -130,12 +130,7 @@ impl Arrivals {
             return Arrival::Duplicate;
         }
         flow.seen[word] |= bit;
-        // RFC 4737 section 3.3: reordered when below NextExp, which only packets in order advance.
-        if seq < flow.next_expected {
-            flow.reordered += 1;
-        } else {
-            flow.next_expected = seq + 1;
-        }
+        flow.order.arrive(seq);
         if late {
             flow.late += 1;
             return Arrival::Late;
@@ -155,6 +150,22 @@ impl Arrivals {
         self.flows.iter().map(|flow| flow.received + flow.late).sum()
     }
 
+    /// How datagrams were overtaken, over all flows.
+    #[must_use]
+    pub fn reordering(&self) -> Reordering {
+        let mut total = Reordering::default();
+        for flow in &self.flows {
+            total.add(&flow.order.found());
+        }
+        total
+    }
+
+    /// Datagrams that have not come although later ones of their flow have.
+    #[must_use]
+    pub fn overtaken(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.order.next_expected() - flow.received - flow.late).sum()
+    }
+
     /// Balances arrivals against what each flow sent: one ledger for each flow, and their sum with what no flow owns.
     #[must_use]
     pub fn close(&self, sent: &[Sent]) -> (Vec<Ledger>, Ledger) {
@@ -164,6 +175,19 @@ impl Arrivals {
             total.add(ledger);
         }
         total.corrupt = self.corrupt;
+        (by_flow, total)
+    }
+}
+
+impl Arrivals {
+    /// As [`Arrivals::close`] for what the sender sent: intended is what the schedule has, whatever the sender says of itself.
+    #[must_use]
+    pub fn close_scheduled(&self, sent: &[Sent]) -> (Vec<Ledger>, Ledger) {
+        let (mut by_flow, mut total) = self.close(sent);
+        for (ledger, flow) in by_flow.iter_mut().zip(&self.flows) {
+            ledger.intended = flow.intended;
+        }
+        total.intended = self.flows.iter().map(|flow| flow.intended).sum();
         (by_flow, total)
     }
 }
@@ -180,7 +204,7 @@ impl Flow {
             // Saturating: more arrivals than sends would be a forgery, and the sums then do not balance.
             lost: sent.sent.saturating_sub(self.received + self.late),
             duplicate: self.duplicate,
-            reordered: self.reordered,
+            reordered: self.order.found().reordered,
             corrupt: 0,
         }
     }

@@ -14,17 +14,13 @@ use super::spec::RunSpec;
 /// Descriptors a run needs besides its sockets: standard streams, epoll, results, /proc.
 const SPARE_DESCRIPTORS: u64 = 32;
 
-/// Where the load leaves and what is put around each payload.
+/// Where the load leaves.
 #[derive(Debug)]
 pub struct Path {
     /// Each flow names one of them.
     pub sockets: Vec<UdpSocket>,
     /// By index of the flow.
     pub flows: Vec<Flow>,
-    /// Bytes before the payload, the same number on every flow.
-    pub prefix_len: usize,
-    /// Zero bytes behind the payload.
-    pub padding: usize,
 }
 
 /// One flow of the load.
@@ -34,7 +30,7 @@ pub struct Flow {
     pub socket: usize,
     /// Where its datagrams go.
     pub to: SocketAddr,
-    /// What comes before each payload: nothing, or a TURN header.
+    /// What comes before each payload: nothing, or a TURN header, whose lengths are put in with each payload.
     pub prefix: Vec<u8>,
 }
 
@@ -49,10 +45,10 @@ impl Path {
         let mut sockets = Vec::new();
         let mut flows = Vec::new();
         for socket in 0..spec.flows as usize {
-            sockets.push(bind(local)?);
+            sockets.push(bind(spec, local)?);
             flows.push(Flow { socket, to: spec.target, prefix: Vec::new() });
         }
-        Ok(Self { sockets, flows, prefix_len: 0, padding: 0 })
+        Ok(Self { sockets, flows })
     }
 }
 
@@ -66,12 +62,18 @@ pub fn local_address(spec: &RunSpec) -> SocketAddr {
     SocketAddr::new(spec.bind.unwrap_or(any), 0)
 }
 
-/// A socket with GRO and large buffers.
+/// A socket with GRO and the buffers that `spec` asks for.
 ///
 /// # Errors
 /// [`Problem::Setup`], naming the address.
-pub fn bind(address: SocketAddr) -> Result<UdpSocket, Problem> {
-    let options = UdpOptions { packet_info: false, ..UdpOptions::default() };
+pub fn bind(spec: &RunSpec, address: SocketAddr) -> Result<UdpSocket, Problem> {
+    let options = UdpOptions {
+        packet_info: false,
+        receive_buffer: spec.receive_buffer,
+        send_buffer: spec.send_buffer,
+        timestamps: spec.kernel_stamps,
+        ..UdpOptions::default()
+    };
     UdpSocket::bind(address, &options).map_err(|error| {
         let fix = match error.kind() {
             io::ErrorKind::AddrNotAvailable => "; the address must belong to this host (see `ip address`)",
@@ -125,8 +127,9 @@ pub fn socket_drops(sockets: &[UdpSocket]) -> u64 {
 /// Sums the last column of the lines whose tenth column is one of `inodes`.
 fn drops_in(table: &str, inodes: &std::collections::HashSet<u64>) -> u64 {
     let drops = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let inode: u64 = fields.get(9)?.parse().ok()?;
+        // Tables of hosts with many sockets are long.
+        let mut fields = line.split_whitespace().skip(9);
+        let inode: u64 = fields.next()?.parse().ok()?;
         inodes.contains(&inode).then_some(())?;
         fields.last()?.parse::<u64>().ok()
     };
@@ -152,7 +155,8 @@ mod tests {
 
     #[test]
     fn an_address_of_another_host_is_refused_with_a_hint() {
-        let error = bind("192.0.2.1:0".parse().unwrap()).unwrap_err();
+        let spec = RunSpec::new(super::super::spec::Kind::Udp, "192.0.2.1:9".parse().unwrap());
+        let error = bind(&spec, "192.0.2.1:0".parse().unwrap()).unwrap_err();
         assert!(error.to_string().contains("must belong to this host"), "{error}");
     }
 }

@@ -2,15 +2,18 @@
 //!
 //! ```text
 //!  0        4        8                16               24               32               40               48       52      56
-//!  | magic  | v d 0  | run id         | seq            | intended ns    | actual ns      | turned ns      | flow   | crc32 |
+//!  | magic  | v d len| run id         | seq            | intended ns    | actual ns      | turned ns      | flow   | crc32 |
 //! ```
-//! All integers are big-endian; times are CLOCK_MONOTONIC of the host. `v` is the version, `d` the direction; `turned ns`
-//! is when the in-process peer sent it back. The CRC covers the whole datagram except itself, filling included.
+//! All integers are big-endian; times are CLOCK_MONOTONIC of the host. `v` is the version, `d` the phase and the direction,
+//! `len` the length of the whole (16 bits); `turned ns` is when the in-process peer sent it back. The CRC covers the whole
+//! datagram except itself, filling included.
 
 /// Bytes of the header, and so the smallest datagram.
 pub const LEN: usize = 56;
 const MAGIC: u32 = 0x746f_776c; // "towl"
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// The first bytes, which say how long the whole is.
+pub const LEN_KNOWN: usize = 8;
 const CRC_AT: usize = 52;
 
 /// Which way a datagram travels and whether it counts.
@@ -59,12 +62,13 @@ pub enum Parsed {
 /// Writes `header` into the first [`LEN`] bytes of `datagram` and the checksum over all of it.
 ///
 /// # Panics
-/// When `datagram` is shorter than [`LEN`]; the run's size is checked before it starts.
+/// When `datagram` is shorter than [`LEN`] or longer than 65,535; the run's sizes are checked before it starts.
 pub fn write(datagram: &mut [u8], header: &Header) {
+    let len = u16::try_from(datagram.len()).expect("sizes are checked");
     datagram[0..4].copy_from_slice(&MAGIC.to_be_bytes());
     datagram[4] = VERSION;
     datagram[5] = (header.phase as u8) << 1 | u8::from(header.returned);
-    datagram[6..8].fill(0);
+    datagram[6..8].copy_from_slice(&len.to_be_bytes());
     datagram[8..16].copy_from_slice(&header.run_id.to_be_bytes());
     datagram[16..24].copy_from_slice(&header.seq.to_be_bytes());
     datagram[24..32].copy_from_slice(&header.intended_ns.to_be_bytes());
@@ -75,13 +79,11 @@ pub fn write(datagram: &mut [u8], header: &Header) {
     datagram[CRC_AT..LEN].copy_from_slice(&crc.to_be_bytes());
 }
 
-/// Reads a datagram of `size` bytes as sent; anything else that carries the magic is [`Parsed::Corrupt`].
+/// Reads a datagram as sent; anything else that carries the magic is [`Parsed::Corrupt`].
 #[must_use]
-pub fn parse(datagram: &[u8], size: usize) -> Parsed {
-    if datagram.len() < 8 || datagram[0..4] != MAGIC.to_be_bytes() {
-        return Parsed::Foreign;
-    }
-    if datagram.len() != size || datagram.len() < LEN || datagram[4] != VERSION {
+pub fn parse(datagram: &[u8]) -> Parsed {
+    let Some(len) = claimed_len(datagram) else { return Parsed::Foreign };
+    if datagram.len() != len || datagram.len() < LEN || datagram[4] != VERSION {
         return Parsed::Corrupt;
     }
     if checksum(datagram).to_be_bytes() != datagram[CRC_AT..LEN] {
@@ -103,6 +105,13 @@ pub fn parse(datagram: &[u8], size: usize) -> Parsed {
         turned_ns: integer(datagram, 40),
         flow: u32::from_be_bytes([datagram[48], datagram[49], datagram[50], datagram[51]]),
     })
+}
+
+/// How long the message that starts here says it is; `None` when it is none of ours, or has fewer than [`LEN_KNOWN`] bytes.
+#[must_use]
+pub fn claimed_len(start: &[u8]) -> Option<usize> {
+    let start = start.first_chunk::<LEN_KNOWN>()?;
+    (start[0..4] == MAGIC.to_be_bytes()).then(|| usize::from(u16::from_be_bytes([start[6], start[7]])))
 }
 
 fn checksum(datagram: &[u8]) -> u32 {
@@ -138,7 +147,8 @@ mod tests {
         for size in [LEN, LEN + 1, 1_280] {
             let mut datagram = vec![0xa5; size];
             write(&mut datagram, &HEADER);
-            assert_eq!(parse(&datagram, size), Parsed::Good(HEADER));
+            assert_eq!(parse(&datagram), Parsed::Good(HEADER));
+            assert_eq!(claimed_len(&datagram), Some(size));
         }
     }
 
@@ -148,10 +158,10 @@ mod tests {
         write(&mut datagram, &HEADER);
         for bit in 0..90 * 8 {
             datagram[bit / 8] ^= 1 << (bit % 8);
-            assert!(!matches!(parse(&datagram, 90), Parsed::Good(_)), "bit {bit}");
+            assert!(!matches!(parse(&datagram), Parsed::Good(_)), "bit {bit}");
             datagram[bit / 8] ^= 1 << (bit % 8);
         }
-        assert_eq!(parse(&datagram, 90), Parsed::Good(HEADER));
+        assert_eq!(parse(&datagram), Parsed::Good(HEADER));
     }
 
     #[test]
@@ -159,9 +169,9 @@ mod tests {
         let mut datagram = vec![0; LEN];
         write(&mut datagram, &HEADER);
         for len in 0..LEN {
-            assert!(!matches!(parse(&datagram[..len], LEN), Parsed::Good(_)));
+            assert!(!matches!(parse(&datagram[..len]), Parsed::Good(_)));
         }
-        assert_eq!(parse(&datagram[..20], LEN), Parsed::Corrupt);
-        assert_eq!(parse(b"something else", LEN), Parsed::Foreign);
+        assert_eq!(parse(&datagram[..20]), Parsed::Corrupt);
+        assert_eq!(parse(b"something else"), Parsed::Foreign);
     }
 }

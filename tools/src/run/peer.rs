@@ -13,7 +13,7 @@ use super::distribution::histogram;
 use super::ledger::{Arrival, Arrivals, Sent};
 use super::payload::{self, Header, Parsed, Phase};
 use super::receiver::{Poller, Shared};
-use super::spec::{GSO_SEGMENTS_MAX, RunSpec};
+use super::spec::GSO_SEGMENTS_MAX;
 
 /// Books and returns what arrives.
 pub(super) struct Peer<'a> {
@@ -34,12 +34,12 @@ pub(super) struct Books {
     pub clock_backwards: u64,
     /// Arrivals with this run's id that the schedule does not have.
     pub unknown: u64,
-    size: usize,
     run_id: u64,
     /// Return stamps rise strictly, so that they also tell the order of sending.
     last_turned_ns: u64,
-    /// Datagrams to return in one send, side by side, with the flows of the measured ones.
+    /// Datagrams to return in one send, side by side, all of one length, with the flows of the measured ones.
     out: Vec<u8>,
+    out_size: usize,
     out_flows: Vec<u32>,
 }
 
@@ -64,10 +64,10 @@ impl<'a> Peer<'a> {
         poller.receive_superpackets(sockets, |index, arrival, segment_size, now| {
             let Some(dataplane::ingress::Meta::Udp { from, .. }) = arrival.meta else { return };
             for datagram in arrival.bytes.chunks_mut(segment_size.max(1)) {
-                books.handle(datagram, now, now > late_after_ns);
-                if books.out_flows.len() == GSO_SEGMENTS_MAX as usize {
+                if !books.has_room(datagram.len()) {
                     books.give_back(&sockets[index], from);
                 }
+                books.handle(datagram, now, now > late_after_ns);
             }
             books.give_back(&sockets[index], from);
         })
@@ -79,23 +79,28 @@ const UNCOUNTED: u32 = u32::MAX;
 
 impl Books {
     /// Empty books for a schedule with `intended_by_flow` datagrams.
-    pub(super) fn new(spec: &RunSpec, run_id: u64, intended_by_flow: &[u64]) -> Self {
+    pub(super) fn new(run_id: u64, intended_by_flow: &[u64]) -> Self {
         Self {
             arrivals: Arrivals::new(intended_by_flow),
             up: histogram(),
             sent: vec![Sent::default(); intended_by_flow.len()],
             clock_backwards: 0,
             unknown: 0,
-            size: spec.size,
             run_id,
             last_turned_ns: 0,
             out: Vec::with_capacity(65_536),
+            out_size: 0,
             out_flows: Vec::with_capacity(GSO_SEGMENTS_MAX as usize),
         }
     }
 
+    /// Whether a datagram of `len` bytes can leave together with those that wait.
+    fn has_room(&self, len: usize) -> bool {
+        self.out.is_empty() || (len == self.out_size && self.out_flows.len() < GSO_SEGMENTS_MAX as usize)
+    }
+
     fn handle(&mut self, datagram: &mut [u8], now: u64, late: bool) {
-        let header = match payload::parse(datagram, self.size) {
+        let header = match payload::parse(datagram) {
             Parsed::Good(header) if header.run_id == self.run_id && !header.returned => header,
             Parsed::Corrupt => {
                 self.arrivals.corrupt();
@@ -121,6 +126,7 @@ impl Books {
         self.last_turned_ns = monotonic_ns().max(self.last_turned_ns + 1);
         payload::write(datagram, &Header { returned: true, turned_ns: self.last_turned_ns, ..header });
         self.out.extend_from_slice(datagram);
+        self.out_size = datagram.len();
         self.out_flows.push(if counted { header.flow } else { UNCOUNTED });
     }
 
@@ -129,7 +135,7 @@ impl Books {
         if self.out.is_empty() {
             return;
         }
-        let accepted = socket.send_segments(to, None, 0, &self.out, self.size).is_ok();
+        let accepted = socket.send_segments(to, None, 0, &self.out, self.out_size).is_ok();
         for &flow in self.out_flows.iter().filter(|&&flow| flow != UNCOUNTED) {
             let sent = &mut self.sent[flow as usize];
             if accepted {

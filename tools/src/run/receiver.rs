@@ -8,9 +8,10 @@ use hdrhistogram::Histogram;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 
-use super::clock::monotonic_ns;
+use super::clock::{Offset, monotonic_ns};
 use super::distribution::{DIGITS, HIGHEST_NS, histogram};
 use super::ledger::{Arrival, Arrivals};
+use super::live::Recorder;
 use super::payload::{self, Header, Parsed, Phase};
 use super::result::Interval;
 use super::sender::Timing;
@@ -38,10 +39,21 @@ pub struct Shared {
     pub finished: AtomicBool,
 }
 
+/// When something arrived (CLOCK_MONOTONIC, nanoseconds).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct When {
+    /// Here.
+    pub arrived_ns: u64,
+    /// In the kernel, where it says so.
+    pub kernel_ns: Option<u64>,
+    /// Whether the drain was over.
+    pub late: bool,
+}
+
 /// Takes the payloads out of what arrives on a socket: nothing to do for plain UDP, the TURN client for a relay.
 pub trait Framing {
     /// The payload in `datagram`, if it carries one. `socket` is the index of the socket it arrived on.
-    fn payload<'a>(&mut self, socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]>;
+    fn payload<'a>(&'a mut self, socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]>;
 
     /// Called at least every 5 ms: timers and control messages.
     fn tick(&mut self);
@@ -52,7 +64,7 @@ pub trait Framing {
 pub struct Plain;
 
 impl Framing for Plain {
-    fn payload<'a>(&mut self, _socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]> {
+    fn payload<'a>(&'a mut self, _socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]> {
         Some(datagram)
     }
 
@@ -70,6 +82,8 @@ pub struct Receiver {
     pub service: Histogram<u64>,
     /// Arrival less the in-process peer's send time.
     pub down: Histogram<u64>,
+    /// Arrival in this host's kernel less actual send time; empty without its time stamps.
+    pub kernel: Histogram<u64>,
     /// Response by time of arrival.
     pub intervals: Vec<Histogram<u32>>,
     /// Length of an interval in nanoseconds.
@@ -78,12 +92,14 @@ pub struct Receiver {
     pub clock_backwards: u64,
     /// Arrivals with this run's id that the schedule does not have.
     pub unknown: u64,
+    /// Bytes of payload that arrived in time, each datagram counted once.
+    pub bytes: u64,
     /// Datagrams that came back after one which the peer had sent later.
     pub down_reordered: u64,
-    size: usize,
     run_id: u64,
     start_ns: u64,
     last_arrival_ns: u64,
+    live: Option<Recorder>,
     /// Latest return stamp of each flow.
     turned_ns: Vec<u64>,
 }
@@ -96,22 +112,25 @@ impl Receiver {
         let interval_ns = (spec.interval.as_nanos() as u64).max(length_ns.div_ceil(INTERVALS_MAX));
         let count =
             (length_ns + spec.drain.as_nanos() as u64).div_ceil(interval_ns).clamp(1, 2 * INTERVALS_MAX);
-        let empty = Histogram::<u32>::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("valid bounds");
+        // Each made on its own: memory that nothing was counted in stays untouched.
+        let empty = |_| Histogram::<u32>::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("valid bounds");
         Self {
             arrivals: Arrivals::new(intended_by_flow),
             response: histogram(),
             service: histogram(),
             down: histogram(),
-            intervals: vec![empty; count as usize],
+            kernel: histogram(),
+            intervals: (0..count).map(empty).collect(),
             interval_ns,
             clock_backwards: 0,
             unknown: 0,
+            bytes: 0,
             down_reordered: 0,
             turned_ns: vec![0; intended_by_flow.len()],
-            size: spec.size,
             run_id,
             start_ns: timing.start_ns,
             last_arrival_ns: 0,
+            live: spec.live.as_ref().and_then(|live| Recorder::new(live, timing.start_ns)),
         }
     }
 
@@ -128,42 +147,63 @@ impl Receiver {
         shared: &Shared,
     ) -> std::io::Result<()> {
         let mut poller = Poller::new(sockets)?;
-        let linger_ns = (drain_ns / 2).clamp(LINGER_NS.0, LINGER_NS.1);
-        loop {
-            let now = monotonic_ns();
-            let done = shared.sender_done_ns.load(Ordering::Acquire);
-            if done != 0 {
-                let all = self.arrivals.unique() == shared.sent.load(Ordering::Relaxed);
-                let quiet = now.saturating_sub(done.max(self.last_arrival_ns)) > QUIET_NS;
-                if now > done + drain_ns + linger_ns || (all && quiet) {
-                    break;
+        let offset = Offset::read();
+        while let Some(late_after_ns) = self.goes_on(drain_ns, shared) {
+            poller.receive_superpackets(sockets, |socket, arrival, segment_size, arrived_ns| {
+                let kernel_ns = arrival.stamp_ns.map(|stamp| offset.to_monotonic(stamp));
+                let when = When { arrived_ns, kernel_ns, late: arrived_ns > late_after_ns };
+                for datagram in arrival.bytes.chunks(segment_size.max(1)) {
+                    let Some(payload) = framing.payload(socket, datagram) else { continue };
+                    self.handle(payload, when);
                 }
-            }
-            poller.receive(sockets, |socket, datagram, arrived_ns| {
-                let Some(payload) = framing.payload(socket, datagram) else { return };
-                self.handle(payload, arrived_ns, done != 0 && arrived_ns > done + drain_ns);
             })?;
             framing.tick();
+            self.show();
         }
         Ok(())
     }
 
-    fn handle(&mut self, datagram: &[u8], now: u64, late: bool) {
-        match payload::parse(datagram, self.size) {
+    /// Lets whoever looks at the run see what came so far.
+    pub(super) fn show(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        let now = monotonic_ns();
+        if live.is_due(now) {
+            live.exchange(self.arrivals.overtaken(), now);
+        }
+    }
+
+    /// Until when arrivals are in time, or `None` when there is nothing more to wait for.
+    pub(super) fn goes_on(&self, drain_ns: u64, shared: &Shared) -> Option<u64> {
+        let done = shared.sender_done_ns.load(Ordering::Acquire);
+        if done == 0 {
+            return Some(u64::MAX);
+        }
+        let now = monotonic_ns();
+        let linger_ns = (drain_ns / 2).clamp(LINGER_NS.0, LINGER_NS.1);
+        let all = self.arrivals.unique() == shared.sent.load(Ordering::Relaxed);
+        let quiet = now.saturating_sub(done.max(self.last_arrival_ns)) > QUIET_NS;
+        let over = now > done + drain_ns + linger_ns || (all && quiet);
+        (!over).then_some(done + drain_ns)
+    }
+
+    /// Books what arrived.
+    pub(super) fn handle(&mut self, datagram: &[u8], when: When) {
+        match payload::parse(datagram) {
             Parsed::Good(header) if header.run_id == self.run_id && header.phase == Phase::Measured => {
-                self.last_arrival_ns = now;
-                self.book(&header, now, late);
+                self.last_arrival_ns = when.arrived_ns;
+                self.book(&header, datagram.len(), when);
             }
             Parsed::Corrupt => self.arrivals.corrupt(),
             Parsed::Good(_) | Parsed::Foreign => {}
         }
     }
 
-    fn book(&mut self, header: &Header, now: u64, late: bool) {
-        match self.arrivals.arrive(header.flow, header.seq, late) {
+    fn book(&mut self, header: &Header, size: usize, when: When) {
+        match self.arrivals.arrive(header.flow, header.seq, when.late) {
             Arrival::First => {
+                self.bytes += size as u64;
                 self.order(header);
-                self.measure(header, now);
+                self.measure(header, when);
             }
             Arrival::Late => self.order(header),
             Arrival::Unknown => self.unknown += 1,
@@ -180,13 +220,21 @@ impl Receiver {
         *latest = header.turned_ns.max(*latest);
     }
 
-    fn measure(&mut self, header: &Header, now: u64) {
+    fn measure(&mut self, header: &Header, when: When) {
+        let now = when.arrived_ns;
         if now < header.actual_ns || now < header.turned_ns {
             self.clock_backwards += 1;
         }
         let response = now.saturating_sub(header.intended_ns).max(1);
         self.response.saturating_record(response);
-        self.service.saturating_record(now.saturating_sub(header.actual_ns).max(1));
+        let service = now.saturating_sub(header.actual_ns).max(1);
+        self.service.saturating_record(service);
+        if let Some(kernel_ns) = when.kernel_ns {
+            self.kernel.saturating_record(kernel_ns.saturating_sub(header.actual_ns).max(1));
+        }
+        if let Some(live) = &mut self.live {
+            live.record(response, service);
+        }
         if header.returned {
             self.down.saturating_record(now.saturating_sub(header.turned_ns).max(1));
         }
@@ -251,9 +299,22 @@ impl Poller {
     pub fn receive_superpackets(
         &mut self,
         sockets: &[UdpSocket],
+        superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
+    ) -> std::io::Result<()> {
+        self.receive_superpackets_within(WAIT_NS as u64, sockets, superpacket)
+    }
+
+    /// The same with a wait of up to `wait_ns`, and of 5 ms at most.
+    ///
+    /// # Errors
+    /// As [`Poller::receive`].
+    pub fn receive_superpackets_within(
+        &mut self,
+        wait_ns: u64,
+        sockets: &[UdpSocket],
         mut superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        let wait = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
+        let wait = Timespec { tv_sec: 0, tv_nsec: wait_ns.min(WAIT_NS as u64) as i64 };
         self.events.clear();
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -3,10 +3,13 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::account::Account;
 use super::distribution::{CurvePoint, Distribution};
 use super::dut::DutCpu;
 use super::environment::Environment;
 use super::ledger::Ledger;
+use super::order::Reordering;
+use super::server::ServerDrops;
 use super::spec::RunSpec;
 use super::verdict::Verdict;
 
@@ -22,6 +25,9 @@ pub struct RunResult {
     pub tool_version: String,
     /// What was asked for.
     pub spec: RunSpec,
+    /// Tells its schedule from others; absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Tells this run's datagrams from those of others; hexadecimal.
     pub run_id: String,
     /// Start of measured sending (RFC 3339, UTC).
@@ -38,16 +44,35 @@ pub struct RunResult {
     pub measured_s: f64,
     /// Datagrams sent per second of measured sending.
     pub offered_pps: f64,
-    /// Datagrams that came back per second of measured sending.
+    /// Datagrams that arrived per second of measured sending.
     pub received_pps: f64,
+    /// Bits of payload sent per second of measured sending.
+    #[serde(default)]
+    pub offered_bps: f64,
+    /// Bits of payload that arrived per second of measured sending.
+    #[serde(default)]
+    pub received_bps: f64,
+    /// Processor time of the sending thread for each datagram sent, its waiting included, in nanoseconds: what one core of this
+    /// host can offer follows from it where the pace is `sleep`.
+    #[serde(default)]
+    pub sender_cpu_ns_per_packet: f64,
     /// What happened to the measured datagrams, there and back.
     pub ledger: Ledger,
-    /// The same from here to the far end, where the far end is in this process.
+    /// How far datagrams were overtaken, there and back, over all flows.
+    #[serde(default)]
+    pub reordering: Reordering,
+    /// The ledger from here to the far end, where the far end is in this process and sends back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger_up: Option<Ledger>,
     /// The same from the far end to here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ledger_down: Option<Ledger>,
+    /// Where every datagram of the schedule is; absent in files of earlier versions.
+    #[serde(default)]
+    pub account: Account,
+    /// What the servers that were asked lost meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<ServerDrops>,
     /// One ledger for each flow, there and back (corrupt datagrams cannot be told apart by flow).
     pub ledger_by_flow: Vec<Ledger>,
     /// Figures of the histograms.
@@ -73,6 +98,9 @@ pub struct Latency {
     pub service: Distribution,
     /// Actual less intended send time: the sender's own lateness.
     pub lateness: Distribution,
+    /// Arrival in the kernel less actual send time: without the receiver's own waking up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Distribution>,
     /// One way, from intended send time to arrival at the far end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub up: Option<Distribution>,
@@ -90,6 +118,8 @@ pub struct Histograms {
     pub service: Histogram<u64>,
     /// Actual less intended send time.
     pub lateness: Histogram<u64>,
+    /// Arrival in the kernel less actual send time.
+    pub kernel: Option<Histogram<u64>>,
     /// One way to the far end.
     pub up: Option<Histogram<u64>>,
     /// One way back.

@@ -1,18 +1,19 @@
 //! Sends the schedule: open loop, never waiting for answers, each datagram stamped with when it was due and when it left.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hdrhistogram::Histogram;
 
-use super::clock::monotonic_ns;
+use super::clock::{monotonic_ns, thread_cpu_ns};
 use super::distribution::histogram;
 use super::ledger::Sent;
+use super::live::Live;
 use super::pace::Pacer;
-use super::path::Path;
-use super::payload::{self, Header, Phase};
+use super::payload::Phase;
 use super::schedule::{Burst, Schedule};
-use super::spec::{GSO_SEGMENTS_MAX, RunSpec, SIZE_MAX};
+use super::spec::RunSpec;
 
 /// How far behind the end of the run the sender may still be before it gives up on the rest of the schedule.
 const OVERTIME_NS: u64 = 100_000_000;
@@ -22,6 +23,8 @@ const OVERTIME_NS: u64 = 100_000_000;
 pub struct Timing {
     /// Start of the warm-up.
     pub warmup_ns: u64,
+    /// End of the warm-up; nothing is sent between this and the start.
+    pub warmup_end_ns: u64,
     /// Start of measured sending.
     pub start_ns: u64,
     /// End of measured sending.
@@ -33,7 +36,11 @@ pub struct Timing {
 pub struct Outcome {
     /// By flow, measured phase only.
     pub sent: Vec<Sent>,
-    /// Actual less intended send time of every measured datagram that was sent.
+    /// Bytes of payload that were sent, measured phase only.
+    pub bytes: u64,
+    /// Processor time of the sending thread in the measured phase, its waiting included, in nanoseconds.
+    pub cpu_ns: u64,
+    /// How much later than planned every measured datagram was sent.
     pub lateness: Histogram<u64>,
     /// Why the kernel refused the first measured send that it did.
     pub refusal: Option<io::Error>,
@@ -41,134 +48,165 @@ pub struct Outcome {
     pub slack_error: Option<String>,
 }
 
-/// Sends warm-up and measured phase; returns at the end or soon after `stop` is set.
-#[must_use]
-pub fn send(spec: &RunSpec, path: &Path, run_id: u64, timing: Timing, stop: &AtomicBool) -> Outcome {
-    let (pacer, slack_error) = Pacer::new(spec.pace);
-    let mut sender = Sender::new(spec, path, run_id);
-    sender.phase(Phase::Warmup, &pacer, timing.warmup_ns, timing.start_ns, stop);
-    sender.begin();
-    sender.phase(Phase::Measured, &pacer, timing.start_ns, timing.end_ns, stop);
-    Outcome { sent: sender.sent, lateness: sender.lateness, refusal: sender.refusal, slack_error }
-}
-
-struct Sender<'a> {
-    spec: &'a RunSpec,
-    path: &'a Path,
-    run_id: u64,
-    /// The frames of one burst side by side.
-    frames: Vec<u8>,
-    frame_len: usize,
-    /// Frames that leave in one system call.
-    frames_per_send: usize,
-    next_seq: Vec<u64>,
+/// What became of the datagrams so far.
+#[derive(Debug)]
+pub struct Tally {
     sent: Vec<Sent>,
+    bytes: u64,
     lateness: Histogram<u64>,
     refusal: Option<io::Error>,
+    live: Option<Arc<Live>>,
 }
 
-impl<'a> Sender<'a> {
-    fn new(spec: &'a RunSpec, path: &'a Path, run_id: u64) -> Self {
-        let frame_len = path.prefix_len + spec.size + path.padding;
-        let frames_per_send =
-            if spec.gso { (SIZE_MAX / frame_len).clamp(1, GSO_SEGMENTS_MAX as usize) } else { 1 };
-        // Filling that no protocol on the way can compress or mistake for its own.
-        let filling =
-            (0..frame_len * spec.burst as usize).map(|index| (index as u8).wrapping_mul(167) ^ 0x5a);
-        Self {
-            spec,
-            path,
-            run_id,
-            frames: filling.collect(),
-            frame_len,
-            frames_per_send,
-            next_seq: vec![0; path.flows.len()],
-            sent: vec![Sent::default(); path.flows.len()],
-            lateness: histogram(),
-            refusal: None,
+impl Tally {
+    fn new(spec: &RunSpec) -> Self {
+        let sent = vec![Sent::default(); spec.flows as usize];
+        Self { sent, bytes: 0, lateness: histogram(), refusal: None, live: spec.live.clone() }
+    }
+
+    /// Books `count` datagrams of a flow, together of so many `bytes` of payload, that left, or did not, so long after the
+    /// plan.
+    pub fn book(&mut self, flow: u32, count: u64, bytes: u64, lateness_ns: u64, outcome: io::Result<()>) {
+        if let Some(live) = &self.live {
+            live.book(count, outcome.is_ok());
         }
-    }
-
-    /// Forgets the counts of the warm-up.
-    fn begin(&mut self) {
-        self.next_seq.fill(0);
-        self.sent.fill(Sent::default());
-        self.lateness.reset();
-        self.refusal = None;
-    }
-
-    fn phase(&mut self, phase: Phase, pacer: &Pacer, start_ns: u64, end_ns: u64, stop: &AtomicBool) {
-        let mut schedule = Schedule::new(self.spec, phase as u64 - 1, end_ns - start_ns);
-        while let Some(burst) = schedule.next() {
-            let due_ns = start_ns + burst.due_ns;
-            let Some(now) = pacer.wait_until(due_ns, stop) else { return };
-            // The pacer looks at `stop` only while it waits, and a sender behind its schedule never does.
-            if stop.load(Ordering::Relaxed) {
-                return;
-            }
-            if now > end_ns + OVERTIME_NS {
-                self.give_up(burst);
-                schedule.for_each(|burst| self.give_up(burst));
-                return;
-            }
-            self.burst(phase, burst, due_ns, now);
-        }
-    }
-
-    fn give_up(&mut self, burst: Burst) {
-        self.sent[burst.flow as usize].unsent += u64::from(burst.datagrams);
-    }
-
-    fn burst(&mut self, phase: Phase, burst: Burst, due_ns: u64, mut now: u64) {
-        let mut left = burst.datagrams as usize;
-        while left > 0 {
-            let count = left.min(self.frames_per_send);
-            self.send_together(phase, burst.flow, due_ns, now, count);
-            left -= count;
-            if left > 0 {
-                now = monotonic_ns();
-            }
-        }
-    }
-
-    /// Writes and sends `count` datagrams in one system call.
-    fn send_together(&mut self, phase: Phase, flow_index: u32, due_ns: u64, now: u64, count: usize) {
-        let flow = &self.path.flows[flow_index as usize];
-        let seq = self.next_seq[flow_index as usize];
-        let bytes = &mut self.frames[..count * self.frame_len];
-        for (index, frame) in bytes.chunks_exact_mut(self.frame_len).enumerate() {
-            let header = Header {
-                phase,
-                returned: false,
-                run_id: self.run_id,
-                flow: flow_index,
-                seq: seq + index as u64,
-                intended_ns: due_ns,
-                actual_ns: now,
-                turned_ns: 0,
-            };
-            let (prefix, rest) = frame.split_at_mut(self.path.prefix_len);
-            prefix.copy_from_slice(&flow.prefix);
-            let (datagram, padding) = rest.split_at_mut(self.spec.size);
-            padding.fill(0);
-            payload::write(datagram, &header);
-        }
-        self.next_seq[flow_index as usize] += count as u64;
-        let outcome = self.path.sockets[flow.socket].send_segments(flow.to, None, 0, bytes, self.frame_len);
-        self.book(flow_index, count as u64, now.saturating_sub(due_ns), outcome);
-    }
-
-    fn book(&mut self, flow: u32, count: u64, lateness_ns: u64, outcome: io::Result<()>) {
         let sent = &mut self.sent[flow as usize];
         match outcome {
             Ok(()) => {
                 sent.sent += count;
+                self.bytes += bytes;
                 self.lateness.saturating_record_n(lateness_ns.max(1), count);
             }
             Err(error) => {
                 sent.refused += count;
                 self.refusal.get_or_insert(error);
             }
+        }
+    }
+
+    fn give_up(&mut self, burst: &Burst<'_>) {
+        self.sent[burst.flow as usize].unsent += burst.datagrams.len() as u64;
+    }
+}
+
+/// Takes what is due and brings it to the kernel.
+pub trait Outlet {
+    /// Takes a burst that is due now. Its datagrams are numbered from `number` on, its times count from `start_ns`. It may
+    /// be held back until [`Outlet::flush`], so that several share a system call.
+    ///
+    /// # Errors
+    /// Only what ends the run.
+    fn push(
+        &mut self,
+        phase: Phase,
+        burst: &Burst<'_>,
+        number: u64,
+        start_ns: u64,
+        tally: &mut Tally,
+    ) -> io::Result<()>;
+
+    /// Hands over everything: the next burst is not due yet.
+    ///
+    /// # Errors
+    /// Only what ends the run.
+    fn flush(&mut self, tally: &mut Tally) -> io::Result<()>;
+
+    /// After how many nanoseconds of waiting it wants to be flushed again, to do what time has made necessary.
+    fn patience_ns(&self) -> u64;
+
+    /// Whether something still waits for the kernel.
+    fn is_idle(&self) -> bool;
+}
+
+/// Sends warm-up and measured phase; returns at the end or soon after `stop` is set.
+///
+/// # Errors
+/// What the outlet answers.
+pub fn send(
+    spec: &RunSpec,
+    outlet: &mut impl Outlet,
+    timing: Timing,
+    stop: &AtomicBool,
+) -> io::Result<Outcome> {
+    let (pacer, slack_error) = Pacer::new(spec.pace);
+    let flows = spec.flows as usize;
+    let mut sender = Sender { spec, outlet, pacer, stop, next: vec![0; flows], tally: Tally::new(spec) };
+    sender.phase(Phase::Warmup, timing.warmup_ns, timing.warmup_end_ns)?;
+    // What the warm-up came to does not count.
+    sender.next.fill(0);
+    sender.tally = Tally::new(spec);
+    if let Some(live) = &spec.live {
+        live.restart();
+    }
+    let cpu_before_ns = thread_cpu_ns();
+    sender.phase(Phase::Measured, timing.start_ns, timing.end_ns)?;
+    sender.finish(timing.end_ns)?;
+    let cpu_ns = thread_cpu_ns() - cpu_before_ns;
+    let Tally { sent, bytes, lateness, refusal, .. } = sender.tally;
+    Ok(Outcome { sent, bytes, cpu_ns, lateness, refusal, slack_error })
+}
+
+struct Sender<'a, O> {
+    spec: &'a RunSpec,
+    outlet: &'a mut O,
+    pacer: Pacer,
+    stop: &'a AtomicBool,
+    /// The number of each flow's next datagram.
+    next: Vec<u64>,
+    tally: Tally,
+}
+
+impl<O: Outlet> Sender<'_, O> {
+    fn phase(&mut self, phase: Phase, start_ns: u64, end_ns: u64) -> io::Result<()> {
+        let mut schedule = Schedule::new(self.spec, phase as u64 - 1, end_ns - start_ns);
+        while let Some(burst) = schedule.next_burst() {
+            let leave_ns = start_ns + burst.leave_ns();
+            // Interrupted, or too late.
+            if self.wait_until(leave_ns)?.is_none_or(|now| now > end_ns + OVERTIME_NS) {
+                self.tally.give_up(&burst);
+                while let Some(burst) = schedule.next_burst() {
+                    self.tally.give_up(&burst);
+                }
+                break;
+            }
+            let number = &mut self.next[burst.flow as usize];
+            self.outlet.push(phase, &burst, *number, start_ns, &mut self.tally)?;
+            *number += burst.datagrams.len() as u64;
+        }
+        self.outlet.flush(&mut self.tally)
+    }
+
+    /// The time when `due_ns` has come, or `None` when the run is to end. What the outlet holds leaves before the wait.
+    fn wait_until(&mut self, due_ns: u64) -> io::Result<Option<u64>> {
+        loop {
+            let now = monotonic_ns();
+            // The pacer looks at `stop` only while it waits, and a sender behind its schedule never does.
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            if now >= due_ns {
+                return Ok(Some(now));
+            }
+            self.outlet.flush(&mut self.tally)?;
+            let until = due_ns.min(now.saturating_add(self.outlet.patience_ns()));
+            if self.pacer.wait_until(until, self.stop).is_none() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Hands over what is left, with some patience for what the kernel has no room for yet.
+    fn finish(&mut self, end_ns: u64) -> io::Result<()> {
+        let patience_ns = OVERTIME_NS.max(self.spec.drain.as_nanos() as u64);
+        loop {
+            self.outlet.flush(&mut self.tally)?;
+            let now = monotonic_ns();
+            if self.outlet.is_idle() || now > end_ns + patience_ns || self.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let until = now + self.outlet.patience_ns();
+            // `stop` is looked at above.
+            let _ = self.pacer.wait_until(until, self.stop);
         }
     }
 }

@@ -8,8 +8,14 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::live::Live;
 use super::payload;
 use super::problem::Problem;
+use super::server::ServerAdmin;
+use super::sizes::{self, Share};
+use super::tcp;
+use super::trace::Trace;
+use super::wireguard::{self, WireGuard};
 
 /// Most datagrams in one GSO send (UDP_MAX_SEGMENTS of the kernel before 6.11; larger bursts are sent in pieces).
 pub const GSO_SEGMENTS_MAX: u32 = 64;
@@ -21,6 +27,11 @@ pub const CHANNELS_PER_ALLOCATION: u32 = 4_096;
 pub const FLOWS_MAX: u32 = 65_536;
 /// Most datagrams of a run: the ledger keeps one bit for each in both directions (128 MiB at this count).
 pub const PACKETS_MAX: f64 = 1e9;
+
+/// Share of processor time that the hypervisor may take: a neighbour's share that is felt in every quantile begins here.
+pub const STEAL_LIMIT: f64 = 0.05;
+/// Socket buffers that are asked for, in bytes.
+pub const BUFFER: usize = 8 << 20;
 
 /// The way the load takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -34,6 +45,12 @@ pub enum Kind {
     TurnSend,
     /// UDP through an existing tunnel interface to a reflector and back; TARGET is an inner address
     Tunnel,
+    /// This process is a WireGuard peer and sends to the server TARGET, which delivers to a socket of this process: one way
+    WgRx,
+    /// A socket of this process sends through the server TARGET to this process, which is a WireGuard peer: one way
+    WgTx,
+    /// Messages on TCP connections to an echo server and back
+    Tcp,
 }
 
 impl Kind {
@@ -45,6 +62,9 @@ impl Kind {
             Self::TurnChannel => "turn-channel",
             Self::TurnSend => "turn-send",
             Self::Tunnel => "tunnel",
+            Self::WgRx => "wg-rx",
+            Self::WgTx => "wg-tx",
+            Self::Tcp => "tcp",
         }
     }
 
@@ -53,16 +73,68 @@ impl Kind {
     pub const fn is_turn(self) -> bool {
         matches!(self, Self::TurnChannel | Self::TurnSend)
     }
+
+    /// Whether this process is one end of a WireGuard tunnel itself.
+    #[must_use]
+    pub const fn is_wireguard(self) -> bool {
+        matches!(self, Self::WgRx | Self::WgTx)
+    }
+
+    /// Whether the load passes through a tunnel, whose packets are shorter than those outside.
+    #[must_use]
+    pub const fn inside_tunnel(self) -> bool {
+        matches!(self, Self::Tunnel) || self.is_wireguard()
+    }
+
+    /// Whether what arrives at the far end is the end of it, and nothing comes back.
+    #[must_use]
+    pub const fn is_one_way(self) -> bool {
+        self.is_wireguard()
+    }
+
+    /// Bytes of TURN framing around a payload, at most.
+    #[must_use]
+    pub const fn framing(self, target: SocketAddr) -> usize {
+        match (self, target) {
+            (Self::TurnChannel, _) => 4,
+            // Header, XOR-PEER-ADDRESS, header of DATA, padding (RFC 8656 section 11.1).
+            (Self::TurnSend, SocketAddr::V4(_)) => 20 + 12 + 4 + 3,
+            (Self::TurnSend, SocketAddr::V6(_)) => 20 + 24 + 4 + 3,
+            _ => 0,
+        }
+    }
 }
 
 /// The law of the gaps between send times.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Arrivals {
     /// Exponential gaps: what many independent senders look like
     Poisson,
     /// Equal gaps
     Periodic,
+    /// Exponential gaps for a time, then silence for a time, again and again; the rate is the mean over both
+    OnOff {
+        /// How long it sends.
+        #[serde(rename = "on_s", with = "seconds")]
+        on: Duration,
+        /// How long it is silent.
+        #[serde(rename = "off_s", with = "seconds")]
+        off: Duration,
+    },
+    /// Those of a file, which also has the sizes
+    Trace,
+}
+
+/// How the sender's messages get to the kernel; two ways that share no code below [`super::post`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum SendBy {
+    /// By `sendmsg` and `sendmmsg`
+    #[default]
+    Sendmmsg,
+    /// Through this project's io_uring
+    Uring,
 }
 
 /// How the sender waits for the next send time.
@@ -86,16 +158,29 @@ pub struct RunSpec {
     pub target: SocketAddr,
     /// Datagrams per second over all flows.
     pub rate_pps: f64,
-    /// UDP payload in bytes (for the TURN kinds: application data inside the TURN framing).
+    /// UDP payload in bytes (inside the framing of TURN or WireGuard; of TCP a message); of a mix the largest.
     pub size: usize,
-    /// Source ports, or TURN channels.
+    /// Sizes to draw from; empty when all are the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mix: Vec<Share>,
+    /// Source ports, TURN channels, or TCP connections.
     pub flows: u32,
     /// Datagrams of one flow that are due at the same instant; the rate stays the one in `rate_pps`.
     pub burst: u32,
     /// Whether the datagrams of one burst leave in one UDP GSO send.
     pub gso: bool,
+    /// Datagrams of one flow that leave as one superpacket when the last of them is due, each at its own time of the
+    /// schedule; 1 when they leave one by one.
+    #[serde(default = "one")]
+    pub gather: u32,
     /// The law of the gaps between bursts.
     pub arrivals: Arrivals,
+    /// The file with the times, of [`Arrivals::Trace`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
+    /// How messages get to the kernel.
+    #[serde(default)]
+    pub send: SendBy,
     /// How the sender waits.
     pub pace: Pace,
     /// Time of measured sending.
@@ -114,6 +199,18 @@ pub struct RunSpec {
     /// quarter of the p99.9 of the latency itself).
     #[serde(rename = "lateness_limit_s", with = "seconds")]
     pub lateness_limit: Duration,
+    /// Whether the kernel says when each datagram arrived.
+    #[serde(default)]
+    pub kernel_stamps: bool,
+    /// Share of processor time, 0 to 1, above which the hypervisor's taking voids the run.
+    #[serde(default = "steal_limit")]
+    pub steal_limit: f64,
+    /// Receive buffer that the sockets of the load ask for, in bytes.
+    #[serde(default = "buffer")]
+    pub receive_buffer: usize,
+    /// Send buffer likewise.
+    #[serde(default = "buffer")]
+    pub send_buffer: usize,
     /// Fixes the schedule, the choice of flows and the filling of payloads.
     pub seed: u64,
     /// TURN allocations over which the flows are spread.
@@ -124,12 +221,19 @@ pub struct RunSpec {
     /// TURN password; never written to a file.
     #[serde(skip)]
     pub password: Option<String>,
+    /// Who this process is to the server of the WireGuard kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard: Option<WireGuard>,
     /// Source address of the load; chosen by the route when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bind: Option<IpAddr>,
-    /// Address on which the peer of the TURN kinds listens, as the relay reaches it; the source address when absent.
+    /// Address on which the peer of the TURN kinds listens, as the relay reaches it; the source address when absent. Of the
+    /// WireGuard kinds the server's address inside the tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<IpAddr>,
+    /// Servers of this project that are asked what they lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server_admins: Vec<ServerAdmin>,
     /// Processes whose CPU time is divided by the datagrams.
     pub dut_pids: Vec<u32>,
     /// Name of the run in tables and plots.
@@ -137,6 +241,9 @@ pub struct RunSpec {
     /// Set from another thread to end the run early; the result is then marked as interrupted.
     #[serde(skip)]
     pub stop: Option<Arc<AtomicBool>>,
+    /// Looked at from another thread while the run goes on.
+    #[serde(skip)]
+    pub live: Option<Arc<Live>>,
 }
 
 impl RunSpec {
@@ -148,26 +255,49 @@ impl RunSpec {
             target,
             rate_pps: 1_000.0,
             size: 200,
+            mix: Vec::new(),
             flows: 1,
             burst: 1,
             gso: false,
+            gather: 1,
             arrivals: Arrivals::Poisson,
+            trace: None,
+            send: SendBy::Sendmmsg,
             pace: Pace::Hybrid,
             duration: Duration::from_secs(5),
             warmup: Duration::from_millis(500),
             drain: Duration::from_secs(1),
             interval: Duration::from_secs(1),
             lateness_limit: Duration::from_millis(1),
+            kernel_stamps: false,
+            steal_limit: STEAL_LIMIT,
+            receive_buffer: BUFFER,
+            send_buffer: BUFFER,
             seed: 1,
             allocations: 1,
             username: None,
             password: None,
+            wireguard: None,
             bind: None,
             peer: None,
+            server_admins: Vec::new(),
             dut_pids: Vec::new(),
             label: String::new(),
             stop: None,
+            live: None,
         }
+    }
+
+    /// Whether datagrams leave in superpackets.
+    #[must_use]
+    pub fn superpackets(&self) -> bool {
+        self.gso || self.gather > 1
+    }
+
+    /// Mean payload in bytes.
+    #[must_use]
+    pub fn mean_size(&self) -> f64 {
+        sizes::mean(self.size, &self.mix)
     }
 
     /// Refuses what cannot be run.
@@ -175,36 +305,101 @@ impl RunSpec {
     /// # Errors
     /// [`Problem::Usage`], naming the option and a value that works.
     pub fn check(&self) -> Result<(), Problem> {
-        let usage = |message: String| Err(Problem::Usage(message));
-        if self.size < payload::LEN {
+        self.check_sizes()?;
+        self.check_shape()?;
+        self.check_times()?;
+        match self.kind {
+            Kind::TurnChannel | Kind::TurnSend => self.check_turn(),
+            Kind::WgRx | Kind::WgTx => wireguard::check(self),
+            Kind::Tcp => self.check_tcp(),
+            Kind::Udp | Kind::Tunnel => Ok(()),
+        }
+    }
+
+    /// Refuses a load whose rate cannot be set, for commands that vary it.
+    ///
+    /// # Errors
+    /// [`Problem::Usage`], naming the option.
+    pub fn check_rate_is_free(&self) -> Result<(), Problem> {
+        if self.arrivals == Arrivals::Trace {
+            return usage(
+                "--arrivals trace has its own rate, which this command has to set; use another law"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_tcp(&self) -> Result<(), Problem> {
+        if self.superpackets() || self.send != SendBy::Sendmmsg {
+            return usage(
+                "tcp leaves packets to the kernel: leave out --gso, --gather and --send".to_owned(),
+            );
+        }
+        if self.kernel_stamps {
+            return usage("--stamps kernel is for datagrams: a stream has none; leave it out".to_owned());
+        }
+        if self.flows > tcp::FLOWS_MAX {
+            return usage(format!("--flows {}: tcp has at most {} connections", self.flows, tcp::FLOWS_MAX));
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self) -> Result<(), Problem> {
+        let smallest = self.mix.iter().map(|share| share.size).min().unwrap_or(self.size);
+        if smallest < payload::LEN {
             return usage(format!(
-                "--size {} is too small: each datagram carries sequence number, two times and a checksum; use --size {} or more",
-                self.size,
+                "--size {smallest} is too small: each datagram carries sequence number, two times and a checksum; use --size {} or more",
                 payload::LEN
             ));
         }
-        let size_max = if self.kind.is_turn() { SIZE_MAX - 64 } else { SIZE_MAX };
+        let size_max = if self.kind.is_turn() || self.kind.is_wireguard() { SIZE_MAX - 96 } else { SIZE_MAX };
         if self.size > size_max {
             return usage(format!(
                 "--size {} does not fit a UDP datagram; use at most {size_max}",
                 self.size
             ));
         }
-        if !(self.rate_pps.is_finite() && self.rate_pps > 0.0) {
-            return usage(
-                "--rate must be above zero, for example --rate 20kpps or --rate 100Mbit".to_owned(),
-            );
-        }
+        Ok(())
+    }
+
+    /// How many flows, and what leaves together.
+    fn check_shape(&self) -> Result<(), Problem> {
         if self.flows == 0 || self.flows > FLOWS_MAX {
             return usage(format!("--flows {}: use 1 to {FLOWS_MAX}", self.flows));
         }
         if self.burst == 0 || self.burst > 1_024 {
             return usage(format!("--burst {}: use 1 to 1024", self.burst));
         }
-        if self.gso && self.burst == 1 {
+        if self.gather == 0 || self.gather > GSO_SEGMENTS_MAX {
+            return usage(format!("--gather {}: use 1 to {GSO_SEGMENTS_MAX}", self.gather));
+        }
+        if self.gso && self.burst == 1 && self.gather == 1 {
             return usage(
                 "--gso sends the datagrams of a burst together; add --burst N, for example --burst 16"
                     .to_owned(),
+            );
+        }
+        if self.gather > 1 && self.burst > 1 {
+            return usage("--gather and --burst exclude each other: the datagrams of a burst are due at once, gathered ones each at its own time".to_owned());
+        }
+        if self.arrivals == Arrivals::Trace && (self.burst > 1 || self.gather > 1) {
+            return usage("--arrivals trace has its own bursts; leave out --burst and --gather".to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_times(&self) -> Result<(), Problem> {
+        if !(self.rate_pps.is_finite() && self.rate_pps > 0.0) {
+            return usage(
+                "--rate must be above zero, for example --rate 20kpps or --rate 100Mbit".to_owned(),
+            );
+        }
+        if let Arrivals::OnOff { on, off } = self.arrivals
+            && (on.is_zero() || off.is_zero())
+        {
+            return usage(
+                "--arrivals on-off: both times must be above zero, for example on-off:20ms/80ms".to_owned(),
             );
         }
         if self.duration.is_zero() {
@@ -216,14 +411,14 @@ impl RunSpec {
                     .to_owned(),
             );
         }
+        if !(0.0..=1.0).contains(&self.steal_limit) {
+            return usage("--steal-limit is a share of the processor time, for example 5%".to_owned());
+        }
         let packets = self.rate_pps * (self.duration + self.warmup).as_secs_f64();
         if packets > PACKETS_MAX {
             return usage(format!(
                 "{packets:.0} datagrams are more than the ledger holds ({PACKETS_MAX:.0}); lower --rate or --duration"
             ));
-        }
-        if self.kind.is_turn() {
-            self.check_turn()?;
         }
         Ok(())
     }
@@ -250,6 +445,22 @@ impl RunSpec {
         }
         Ok(())
     }
+}
+
+fn usage(message: String) -> Result<(), Problem> {
+    Err(Problem::Usage(message))
+}
+
+const fn one() -> u32 {
+    1
+}
+
+const fn steal_limit() -> f64 {
+    STEAL_LIMIT
+}
+
+const fn buffer() -> usize {
+    BUFFER
 }
 
 /// Durations as seconds in JSON.

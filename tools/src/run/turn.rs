@@ -5,14 +5,13 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use dataplane::stun::{
-    AddressFamily, ChannelData, Class, Method, TransactionId, Writer, channel_data, writer::padding,
-};
+use dataplane::stun::{AddressFamily, ChannelData, Class, Method, TransactionId, Writer, channel_data};
 use dataplane::sys::udp::UdpSocket;
 use dataplane::turn::{Client, ClientConfig, Event, Input};
 use zeroize::Zeroizing;
 
 use super::clock::monotonic_ns;
+use super::frame::Prefix;
 use super::path::{Flow, Path, allow_descriptors, bind, local_address};
 use super::problem::Problem;
 use super::receiver::{Framing, Poller};
@@ -25,8 +24,10 @@ const INDICATION_HEADER_MAX: usize = 20 + 24 + 4;
 
 /// A relay that carries data for us.
 pub(super) struct Relayed {
-    /// Client sockets and framing.
+    /// Client sockets and headers.
     pub path: Path,
+    /// How the headers are used.
+    pub wrap: Prefix,
     /// Takes payloads out of what the relay sends, and keeps the allocations alive.
     pub framing: TurnFraming,
     /// The far end: one socket for each flow, by its index.
@@ -51,7 +52,8 @@ pub(super) struct TurnFraming {
 pub(super) fn connect(spec: &RunSpec) -> Result<Relayed, Problem> {
     allow_descriptors(u64::from(spec.flows) + u64::from(spec.allocations))?;
     let peer_ip = peer_address(spec)?;
-    let bind_all = |count: u32, address| (0..count).map(|_| bind(address)).collect::<Result<Vec<_>, _>>();
+    let bind_all =
+        |count: u32, address| (0..count).map(|_| bind(spec, address)).collect::<Result<Vec<_>, _>>();
     let sockets = bind_all(spec.allocations, local_address(spec))?;
     let peers = bind_all(spec.flows, SocketAddr::new(peer_ip, 0))?;
     let mut framing = TurnFraming::new(spec, &sockets, peer_ip);
@@ -62,9 +64,11 @@ pub(super) fn connect(spec: &RunSpec) -> Result<Relayed, Problem> {
         let prefix = framing.prefix(spec, socket, peer.local_addr())?;
         flows.push(Flow { socket, to: spec.target, prefix });
     }
-    let prefix_len = flows[0].prefix.len();
-    let padding = if spec.kind == Kind::TurnSend { padding(spec.size) } else { 0 };
-    Ok(Relayed { path: Path { sockets, flows, prefix_len, padding }, framing, peers })
+    let wrap = match spec.kind {
+        Kind::TurnChannel => Prefix::Channel,
+        _ => Prefix::Indication(flows[0].prefix.len()),
+    };
+    Ok(Relayed { path: Path { sockets, flows }, wrap, framing, peers })
 }
 
 /// Where the in-process peer listens: as told, else the address from which this host reaches the relay.
@@ -212,7 +216,7 @@ impl TurnFraming {
 }
 
 impl Framing for TurnFraming {
-    fn payload<'a>(&mut self, socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]> {
+    fn payload<'a>(&'a mut self, socket: usize, datagram: &'a [u8]) -> Option<&'a [u8]> {
         // Data on channels needs no state: run, flow and sequence number are in the payload.
         if ChannelData::is_channel_data(datagram) {
             return Some(ChannelData::parse(datagram)?.payload);
@@ -236,7 +240,7 @@ impl Framing for TurnFraming {
                         self.trouble.get_or_insert(reason);
                     }
                     // A reason comes with each of them, and there is no other relay.
-                    Event::Unusable { .. } | Event::Unauthorized => {}
+                    Event::Unusable { .. } | Event::Deallocated | Event::Unauthorized => {}
                 }
             }
         }

@@ -56,7 +56,7 @@ impl Verdict {
 }
 
 /// What the generator observed about itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Observations {
     /// There and back.
     pub ledger: Ledger,
@@ -70,6 +70,8 @@ pub struct Observations {
     pub suspended_ns: u64,
     /// Arrivals with this run's id that the schedule does not have.
     pub unknown_arrivals: u64,
+    /// The largest step of CLOCK_REALTIME during the run, in nanoseconds.
+    pub clock_step_ns: u64,
     /// Share of processor time that the hypervisor took, 0 to 1.
     pub steal: Option<f64>,
     /// Datagrams refused when the in-process peer sent them back.
@@ -82,17 +84,26 @@ pub struct Observations {
     pub slack_error: Option<String>,
 }
 
-/// Judges a run. `lateness_limit_ns` applies to the p99.9 of the sender's lateness, unless that is below a quarter of
-/// the service latency's p99.9: it then hardly moves the figures.
+/// What is still believed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// p99.9 of the sender's lateness in nanoseconds, unless that is below a quarter of the service latency's p99.9: it
+    /// then hardly moves the figures.
+    pub lateness_ns: u64,
+    /// Share of processor time that the hypervisor may take, 0 to 1.
+    pub steal: f64,
+}
+
+/// Judges a run.
 #[must_use]
 pub fn judge(
     observed: &Observations,
     lateness: &Distribution,
     service: &Distribution,
-    lateness_limit_ns: u64,
+    tolerance: Tolerance,
 ) -> Verdict {
-    let faults = faults(observed);
-    let limits = limits(observed, lateness, service, lateness_limit_ns);
+    let faults = faults(observed, tolerance.steal);
+    let limits = limits(observed, lateness, service, tolerance.lateness_ns);
     let validity = match (faults.is_empty(), limits.is_empty()) {
         (false, _) => Validity::Invalid,
         (true, false) => Validity::GeneratorLimited,
@@ -103,7 +114,7 @@ pub fn judge(
 }
 
 /// What makes the figures wrong.
-fn faults(observed: &Observations) -> Vec<String> {
+fn faults(observed: &Observations, steal_limit: f64) -> Vec<String> {
     let mut faults = Vec::new();
     let ledger = &observed.ledger;
     if !(ledger.balances() && observed.legs_balance) {
@@ -119,6 +130,19 @@ fn faults(observed: &Observations) -> Vec<String> {
         faults.push(format!(
             "{} datagrams arrived before they were sent: the clock is broken",
             observed.clock_backwards
+        ));
+    }
+    if observed.clock_step_ns > 0 {
+        faults.push(format!(
+            "the clock was set by {} during the run; let no program step it meanwhile (chronyd: `makestep`)",
+            units::nanoseconds(observed.clock_step_ns)
+        ));
+    }
+    if let Some(steal) = observed.steal.filter(|&steal| steal > steal_limit) {
+        faults.push(format!(
+            "the hypervisor took {:.1} % of the processor time (limit {:.1} %: --steal-limit); measure when the host is less busy",
+            100.0 * steal,
+            100.0 * steal_limit
         ));
     }
     if observed.suspended_ns > 1_000_000 {
@@ -215,6 +239,7 @@ mod tests {
             clock_backwards: 0,
             suspended_ns: 0,
             unknown_arrivals: 0,
+            clock_step_ns: 0,
             steal: None,
             peer_refused: 0,
             interrupted: false,
@@ -224,7 +249,8 @@ mod tests {
     }
 
     fn verdict(observed: &Observations, lateness_ns: u64, service_ns: u64) -> Verdict {
-        judge(observed, &constant(lateness_ns), &constant(service_ns), 1_000_000)
+        let tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05 };
+        judge(observed, &constant(lateness_ns), &constant(service_ns), tolerance)
     }
 
     #[test]
@@ -239,7 +265,9 @@ mod tests {
         let suspended = Observations { suspended_ns: 7_000_000, ..fine() };
         let unknown = Observations { unknown_arrivals: 7, ..fine() };
         let unbalanced = Observations { ledger: Ledger { received: 7, ..fine().ledger }, ..fine() };
-        for observed in [drops, backwards, suspended, unknown, unbalanced] {
+        let stepped = Observations { clock_step_ns: 7_000_000, ..fine() };
+        let stolen = Observations { steal: Some(0.07), ..fine() };
+        for observed in [drops, backwards, suspended, unknown, unbalanced, stepped, stolen] {
             let verdict = verdict(&observed, 1_000, 50_000);
             assert_eq!(verdict.validity, Validity::Invalid, "{observed:?}");
             assert!(verdict.reasons.len() == 1 && verdict.reasons[0].contains('7'), "{verdict:?}");
@@ -255,6 +283,21 @@ mod tests {
         assert_eq!(verdict(&interrupted, 1_000, 50_000).validity, Validity::Valid);
         let refused = Observations { peer_refused: 1, ..fine() };
         assert_eq!(verdict(&refused, 1_000, 50_000).validity, Validity::GeneratorLimited);
+    }
+
+    #[test]
+    fn a_refused_send_is_named_with_the_kernel_s_word() {
+        let ledger = Ledger { intended: 1_000, sent: 990, refused: 10, received: 990, ..Ledger::default() };
+        let refused = Observations { ledger, refusal: Some("no room".to_owned()), ..fine() };
+        let found = verdict(&refused, 1_000, 50_000);
+        assert_eq!(found.validity, Validity::GeneratorLimited);
+        assert!(found.reasons[0].contains("10 refused by the kernel with \"no room\""), "{found:?}");
+    }
+
+    #[test]
+    fn a_little_steal_is_a_note() {
+        let found = verdict(&Observations { steal: Some(0.03), ..fine() }, 1_000, 50_000);
+        assert_eq!((found.validity, found.notes.len()), (Validity::Valid, 1));
     }
 
     #[test]

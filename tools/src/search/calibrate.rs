@@ -98,10 +98,11 @@ pub fn calibrate(
     for number in 0..RUNS {
         bar.set_message(format!("noise {}/{RUNS}", number + 1));
         let seed = spec.seed.wrapping_add(u64::from(number));
-        runs.push(run(&RunSpec { seed, stop: Some(Arc::clone(stop)), ..spec.clone() }, |_| ())?);
+        let made = run(&RunSpec { seed, stop: Some(Arc::clone(stop)), ..spec.clone() }, |_| ());
         if stop.load(Ordering::Relaxed) {
             break;
         }
+        runs.push(made?);
     }
     let of = |value: &dyn Fn(&RunResult) -> Option<u64>| -> Vec<f64> {
         runs.iter().filter_map(value).map(|ns| ns as f64).collect()

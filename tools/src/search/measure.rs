@@ -53,6 +53,9 @@ pub fn carry_out(
     let begin = monotonic_ns();
     let budget_ns = budget.as_nanos() as u64;
     for number in 1_u64.. {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(End::Interrupted);
+        }
         let Next::Measure { rate, seconds } = search.next_trial() else { return Ok(End::Over) };
         let spent = (monotonic_ns() - begin) as f64 / budget_ns as f64;
         if spent >= 1.0 {
@@ -67,19 +70,7 @@ pub fn carry_out(
             stop: Some(Arc::clone(stop)),
             ..base.clone()
         };
-        let mut result = run(&spec, |_| ())?;
-        for _ in 0..REPEATS_MAX {
-            if result.verdict.validity == Validity::Valid
-                || unoffered == Unoffered::IsBad
-                || stop.load(Ordering::Relaxed)
-            {
-                break;
-            }
-            result = run(&spec, |_| ())?;
-        }
-        if stop.load(Ordering::Relaxed) {
-            return Ok(End::Interrupted);
-        }
+        let Some(result) = believed(&spec, unoffered, stop)? else { return Ok(End::Interrupted) };
         match (result.verdict.validity, unoffered) {
             (Validity::Valid, _) => search.record(trial(&result, rate, seconds)),
             (_, Unoffered::Limits) => search.limit(),
@@ -87,6 +78,22 @@ pub fn carry_out(
         }
     }
     Ok(End::Over)
+}
+
+/// Makes a run, again if it cannot be believed; `None` when it was interrupted.
+fn believed(spec: &RunSpec, unoffered: Unoffered, stop: &AtomicBool) -> anyhow::Result<Option<RunResult>> {
+    let repeats = if unoffered == Unoffered::IsBad { 0 } else { REPEATS_MAX };
+    for attempt in 0.. {
+        let made = run(spec, |_| ());
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let result = made?;
+        if result.verdict.validity == Validity::Valid || attempt == repeats {
+            return Ok(Some(result));
+        }
+    }
+    Ok(None)
 }
 
 /// A run as a trial.

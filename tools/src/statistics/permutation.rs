@@ -33,7 +33,9 @@ impl Splits {
         if a.is_empty() || b.is_empty() || a.iter().chain(b).any(|value| !value.is_finite()) {
             return None;
         }
-        let exact = count(a.len(), b.len()).is_some_and(|count| count <= EXACT_MAX);
+        // A split is a set of bits of one number, whose end is one bit further.
+        let is_number = a.len() + b.len() < u64::BITS as usize;
+        let exact = is_number && count(a.len(), b.len()).is_some_and(|count| count <= EXACT_MAX);
         let mut thresholds = if exact { all(a, b) } else { drawn(a, b, seed) };
         thresholds.sort_by(f64::total_cmp);
         let largest = a.iter().chain(b).fold(0.0_f64, |largest, value| largest.max(value.abs()));
@@ -177,6 +179,14 @@ mod tests {
         assert_eq!(count(200, 200), None);
         let splits = Splits::new(&[1.0, 2.0], &[3.0, 4.0], 0).unwrap();
         assert_eq!((splits.count(), splits.exact()), (6, true));
+    }
+
+    #[test]
+    fn more_values_than_a_number_has_bits_are_drawn() {
+        let b: Vec<f64> = (0..67).map(f64::from).collect();
+        let splits = Splits::new(&[100.0, 101.0, 102.0], &b, 1).unwrap();
+        assert!(!splits.exact() && splits.p_below(0.0) < 0.001 && splits.p_above(0.0) == 1.0);
+        assert!(Splits::new(&[1.0, 2.0], &b[..61], 1).unwrap().exact());
     }
 
     #[test]

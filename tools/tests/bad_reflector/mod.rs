@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use tools::run::clock::monotonic_ns;
+use tools::run::order::{Order, Reordering};
 use tools::run::payload::{self, Parsed, Phase};
 
 /// What happens to each measured datagram, in parts per thousand; the rest is reflected as it came.
@@ -28,6 +29,8 @@ pub struct Plan {
     pub strangers: bool,
     /// At this sequence number of flow 0, do nothing for this long.
     pub stall: Option<(u64, Duration)>,
+    /// In each second since the first measured datagram, do nothing for this long, half a second in.
+    pub stall_each_second: Option<Duration>,
 }
 
 /// The reflector's own account of the measured datagrams.
@@ -41,23 +44,29 @@ pub struct Log {
     pub corrupted: u64,
     /// By the definition of RFC 4737 over the order in which they were returned.
     pub reordered: u64,
+    /// The same of each flow by degree and extent.
+    pub order: Reordering,
 }
 
 pub struct BadReflector {
     pub address: SocketAddr,
+    /// When the first measured datagram came (CLOCK_MONOTONIC, nanoseconds); 0 before.
+    pub began_ns: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Log>,
 }
 
 impl BadReflector {
-    pub fn start(plan: Plan, size: usize) -> Self {
+    pub fn start(plan: Plan) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
         let address = socket.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
-        let thread = thread::spawn(move || Worker::new(socket, plan, size).run(&flag));
-        Self { address, stop, thread }
+        let began_ns = Arc::new(AtomicU64::new(0));
+        let worker = Worker::new(socket, plan, Arc::clone(&began_ns));
+        let thread = thread::spawn(move || worker.run(&flag));
+        Self { address, began_ns, stop, thread }
     }
 
     pub fn finish(self) -> Log {
@@ -71,26 +80,28 @@ type Held = (Vec<u8>, SocketAddr);
 struct Worker {
     socket: UdpSocket,
     plan: Plan,
-    size: usize,
     random: Xoshiro256PlusPlus,
     log: Log,
-    next_expected: HashMap<u32, u64>,
+    orders: HashMap<u32, Order>,
+    began_ns: Arc<AtomicU64>,
+    stalls: u64,
     /// With the number of datagrams still to let pass.
     overtaken: Vec<(u32, Held)>,
     late: Vec<Held>,
 }
 
 impl Worker {
-    fn new(socket: UdpSocket, plan: Plan, size: usize) -> Self {
+    fn new(socket: UdpSocket, plan: Plan, began_ns: Arc<AtomicU64>) -> Self {
         let random = Xoshiro256PlusPlus::seed_from_u64(plan.seed);
-        let (log, next_expected) = Default::default();
-        Self { socket, plan, size, random, log, next_expected, overtaken: Vec::new(), late: Vec::new() }
+        let (log, orders, overtaken, late) = Default::default();
+        Self { socket, plan, random, log, orders, began_ns, stalls: 0, overtaken, late }
     }
 
     fn run(mut self, stop: &AtomicBool) -> Log {
         let mut buffer = vec![0; 65_536];
         let mut last = monotonic_ns();
         while !stop.load(Ordering::Relaxed) {
+            self.stall();
             if let Ok((len, from)) = self.socket.recv_from(&mut buffer) {
                 last = monotonic_ns();
                 self.handle(&buffer[..len], from);
@@ -108,16 +119,35 @@ impl Worker {
                 }
             }
         }
+        for order in self.orders.values() {
+            self.log.order.add(&order.found());
+        }
         self.log
     }
 
+    /// Does nothing while the plan says so.
+    fn stall(&mut self) {
+        let began_ns = self.began_ns.load(Ordering::Relaxed);
+        let Some(length) = self.plan.stall_each_second.filter(|_| began_ns > 0) else { return };
+        let start_ns = began_ns + 500_000_000 + self.stalls * 1_000_000_000;
+        let end_ns = start_ns + length.as_nanos() as u64;
+        if monotonic_ns() < start_ns {
+            return;
+        }
+        self.stalls += 1;
+        thread::sleep(Duration::from_nanos(end_ns.saturating_sub(monotonic_ns() + 1_000_000)));
+        while monotonic_ns() < end_ns {}
+    }
+
     fn handle(&mut self, datagram: &[u8], from: SocketAddr) {
-        let Parsed::Good(header) = payload::parse(datagram, self.size) else { panic!("not ours") };
+        let Parsed::Good(header) = payload::parse(datagram) else { panic!("not ours") };
         if header.phase != Phase::Measured {
             self.socket.send_to(datagram, from).unwrap();
             return;
         }
         self.log.seen += 1;
+        // Only the first one finds a zero.
+        let _ = self.began_ns.compare_exchange(0, monotonic_ns(), Ordering::Relaxed, Ordering::Relaxed);
         if let Some((seq, length)) = self.plan.stall
             && (header.flow, header.seq) == (0, seq)
         {
@@ -173,14 +203,11 @@ impl Worker {
     }
 
     fn give_back(&mut self, (datagram, from): &Held) {
-        let Parsed::Good(header) = payload::parse(datagram, self.size) else { unreachable!() };
+        let Parsed::Good(header) = payload::parse(datagram) else { unreachable!() };
         self.socket.send_to(datagram, from).unwrap();
         self.log.returned += 1;
-        let next = self.next_expected.entry(header.flow).or_default();
-        if header.seq < *next {
-            self.log.reordered += 1;
-        } else {
-            *next = header.seq + 1;
-        }
+        let order = self.orders.entry(header.flow).or_default();
+        self.log.reordered += u64::from(header.seq < order.next_expected());
+        order.arrive(header.seq);
     }
 }

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use dataplane::sys::namespace;
 use dataplane::sys::tun::{Tun, TunOptions};
 
-use super::world::{Process, World, command, enter, keys, sh, try_sh};
+use super::world::{Process, World, command, enter, enter_beside_others, keys, sh, try_sh};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -22,18 +22,27 @@ struct Bench {
     bin: PathBuf,
 }
 
+/// A test that has its turn alone.
 fn bench(test: &str) -> Option<Bench> {
-    let world = enter(&format!("dropin::{test}"))?;
-    let bin = world.file(
-        "towpath",
-        &format!("#!/bin/sh\nexec {} __tunnel - $PPID \"$@\"\n", env!("CARGO_BIN_EXE_towpath-lab")),
-    );
-    sh(&format!("chmod 700 {}", bin.display()));
-    let bin = bin.parent().unwrap().to_owned();
-    Some(Bench { world, bin })
+    enter(&format!("dropin::{test}")).map(Bench::new)
+}
+
+/// A test that does not mind others beside it.
+fn modest_bench(test: &str) -> Option<Bench> {
+    enter_beside_others(&format!("dropin::{test}")).map(Bench::new)
 }
 
 impl Bench {
+    fn new(world: World) -> Self {
+        let bin = world.file(
+            "towpath",
+            &format!("#!/bin/sh\nexec {} __tunnel - $PPID \"$@\"\n", env!("CARGO_BIN_EXE_towpath-lab")),
+        );
+        sh(&format!("chmod 700 {}", bin.display()));
+        let bin = bin.parent().unwrap().to_owned();
+        Self { world, bin }
+    }
+
     /// A shell command on a host, with `towpath` in its path.
     fn try_on(&self, host: &str, script: &str) -> Output {
         let script = script.replace('\'', "'\\''");
@@ -159,7 +168,7 @@ fn is_shown_alike(bench: &Bench, interface: &str) {
 
 #[test]
 fn wg_quick_brings_a_tunnel_up_and_down() {
-    let Some(bench) = bench("wg_quick_brings_a_tunnel_up_and_down") else { return };
+    let Some(bench) = modest_bench("wg_quick_brings_a_tunnel_up_and_down") else { return };
     let (a, b) = (End::new(1), End::new(2));
     let psk = format!("PresharedKey = {}\n", sh("wg genpsk").trim());
     let quick = |end: &End| format!("Address = 10.77.0.{0}/24, fd77::{0}/64\nMTU = 1380\n", end.number);
@@ -197,8 +206,27 @@ fn wg_quick_brings_a_tunnel_up_and_down() {
 }
 
 #[test]
+fn lines_that_wg_quick_does_not_pass_on_are_told_of() {
+    let Some(bench) = modest_bench("lines_that_wg_quick_does_not_pass_on_are_told_of") else { return };
+    sh("mount -t tmpfs tmpfs /etc/wireguard");
+    let conf = End::new(1).interface(0);
+    fs::write("/etc/wireguard/told7.conf", format!("{conf}#towpath: Relay = turn:192.0.2.1\n")).unwrap();
+    fs::write("/etc/wireguard/told8.conf", format!("{conf}# towpath is a program\n")).unwrap();
+    for (interface, told) in [("told7", true), ("told8", false)] {
+        let output = bench.try_on("a", &format!("wg-quick up {interface}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("run: towpath up /etc/wireguard/told7.conf"), told, "{said}");
+        let refused = bench.try_on("a", &format!("towpath ticket {interface}"));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("bring it up by towpath up"), "{said}");
+        bench.on("a", &format!("wg-quick down {interface}"));
+    }
+}
+
+#[test]
 fn wg_sees_what_it_has_set() {
-    let Some(bench) = bench("wg_sees_what_it_has_set") else { return };
+    let Some(bench) = modest_bench("wg_sees_what_it_has_set") else { return };
     let running = bench.foreground("a", "wga");
     bench.on("a", "ip link show wga | grep -q 'mtu 1420'; ip link show wga | grep -q 'state DOWN'");
     assert_eq!(bench.on("a", "ip -o addr show wga"), "", "it has no address of its own");
@@ -266,7 +294,7 @@ fn wg_sees_what_it_has_set() {
 #[test]
 fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs() {
     let name = "wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs";
-    let Some(bench) = bench(name) else { return };
+    let Some(bench) = modest_bench(name) else { return };
     let (a, b) = (End::new(1), End::new(2));
     let ours = bench.foreground("a", "wga");
     let theirs = bench.wireguard_go("b", "gob");
@@ -323,7 +351,7 @@ fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs() {
 
 #[test]
 fn every_design_opens_and_closes_sockets_while_it_runs() {
-    let Some(bench) = bench("every_design_opens_and_closes_sockets_while_it_runs") else { return };
+    let Some(bench) = modest_bench("every_design_opens_and_closes_sockets_while_it_runs") else { return };
     let (a, b) = (End::new(1), End::new(2));
     let theirs = bench.foreground("b", "wgb");
     let file_b =
@@ -459,7 +487,9 @@ fn thousands_of_peers_and_idle_clients_hold_no_packet_up() {
 
 #[test]
 fn it_goes_into_the_background_and_ends_with_interface_or_socket() {
-    let Some(bench) = bench("it_goes_into_the_background_and_ends_with_interface_or_socket") else { return };
+    let Some(bench) = modest_bench("it_goes_into_the_background_and_ends_with_interface_or_socket") else {
+        return;
+    };
     let pid = |interface: &str| -> String {
         let ends = format!("\0{interface}\0");
         let is_it = |pid: &String| {
@@ -543,7 +573,7 @@ fn an_interface_that_is_deleted_under_load_ends_the_program_in_good_order() {
 
 #[test]
 fn an_interface_may_be_moved_to_another_namespace() {
-    let Some(bench) = bench("an_interface_may_be_moved_to_another_namespace") else { return };
+    let Some(bench) = modest_bench("an_interface_may_be_moved_to_another_namespace") else { return };
     let (a, b) = (End::new(1), End::new(2));
     let (ours, theirs) = (bench.foreground("a", "wga"), bench.foreground("b", "wgb"));
     let conf = a.interface(0) + &b.peer(Some("10.2.0.2:51820"), "");
@@ -563,7 +593,7 @@ fn an_interface_may_be_moved_to_another_namespace() {
 
 #[test]
 fn descriptors_may_come_from_whoever_starts_it() {
-    let Some(bench) = bench("descriptors_may_come_from_whoever_starts_it") else { return };
+    let Some(bench) = modest_bench("descriptors_may_come_from_whoever_starts_it") else { return };
     // In the namespace of the test itself.
     let tun = Tun::open("wgf", TunOptions::ALL).unwrap();
     fs::create_dir_all("/var/run/wireguard").unwrap();
@@ -589,7 +619,7 @@ fn descriptors_may_come_from_whoever_starts_it() {
 
 #[test]
 fn an_interface_of_towpath_up_is_seen_and_set_too() {
-    let Some(bench) = bench("an_interface_of_towpath_up_is_seen_and_set_too") else { return };
+    let Some(bench) = modest_bench("an_interface_of_towpath_up_is_seen_and_set_too") else { return };
     let (a, b) = (End::new(1), End::new(2));
     let up = |end: &End, port: u16, peer: String| {
         format!("{}Address = 10.77.0.{}/24\n{peer}", end.interface(port), end.number)

@@ -7,8 +7,11 @@
 mod dropin;
 #[path = "../../../dataplane/tests/support/left_out.rs"]
 mod left_out;
+mod load;
+mod managed;
 mod marking;
 mod offload;
+mod others;
 mod path;
 mod paths;
 mod relay;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::shutdown::ledger;
 use super::tunnel::{End, start_towpath_with, start_wireguard_go};
-use super::world::{World, command, enter, sh, try_sh};
+use super::world::{World, command, enter_beside_others, sh, try_sh};
 
 const JSON: [&str; 2] = ["--log-format", "json"];
 
@@ -64,7 +64,7 @@ fn learns(world: &World, mtu: u16) {
 
 #[test]
 fn a_narrow_way_is_told_to_who_sends_on_it() {
-    let Some(world) = enter("path::a_narrow_way_is_told_to_who_sends_on_it") else { return };
+    let Some(world) = enter_beside_others("path::a_narrow_way_is_told_to_who_sends_on_it") else { return };
     for (endpoint, mtu) in [("10.2.0.2:51820", 1312), ("[fd02::2]:51820", 1296)] {
         narrow(1500);
         let (a, b) = (End::new("a", 1), End::new("b", 2));
@@ -83,7 +83,7 @@ fn a_narrow_way_is_told_to_who_sends_on_it() {
 
 #[test]
 fn a_narrow_way_to_wireguard_go_is_told_too() {
-    let Some(world) = enter("path::a_narrow_way_to_wireguard_go_is_told_too") else { return };
+    let Some(world) = enter_beside_others("path::a_narrow_way_to_wireguard_go_is_told_too") else { return };
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_wireguard_go(&world, &b, &a, None, 1280);
     let caller = start_towpath_with(&world, &a, &b, Some("10.2.0.2:51820"), "MTU = 1420", &[]);
@@ -99,7 +99,7 @@ fn a_narrow_way_to_wireguard_go_is_told_too() {
 
 #[test]
 fn an_automatic_mtu_follows_the_routes() {
-    let Some(world) = enter("path::an_automatic_mtu_follows_the_routes") else { return };
+    let Some(world) = enter_beside_others("path::an_automatic_mtu_follows_the_routes") else { return };
     sh("ip -n a link set a0 mtu 1480");
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "MTU = auto", &[]);
@@ -121,14 +121,23 @@ fn an_automatic_mtu_follows_the_routes() {
 
 #[test]
 fn a_name_that_leads_elsewhere_is_followed() {
-    let Some(world) = enter("path::a_name_that_leads_elsewhere_is_followed") else { return };
+    let Some(world) = enter_beside_others("path::a_name_that_leads_elsewhere_is_followed") else { return };
     // Nobody is at the first address when it starts.
     let hosts = world.file("hosts", "127.0.0.1 localhost\n10.2.0.99 vpn.example\n").display().to_string();
     sh(&format!("chmod 644 {hosts}; mount --bind {hosts} /etc/hosts"));
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "", &JSON);
     let mut caller = start_towpath_with(&world, &a, &b, Some("vpn.example:51820"), "", &JSON);
-    assert!(!ping("10.77.0.2").0);
+    // An address that is not the name's stands in its place; that which `wg` finds by the name does not, even for a peer that
+    // was removed and made anew.
+    let file = world.file("wg.conf", &a.config(&b, Some("vpn.example:51820"), "")).display().to_string();
+    sh(&format!("ip netns exec a wg set towa peer {} endpoint 10.2.0.98:51820", b.public));
+    caller.wait_for("vpn.example:51820 is not looked for by its name any more: it is at 10.2.0.98:51820");
+    for verb in ["syncconf", "setconf"] {
+        sh(&format!("ip netns exec a wg {verb} towa {file}"));
+        // A second, in which the name is looked up.
+        assert!(!ping("10.77.0.2").0);
+    }
     std::fs::write(&hosts, "127.0.0.1 localhost\n10.2.0.2 vpn.example\n").unwrap();
     // Five seconds until the handshake has failed, and five more until the next attempt.
     until("the peer is found", Duration::from_secs(20), || ping("10.77.0.2").0);
@@ -160,7 +169,10 @@ fn transfer_survives(world: &World, change: impl FnOnce()) {
 
 #[test]
 fn an_address_that_changes_under_traffic_costs_a_moment() {
-    let Some(world) = enter("path::an_address_that_changes_under_traffic_costs_a_moment") else { return };
+    let Some(world) = enter_beside_others("path::an_address_that_changes_under_traffic_costs_a_moment")
+    else {
+        return;
+    };
     for stock in [false, true] {
         let (a, b) = (End::new("a", 1), End::new("b", 2));
         let callee = if stock {
@@ -188,7 +200,7 @@ fn an_address_that_changes_under_traffic_costs_a_moment() {
 
 #[test]
 fn a_process_that_slept_goes_on() {
-    let Some(world) = enter("path::a_process_that_slept_goes_on") else { return };
+    let Some(world) = enter_beside_others("path::a_process_that_slept_goes_on") else { return };
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "", &JSON);
     let caller = start_towpath_with(&world, &a, &b, Some("10.2.0.2:51820"), "", &JSON);

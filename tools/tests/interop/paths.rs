@@ -4,26 +4,29 @@ use std::path::PathBuf;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use dataplane::tunnel::ticket::{Candidate, Ticket};
+
 use super::world::{Process, World, enter, keys, sh, try_sh};
 
 /// What a relay needs to forward to `b`.
 const RELAY: [&str; 4] = ["--realm", "test", "--allow-peer", "10.2.0.0/24"];
 
 /// Two ends of a tunnel, of which the first knows the relay.
-struct Pair {
+pub(super) struct Pair {
     name: &'static str,
     /// The network inside.
     inside: u8,
-    a: (String, String),
-    b: (String, String),
+    /// Keys: private and public.
+    pub a: (String, String),
+    pub b: (String, String),
 }
 
 impl Pair {
-    fn new(name: &'static str, inside: u8) -> Self {
+    pub fn new(name: &'static str, inside: u8) -> Self {
         Self { name, inside, a: keys(), b: keys() }
     }
 
-    fn a(&self, world: &World, interface: &str, peer: &str) -> PathBuf {
+    pub fn a(&self, world: &World, interface: &str, peer: &str) -> PathBuf {
         let Self { name, inside, a, b } = self;
         let text = format!(
             "[Interface]\nPrivateKey = {}\nAddress = 10.{inside}.0.1/24\n{interface}\n[Peer]\nPublicKey = {}\n\
@@ -33,7 +36,7 @@ impl Pair {
         world.file(&format!("{name}a.conf"), &text)
     }
 
-    fn b(&self, world: &World, address: &str) -> PathBuf {
+    pub fn b(&self, world: &World, address: &str) -> PathBuf {
         let Self { name, inside, a, b } = self;
         let text = format!(
             "[Interface]\nPrivateKey = {}\nListenPort = 518{inside}\n{address}\n[Peer]\nPublicKey = {}\n\
@@ -45,7 +48,7 @@ impl Pair {
 }
 
 /// The lines about a relay on the usual port, and that relay, which knows `user` and its password.
-fn relay(world: &World, flags: &[&str]) -> (String, Process) {
+pub(super) fn relay(world: &World, flags: &[&str]) -> (String, Process) {
     let password = world.file("password", "secret\n");
     world.file("users", "user:secret\n");
     let lines = format!(
@@ -141,7 +144,7 @@ fn a_stream_goes_over_the_relay_while_the_direct_path_is_cut() {
             caller.wait_for("another path is used");
         }
         let noticed = cut.elapsed();
-        assert!(noticed < Duration::from_millis(2_500), "noticed after {noticed:?}");
+        assert!(noticed < Duration::from_secs(2), "noticed after {noticed:?}");
         pass(Duration::from_secs(2));
         sh("ip netns exec r nft delete table inet cut");
         let healed = now();
@@ -152,15 +155,16 @@ fn a_stream_goes_over_the_relay_while_the_direct_path_is_cut() {
         streams.map(|stream| stream.join().unwrap())
     });
     println!("longest gaps in the streams: {gaps:.1?} s");
-    assert!(gaps.iter().all(|gap| *gap < 3.0), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap < 2.0), "{gaps:?}");
     drop((callers, callee, go, relay));
 }
 
 /// The longest time between two answers of a ping that runs for some seconds meanwhile, s.
-fn longest_outage(world: &World, seconds: u32, meanwhile: impl FnOnce(&World)) -> f64 {
+fn longest_outage(world: &World, host: &str, seconds: u32, meanwhile: impl FnOnce(&World)) -> f64 {
     std::thread::scope(|scope| {
-        let ping = scope
-            .spawn(move || sh(&format!("ip netns exec a ping -D -i 0.05 -w {seconds} 10.77.0.2 || true")));
+        let ping = scope.spawn(move || {
+            sh(&format!("ip netns exec {host} ping -D -i 0.05 -w {seconds} 10.77.0.2 || true"))
+        });
         meanwhile(world);
         let text = ping.join().unwrap();
         let times: Vec<f64> = text
@@ -182,7 +186,7 @@ fn a_relay_that_was_started_again_is_taken_up_again() {
     let caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
     sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
     let mut second = None;
-    let outage = longest_outage(&world, 5, |world| {
+    let outage = longest_outage(&world, "a", 5, |world| {
         pass(Duration::from_secs(1));
         sh(&format!("kill -9 {}", first.pid()));
         second = Some(relay(world, &[]));
@@ -204,13 +208,13 @@ fn the_next_relay_takes_over_from_a_silent_one() {
         format!("#towpath: Relay = turn:10.1.0.1\n#towpath: Relay = turn:10.1.0.1:3479\n{}", login(&lines));
     let mut caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
     sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
-    let outage = longest_outage(&world, 6, |_| {
+    let outage = longest_outage(&world, "a", 6, |_| {
         pass(Duration::from_secs(1));
         sh(&format!("kill -9 {}", first.pid()));
         caller.wait_for("going over to relay 10.1.0.1:3479");
     });
     println!("without a relay for {outage:.2} s");
-    assert!(outage < 3.0, "{outage}");
+    assert!(outage < 2.5, "{outage}");
     drop((caller, callee, first, second));
 }
 
@@ -221,21 +225,21 @@ fn a_relay_that_drains_sends_its_clients_elsewhere() {
     let (lines, mut first) = relay(&world, &drains);
     let others = ["--listen", "10.1.0.1:3479", "--relay-ports", "40000-40100", "--admin", "127.0.0.1:0"];
     let second = start_relay(&world, &others);
-    let (old, new) = (Pair::new("old", 77), Pair::new("new", 78));
-    let callees = [
-        world.tunnel("b", &old.b(&world, "Address = 10.77.0.2/24"), &[]),
-        world.tunnel("b", &new.b(&world, "Address = 10.78.0.2/24"), &[]),
-    ];
-    let holder = world.tunnel("a", &old.a(&world, &lines, "#towpath: Path = relay"), &[]);
+    let old = Pair::new("old", 77);
+    let callee = world.tunnel("b", &old.b(&world, "Address = 10.77.0.2/24"), &[]);
+    let mut holder = world.tunnel("a", &old.a(&world, &lines, "#towpath: Path = relay"), &[]);
     sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
-    sh(&format!("kill -TERM {}", first.pid()));
-    first.wait_for("drain");
-    // Who comes now is sent on at once; who is there stays for as long as it is served.
-    let caller = world.tunnel("a", &new.a(&world, &lines, "#towpath: Path = relay"), &[]);
-    sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.78.0.2; ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
-    let log = caller.stop().join("\n");
-    assert!(log.contains("going over to relay 10.1.0.1:3479"), "{log}");
-    drop((holder, callees, first, second));
+    // Who is there goes elsewhere, and the relay ends when nobody is left.
+    let outage = longest_outage(&world, "a", 5, |_| {
+        pass(Duration::from_secs(1));
+        sh(&format!("kill -TERM {}", first.pid()));
+        first.wait_for("draining");
+        holder.wait_for("going over to relay 10.1.0.1:3479");
+    });
+    println!("on the way to the other relay for {outage:.2} s");
+    assert!(outage < 1.0, "{outage}");
+    first.wait_for("drained");
+    drop((holder, callee, first, second));
 }
 
 #[test]
@@ -311,7 +315,7 @@ fn a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass() {
         sh("ip netns exec a ping -c 3 -i 0.05 -W 5 -s 1200 10.77.0.2");
         let [out, back] = world.iperf("a", "b", "10.77.0.2", 1);
         println!("{uri}: {out:.2} Gbit/s there, {back:.2} back");
-        let outage = longest_outage(&world, 5, |world| {
+        let outage = longest_outage(&world, "a", 5, |world| {
             pass(Duration::from_secs(1));
             sh(&format!("kill -9 {}", relay.pid()));
             let mut all = vec!["--listen", "10.1.0.1:3478"];
@@ -319,7 +323,7 @@ fn a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass() {
             relay = start_relay(world, &all);
         });
         println!("{uri}: without the relay for {outage:.2} s");
-        assert!(outage < 2.5, "{outage}");
+        assert!(outage < 2.0, "{outage}");
         let log = caller.stop().join("\n");
         assert!(log.contains("ledger"), "{log}");
     }
@@ -360,6 +364,8 @@ fn behind_nat(masquerade: &str) {
              ip -n {nat} addr add {network}.1/24 dev {nat}{host}
              ip -n {host} link set lo up; ip -n {host} link set {host}0 up; ip -n {nat} link set {nat}{host} up
              ip -n {host} route add default via {network}.1
+             ip -n {host} addr add fd0{host}::2/64 dev {host}0 nodad
+             ip -n {host} -6 route add default via fd0{host}::1
              ip netns exec {nat} sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'
              ip netns exec {nat} nft 'table ip nat {{
                  chain post {{ type nat hook postrouting priority srcnat; oifname {nat}0 {masquerade}; }}
@@ -371,20 +377,27 @@ fn behind_nat(masquerade: &str) {
 }
 
 /// Two tunnels behind NAT, whose owners have exchanged tickets; `c` first.
-fn meet(world: &World, masquerade: &str) -> (Process, Process, Process) {
+fn meet(world: &World, masquerade: &str, sites: bool) -> (Process, Process, Process) {
     behind_nat(masquerade);
     let (lines, relay) = relay(world, &["--allow-peer", "10.1.0.0/24"]);
     let (c, d) = (keys(), keys());
     let start = |host: &'static str, number: u8, private: &str, peer: &str| {
+        // As between two sites where `sites` says so: what a peer has for its own address is reached through the tunnel.
+        let site = if sites { format!(", 192.168.{}.0/24", 3 - number) } else { String::new() };
         let text = format!(
             "[Interface]\nPrivateKey = {private}\nAddress = 10.77.0.{number}/24\nListenPort = 51820\n{lines}\n[Peer]\n\
-             PublicKey = {peer}\nAllowedIPs = 10.77.0.0/24\nPersistentKeepalive = 25\n"
+             PublicKey = {peer}\nAllowedIPs = 10.77.0.0/24{site}\nPersistentKeepalive = 25\n"
         );
         world.tunnel(host, &world.file(&format!("tow{host}.conf"), &text), &[])
     };
     let (first, second) = (start("c", 1, &c.0, &d.1), start("d", 2, &d.0, &c.1));
     let (of_c, of_d) = (ticket_of("c"), ticket_of("d"));
     assert!(of_c.starts_with("towpath1:") && of_c.lines().count() == 1, "{of_c}");
+    // What it has of both families; how the relay sees it is a third address.
+    let said = of_c.parse::<Ticket>().unwrap().candidates;
+    for own in ["192.168.1.2:51820", "[fd0c::2]:51820"] {
+        assert!(said.contains(&Candidate::Own(own.parse().unwrap())), "{said:?}");
+    }
     accept("c", &of_d).unwrap();
     accept("d", &of_c).unwrap();
     (first, second, relay)
@@ -414,7 +427,7 @@ fn accept(host: &str, text: &str) -> Result<(), String> {
 fn two_ends_behind_nat_meet_directly() {
     let Some(world) = enter("paths::two_ends_behind_nat_meet_directly") else { return };
     // The port stays, and only whoever was sent to is let in.
-    let (mut first, mut second, relay) = meet(&world, "masquerade");
+    let (mut first, mut second, relay) = meet(&world, "masquerade", false);
     sh("ip netns exec c ping -c 3 -i 0.2 -W 5 10.77.0.2");
     let ping = std::thread::spawn(|| sh("ip netns exec c ping -c 100 -i 0.1 -W 2 10.77.0.2"));
     first.wait_for("another path is used");
@@ -429,7 +442,7 @@ fn two_ends_behind_nat_meet_directly() {
 #[test]
 fn two_ends_behind_random_nat_meet_at_the_relay() {
     let Some(world) = enter("paths::two_ends_behind_random_nat_meet_at_the_relay") else { return };
-    let (first, second, relay) = meet(&world, "masquerade random");
+    let (first, second, relay) = meet(&world, "masquerade random", true);
     let older = ticket_of("d");
     sh("ip netns exec c ping -c 30 -i 0.2 -W 5 10.77.0.2; ip netns exec d ping -c 3 -i 0.2 -W 5 10.77.0.1");
     let newer = ticket_of("d");
@@ -438,7 +451,17 @@ fn two_ends_behind_random_nat_meet_at_the_relay() {
     assert!(accept("d", &newer).unwrap_err().contains("has no peer"));
     let changed = newer.trim().replace(&newer[60..64], "AAAA");
     assert!(accept("c", &changed).unwrap_err().contains("signature is wrong"));
+    // Neither end knows more of the other than its address at the relay, which is started again.
+    let mut again = None;
+    let outage = longest_outage(&world, "c", 8, |world| {
+        pass(Duration::from_secs(1));
+        sh(&format!("kill -9 {}", relay.pid()));
+        again = Some(self::relay(world, &["--allow-peer", "10.1.0.0/24"]));
+    });
+    println!("without the relay for {outage:.2} s");
+    assert!(outage < 3.0, "{outage}");
+    sh("ip netns exec c ping -c 3 -i 0.2 -W 2 10.77.0.2");
     let log = first.stop().join("\n");
     assert!(!log.contains("another path is used"), "{log}");
-    drop((second, relay));
+    drop((second, relay, again));
 }

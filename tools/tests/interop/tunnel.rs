@@ -6,7 +6,7 @@ use super::world::{Process, World, enter, keys, sh};
 pub(super) struct End {
     pub host: &'static str,
     private: String,
-    public: String,
+    pub public: String,
     /// Last byte of its inner addresses.
     number: u8,
 }
@@ -17,8 +17,16 @@ impl End {
         Self { host, private, public, number }
     }
 
+    pub fn private(&self) -> &str {
+        &self.private
+    }
+
+    pub fn public(&self) -> &str {
+        &self.public
+    }
+
     /// The configuration; `endpoint` is where the other end is, if this one calls first.
-    fn config(&self, other: &Self, endpoint: Option<&str>, quick: &str) -> String {
+    pub fn config(&self, other: &Self, endpoint: Option<&str>, quick: &str) -> String {
         let endpoint = endpoint.map_or_else(String::new, |endpoint| format!("Endpoint = {endpoint}\n"));
         format!(
             "[Interface]\nPrivateKey = {}\nListenPort = 51820\n{quick}\n[Peer]\nPublicKey = {}\n\

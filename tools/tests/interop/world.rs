@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use crate::left_out::left_out;
@@ -34,19 +34,34 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("strace", "strace"),
 ];
 
-/// Two cores carry one of these tests at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Two cores carry one test at a time that measures or keeps a core busy, and others as many as are run at a time.
+static TURNS: RwLock<()> = RwLock::new(());
+
+/// A test's turn, until it ends.
+#[expect(dead_code, reason = "held, and not looked at")]
+enum Turn {
+    Alone(RwLockWriteGuard<'static, ()>),
+    BesideOthers(RwLockReadGuard<'static, ()>),
+}
 
 /// The three hosts; everything in them ends with this value.
 pub struct World {
     dir: PathBuf,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
-/// Runs the calling test again inside the namespaces and answers `None`; inside, answers the hosts. Where something is
-/// missing it says so, and fails when everything is required.
+/// Runs the calling test again inside the namespaces, while no other runs, and answers `None`; inside, answers the hosts. Where
+/// something is missing it says so, and fails when everything is required.
 pub fn enter(test: &str) -> Option<World> {
-    let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    enter_in(Turn::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner)), test)
+}
+
+/// As [`enter`], of a test that waits most of its time and does not mind others beside it.
+pub fn enter_beside_others(test: &str) -> Option<World> {
+    enter_in(Turn::BesideOthers(TURNS.read().unwrap_or_else(PoisonError::into_inner)), test)
+}
+
+fn enter_in(turn: Turn, test: &str) -> Option<World> {
     if std::env::var_os(INSIDE).is_some() {
         let dir = std::env::temp_dir().join(format!("towpath-world-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
@@ -59,7 +74,8 @@ pub fn enter(test: &str) -> Option<World> {
         return None;
     }
     let program = std::env::current_exe().unwrap();
-    let output = unshare().arg(program).args(["--exact", test, "--nocapture"]).output().unwrap();
+    let output =
+        unshare().arg(program).args(["--exact", test, "--nocapture", "--include-ignored"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -66,6 +66,20 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
     assert_eq!((code, &json["verdict"], &json["rules"][0]["rule"]), (1, &json!("FAIL"), &json!("p99>+5%")));
     assert!(json["rules"][0]["estimate"].as_f64().unwrap() > 1.1, "{json}");
 
+    let junit = dir.path().join("junit.xml");
+    let (code, text, _) = gate(&wide, &["--md", "--junit", junit.to_str().unwrap()]);
+    assert!(code == 3 && text.starts_with("# INCONCLUSIVE") && text.contains("| p99>+5% |"), "{code} {text}");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains("tests=\"2\" failures=\"0\" errors=\"0\" skipped=\"2\""), "{xml}");
+    super::files::is_valid_junit(&junit);
+    gate(&worse, &["--junit", junit.to_str().unwrap()]);
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(
+        xml.contains("failures=\"2\"") && xml.contains("<failure message=\"A 50.0 µs, B 58.0 µs"),
+        "{xml}"
+    );
+    super::files::is_valid_junit(&junit);
+
     let invalid = dir.path().join("worse/0").join(bundle::RUN_JSON);
     let text = fs::read_to_string(&invalid).unwrap().replace("\"VALID\"", "\"INVALID\"");
     fs::write(&invalid, text).unwrap();
@@ -75,6 +89,10 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
         "{code} {text}"
     );
     assert_eq!(gate(&worse, &["--allow-invalid"]).0, 1);
+
+    let second = dir.path().join("worse/3").join(bundle::RUN_JSON);
+    fs::write(&second, fs::read_to_string(&second).unwrap().replace("\"VALID\"", "\"INVALID\"")).unwrap();
+    assert!(gate(&worse, &[]).1.contains("(and 1 more of its 5 runs)"));
 
     let (code, _, stderr) = output(&["gate", &a, "--", &same]);
     assert!(code == 2 && stderr.contains("--fail 'p99>+5%'"), "{code} {stderr}");
@@ -245,6 +263,40 @@ fn a_search_has_bounds_and_says_what_no_loss_means() {
     assert!(json["found"][0]["note"].as_str().unwrap().contains("undecided"), "{json}");
     let (code, _, stderr) = search(&["--from", "3kpps"]);
     assert!(code == 2 && stderr.contains("nothing to search"), "{code} {stderr}");
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test waits for a program")]
+fn an_interrupted_search_says_what_it_knows() {
+    let reflector = Reflector::start("127.0.0.1:0");
+    let arguments = [
+        "search",
+        "udp",
+        &reflector.address,
+        "--max",
+        "2kpps",
+        "--goal",
+        "ndr/exceed:50%/1s:600s",
+        "--width",
+        "30%",
+    ];
+    let child = lab(&arguments).spawn().unwrap();
+    // The thread that takes signals is there before anything is measured.
+    let threads = format!("/proc/{}/task", child.id());
+    let is_there = || {
+        let mut names =
+            fs::read_dir(&threads).into_iter().flatten().flatten().map(|task| task.path().join("comm"));
+        names.any(|name| fs::read_to_string(name).is_ok_and(|name| name.trim() == "lab-signals"))
+    };
+    let begin = Instant::now();
+    while !is_there() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no thread for signals");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.code() == Some(130) && text.contains("undecided"), "{:?} {text}", output.status);
 }
 
 #[test]

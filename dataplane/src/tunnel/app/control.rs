@@ -15,7 +15,7 @@ use crate::ingress::{Ingress, Source};
 use crate::sys::daemon::Notice;
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::marking::Marking;
-use crate::tunnel::paths::Policy;
+use crate::tunnel::paths::Paths;
 use crate::tunnel::{Path, PeerConfig, PeerIndex, setup};
 use crate::uapi::answer::{self, Part};
 use crate::uapi::server::ClientId;
@@ -253,7 +253,7 @@ impl App {
                     let Some(index) = self.tunnel.next_peer(None) else {
                         return Ok(Step::Done { cost: 1 });
                     };
-                    if !self.forget_peer(index) {
+                    if !self.forget_peer(index, now) {
                         break;
                     }
                 }
@@ -262,7 +262,7 @@ impl App {
             (&Change::Peer { key, update_only, remove }, _) => {
                 let known = self.tunnel.peer(&key);
                 *subject = match known {
-                    Some(index) if remove && !self.forget_peer(index) => return Ok(Step::Part),
+                    Some(index) if remove && !self.forget_peer(index, now) => return Ok(Step::Part),
                     Some(_) if remove => Subject::Nobody,
                     Some(index) => Subject::Peer(index),
                     None if remove || update_only || self.is_ourselves(&key) => Subject::Nobody,
@@ -273,7 +273,10 @@ impl App {
                 self.tunnel.set_preshared_key(peer, key.as_deref().cloned());
             }
             (&Change::Endpoint(address), Subject::Peer(peer)) => {
-                self.outside.names.forget(peer);
+                if let Some(view) = self.tunnel.view(peer) {
+                    let current = view.path.map(|path| path.remote());
+                    self.outside.names.was_told(peer, view.public_key, address, current);
+                }
                 self.set_endpoint(peer, address, now);
             }
             (Change::Ticket(ticket), Subject::Peer(peer)) => self.take_ticket(peer, ticket, now)?,
@@ -309,6 +312,10 @@ impl App {
             self.binding.listen_port = port;
             return Ok(Step::Done { cost: 1 });
         }
+        // What `wg setconf` and `wg syncconf` say of a file without ListenPort is no wish for another one.
+        if self.relay.is_some() && port == 0 {
+            return Ok(Step::Done { cost: 1 });
+        }
         if self.relay.is_some() {
             tracing::warn!(
                 "the relay knows this tunnel by its port: change ListenPort in the file and start again"
@@ -337,14 +344,14 @@ impl App {
 
     fn add_peer(&mut self, key: PublicKey, now: Instant) -> PeerIndex {
         let index = self.tunnel.add_peer(&new_peer(key), now);
-        if self.relay.is_some() {
-            self.tunnel.choose_paths(index, Policy::Auto, false, now);
+        if let Some(relay) = &self.relay {
+            self.tunnel.choose_paths(index, relay.policy_of(&key), false, now);
         }
         index
     }
 
     /// Removes a peer; `false` when it has more prefixes than one turn takes away.
-    fn forget_peer(&mut self, index: PeerIndex) -> bool {
+    fn forget_peer(&mut self, index: PeerIndex, now: Instant) -> bool {
         if !self.tunnel.remove_allowed_ips(index, TURN) {
             return false;
         }
@@ -354,7 +361,7 @@ impl App {
         self.tunnel.remove_peer(index);
         self.outside.names.forget(index);
         if let Some(relay) = &mut self.relay {
-            relay.forget_peer(index);
+            relay.forget_peer(index, now);
         }
         true
     }
@@ -368,12 +375,19 @@ impl App {
             }
             return;
         };
-        if relay.peer(index) == Some(address) {
-            return;
+        let paths = self.tunnel.paths(index);
+        let allows = |path| paths.is_none_or(|paths| paths.allows(path));
+        let (direct, relayed) = (Path::Direct { to: address, from: None }, Path::Relayed { peer: address });
+        // The direct way may have followed the peer to where it no longer is.
+        let goes_direct = allows(direct) && paths.and_then(Paths::direct) != Some(address);
+        let goes_relayed = allows(relayed) && relay.peer(index) != Some(address);
+        if goes_direct {
+            self.tunnel.set_direct(index, address, now);
         }
-        let bound = relay.set_peer(index, address, now);
-        self.tunnel.set_direct(index, address, now);
-        self.tunnel.set_relayed(index, bound.then_some(Path::Relayed { peer: address }), now);
+        if goes_relayed {
+            let bound = relay.set_peer(index, address, now);
+            self.tunnel.set_relayed(index, bound.then_some(relayed), now);
+        }
     }
 }
 

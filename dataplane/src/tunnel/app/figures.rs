@@ -11,6 +11,7 @@ use crate::admin::{Answer, Desk, Listener, Server, Shared, Site, Snapshot, TURN_
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::stages::Stages;
+use crate::tunnel::paths::PathFigures;
 use crate::tunnel::{Path, PeerIndex, PeerStats, noise};
 use crate::uapi::status::Device;
 
@@ -101,6 +102,7 @@ struct Census {
     direct: u64,
     relayed: u64,
     stats: PeerStats,
+    paths: PathFigures,
 }
 
 /// The totals of one moment.
@@ -137,6 +139,7 @@ impl App {
             return;
         }
         census.stats.add(&self.tunnel.departed);
+        census.paths.add(&self.tunnel.departed_paths);
         let device = self.device_status(started, false, ingress, egress, now);
         if let Some(work) = &self.figures.work {
             work.shared.publish(0, Totals { taken: now, device, census });
@@ -156,6 +159,7 @@ impl App {
             census.direct += u64::from(matches!(view.path, Some(Path::Direct { .. })));
             census.relayed += u64::from(matches!(view.path, Some(Path::Relayed { .. })));
             census.stats.add(&view.stats);
+            census.paths.add(&view.paths);
         }
         false
     }
@@ -237,6 +241,17 @@ fn metrics(totals: &Totals, now: Instant) -> String {
         "Data messages that peers have sent and that did not arrive; one that is only late counts until it comes.",
         stats.missing_messages as f64,
     );
+    let paths = &census.paths;
+    let switches =
+        "How often peers were reached by the other of two ways, direct or over a relay, from then on.";
+    metrics.counter("path_switches_total", switches, paths.switches);
+    metrics.counter(
+        "path_overlapped_total",
+        "Messages that came by a way within a second after it was left, and so perhaps out of order.",
+        paths.overlapped,
+    );
+    let probes = "Handshakes begun to find out whether a way works.";
+    metrics.counter("path_probes_total", probes, paths.probes);
     let drops = "What was lost by cause, in packets unless the cause says skbs.";
     metrics.labelled("drops_total", drops, "cause", &device.drops);
     metrics.egress(&device.egress);
@@ -268,7 +283,8 @@ mod tests {
             ..Device::default()
         };
         let stats = PeerStats { received_packets: 5, sent_message_bytes: 9, ..PeerStats::default() };
-        let census = Census { peers: 3, with_session: 2, direct: 1, relayed: 1, stats, last: None };
+        let paths = PathFigures { switches: 4, overlapped: 6, probes: 8 };
+        let census = Census { peers: 3, with_session: 2, direct: 1, relayed: 1, stats, paths, last: None };
         let text = metrics(&Totals { taken: now, device, census }, now);
         for line in [
             "towpath_build_info{version=\"1.2.3\"} 1",
@@ -278,6 +294,9 @@ mod tests {
             "towpath_peers_with_session 2",
             "towpath_received_packets_total 5",
             "towpath_sent_bytes_total 9",
+            "towpath_path_switches_total 4",
+            "towpath_path_overlapped_total 6",
+            "towpath_path_probes_total 8",
             "towpath_drops_total{cause=\"replay\"} 0",
             "# TYPE towpath_missing_messages gauge",
             "towpath_egress_slots 0",

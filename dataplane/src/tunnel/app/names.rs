@@ -18,6 +18,8 @@ use crate::config::{Endpoint, check_endpoint};
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::tunnel::PeerIndex;
+use crate::tunnel::key::PublicKey;
+use crate::tunnel::paths::Paths;
 
 /// How soon the name of one peer is looked up again.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -27,7 +29,11 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The names of peers.
 #[derive(Default)]
 pub(super) struct Names {
+    /// What the configuration calls peers, those that are gone as well: `wg setconf` makes all of them anew.
+    written: HashMap<PublicKey, Endpoint, foldhash::fast::RandomState>,
     peers: HashMap<PeerIndex, Named, foldhash::fast::RandomState>,
+    /// Peers of which somebody gave an address that is perhaps their name's.
+    doubted: Vec<PeerIndex>,
     lookups: Option<Lookups>,
     /// There are answers.
     pub news: bool,
@@ -39,20 +45,49 @@ struct Named {
     asked: Option<Instant>,
     /// The answer has not come.
     pending: bool,
+    /// The address that somebody gave: unless the name has it too, the name is no longer of interest.
+    given: Option<SocketAddr>,
+}
+
+impl Named {
+    fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, asked: None, pending: false, given: None }
+    }
 }
 
 impl Names {
-    pub fn new(names: Vec<(PeerIndex, Endpoint)>) -> Self {
-        let named = |endpoint| Named { endpoint, asked: None, pending: false };
-        Self {
-            peers: names.into_iter().map(|(peer, endpoint)| (peer, named(endpoint))).collect(),
-            ..Self::default()
+    /// Of these peers, by what the configuration calls them.
+    pub fn new(names: Vec<(PeerIndex, PublicKey, Endpoint)>) -> Self {
+        let mut all = Self::default();
+        for (peer, key, endpoint) in names {
+            all.peers.insert(peer, Named::new(endpoint.clone()));
+            all.written.insert(key, endpoint);
         }
+        all
     }
 
-    /// A peer is gone, or reached at an address that somebody gave.
+    /// A peer is gone.
     pub fn forget(&mut self, peer: PeerIndex) {
         self.peers.remove(&peer);
+    }
+
+    /// Somebody gave the address of a peer, which had another one or none so far. `wg syncconf` looks names up itself and tells
+    /// what it has found: where the peer has a name, whether it is this one's address is found out.
+    pub fn was_told(
+        &mut self,
+        peer: PeerIndex,
+        key: PublicKey,
+        address: SocketAddr,
+        current: Option<SocketAddr>,
+    ) {
+        if current == Some(address) && self.peers.contains_key(&peer) {
+            return;
+        }
+        if let Some(endpoint) = self.written.get(&key) {
+            let named = self.peers.entry(peer).or_insert_with(|| Named::new(endpoint.clone()));
+            named.given = Some(address);
+            self.doubted.push(peer);
+        }
     }
 
     /// Asks for a peer's name, unless that was done a moment ago.
@@ -61,7 +96,7 @@ impl Names {
             return;
         };
         let soon = named.asked.is_some_and(|asked| now.saturating_duration_since(asked) < AGAIN);
-        if named.pending || soon {
+        if named.pending || soon && named.given.is_none() {
             return;
         }
         if self.lookups.is_none() {
@@ -74,17 +109,30 @@ impl Names {
                 Err(error) => return tracing::warn!("names cannot be looked up: {error}"),
             }
         }
-        named.asked = Some(now);
+        if named.given.is_none() {
+            named.asked = Some(now);
+        }
         named.pending = self.lookups.as_ref().is_some_and(|lookups| lookups.ask(peer, &named.endpoint));
     }
 
-    /// The next answer that came, of a peer that is still there.
+    /// The next answer that came, of a peer that is still there and has still its name.
     fn next(&mut self) -> Option<(PeerIndex, Endpoint, io::Result<Vec<SocketAddr>>)> {
         loop {
             let (peer, answer) = self.lookups.as_ref()?.answers.try_recv().ok()?;
-            if let Some(named) = self.peers.get_mut(&peer) {
-                named.pending = false;
-                return Some((peer, named.endpoint.clone(), answer));
+            let Some(named) = self.peers.get_mut(&peer) else {
+                continue;
+            };
+            named.pending = false;
+            match named.given.take() {
+                None => return Some((peer, named.endpoint.clone(), answer)),
+                Some(given) if answer.is_ok_and(|found| found.contains(&given)) => {}
+                Some(given) => {
+                    tracing::info!(
+                        "{} is not looked for by its name any more: it is at {given}",
+                        named.endpoint
+                    );
+                    self.peers.remove(&peer);
+                }
             }
         }
     }
@@ -101,6 +149,9 @@ impl App {
         while let Some(peer) = self.tunnel.poll_unanswered() {
             self.outside.names.ask(peer, ingress, now);
         }
+        while let Some(peer) = self.outside.names.doubted.pop() {
+            self.outside.names.ask(peer, ingress, now);
+        }
         if !std::mem::take(&mut self.outside.names.news) {
             return;
         }
@@ -109,7 +160,9 @@ impl App {
             let _ = rustix::io::read(&*lookups.ready, &mut [0; 8]);
         }
         while let Some((peer, endpoint, answer)) = self.outside.names.next() {
-            let current = self.tunnel.path(peer).map(|path| path.remote());
+            // Over the relay it is reached where it was found first.
+            let direct = self.tunnel.paths(peer).and_then(Paths::direct);
+            let current = direct.or_else(|| self.tunnel.path(peer).map(|path| path.remote()));
             let has_socket = |address: &SocketAddr| self.ports.of(*address).is_some();
             match answer {
                 Ok(found) => {

@@ -15,6 +15,7 @@ use crate::drops::Cause;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::netlink::{AddressWatch, Handle, RouteWatch};
+use crate::tunnel::key::PublicKey;
 use crate::tunnel::{Path, PeerIndex, setup};
 use crate::wire::too_big::Message;
 
@@ -31,7 +32,7 @@ const LOOK: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Inquiries {
     /// Names of endpoints, looked up again when a handshake fails.
-    pub names: Vec<(PeerIndex, Endpoint)>,
+    pub names: Vec<(PeerIndex, PublicKey, Endpoint)>,
     /// The MTU of the interface follows the routes to these peers; given when it does.
     pub auto_mtu: Option<AutoMtu>,
 }

@@ -98,6 +98,7 @@ impl App {
         close(superfluous, ingress, egress);
         if registered.is_ok() {
             self.sockets = sockets;
+            self.tunnel.set_own_port(self.sockets.port());
         }
         registered
     }
@@ -107,6 +108,7 @@ impl App {
         let device = self.ports.device;
         close(std::mem::replace(&mut self.ports, Ports { device, ..Ports::default() }), ingress, egress);
         self.sockets = Sockets::NONE;
+        self.tunnel.set_own_port(0);
     }
 
     /// Binds sockets to another port and goes over to them. The loop does not wait for a port that is taken.

@@ -1,25 +1,28 @@
-//! The relays: which one is in use, what it wants to say, and what becomes of the peers behind it.
+//! The relays: which one is in use, and which peers are behind it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use rand_xoshiro::Xoshiro256PlusPlus;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use zeroize::Zeroizing;
 
-use super::App;
 use super::control::wall_clock;
 use super::stream::{Carrier, RelayStream};
 use crate::config::{Credentials, Login};
-use crate::drops::Cause;
-use crate::egress::{Class, Egress, Target};
 use crate::stun::AddressFamily;
+use crate::tunnel::PeerIndex;
+use crate::tunnel::key::PublicKey;
 use crate::tunnel::paths::Policy;
-use crate::tunnel::{Path, PeerIndex};
-use crate::turn::{Client, ClientConfig, Event, Input};
+use crate::turn::{Client, ClientConfig, Input};
 
 /// How often the files with passwords are looked at: who renews them does so that long before the old ones expire.
 const CREDENTIALS_INTERVAL: Duration = Duration::from_secs(30);
 /// How many times all relays may be silent in a row before each of them is waited for as long as the RFC says.
 const URGENT_ROUNDS: usize = 16;
+
+/// Channels that are kept while others are being bound.
+const LEFT_MAX: usize = 8;
 
 /// A relay that can be used.
 #[derive(Clone, Debug)]
@@ -41,8 +44,8 @@ pub struct RelayPlan {
     pub choices: Vec<RelayChoice>,
     /// Which peer is reached over them at which address.
     pub peers: Vec<(PeerIndex, SocketAddr)>,
-    /// By which ways each peer may be reached.
-    pub policies: Vec<(PeerIndex, Policy)>,
+    /// By which ways each peer may be reached; one that is removed and made again is known by its key.
+    pub policies: Vec<(PeerIndex, PublicKey, Policy)>,
     /// The family of the relayed address.
     pub family: Option<AddressFamily>,
     /// For the TURN client; random.
@@ -51,10 +54,14 @@ pub struct RelayPlan {
 
 /// The relay in use, and those in reserve.
 pub struct Relay {
-    plan: RelayPlan,
+    pub(super) plan: RelayPlan,
+    /// Seeds clients: the transaction ids of one tell nothing about those of the next.
+    seeds: Xoshiro256PlusPlus,
+    /// The last address at each relay that was in use, the latest last.
+    addresses: Vec<(SocketAddr, SocketAddr)>,
     /// Which one is in use, or where the next stands when that was named by another one.
     current: usize,
-    client: Client,
+    pub(super) client: Client,
     /// The address of the relay in use.
     pub(super) server: SocketAddr,
     /// The connection to it, where there is one.
@@ -64,8 +71,14 @@ pub struct Relay {
     /// Our address there, and the one from which it sees us, while there is an allocation.
     pub(super) relayed: Option<SocketAddr>,
     pub(super) mapped: Option<SocketAddr>,
+    /// Peers that know our address by a ticket, ...
+    met: Vec<PeerIndex>,
+    /// ... so that it is waited for since then.
+    lost_at: Option<Instant>,
+    /// Where peers were, whose new channels are being bound.
+    left: Vec<SocketAddr>,
     /// How many were found unusable since one was usable.
-    failures: usize,
+    pub(super) failures: usize,
     /// When the files are looked at.
     look_at: Instant,
 }
@@ -78,18 +91,28 @@ impl Relay {
     #[must_use]
     pub fn new(plan: RelayPlan, now: Instant) -> Self {
         let choice = plan.choices.first().expect("a plan has a relay").clone();
+        let mut seeds = Xoshiro256PlusPlus::seed_from_u64(plan.seed);
         let mut relay = Self {
-            client: connect(&plan, &choice, choice.server, now),
+            client: connect(&plan, &choice, choice.server, seeds.next_u64(), now),
+            seeds,
             plan,
             stream: None,
             former: None,
             relayed: None,
             mapped: None,
+            met: Vec::new(),
+            lost_at: None,
+            left: Vec::new(),
+            addresses: Vec::new(),
             current: 0,
             server: choice.server,
             failures: 0,
             look_at: now + CREDENTIALS_INTERVAL,
         };
+        if relay.plan.choices.len() > 1 {
+            // There is another one that could be used meanwhile.
+            relay.client.hurry(now);
+        }
         relay.want_peers(now);
         relay
     }
@@ -97,7 +120,13 @@ impl Relay {
     /// By which ways each peer may be reached, and whether it waits for a channel.
     pub(super) fn policies(&self) -> impl Iterator<Item = (PeerIndex, Policy, bool)> {
         let has_address = |index| self.plan.peers.iter().any(|(peer, _)| *peer == index);
-        self.plan.policies.iter().map(move |&(index, policy)| (index, policy, has_address(index)))
+        self.plan.policies.iter().map(move |&(index, _, policy)| (index, policy, has_address(index)))
+    }
+
+    /// By which ways the peer with this key may be reached, as the configuration has it.
+    pub(super) fn policy_of(&self, key: &PublicKey) -> Policy {
+        let of_key = self.plan.policies.iter().find(|(_, known, _)| known == key);
+        of_key.map(|&(_, _, policy)| policy).unwrap_or_default()
     }
 
     /// Whether all peers that can be called have to wait for the relay.
@@ -110,25 +139,86 @@ impl Relay {
         self.plan.peers.is_empty()
     }
 
-    /// The way to a peer: the number of its channel. Without one, it is asked for.
+    /// The way to a peer: the number of its channel, if it is bound.
     pub(super) fn channel(&mut self, peer: SocketAddr, now: Instant) -> Option<crate::stun::ChannelNumber> {
-        let number = self.client.channel(peer);
-        match number {
-            Some(_) => self.client.sent(now),
-            // An authentic packet came from a new address: it gets a channel of its own.
-            None => {
-                self.client.bind_channel(peer, now);
-            }
-        }
-        number
+        let number = self.client.channel(peer)?;
+        self.client.sent(now);
+        Some(number)
     }
 
     /// Where a peer is reached over the relay from now on; whether there is a channel already.
     pub(super) fn set_peer(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) -> bool {
-        self.forget_peer(index);
+        let former = self.peer(index);
+        self.met.retain(|peer| *peer != index);
+        self.plan.peers.retain(|(peer, _)| *peer != index);
         self.plan.peers.push((index, address));
+        // Before the new one, which may need its place.
+        former.into_iter().for_each(|former| self.release(former, now));
         self.client.bind_channel(address, now);
         self.client.channel(address).is_some()
+    }
+
+    /// An authentic message has come from there over the relay: there the peer is from now on, also after the next
+    /// allocation. The channel of before is kept until the new one is bound, for what is under way.
+    pub(super) fn follow_peer(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
+        let former = self.peer(index);
+        if former == Some(address) {
+            return;
+        }
+        if self.left.len() >= LEFT_MAX {
+            self.release_left(now);
+        }
+        self.plan.peers.retain(|(peer, _)| *peer != index);
+        self.plan.peers.push((index, address));
+        self.left.extend(former);
+        self.client.bind_channel(address, now);
+        if self.client.channel(address).is_some() {
+            self.release_left(now);
+        }
+    }
+
+    /// A channel is bound: those that were kept until then are let go.
+    pub(super) fn release_left(&mut self, now: Instant) {
+        for address in std::mem::take(&mut self.left) {
+            self.release(address, now);
+        }
+    }
+
+    /// The peer knows our address by a ticket only.
+    pub(super) fn note_met(&mut self, index: PeerIndex) {
+        self.met.push(index);
+    }
+
+    /// Whether this relay is to be kept although another could be used: by that one no peer would find us. For a minute; then
+    /// there may at least be new tickets.
+    pub(super) fn stays(&mut self, now: Instant) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let is_met = |(index, _): &(PeerIndex, SocketAddr)| self.met.contains(index);
+        let all_met = !self.plan.peers.is_empty() && self.plan.peers.iter().all(is_met);
+        if self.relayed.is_some() {
+            return all_met;
+        }
+        let lost_at = *self.lost_at.get_or_insert(now);
+        all_met && now.saturating_duration_since(lost_at) < PATIENCE
+    }
+
+    /// The relay in use has given us this address.
+    pub(super) fn note_address(&mut self, relayed: SocketAddr) {
+        self.lost_at = None;
+        // More than there are choices, because relays name others.
+        const ADDRESSES_MAX: usize = 16;
+        self.addresses.retain(|(server, _)| *server != self.server);
+        if self.addresses.len() >= ADDRESSES_MAX {
+            self.addresses.remove(0);
+        }
+        self.addresses.push((self.server, relayed));
+    }
+
+    /// Lets a channel go that no peer has.
+    fn release(&mut self, address: SocketAddr, now: Instant) {
+        if !self.plan.peers.iter().any(|(_, other)| *other == address) {
+            self.client.release_channel(address, now);
+        }
     }
 
     /// Where a peer is reached over the relay.
@@ -137,8 +227,11 @@ impl Relay {
     }
 
     /// The peer is no longer there.
-    pub(super) fn forget_peer(&mut self, index: PeerIndex) {
+    pub(super) fn forget_peer(&mut self, index: PeerIndex, now: Instant) {
+        let former = self.peer(index);
+        self.met.retain(|peer| *peer != index);
         self.plan.peers.retain(|(peer, _)| *peer != index);
+        former.into_iter().for_each(|former| self.release(former, now));
     }
 
     /// When [`Relay::handle_timeout`] wants to be called.
@@ -176,7 +269,7 @@ impl Relay {
     }
 
     /// The connection is of no use any more, whatever the system thinks of it.
-    fn leave_stream(&mut self) {
+    pub(super) fn leave_stream(&mut self) {
         self.former = self.stream.take().or(self.former.take());
     }
 
@@ -202,7 +295,7 @@ impl Relay {
     }
 
     /// Reads name and password again; whether they are others.
-    fn renew_credentials(&mut self, now: Instant) -> bool {
+    pub(super) fn renew_credentials(&mut self, now: Instant) -> bool {
         self.look_at = now + CREDENTIALS_INTERVAL;
         let wall = wall_clock();
         let Some(choice) = self.plan.choices.get_mut(self.current) else {
@@ -230,7 +323,12 @@ impl Relay {
 
     /// The relay in use is of no use; goes over to `alternate`, or to the next. `false` when there is no other. What the
     /// former has to be told is left in `last_words`.
-    fn go_on(&mut self, alternate: Option<SocketAddr>, last_words: &mut Vec<Vec<u8>>, now: Instant) -> bool {
+    pub(super) fn go_on(
+        &mut self,
+        alternate: Option<SocketAddr>,
+        last_words: &mut Vec<Vec<u8>>,
+        now: Instant,
+    ) -> bool {
         let usable =
             |server: &SocketAddr| *server != self.server && server.is_ipv4() == self.server.is_ipv4();
         let alternate = alternate.filter(usable);
@@ -245,20 +343,29 @@ impl Relay {
         last_words.extend(std::iter::from_fn(|| self.client.poll_transmit()));
         self.leave_stream();
         (self.relayed, self.mapped) = (None, None);
+        self.left.clear();
         self.failures += 1;
         if alternate.is_none() {
             self.current = next;
         }
         let choice = &self.plan.choices[self.current];
         self.server = alternate.unwrap_or(choice.server);
-        self.client = connect(&self.plan, choice, self.server, now);
+        self.client = connect(&self.plan, choice, self.server, self.seeds.next_u64(), now);
+        if let Some((_, address)) = self.addresses.iter().find(|(server, _)| *server == self.server) {
+            self.client.prefer(*address);
+        }
         if self.failures < URGENT_ROUNDS * self.plan.choices.len() {
             self.client.hurry(now);
         }
         self.want_peers(now);
         // Its file may have changed while another relay was in use.
         self.look_at = now;
-        tracing::info!("going over to relay {}", self.server);
+        // Once around is news.
+        if self.failures <= self.plan.choices.len() {
+            tracing::info!("going over to relay {}", self.server);
+        } else {
+            tracing::debug!("going over to relay {}", self.server);
+        }
         true
     }
 }
@@ -272,151 +379,21 @@ fn needs_reading(choice: &RelayChoice, wall: Duration) -> bool {
     }
 }
 
-fn connect(plan: &RelayPlan, choice: &RelayChoice, server: SocketAddr, now: Instant) -> Client {
+fn connect(plan: &RelayPlan, choice: &RelayChoice, server: SocketAddr, seed: u64, now: Instant) -> Client {
     let credentials = &choice.credentials;
     let config = ClientConfig {
         server,
         username: credentials.username.clone(),
         password: Zeroizing::new(credentials.password.expose().to_owned()),
         family: plan.family,
-        seed: plan.seed,
+        seed,
     };
     let mut client = Client::new(config, now);
     if choice.carrier.is_stream() {
         client.over_stream(now);
     }
-    if plan.choices.len() > 1 {
-        // There is another one that could be used meanwhile.
-        client.hurry(now);
-    }
     client
 }
 
-impl App {
-    /// Prepares the peers for having a relay beside the direct way.
-    pub(super) fn open_relay(&mut self, now: Instant) {
-        let Some(relay) = &self.relay else {
-            return;
-        };
-        tracing::info!("asking the relay {} for an address", relay.server);
-        for (index, policy, has_address) in relay.policies() {
-            self.tunnel.choose_paths(index, policy, has_address, now);
-        }
-    }
-
-    pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        match relay.handle_input(datagram, now) {
-            Input::Consumed => {}
-            Input::Ignored(cause) => self.tunnel.count_drop(cause),
-            Input::Data { peer, payload } => {
-                if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
-                }
-            }
-        }
-    }
-
-    /// Acts on what happened at the relay, and sends what is to be said to it.
-    pub(super) fn serve_relay<E: Egress>(&mut self, egress: &mut E, now: Instant) {
-        while let Some(event) = self.relay.as_mut().and_then(|relay| relay.client.poll_event()) {
-            self.handle_relay_event(event, egress, now);
-        }
-        let Some(server) = self.relay.as_ref().map(|relay| relay.server) else {
-            return;
-        };
-        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.is_stream()) {
-            // What is to be said before there is a connection waits in the client.
-            let Relay { client, stream, .. } = relay;
-            if let Some(stream) = stream {
-                while let Some(bytes) = client.poll_transmit() {
-                    let dropped = stream.push_control(&bytes);
-                    self.tunnel.count_lost(Cause::EgressQueueFull, dropped);
-                }
-            }
-            return;
-        }
-        while let Some(bytes) = self.relay.as_mut().and_then(|relay| relay.client.poll_transmit()) {
-            self.send_to_relay(server, &bytes, egress);
-        }
-    }
-
-    fn send_to_relay<E: Egress>(&self, server: SocketAddr, bytes: &[u8], egress: &mut E) {
-        let Some(port) = self.ports.of(server) else {
-            return;
-        };
-        let target = Target { port, to: server, from: None, traffic_class: 0, dont_fragment: false };
-        egress.append(&target, bytes.len(), Class::Control, |slot| {
-            slot.copy_from_slice(bytes);
-            true
-        });
-    }
-
-    fn handle_relay_event<E: Egress>(&mut self, event: Event, egress: &mut E, now: Instant) {
-        match event {
-            Event::Allocated { relayed, mapped } => {
-                if let Some(relay) = &mut self.relay {
-                    // Over a connection it is another socket's.
-                    let mapped = mapped.filter(|_| !relay.is_stream());
-                    (relay.relayed, relay.mapped) = (Some(relayed), mapped);
-                }
-                let mapped = mapped.map_or_else(String::new, |address| address.to_string());
-                tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
-                if let Some(relay) = &mut self.relay {
-                    relay.failures = 0;
-                    if relay.has_no_peers() {
-                        self.report_ready();
-                    }
-                }
-            }
-            Event::ChannelBound { peer, .. } => {
-                self.set_relayed_paths(peer, Some(Path::Relayed { peer }), now);
-                tracing::debug!(%peer, "channel bound");
-                self.report_ready();
-            }
-            Event::ChannelLost { peer } => {
-                self.set_relayed_paths(peer, None, now);
-                tracing::debug!(%peer, "channel lost");
-            }
-            Event::Unauthorized => {
-                if let Some(relay) = &mut self.relay {
-                    relay.renew_credentials(now);
-                }
-            }
-            Event::Unusable { alternate } => self.leave_relay(alternate, egress, now),
-            Event::Failed { reason } => tracing::warn!("{reason}"),
-        }
-    }
-
-    fn leave_relay<E: Egress>(&mut self, alternate: Option<SocketAddr>, egress: &mut E, now: Instant) {
-        let Some(relay) = &mut self.relay else {
-            return;
-        };
-        let (former, over_stream) = (relay.server, relay.is_stream());
-        // A connection that a request was not answered over may be stuck.
-        relay.leave_stream();
-        let mut last_words = Vec::new();
-        if relay.go_on(alternate, &mut last_words, now) {
-            // The end of a connection says as much.
-            for bytes in last_words.into_iter().filter(|_| !over_stream) {
-                self.send_to_relay(former, &bytes, egress);
-            }
-            let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();
-            for (index, _) in relayed {
-                self.tunnel.set_relayed(index, None, now);
-            }
-        }
-    }
-
-    /// Sets whether the peers at `address` can be reached over its channel.
-    fn set_relayed_paths(&mut self, address: SocketAddr, path: Option<Path>, now: Instant) {
-        let Some(relay) = &self.relay else {
-            return;
-        };
-        for &(index, _) in relay.plan.peers.iter().filter(|(_, peer)| *peer == address) {
-            self.tunnel.set_relayed(index, path, now);
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

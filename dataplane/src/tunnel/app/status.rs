@@ -125,6 +125,9 @@ impl App {
             received_packets: stats.received_packets,
             sent_packets: stats.sent_packets,
             missing_messages: stats.missing_messages,
+            path_switches: view.paths.switches,
+            path_overlapped: view.paths.overlapped,
+            path_probes: view.paths.probes,
         }
     }
 }

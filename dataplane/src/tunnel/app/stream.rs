@@ -51,6 +51,8 @@ impl Carrier {
 
 /// A connection, from its first SYN to its end.
 pub(super) struct RelayStream {
+    /// Our end's.
+    port: u16,
     transport: Transport,
     framer: Framer,
     queue: OutputQueue,
@@ -94,6 +96,7 @@ impl RelayStream {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             Ok(()) | Err(_) => {}
         }
+        let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
         let transport = match carrier {
             Carrier::Udp | Carrier::Tcp => Transport::plain(socket.into()),
             Carrier::Tls(config, name) => {
@@ -101,6 +104,7 @@ impl RelayStream {
             }
         };
         Ok(Self {
+            port,
             transport,
             framer: Framer::default(),
             queue: OutputQueue::new(QUEUE_BYTES),
@@ -112,6 +116,11 @@ impl RelayStream {
             is_registered: false,
             over: None,
         })
+    }
+
+    /// The port that it is sent from.
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Queues a request; how much data that dropped.
@@ -305,6 +314,7 @@ impl App {
         let firewall_mark = self.binding.firewall_mark;
         if let Some(relay) = self.relay.as_mut().filter(|relay| relay.wants_stream()) {
             relay.connect(firewall_mark, now);
+            self.note_relay_server();
         }
         self.serve_relay(egress, now);
         let Some(stream) = self.relay.as_mut().and_then(|relay| relay.stream.as_mut()) else {

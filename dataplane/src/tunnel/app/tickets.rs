@@ -1,7 +1,7 @@
 //! Tickets: our own, for `towpath ticket`, and those of peers.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -34,8 +34,10 @@ impl App {
         let private = self.tunnel.private_key().ok_or(Refusal::Unsupported)?;
         let mut candidates = vec![Candidate::Relayed(relayed)];
         candidates.extend(relay.mapped.map(Candidate::Mapped));
-        let own = own_address(relay.server, self.sockets.port(), self.binding.firewall_mark);
-        candidates.extend(own.filter(|own| relay.mapped != Some(*own)).map(Candidate::Own));
+        let (port, mark) = (self.sockets.port(), self.binding.firewall_mark);
+        let is_useful =
+            |own: &SocketAddr| relay.mapped != Some(*own) && (mark != 0 || !self.tunnel.is_inside(own.ip()));
+        candidates.extend(own_addresses(relay.server, port, mark).filter(is_useful).map(Candidate::Own));
         Ok(Signer::new(private).sign(&candidates, wall_clock()))
     }
 
@@ -55,16 +57,30 @@ impl App {
             return Err(NOT_THE_NEXT);
         }
         let relay = self.relay.as_mut().ok_or(NO_RELAY)?;
-        ticket.check_time(wall_clock()).map_err(|_| Refusal::Invalid)?;
+        let wall = wall_clock();
+        ticket.check_time(wall).map_err(|_| Refusal::Invalid)?;
         self.tickets.insert(ticket.public_key, (ticket.signer, ticket.issued));
+        let marked = self.binding.firewall_mark != 0;
         let reachable = |address: &SocketAddr| self.ports.of(*address).is_some();
-        self.tunnel.set_candidates(index, ticket.direct().filter(reachable), now);
+        let until = now + ticket.expires.saturating_sub(wall);
+        self.tunnel.set_candidates(index, ticket.direct().filter(reachable), until, marked, now);
         if let Some(address) = ticket.relayed() {
             let bound = relay.set_peer(index, address, now);
+            relay.note_met(index);
             self.tunnel.set_relayed(index, bound.then_some(Path::Relayed { peer: address }), now);
         }
         Ok(())
     }
+}
+
+/// The addresses that what we send comes from, with our port: to `server`, and to wherever the default route of the other
+/// family leads, for peers that have no more than that.
+fn own_addresses(server: SocketAddr, port: u16, firewall_mark: u32) -> impl Iterator<Item = SocketAddr> {
+    /// Hosts that are nowhere (RFC 5737, RFC 3849).
+    const NOWHERE: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+    let elsewhere = SocketAddr::new(NOWHERE[usize::from(server.is_ipv4())], 9);
+    [server, elsewhere].into_iter().filter_map(move |to| own_address(to, port, firewall_mark))
 }
 
 /// The address that what we send to `server` comes from, with our port.

@@ -6,8 +6,9 @@ use super::SILENCE;
 use crate::tunnel::peer::Path;
 
 /// The answer to an initiation on a suspect way is waited for twice its round trip, within these bounds. With
-/// [`SILENCE`] they keep below two seconds.
-const PATIENCE_MIN: Duration = Duration::from_millis(300);
+/// [`SILENCE`] they keep below two seconds, and where the round trip is short, before the moment at which TCP tries for the third
+/// time (0.2, 0.6 and 1.4 s after it was cut; the next is after 3 s).
+const PATIENCE_MIN: Duration = Duration::from_millis(200);
 const PATIENCE_MAX: Duration = Duration::from_millis(900);
 /// The same while the round trip is not known.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -1,5 +1,6 @@
 //! What the server's answers do to the client.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{
@@ -9,6 +10,14 @@ use super::{
 use crate::drops::Cause;
 use crate::stun::{AttributeType, Class, ErrorCode, Message};
 use crate::turn::transaction::Request;
+
+/// When a server that wants us elsewhere is asked again, while there is nowhere else.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// The server that a refusal names. Whoever is on the way could name another; unsigned, it is only a refusal.
+fn alternate(message: &Message<'_>) -> Option<SocketAddr> {
+    message.has_integrity().then(|| message.address(AttributeType::ALTERNATE_SERVER).ok().flatten())?
+}
 
 impl Client {
     pub(super) fn handle_response(&mut self, message: &Message<'_>, now: Instant) -> Input {
@@ -49,6 +58,7 @@ impl Client {
                     return;
                 };
                 self.establish(message, now);
+                (self.port, self.away) = (relayed.port(), false);
                 self.backoff = BACKOFF_MIN;
                 self.last_reason = None;
                 let mapped = message.xor_mapped_address().ok().flatten();
@@ -109,7 +119,9 @@ impl Client {
         let challenged = again.is_some()
             && self.credentials.as_mut().is_some_and(|credentials| credentials.take_challenge(message));
         if let (true, Some(stale_nonces)) = (challenged, again) {
-            self.start(request, stale_nonces, now);
+            // What is preferred may have been said since.
+            let allocates = matches!(request, Request::Allocate { .. });
+            self.start(if allocates { self.allocate() } else { request }, stale_nonces, now);
             return;
         }
         let reason = failure::reason(self.server, request, code);
@@ -127,13 +139,17 @@ impl Client {
                     self.hurry(now);
                 }
             }
+            // The server serves us until we have gone: the allocation stays.
+            Request::Refresh if code == failure::TRY_ALTERNATE && alternate(message).is_some() => {
+                self.events.push_back(Event::Unusable { alternate: alternate(message) });
+                if let Allocation::Established { refresh_at, .. } = &mut self.allocation {
+                    *refresh_at = Some(now + AGAIN);
+                }
+            }
             Request::Allocate { .. } | Request::Refresh | Request::Delete => {
                 self.lose(reason, now);
                 if matches!(code, failure::TRY_ALTERNATE | failure::INSUFFICIENT_CAPACITY) {
-                    // Whoever is on the way could name another server; unsigned, it is only a refusal.
-                    let alternate =
-                        message.has_integrity().then(|| message.address(AttributeType::ALTERNATE_SERVER));
-                    let alternate = alternate.and_then(|address| address.ok().flatten());
+                    let alternate = alternate(message);
                     self.events.push_back(Event::Unusable { alternate });
                 }
             }
@@ -152,6 +168,10 @@ impl Client {
 
     /// Gives the allocation up and tries again after a pause.
     pub(super) fn lose(&mut self, reason: String, now: Instant) {
+        if let Allocation::Established { .. } = self.allocation {
+            self.events.push_back(Event::Deallocated);
+        }
+        self.away = false;
         for peer in self.channels.reset(now) {
             self.events.push_back(Event::ChannelLost { peer });
         }

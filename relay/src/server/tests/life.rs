@@ -259,7 +259,7 @@ fn a_draining_relay_serves_what_it_has_and_refuses_what_is_new() {
         })
     };
     assert_eq!(ask(&mut fixture).code(), None);
-    fixture.server.drain(Alternates::default());
+    fixture.server.drain(Alternates::default(), fixture.now);
     assert_eq!(ask(&mut fixture).code(), None, "the answer that was lost comes again");
     assert_eq!(fixture.refresh(&alice, None).code(), None);
     assert_eq!(fixture.permit(&alice, &["192.0.2.9:9"]), None);
@@ -295,7 +295,7 @@ fn clients_are_sent_to_an_alternate_of_their_own_family_first() {
     ] {
         let alternates: Vec<SocketAddr> = alternates.into_iter().map(address).collect();
         let mut fixture = Fixture::new();
-        fixture.server.drain(Alternates::new(&alternates));
+        fixture.server.drain(Alternates::new(&alternates), fixture.now);
         for (user, expected) in [(&User::alice(), to_v4), (&over_v6, to_v6)] {
             // `ask` has seen that the answer is authentic, without which a client ignores it.
             let reply = allocate(&mut fixture, user);
@@ -330,7 +330,7 @@ fn clients_over_tls_are_sent_to_a_place_of_their_own_with_its_name_or_nowhere() 
         let has_name = alternates.tls_name().is_some();
         let mut fixture = Fixture::new();
         fixture.server.set_connections_from(Listener(1), Listener(2));
-        fixture.server.drain(alternates);
+        fixture.server.drain(alternates, fixture.now);
         for (user, expected) in [(&over_udp, expected[0]), (&over_tcp, expected[0]), (&over_tls, expected[1])]
         {
             let reply = allocate(&mut fixture, user);
@@ -352,7 +352,7 @@ fn the_longest_name_of_an_alternate_fits_into_an_answer() {
     let name = "n".repeat(253);
     let both = [address("192.0.2.78:5349"), address("[2001:db8::78]:5349")];
     fixture.server.set_connections_from(Listener(0), Listener(0));
-    fixture.server.drain(Alternates::default().with_tls(&both, Some(name.as_str().into())));
+    fixture.server.drain(Alternates::default().with_tls(&both, Some(name.as_str().into())), fixture.now);
     let alice = User::alice();
     let nonce = fixture.nonce(&alice);
     let mut buffer = [0; 1000];
@@ -367,4 +367,80 @@ fn the_longest_name_of_an_alternate_fits_into_an_answer() {
     assert_eq!(reply.message().verify_fingerprint(), Some(true));
     let attributes = reply.message().attributes().filter(|found| found.value == name.as_bytes()).count();
     assert_eq!(attributes, 1);
+}
+
+fn as_towpath(fixture: &mut Fixture, user: &User, method: Method, port: u16, lifetime: Option<u32>) -> Reply {
+    fixture.ask(user, method, |writer| {
+        if method == Method::Allocate {
+            writer.requested_transport(17);
+        }
+        let [high, low] = port.to_be_bytes();
+        writer.attribute(AttributeType::TOWPATH, &[high, low, 0, 0]);
+        if let Some(seconds) = lifetime {
+            writer.lifetime(seconds);
+        }
+    })
+}
+
+#[test]
+fn clients_that_understand_it_are_told_to_leave_a_draining_relay_and_served_until_they_do() {
+    let elsewhere = [address("192.0.2.77:3478")];
+    let mut fixture = Fixture::new();
+    let (alice, bob) = (User::alice(), User::bob());
+    assert_eq!(as_towpath(&mut fixture, &alice, Method::Allocate, 0, None).code(), None);
+    fixture.allocate(&bob);
+    assert_eq!(as_towpath(&mut fixture, &alice, Method::Refresh, 0, None).code(), None);
+    fixture.server.drain(Alternates::new(&elsewhere), fixture.now);
+    // It may be lost, so that it is said again.
+    for _ in 0..3 {
+        assert_eq!(fixture.server.poll_command(), Some(Command::Hint(alice.client)));
+        assert_eq!(fixture.server.poll_command(), None, "bob would not understand it");
+        fixture.server.hint();
+        let hint = Message::parse(fixture.server.reply()).unwrap();
+        assert_eq!((hint.class(), hint.method()), (Class::Indication, Method::Binding));
+        fixture.wait(4);
+        assert!(fixture.server.poll_timeout().is_some_and(|at| at <= fixture.now));
+        fixture.server.handle_timeout(fixture.now);
+    }
+    let reply = as_towpath(&mut fixture, &alice, Method::Refresh, 0, None);
+    assert_eq!(reply.code(), Some(300));
+    assert_eq!(reply.message().address(AttributeType::ALTERNATE_SERVER).unwrap(), Some(elsewhere[0]));
+    assert_eq!(fixture.bind(&alice, 0x4000, "192.0.2.9:9"), None, "the allocation goes on");
+    assert_eq!(fixture.refresh(&bob, None).code(), None);
+    // It leaves, and is told nothing more.
+    assert_eq!(as_towpath(&mut fixture, &alice, Method::Refresh, 0, Some(0)).code(), None);
+    while fixture.server.poll_command().is_some() {}
+    fixture.wait(4);
+    fixture.server.handle_timeout(fixture.now);
+    assert_eq!(fixture.server.poll_command(), None);
+}
+
+#[test]
+fn without_another_relay_for_them_clients_stay_at_a_draining_one() {
+    let mut fixture = Fixture::new();
+    let alice = User::alice();
+    assert_eq!(as_towpath(&mut fixture, &alice, Method::Allocate, 0, None).code(), None);
+    fixture.server.drain(Alternates::new(&[address("[2001:db8::77]:3478")]), fixture.now);
+    assert_eq!(fixture.server.poll_command(), None);
+    assert_eq!(as_towpath(&mut fixture, &alice, Method::Refresh, 0, None).code(), None);
+}
+
+#[test]
+fn a_client_gets_the_port_of_before_the_restart_again_and_nobody_elses() {
+    let port_of = |reply: &Reply| reply.message().xor_relayed_address().unwrap().unwrap().port();
+    for port in [50_123, 50_999] {
+        // The relay knows nobody.
+        let mut fixture = Fixture::new();
+        let (alice, bob) = (User::alice(), User::bob());
+        assert_eq!(port_of(&as_towpath(&mut fixture, &alice, Method::Allocate, port, None)), port);
+        assert_ne!(port_of(&as_towpath(&mut fixture, &bob, Method::Allocate, port, None)), port, "taken");
+        let id = fixture.id(&alice);
+        assert_eq!(fixture.refresh(&alice, Some(0)).code(), None);
+        fixture.server.handle_relay_closed(id);
+        let carol = bob.at("192.0.2.2:2001");
+        assert_ne!(port_of(&as_towpath(&mut fixture, &carol, Method::Allocate, port, None)), port, "alice's");
+        // From elsewhere, as behind a NAT.
+        let moved = alice.at("192.0.2.1:1001");
+        assert_eq!(port_of(&as_towpath(&mut fixture, &moved, Method::Allocate, port, None)), port);
+    }
 }

@@ -1,13 +1,27 @@
-//! The far end: sends every datagram back where it came from, superpackets whole.
+//! The far end: sends every datagram back where it came from, superpackets whole. On request it harms them instead, by
+//! a seeded plan and datagram by datagram, and keeps a log of what it did: the known answer for who counts on the other side.
+//!
+//! ```text
+//!  socket ─► Queue (plan, books) ─► socket
+//!                └─► Journal
+//! ```
 
-use std::io::ErrorKind;
+pub mod journal;
+pub mod plan;
+pub mod queue;
+
+use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dataplane::ingress::Meta;
+use dataplane::ingress::{Meta, Received};
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use serde::Serialize;
+
+use journal::{Journal, RunTotals};
+use plan::Plan;
+use queue::{Queue, Way};
 
 use crate::run::Problem;
 use crate::run::clock::monotonic_ns;
@@ -81,6 +95,85 @@ impl Reflector {
         counts.kernel_drops_skbs = socket_drops(&self.sockets);
         Ok(counts)
     }
+
+    /// As [`Reflector::run`], by a plan; what is done is written to `journal`, if there is one. Also answers what became of
+    /// the datagrams of the last runs, 16 at most, of which those that are still kept at the end are given up.
+    ///
+    /// # Errors
+    /// What epoll(7) or the journal's writer answers.
+    pub fn run_by_plan<W: Write>(
+        &self,
+        plan: Plan,
+        mut journal: Option<Journal<W>>,
+        duration: Option<Duration>,
+        stop: &AtomicBool,
+    ) -> std::io::Result<(Counts, Vec<RunTotals>)> {
+        let start_ns = monotonic_ns();
+        let end_ns = duration.map(|duration| start_ns.saturating_add(duration.as_nanos() as u64));
+        let mut counts = Counts::default();
+        let mut poller = Poller::new(&self.sockets)?;
+        let mut queue = Queue::new(plan, start_ns);
+        while !stop.load(Ordering::Relaxed) && end_ns.is_none_or(|end_ns| monotonic_ns() < end_ns) {
+            self.send_due(&mut queue, &mut counts);
+            write_entries(&mut queue, journal.as_mut())?;
+            let wait_ns =
+                queue.poll_timeout().map_or(u64::MAX, |due_ns| due_ns.saturating_sub(monotonic_ns()));
+            poller.receive_superpackets_within(
+                wait_ns,
+                &self.sockets,
+                |socket, arrival, segment_size, now| {
+                    let Some(Meta::Udp { from, to, .. }) = arrival.meta else { return };
+                    counts.superpackets += 1;
+                    counts.bytes += arrival.bytes.len() as u64;
+                    for datagram in Received::segments(arrival.bytes, segment_size) {
+                        counts.received += 1;
+                        queue.handle(datagram, Way { socket, to: from, from: to }, now);
+                    }
+                },
+            )?;
+        }
+        let totals = queue.finish();
+        write_entries(&mut queue, journal.as_mut())?;
+        if let Some(journal) = journal {
+            journal.finish(&totals)?;
+        }
+        counts.kernel_drops_skbs = socket_drops(&self.sockets);
+        Ok((counts, totals))
+    }
+
+    /// Sends what is due, so much at a time that the sockets are looked at in between.
+    fn send_due(&self, queue: &mut Queue, counts: &mut Counts) {
+        for _ in 0..DUE_AT_A_TIME {
+            let now = monotonic_ns();
+            let Some(kept) = queue.poll_due(now) else { return };
+            let (datagram, way) = queue.datagram(kept);
+            let sent = self.sockets[way.socket].send_segments(way.to, way.from, 0, datagram, datagram.len());
+            if sent.is_ok() {
+                counts.reflected += 1;
+            } else {
+                counts.refused += 1;
+            }
+            queue.handle_sent(kept, sent.is_ok(), now);
+        }
+    }
+}
+
+/// Datagrams sent between two looks at the sockets.
+const DUE_AT_A_TIME: usize = 256;
+
+/// Empties the queue's log, into the journal if there is one.
+fn write_entries<W: Write>(queue: &mut Queue, mut journal: Option<&mut Journal<W>>) -> std::io::Result<()> {
+    while let Some(entry) = queue.poll_entry() {
+        if let Some(journal) = &mut journal {
+            journal.entry(&entry)?;
+        }
+    }
+    while let Some(totals) = queue.poll_closed() {
+        if let Some(journal) = &mut journal {
+            journal.closed(&totals)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sends a superpacket back and returns how many of its datagrams the kernel took. Where the way back cannot carry it as

@@ -1,0 +1,179 @@
+//! What the relay says and what is said to it, and what becomes of the peers behind it.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::App;
+use super::relays::Relay;
+use super::stream::RelayStream;
+use crate::drops::Cause;
+use crate::egress::{Class, Egress, Target};
+use crate::tunnel::{Path, RelayServer};
+use crate::turn::{Event, Input};
+
+impl App {
+    /// Prepares the peers for having a relay beside the direct way.
+    pub(super) fn open_relay(&mut self, now: Instant) {
+        let Some(relay) = &self.relay else {
+            return;
+        };
+        tracing::info!("asking the relay {} for an address", relay.server);
+        for (index, policy, has_address) in relay.policies() {
+            self.tunnel.choose_paths(index, policy, has_address, now);
+        }
+        self.note_relay_server();
+    }
+
+    pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
+        let Some(relay) = &mut self.relay else {
+            return;
+        };
+        match relay.handle_input(datagram, now) {
+            Input::Consumed => {}
+            Input::Ignored(cause) => self.tunnel.count_drop(cause),
+            Input::Data { peer, payload } => {
+                if let Some(inner) = datagram.get(payload) {
+                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
+                    self.note_heard(peer, now);
+                }
+            }
+        }
+    }
+
+    /// Only what turned out to be authentic says that the relay is there, and where a peer is.
+    fn note_heard(&mut self, from: SocketAddr, now: Instant) {
+        if let Some(heard) = self.tunnel.take_heard()
+            && let Some(relay) = &mut self.relay
+        {
+            relay.client.heard_data(now);
+            if heard.moved {
+                relay.follow_peer(heard.peer, from, now);
+            }
+        }
+    }
+
+    /// Acts on what happened at the relay, and sends what is to be said to it.
+    pub(super) fn serve_relay<E: Egress>(&mut self, egress: &mut E, now: Instant) {
+        while let Some(event) = self.relay.as_mut().and_then(|relay| relay.client.poll_event()) {
+            self.handle_relay_event(event, egress, now);
+        }
+        let Some(server) = self.relay.as_ref().map(|relay| relay.server) else {
+            return;
+        };
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.is_stream()) {
+            // What is to be said before there is a connection waits in the client.
+            let Relay { client, stream, .. } = relay;
+            if let Some(stream) = stream {
+                while let Some(bytes) = client.poll_transmit() {
+                    let dropped = stream.push_control(&bytes);
+                    self.tunnel.count_lost(Cause::EgressQueueFull, dropped);
+                }
+            }
+            return;
+        }
+        while let Some(bytes) = self.relay.as_mut().and_then(|relay| relay.client.poll_transmit()) {
+            self.send_to_relay(server, &bytes, egress);
+        }
+    }
+
+    fn send_to_relay<E: Egress>(&self, server: SocketAddr, bytes: &[u8], egress: &mut E) {
+        let Some(port) = self.ports.of(server) else {
+            return;
+        };
+        let target = Target { port, to: server, from: None, traffic_class: 0, dont_fragment: false };
+        egress.append(&target, bytes.len(), Class::Control, |slot| {
+            slot.copy_from_slice(bytes);
+            true
+        });
+    }
+
+    fn handle_relay_event<E: Egress>(&mut self, event: Event, egress: &mut E, now: Instant) {
+        match event {
+            Event::Allocated { relayed, mapped } => {
+                if let Some(relay) = &mut self.relay {
+                    // Over a connection it is another socket's.
+                    let mapped = mapped.filter(|_| !relay.is_stream());
+                    (relay.relayed, relay.mapped) = (Some(relayed), mapped);
+                    relay.note_address(relayed);
+                }
+                let mapped = mapped.map_or_else(String::new, |address| address.to_string());
+                tracing::info!(%relayed, %mapped, "relay allocated: the other side's Endpoint is {relayed}");
+                if let Some(relay) = &mut self.relay {
+                    relay.failures = 0;
+                    if relay.has_no_peers() {
+                        self.report_ready();
+                    }
+                }
+            }
+            Event::ChannelBound { peer, .. } => {
+                self.set_relayed_paths(peer, Some(Path::Relayed { peer }), now);
+                tracing::debug!(%peer, "channel bound");
+                if let Some(relay) = &mut self.relay {
+                    relay.release_left(now);
+                }
+                self.report_ready();
+            }
+            Event::ChannelLost { peer } => {
+                self.set_relayed_paths(peer, None, now);
+                tracing::debug!(%peer, "channel lost");
+            }
+            Event::Deallocated => {
+                if let Some(relay) = &mut self.relay {
+                    (relay.relayed, relay.mapped) = (None, None);
+                }
+            }
+            Event::Unauthorized => {
+                if let Some(relay) = &mut self.relay {
+                    relay.renew_credentials(now);
+                }
+            }
+            Event::Unusable { alternate } => self.leave_relay(alternate, egress, now),
+            Event::Failed { reason } => tracing::warn!("{reason}"),
+        }
+    }
+
+    fn leave_relay<E: Egress>(&mut self, alternate: Option<SocketAddr>, egress: &mut E, now: Instant) {
+        let Some(relay) = &mut self.relay else {
+            return;
+        };
+        let (former, over_stream) = (relay.server, relay.is_stream());
+        let stays = relay.stays(now);
+        // A connection that a request was not answered over may be stuck.
+        if !stays || relay.relayed.is_none() {
+            relay.leave_stream();
+        }
+        if stays {
+            return;
+        }
+        let mut last_words = Vec::new();
+        if relay.go_on(alternate, &mut last_words, now) {
+            // The end of a connection says as much.
+            self.note_relay_server();
+            for bytes in last_words.into_iter().filter(|_| !over_stream) {
+                self.send_to_relay(former, &bytes, egress);
+            }
+            let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();
+            for (index, _) in relayed {
+                self.tunnel.set_relayed(index, None, now);
+            }
+        }
+    }
+
+    /// What is sent to the relay must not come back through the device.
+    pub(super) fn note_relay_server(&mut self) {
+        if let Some(relay) = &self.relay {
+            let stream_port = relay.is_stream().then(|| relay.stream.as_ref().map_or(0, RelayStream::port));
+            self.tunnel.set_relay_server(RelayServer { address: relay.server, stream_port });
+        }
+    }
+
+    /// Sets whether the peers at `address` can be reached over its channel.
+    fn set_relayed_paths(&mut self, address: SocketAddr, path: Option<Path>, now: Instant) {
+        let Some(relay) = &self.relay else {
+            return;
+        };
+        for &(index, _) in relay.plan.peers.iter().filter(|(_, peer)| *peer == address) {
+            self.tunnel.set_relayed(index, path, now);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Which channels there are, as peers come, move and go.
+#![expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+
+use super::*;
+use crate::config::{LoginKind, Password};
+use crate::turn::Event;
+use crate::turn::client_tests::Server;
+
+const SERVER: &str = "192.0.2.1:3478";
+const SECOND: Duration = Duration::from_secs(1);
+const FIRST: PeerIndex = PeerIndex(0);
+const SECOND_PEER: PeerIndex = PeerIndex(1);
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("address")
+}
+
+/// The peer from one port after the other, as behind a NAT that is started again.
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::new(address("203.0.113.5:1").ip(), port)
+}
+
+fn choice(server: &str) -> RelayChoice {
+    let file = "password".into();
+    RelayChoice {
+        server: address(server),
+        carrier: Carrier::Udp,
+        login: Login { username: Some("alice".to_owned()), file, kind: LoginKind::Secret },
+        credentials: Credentials {
+            username: "alice".to_owned(),
+            password: Password::new("secret"),
+            until: Some(Duration::MAX),
+            world_readable: false,
+        },
+    }
+}
+
+struct World {
+    relay: Relay,
+    server: Server,
+    now: Instant,
+}
+
+impl World {
+    /// A tunnel with one peer behind the relay.
+    fn new(choices: &[&str]) -> Self {
+        let now = Instant::now();
+        let plan = RelayPlan {
+            choices: choices.iter().map(|server| choice(server)).collect(),
+            peers: vec![(FIRST, at(1))],
+            policies: Vec::new(),
+            family: None,
+            seed: 7,
+        };
+        let mut world = Self { relay: Relay::new(plan, now), server: Server::new(), now };
+        world.settle();
+        world
+    }
+
+    /// Carries messages until there are none, and does what the endpoint does with what happened.
+    fn settle(&mut self) {
+        while let Some(bytes) = self.relay.client.poll_transmit() {
+            if let Some(answer) = self.server.answer(&bytes, self.now) {
+                assert_eq!(self.relay.handle_input(&answer, self.now), Input::Consumed);
+            }
+        }
+        while let Some(event) = self.relay.client.poll_event() {
+            match event {
+                Event::ChannelBound { .. } => self.relay.release_left(self.now),
+                Event::Allocated { relayed, .. } => self.relay.note_address(relayed),
+                _ => {}
+            }
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        self.settle();
+        while let Some(due) = self.relay.client.poll_timeout().filter(|due| *due <= end) {
+            self.now = due;
+            self.relay.client.handle_timeout(due);
+            self.settle();
+        }
+        self.now = end;
+    }
+
+    /// Where channels lead to that are kept: those that the server still has in an hour.
+    fn kept(&mut self) -> Vec<SocketAddr> {
+        self.pass(3_600 * SECOND);
+        let now = self.now;
+        let mut kept: Vec<_> =
+            self.server.channels.values().filter(|(_, until)| *until > now).map(|(peer, _)| *peer).collect();
+        kept.sort();
+        kept
+    }
+}
+
+#[test]
+fn a_peer_that_moves_a_hundred_times_has_one_channel() {
+    let mut world = World::new(&[SERVER]);
+    for port in 2..=100 {
+        world.relay.follow_peer(FIRST, at(port), world.now);
+        assert!(world.relay.channel(at(port), world.now).is_none(), "not yet");
+        assert!(world.relay.channel(at(port - 1), world.now).is_some(), "for what is under way");
+        world.settle();
+        assert!(world.relay.channel(at(port), world.now).is_some());
+        assert!(world.relay.channel(at(port - 1), world.now).is_none());
+    }
+    assert_eq!(world.kept(), [at(100)]);
+}
+
+#[test]
+fn a_peer_that_has_moved_is_there_after_the_next_allocation() {
+    let mut world = World::new(&[SERVER]);
+    world.relay.follow_peer(FIRST, at(2), world.now);
+    world.settle();
+    assert_eq!(world.relay.peer(FIRST), Some(at(2)));
+    world.server.allocated_until = None;
+    world.pass(700 * SECOND);
+    assert!(world.relay.channel(at(2), world.now).is_some());
+    assert_eq!(world.kept(), [at(2)]);
+    // By another relay as well.
+    let mut world = World::new(&[SERVER, "192.0.2.2:3478"]);
+    world.relay.follow_peer(FIRST, at(2), world.now);
+    world.settle();
+    assert!(world.relay.go_on(None, &mut Vec::new(), world.now));
+    world.server = Server::new();
+    world.settle();
+    assert_eq!(world.kept(), [at(2)]);
+}
+
+#[test]
+fn channels_go_with_the_last_peer_that_has_them() {
+    let mut world = World::new(&[SERVER]);
+    let now = world.now;
+    world.relay.set_peer(SECOND_PEER, at(1), now);
+    world.relay.set_peer(FIRST, at(2), now);
+    world.settle();
+    assert!(world.relay.channel(at(1), now).is_some(), "it is the second's as well");
+    world.relay.forget_peer(SECOND_PEER, now);
+    assert!(world.relay.channel(at(1), now).is_none());
+    assert_eq!(world.kept(), [at(2)]);
+    let now = world.now;
+    world.relay.forget_peer(FIRST, now);
+    assert!(world.kept().is_empty());
+}
+
+#[test]
+fn nobody_gets_a_channel_by_having_something_sent_to_him() {
+    let mut world = World::new(&[SERVER]);
+    // As the answer to a handshake that is not known to be authentic.
+    assert!(world.relay.channel(at(9), world.now).is_none());
+    assert_eq!(world.kept(), [at(1)]);
+}
+
+#[test]
+fn each_relay_is_asked_under_other_transaction_ids_and_for_the_port_of_before() {
+    let mut world = World::new(&[SERVER, "192.0.2.2:3478"]);
+    let first_words = |relay: &mut Relay, now| {
+        assert!(relay.go_on(None, &mut Vec::new(), now));
+        relay.client.poll_transmit().expect("an Allocate")
+    };
+    let now = world.now;
+    let [one, other] = [first_words(&mut world.relay, now), first_words(&mut world.relay, now)];
+    assert_ne!(one[8..20], other[8..20]);
+    // Back at the first.
+    world.server = Server::new();
+    assert_eq!(
+        world.server.answer(&other, now).map(|answer| world.relay.handle_input(&answer, now)),
+        Some(Input::Consumed)
+    );
+    world.settle();
+    assert_eq!(world.server.ports, [50_000]);
+}
+
+#[test]
+fn a_relay_at_which_peers_were_met_is_waited_for_a_minute() {
+    let mut world = World::new(&[SERVER, "192.0.2.2:3478"]);
+    let now = world.now;
+    world.relay.relayed = Some(address("192.0.2.1:50000"));
+    assert!(!world.relay.stays(now), "its peer is found from anywhere");
+    world.relay.note_met(FIRST);
+    assert!(world.relay.stays(now), "the peer sends there");
+    world.relay.relayed = None;
+    assert!(world.relay.stays(now) && world.relay.stays(now + 59 * SECOND));
+    assert!(!world.relay.stays(now + 60 * SECOND));
+    // It is there again, and goes away later.
+    world.relay.note_address(address("192.0.2.1:50000"));
+    assert!(world.relay.stays(now + 100 * SECOND));
+    world.relay.set_peer(SECOND_PEER, at(2), now);
+    assert!(!world.relay.stays(now + 100 * SECOND), "one can be reached from elsewhere");
+    world.relay.forget_peer(SECOND_PEER, now);
+    world.relay.set_peer(FIRST, at(3), now);
+    assert!(!world.relay.stays(now + 100 * SECOND), "an Endpoint took the place of the ticket's");
+}

@@ -1,0 +1,112 @@
+//! A result file of any kind as a log: a run's directory, `.hlog`, `.hgrm`, a bare histogram, or the JSON of other generators.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+
+use super::log::{Line, Log};
+use super::{foreign, hgrm_reader};
+
+/// Most bytes of a file that is not read line by line.
+const TEXT_BYTES_MAX: u64 = 256 << 20;
+
+/// What one step of a value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Unit {
+    /// Nanoseconds
+    Ns,
+    /// Microseconds
+    Us,
+    /// Milliseconds
+    Ms,
+    /// Seconds
+    S,
+}
+
+impl Unit {
+    /// Nanoseconds in it.
+    #[must_use]
+    pub const fn nanoseconds(self) -> u64 {
+        match self {
+            Self::Ns => 1,
+            Self::Us => 1_000,
+            Self::Ms => 1_000_000,
+            Self::S => 1_000_000_000,
+        }
+    }
+}
+
+/// Reads a file into nanoseconds. `unit` is that of its values where the file does not say it: nanoseconds in a log,
+/// microseconds in a `.hgrm`, unless it is given.
+///
+/// # Errors
+/// When it cannot be read or is nothing that is known; the message names the file.
+pub fn read(path: &Path, unit: Option<Unit>) -> anyhow::Result<Log> {
+    let path = if path.is_dir() { path.join("detail.hlog") } else { path.to_owned() };
+    let name = || path.display().to_string();
+    let file = File::open(&path).with_context(|| {
+        format!("cannot read {}; give a directory of `run --out`, a .hlog or a .hgrm", name())
+    })?;
+    let mut input = BufReader::with_capacity(64 << 10, file);
+    let start = input.fill_buf().with_context(|| format!("cannot read {}", name()))?;
+    let start = String::from_utf8_lossy(start).into_owned();
+    let log = if start.trim_start().starts_with('{') {
+        foreign::read(&text(&mut input)?)
+    } else if is_log(&start) {
+        let log = Log::read(input);
+        log.and_then(|log| scaled(log, unit.unwrap_or(Unit::Ns).nanoseconds()))
+    } else {
+        distribution(&text(&mut input)?, unit.unwrap_or(Unit::Us))
+    };
+    let log = log.map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
+    anyhow::ensure!(!log.lines.is_empty(), "{} holds no histogram", name());
+    Ok(log)
+}
+
+/// Whether a file that begins like this is an interval log or a bare histogram: no distribution has the word, and every
+/// encoded histogram begins so or, in the older encodings, stands behind three numbers.
+fn is_log(start: &str) -> bool {
+    let start = start.trim_start_matches('\u{feff}').trim_start();
+    let is_distribution =
+        start.lines().any(|line| line.contains("Percentile") && line.contains("TotalCount"));
+    !is_distribution && (start.starts_with(['#', '"']) || start.starts_with("Tag=") || has_histogram(start))
+}
+
+fn has_histogram(text: &str) -> bool {
+    text.lines().take(10).any(|line| line.contains("HIST"))
+}
+
+fn text(input: &mut BufReader<File>) -> anyhow::Result<String> {
+    let mut text = String::new();
+    input.take(TEXT_BYTES_MAX + 1).read_to_string(&mut text).context("it is not text")?;
+    anyhow::ensure!(text.len() as u64 <= TEXT_BYTES_MAX, "it is longer than {TEXT_BYTES_MAX} bytes");
+    Ok(text)
+}
+
+fn scaled(mut log: Log, factor: u64) -> Result<Log, String> {
+    if factor != 1 {
+        for line in &mut log.lines {
+            line.counts = line.counts.times(factor)?;
+        }
+    }
+    Ok(log)
+}
+
+fn distribution(text: &str, unit: Unit) -> Result<Log, String> {
+    // In thousandths of the unit, and of nanoseconds there are none.
+    let thousandths = hgrm_reader::read(text)?;
+    let counts = if unit == Unit::Ns {
+        thousandths.divided(hgrm_reader::PARTS as u64)?
+    } else {
+        thousandths.times(unit.nanoseconds() / 1_000)?
+    };
+    let notes = vec!["values are those of the rows of the distribution, counts are exact".to_owned()];
+    Ok(Log {
+        start_unix_s: None,
+        lines: vec![Line { tag: None, start_s: 0.0, length_s: 0.0, counts }],
+        notes,
+    })
+}

@@ -1,0 +1,155 @@
+//! `towpath-lab lab` as a person uses it: hosts that come, can be entered, and go with everything in them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+
+use super::left_out::left_out;
+use super::{program, wait_for};
+
+fn lab(runtime: &Path, arguments: &[&str]) -> Command {
+    let mut command = program();
+    command.arg("lab").args(arguments).env("XDG_RUNTIME_DIR", runtime).env("TMPDIR", runtime);
+    command.env("PATH", std::env::var("PATH").unwrap() + ":/usr/sbin:/sbin").stdin(Stdio::null());
+    command
+}
+
+/// Exit status, output, errors. `None`, and said, where this machine does not let it.
+fn done(mut command: Command) -> Option<(i32, String, String)> {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    for lack in ["user namespaces are forbidden", "/dev/net/tun", "apt-get install nftables"] {
+        if status.code() == Some(5) && stderr.contains(lack) {
+            left_out(stderr.trim());
+            return None;
+        }
+    }
+    Some((status.code().unwrap(), stdout, stderr))
+}
+
+fn succeeds(command: Command) -> Option<String> {
+    let (code, stdout, stderr) = done(command)?;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    Some(stdout)
+}
+
+/// A scenario of two hosts and a reflector, with these claims.
+fn small(directory: &Path, claims: &str) -> String {
+    let text = format!(
+        "[host.a]\n[host.b]\n\n[[link]]\nends = [\"a\", \"b\"]\naddresses = [\"10.1.0.1/24, fd01::1/64\", \"10.1.0.2/24, fd01::2/64\"]\n\n\
+         [[program]]\nhost = \"b\"\nrun = \"towpath-lab reflect [fd01::2]:7 --loss 10%\"\nready = \"reflecting\"\n\n\
+         [load]\nhost = \"a\"\nrun = \"udp [fd01::2]:7 --rate 1kpps --duration 300ms --warmup 0s --drain 200ms --lateness-limit 10s\"\nhold = {claims}\n"
+    );
+    let path = directory.join("small.toml");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn the_demo_s_network_is_there_until_it_is_taken_down() {
+    let directory = tempfile::tempdir().unwrap();
+    let lab = |arguments: &[&str]| lab(directory.path(), arguments);
+    let Some(text) = succeeds(lab(&["up", "demo"])) else { return };
+    assert!(text.contains("towpath-lab lab exec a\n") && text.contains("lab down demo"), "{text}");
+
+    let looked =
+        succeeds(lab(&["exec", "a", "sh", "-c", "echo on $TOWPATH_LAB_HOST; cat /proc/net/dev"])).unwrap();
+    assert!(
+        looked.starts_with("on a\n") && looked.contains(" a-b:") && looked.contains("lab-a:"),
+        "{looked}"
+    );
+    let load = [
+        "exec",
+        "a",
+        "towpath-lab",
+        "run",
+        "tunnel",
+        "10.72.0.2:7007",
+        "--rate",
+        "200pps",
+        "--duration",
+        "300ms",
+    ];
+    let (code, stdout, stderr) = done(lab(&load)).unwrap();
+    assert!((code == 0 || code == 4) && stdout.contains("account: intended "), "{stdout}{stderr}");
+    let (code, _, stderr) = done(lab(&["up", "demo"])).unwrap();
+    assert!(code == 5 && stderr.contains("lab down demo"), "{code} {stderr}");
+    let (code, _, stderr) = done(lab(&["exec", "c", "true"])).unwrap();
+    assert!(code == 2 && stderr.contains("it has a, b, relay"), "{code} {stderr}");
+
+    // A shell's program goes on when the keeper is killed, and the namespaces with it.
+    let mut inside = lab(&["exec", "b", "sleep", "1000"]).spawn().unwrap();
+    let home = directory.path().join("towpath-lab/demo");
+    let up: Value = serde_json::from_str(&std::fs::read_to_string(home.join("hosts.json")).unwrap()).unwrap();
+    let keeper = Pid::from_raw(up["keeper"].as_i64().unwrap() as i32).unwrap();
+    kill_process(keeper, Signal::KILL).unwrap();
+    wait_for("the keeper to end", || {
+        test_kill_process(keeper).is_err()
+            || std::fs::read(format!("/proc/{}/environ", keeper.as_raw_nonzero()))
+                .is_ok_and(|text| text.is_empty())
+    });
+    let (code, _, stderr) = done(lab(&["exec", "a", "true"])).unwrap();
+    assert!(code == 5 && stderr.contains("lab down demo"), "{code} {stderr}");
+    let text = succeeds(lab(&["down"])).unwrap();
+    assert!(text.contains("lab demo is down"), "{text}");
+    wait_for("the program inside to end", || inside.try_wait().unwrap().is_some());
+    assert!(!home.exists());
+    let mark = home.display().to_string();
+    assert_eq!(super::processes_with(&mark), Vec::<String>::new());
+    let (code, _, stderr) = done(lab(&["down"])).unwrap();
+    assert!(code == 5 && stderr.contains("no lab is up"), "{code} {stderr}");
+}
+
+#[test]
+fn a_lab_that_cannot_be_made_says_why_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = small(directory.path(), "[]");
+    let text = std::fs::read_to_string(&path).unwrap().replace("[fd01::2]:7 --loss", "[fd01::3]:7 --loss");
+    std::fs::write(&path, text).unwrap();
+    let Some((code, _, stderr)) = done(lab(directory.path(), &["up", &path])) else { return };
+    assert!(
+        code == 5 && stderr.contains("towpath-lab on b ended") && stderr.contains("[fd01::3]:7"),
+        "{code} {stderr}"
+    );
+    assert!(!directory.path().join("towpath-lab/small").exists());
+    assert_eq!(
+        super::processes_with(&directory.path().join("towpath-lab").display().to_string()),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn what_a_scenario_claims_is_judged() {
+    let directory = tempfile::tempdir().unwrap();
+    let runs = |claims: &str| done(lab(directory.path(), &["run", &small(directory.path(), claims)]));
+    let Some((code, stdout, stderr)) = runs(r#"["lost > 5", "path > 5", "duplicate = 0", "p50 < 10s"]"#)
+    else {
+        return;
+    };
+    assert!(code == 0 && stdout.matches("\nholds  ").count() == 4, "{code} {stdout}{stderr}");
+    let (code, stdout, stderr) = runs(r#"["lost > 5", "lost = 0"]"#).unwrap();
+    assert!(code == 1 && stdout.contains("\nFAILS  lost = 0  (found "), "{code} {stdout}{stderr}");
+    let (code, _, stderr) = runs(r#"["p98 < 5ms"]"#).unwrap();
+    assert!(code == 2 && stderr.contains("small.toml:16: ") && stderr.contains("p99.9"), "{code} {stderr}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "only the scenario is left");
+}
+
+#[test]
+fn a_tunnel_from_behind_nat_that_drops_is_accounted_for_to_the_last_datagram() {
+    let directory = tempfile::tempdir().unwrap();
+    if !std::env::split_paths(&std::env::var_os("PATH").unwrap())
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .any(|path| path.join("ip").exists())
+    {
+        return left_out("the scenario narrow.toml: apt-get install iproute2");
+    }
+    let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/narrow.toml");
+    let Some((code, text, errors)) = done(lab(directory.path(), &["run", scenario.to_str().unwrap()])) else {
+        return;
+    };
+    // On a busy machine the generator may find itself too slow, which is no fault here.
+    assert!(code == 0 || code == 4, "{code} {text}{errors}");
+    assert!(text.matches("\nholds  ").count() == 3 && text.contains(" + a:busy "), "{text}");
+}

@@ -1,0 +1,184 @@
+//! The ledger of a run against the log of the lab's own reflector, which harms datagrams by a plan: to the last datagram of
+//! each flow, and to the millisecond.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tools::reflect::Reflector;
+use tools::reflect::journal::{self, Did, Entry, Journal, RunId, Totals};
+use tools::reflect::plan::Plan;
+use tools::run::ledger::Ledger;
+use tools::run::{Arrivals, Kind, Pace, RunResult, RunSpec, run};
+
+/// Runs `load` against a reflector with this plan; answers also what its log says.
+fn against<T>(plan: &Plan, load: impl FnOnce(SocketAddr) -> T) -> (T, Vec<Entry>, BTreeMap<RunId, Totals>) {
+    let reflector = Reflector::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+    let address = reflector.local_addrs()[0];
+    let done = AtomicBool::new(false);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let out = std::io::BufWriter::new(file.reopen().unwrap());
+    let journal = Journal::new(out, plan, "now").unwrap();
+    let loaded = std::thread::scope(|scope| {
+        let far_end = scope.spawn(|| reflector.run_by_plan(plan.clone(), Some(journal), None, &done));
+        let loaded = load(address);
+        done.store(true, Ordering::Relaxed);
+        let (counts, _) = far_end.join().unwrap().unwrap();
+        assert_eq!((counts.kernel_drops_skbs, counts.refused), (0, 0), "{counts:?}");
+        loaded
+    });
+    let (entries, totals) = journal::read(&std::fs::read_to_string(file.path()).unwrap());
+    (loaded, entries, totals.into_iter().map(|run| (run.run, run.totals)).collect())
+}
+
+fn spec(target: SocketAddr, flows: u32) -> RunSpec {
+    RunSpec {
+        rate_pps: 10_000.0,
+        size: 100,
+        flows,
+        duration: Duration::from_millis(400),
+        warmup: Duration::from_millis(50),
+        drain: Duration::from_millis(300),
+        pace: Pace::Sleep,
+        ..RunSpec::new(Kind::Udp, target)
+    }
+}
+
+fn run_id(result: &RunResult) -> RunId {
+    RunId(u64::from_str_radix(&result.run_id, 16).unwrap())
+}
+
+/// Every cause alone and all at once: each count of the ledger is that of the log, in all and by flow.
+fn ledgers_equal_logs(flows: u32) {
+    let share = |text: &str| text.parse().unwrap();
+    let plans = [
+        Plan { seed: 1, loss: share("5%"), ..Plan::default() },
+        Plan { seed: 2, duplicate: share("5%"), ..Plan::default() },
+        Plan { seed: 3, reorder: "10%:1".parse().unwrap(), ..Plan::default() },
+        Plan { seed: 4, corrupt: share("5%"), ..Plan::default() },
+        Plan {
+            seed: 5,
+            loss: share("4%"),
+            duplicate: share("3%"),
+            reorder: "5%:2".parse().unwrap(),
+            corrupt: share("2%"),
+            delay: vec!["1ms".parse().unwrap(), "3%:20ms".parse().unwrap()],
+            stall: Some("30ms/200ms".parse().unwrap()),
+        },
+    ];
+    for plan in plans {
+        let (result, entries, totals) = against(&plan, |target| run(&spec(target, flows), |_| {}).unwrap());
+        let (ledger, totals) = (result.ledger, totals[&run_id(&result)]);
+        println!("{plan:?}\n{ledger:?}\n{totals:?}");
+        assert!(ledger.balances() && totals.overflow + totals.discarded == 0);
+        assert_eq!((ledger.sent, ledger.late), (totals.seen, 0));
+        assert_eq!(ledger.received, totals.returned);
+        assert_eq!(ledger.lost, totals.lost + totals.corrupt);
+        assert_eq!((ledger.duplicate, ledger.corrupt), (totals.duplicate, totals.corrupt));
+        assert_eq!(ledger.reordered, totals.reordered);
+        let planned = |share: f64| if share > 0.0 { 1 } else { 0 };
+        assert!(totals.lost >= planned(plan.loss.0) && totals.corrupt >= planned(plan.corrupt.0));
+        assert!(
+            totals.duplicate >= planned(plan.duplicate.0)
+                && totals.reordered >= planned(plan.reorder.share.0)
+        );
+        by_flow(&result.ledger_by_flow, &entries);
+    }
+}
+
+/// Losses and copies of each flow, from the lines of the log.
+fn by_flow(ledgers: &[Ledger], entries: &[Entry]) {
+    let mut counts = vec![(0, 0); ledgers.len()];
+    for entry in entries {
+        let (lost, duplicate) = &mut counts[entry.flow as usize];
+        match entry.did {
+            Did::Lost | Did::Corrupt => *lost += 1,
+            Did::Duplicate => *duplicate += 1,
+            Did::Held { .. } | Did::Delayed { .. } | Did::Stalled { .. } => {}
+            Did::Overflow | Did::Refused | Did::Discarded => panic!("{entry:?}"),
+        }
+    }
+    let found: Vec<_> = ledgers.iter().map(|ledger| (ledger.lost, ledger.duplicate)).collect();
+    assert_eq!(found, counts);
+}
+
+#[test]
+fn the_ledger_of_one_flow_is_the_log_of_the_reflector() {
+    ledgers_equal_logs(1);
+}
+
+#[test]
+fn the_ledgers_of_a_thousand_flows_are_the_log_of_the_reflector() {
+    ledgers_equal_logs(1_000);
+}
+
+#[test]
+fn what_is_kept_beyond_the_drain_is_late() {
+    // What is delayed comes 2.4 s after it was sent, and is late from 2.1 s after the beginning on.
+    let plan = Plan { seed: 6, delay: vec!["10%:2400ms".parse().unwrap()], ..Plan::default() };
+    let (duration, drain) = (Duration::from_millis(100), Duration::from_secs(2));
+    let change = |target| RunSpec { duration, drain, rate_pps: 2_000.0, ..spec(target, 3) };
+    let (result, _, totals) = against(&plan, |target| run(&change(target), |_| {}).unwrap());
+    let (ledger, totals) = (result.ledger, totals[&run_id(&result)]);
+    assert!(totals.delayed > 0 && ledger.balances(), "{totals:?}");
+    assert_eq!((ledger.late, ledger.lost), (totals.delayed, 0), "{ledger:?}");
+}
+
+#[test]
+fn two_runs_of_one_seed_lose_the_same_datagrams() {
+    let plan = Plan { seed: 7, loss: "5%".parse().unwrap(), ..Plan::default() };
+    let twice = |target| [(); 2].map(|()| run(&spec(target, 8), |_| {}).unwrap());
+    let (results, entries, totals) = against(&plan, twice);
+    assert_eq!(totals.len(), 2);
+    let lost = results.each_ref().map(|result| {
+        let of_run = entries.iter().filter(|entry| entry.run == run_id(result));
+        let mut lost: Vec<_> = of_run.map(|entry| (entry.flow, entry.seq)).collect();
+        lost.sort_unstable();
+        lost
+    });
+    assert!(lost[0].len() > 100 && lost[0] == lost[1], "{} {}", lost[0].len(), lost[1].len());
+    assert_eq!(results[0].ledger, results[1].ledger);
+}
+
+#[test]
+fn a_stall_of_a_tenth_is_felt_as_long_as_it_lasts() {
+    // In each second nothing comes back for 100 ms: a tenth of the datagrams waits 0 to 100 ms, evenly. So the twentieth that
+    // waits longest waits 50 ms and more, and the hundredth 90 ms and more.
+    let plan = Plan { stall: Some("100ms/1s".parse().unwrap()), ..Plan::default() };
+    let stalled = |target| RunSpec {
+        rate_pps: 2_000.0,
+        arrivals: Arrivals::Periodic,
+        duration: Duration::from_secs(2),
+        pace: Pace::Hybrid,
+        ..spec(target, 1)
+    };
+    let mut found = Vec::new();
+    // What the machine itself stalls explains one figure that is too high, and never all of them.
+    for _ in 0..4 {
+        let (result, _, totals) = against(&plan, |target| run(&stalled(target), |_| {}).unwrap());
+        assert_eq!(result.ledger.lost, 0);
+        let share = totals[&run_id(&result)].stalled as f64 / result.ledger.sent as f64;
+        let of = |name: &str| result.latency.response.quantile(name).unwrap().value_ns.unwrap() as f64 / 1e6;
+        // The distribution has no p95 by name; the curve has.
+        let p95 = result.histograms.as_ref().unwrap().response.value_at_quantile(0.95) as f64 / 1e6;
+        let figures = [of("p99"), p95, of("p50")];
+        println!(
+            "p99 {:.2} ms, p95 {:.2} ms, p50 {:.3} ms, {:.2} % stalled",
+            figures[0],
+            figures[1],
+            figures[2],
+            100.0 * share
+        );
+        let close = |found: f64, expected: f64| (found - expected).abs() <= 2.0;
+        if close(figures[0], 90.0)
+            && close(figures[1], 50.0)
+            && figures[2] < 2.0
+            && (share - 0.1).abs() < 0.005
+        {
+            return;
+        }
+        found.push(figures);
+    }
+    panic!("p99, p95 and p50 in ms: {found:?}");
+}

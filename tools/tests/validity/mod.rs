@@ -1,0 +1,211 @@
+//! Each thing that can spoil a run, done to a real one: the run says so, and why. And the known answer of a stall, on either
+//! side.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tools::run::clock::monotonic_ns;
+use tools::run::verdict::Validity;
+use tools::run::{Arrivals, Kind, Pace, RunResult, RunSpec, run};
+
+use super::bad_reflector::{BadReflector, Plan};
+use super::user_namespace;
+
+const MS: u64 = 1_000_000;
+
+/// Tests that keep a processor busy, or need one that is not.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a run in a process of its own, so that it can be stopped.
+#[expect(clippy::disallowed_methods, reason = "the test runs the program")]
+fn start(reflector: &BadReflector, more: &[&str]) -> Child {
+    let target = reflector.address.to_string();
+    let common =
+        ["--arrivals", "periodic", "--size", "120", "--warmup", "50ms", "--drain", "300ms", "--json"];
+    Command::new(env!("CARGO_BIN_EXE_towpath-lab"))
+        .args(["run", "udp", &target])
+        .args(common)
+        .args(more)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn finish(child: Child) -> (Option<i32>, RunResult) {
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// Sleeps until measured sending has begun, and some more.
+fn until_began(reflector: &BadReflector, child: &mut Child, more: Duration) {
+    loop {
+        let began_ns = reflector.began_ns.load(Ordering::Relaxed);
+        let due_ns = began_ns + more.as_nanos() as u64;
+        if began_ns > 0 && monotonic_ns() >= due_ns {
+            return;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "the run has ended");
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+#[test]
+fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
+    let _alone = alone();
+    let stall_each_second = Some(Duration::from_millis(100));
+    let within = |value: u64, answer: u64| value.abs_diff(answer * MS) <= 2 * MS;
+    // One datagram in ten is due while the far end does nothing and waits for the rest of that time, 0 to 100 ms alike: 1 in 100
+    // waits more than 90 ms, 1 in 20 more than 50. The machine may stall, too; then it is tried again.
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let reflector = BadReflector::start(Plan { stall_each_second, ..Plan::default() });
+        let spec = RunSpec {
+            size: 120,
+            arrivals: Arrivals::Periodic,
+            duration: Duration::from_secs(3),
+            warmup: Duration::from_millis(50),
+            drain: Duration::from_millis(300),
+            pace: Pace::Sleep,
+            ..RunSpec::new(Kind::Udp, reflector.address)
+        };
+        let result = run(&spec, |_| {}).unwrap();
+        reflector.finish();
+        assert_eq!((result.ledger.received, result.ledger.lost), (3_000, 0));
+        let histograms = result.histograms.unwrap();
+        let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| histograms.response.value_at_quantile(share));
+        seen.push((p50, p95, p99));
+        // Here the service has it too: it is the far end that stalled.
+        let service = histograms.service.value_at_quantile(0.99);
+        if within(p99, 90) && within(p95, 50) && p50 < 10 * MS && within(service, 90) {
+            return;
+        }
+    }
+    panic!("p50, p95 and p99 should be near 0, 50 and 90 ms: {seen:?}");
+}
+
+#[test]
+fn a_generator_that_is_stopped_blames_itself_and_not_the_service() {
+    let _alone = alone();
+    let reflector = BadReflector::start(Plan::default());
+    let mut child = start(&reflector, &["--rate", "1kpps", "--duration", "2s", "--pace", "sleep"]);
+    let mut stopped = Vec::new();
+    for second in 0..2 {
+        until_began(&reflector, &mut child, Duration::from_millis(400 + 1_000 * second));
+        let pid = Pid::from_child(&child);
+        let from = monotonic_ns();
+        kill_process(pid, Signal::STOP).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        kill_process(pid, Signal::CONT).unwrap();
+        stopped.push(monotonic_ns() - from);
+    }
+    let (code, result) = finish(child);
+    reflector.finish();
+    let quantile =
+        |distribution: &tools::run::Distribution| distribution.quantile("p99").unwrap().value_ns.unwrap();
+    let (response, service) = (quantile(&result.latency.response), quantile(&result.latency.service));
+    let lateness = quantile(&result.latency.lateness);
+    // As with a far end that stalls, p99 lies 10 ms below the length of a stop.
+    let (shortest, longest) = (stopped.iter().min().unwrap(), stopped.iter().max().unwrap());
+    let plausible = shortest - 20 * MS..longest + 30 * MS;
+    println!("stopped {stopped:?}, response {response}, service {service}, lateness {lateness}");
+    assert!(plausible.contains(&response) && plausible.contains(&lateness), "{response} {lateness}");
+    assert!(service < 30 * MS, "the service shows the stop: {service}");
+    assert_eq!((code, result.verdict.validity), (Some(4), Validity::GeneratorLimited));
+    assert!(result.verdict.reasons[0].contains("lateness"), "{:?}", result.verdict);
+}
+
+#[test]
+fn a_generator_without_a_processor_says_that_it_was_late() {
+    let _alone = alone();
+    let reflector = BadReflector::start(Plan::default());
+    let ours = sched_getaffinity(None).unwrap();
+    let one = (0..CpuSet::MAX_CPU).find(|&cpu| ours.is_set(cpu)).unwrap();
+    let mut only_one = CpuSet::new();
+    only_one.set(one);
+    let done = AtomicBool::new(false);
+    let (code, result) = std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                sched_setaffinity(None, &only_one).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        // All of it on the processor that the others keep busy.
+        let child = scope.spawn(|| {
+            sched_setaffinity(None, &only_one).unwrap();
+            start(&reflector, &["--rate", "5kpps", "--duration", "1s", "--pace", "spin"])
+        });
+        let finished = finish(child.join().unwrap());
+        done.store(true, Ordering::Relaxed);
+        finished
+    });
+    reflector.finish();
+    assert_eq!(code, Some(4), "{:?}", result.verdict);
+    assert!(result.verdict.reasons.iter().any(|reason| reason.contains("lateness")), "{:?}", result.verdict);
+}
+
+#[test]
+fn a_receive_buffer_that_is_too_small_voids_the_run() {
+    let asked = |receive_buffer: usize, reflector: &BadReflector| RunSpec {
+        rate_pps: 5_000.0,
+        burst: 250,
+        size: 1_000,
+        receive_buffer,
+        duration: Duration::from_millis(500),
+        warmup: Duration::ZERO,
+        drain: Duration::from_millis(300),
+        pace: Pace::Sleep,
+        ..RunSpec::new(Kind::Udp, reflector.address)
+    };
+    let reflector = BadReflector::start(Plan::default());
+    let drops = |spec: &RunSpec| {
+        let result = run(spec, |_| {}).unwrap();
+        let named = result.verdict.reasons.iter().any(|reason| reason.contains("own sockets dropped"));
+        assert!(!named || result.verdict.validity == Validity::Invalid, "{:?}", result.verdict);
+        (named, result.ledger.lost)
+    };
+    // Which of the two reads faster is up to the machine, so that a few tries may be needed.
+    let small = asked(2_048, &reflector);
+    let found = (0..5).map(|_| drops(&small)).find(|(named, _)| *named);
+    assert!(found.expect("nothing was dropped").1 > 0);
+    reflector.finish();
+}
+
+#[test]
+fn sends_that_the_kernel_refuses_limit_the_run() {
+    if !user_namespace::inside("validity::sends_that_the_kernel_refuses_limit_the_run") {
+        return;
+    }
+    // 1 Mbit/s, and a queue that holds more than the socket may have in it: it is the socket that has no room.
+    let mut handle = dataplane::netlink::Handle::open().unwrap();
+    let loopback = handle.link_index("lo").unwrap();
+    handle.set_up(loopback).unwrap();
+    handle.add_tbf(loopback, 125_000, 10_000, 1_000_000).unwrap();
+    let reflector = BadReflector::start(Plan::default());
+    let spec = RunSpec {
+        rate_pps: 1_000.0,
+        size: 1_000,
+        send_buffer: 4_096,
+        duration: Duration::from_millis(500),
+        warmup: Duration::ZERO,
+        drain: Duration::from_millis(300),
+        pace: Pace::Sleep,
+        ..RunSpec::new(Kind::Udp, reflector.address)
+    };
+    let result = run(&spec, |_| {}).unwrap();
+    assert!(result.ledger.refused > result.ledger.intended / 4, "{:?}", result.ledger);
+    assert_ne!(result.verdict.validity, Validity::Valid);
+    let reasons = result.verdict.reasons.join("; ");
+    assert!(reasons.contains("refused by the kernel with") && reasons.contains("unavailable"), "{reasons}");
+}
