@@ -44,8 +44,10 @@ impl Channels {
             return Some(number);
         }
         let fresh = Channel { peer, bound: false, due: Some(now), rests_until: None };
-        let rested =
-            self.table.iter().position(|channel| channel.rests_until.is_some_and(|until| until <= now));
+        // To the server a peer has one number for as long as the binding lasts, and any other is a mistake of ours.
+        let own = |channel: &Channel| channel.rests_until.is_some() && channel.peer == peer;
+        let free = |channel: &Channel| channel.rests_until.is_some_and(|until| until <= now);
+        let rested = self.table.iter().position(own).or_else(|| self.table.iter().position(free));
         let index = rested.unwrap_or(self.table.len());
         let number = u16::try_from(index)
             .ok()

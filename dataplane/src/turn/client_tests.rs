@@ -519,6 +519,19 @@ fn a_released_channel_is_forgotten() {
 }
 
 #[test]
+fn a_peer_that_comes_back_has_the_number_that_the_server_knows() {
+    let begin = start();
+    let (mut client, mut server, number) = bound(begin);
+    client.release_channel(address(PEER), begin);
+    let other = SocketAddr::new(address(PEER).ip(), 1);
+    let next = client.bind_channel(other, begin);
+    assert!(next.is_some_and(|next| next != number), "it rests for others");
+    assert_eq!(client.bind_channel(address(PEER), begin), Some(number));
+    settle(&mut client, &mut server, begin);
+    assert_eq!(client.channel(address(PEER)), Some(number));
+}
+
+#[test]
 fn a_challenge_without_realm_or_with_an_endless_one_is_refused_not_looped() {
     for realm in [0, 764] {
         let now = start();

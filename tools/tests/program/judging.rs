@@ -22,6 +22,7 @@ fn side(dir: &Path, from: &Value, p99_ns: &[u64]) -> String {
         }
         run["verdict"] = json!({ "validity": "VALID", "reasons": [], "notes": [] });
         run["started_unix_ns"] = (index as u64).into();
+        run["run_id"] = format!("{index:016x}").into();
         run["interrupted"] = false.into();
         let dir = dir.join(index.to_string());
         fs::create_dir_all(&dir).unwrap();
@@ -94,6 +95,8 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
     fs::write(&second, fs::read_to_string(&second).unwrap().replace("\"VALID\"", "\"INVALID\"")).unwrap();
     assert!(gate(&worse, &[]).1.contains("(and 1 more of its 5 runs)"));
 
+    let (code, _, stderr) = output(&["gate", &a, "--", &same, &same, "--fail", "p99>+5%"]);
+    assert!(code == 2 && stderr.contains("is given twice"), "{code} {stderr}");
     let (code, _, stderr) = output(&["gate", &a, "--", &same]);
     assert!(code == 2 && stderr.contains("--fail 'p99>+5%'"), "{code} {stderr}");
     let (code, _, stderr) = output(&["gate", &a, "--", &same, "--fail", "p98>+5%"]);
