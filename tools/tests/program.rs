@@ -135,16 +135,29 @@ fn a_run_writes_files_that_agree_with_each_other_and_compare_reads_them() {
 
     let page = dir.path().join("page.html");
     let (a, b, page_path) = (a.to_str().unwrap(), b.to_str().unwrap(), page.to_str().unwrap());
-    let (code, table, stderr) = output(&["compare", a, b, "--html", page_path]);
+    let (code, table, _) = output(&["compare", a, b, "--allow-invalid"]);
+    assert!(code == 4 && table.contains("bursts <&>") && !table.contains('×'), "{code} {table}");
+    for note in ["not the same size: 200 B in a, 1200 B in", "not the same gso", "not the same flows"] {
+        assert!(table.contains(note), "{note}: {table}");
+    }
+    assert!(
+        table.contains("not alike (burst, flows, gso, size)") && table.contains("--allow-different"),
+        "{table}"
+    );
+    let allowed = ["--allow-invalid", "--allow-different"];
+    let (code, table, stderr) = output(&[&["compare", a, b, "--html", page_path], &allowed[..]].concat());
     assert_eq!(code, 0, "{stderr}");
     assert!(table.contains("÷ a") && table.contains("bursts <&>") && table.contains('×'), "{table}");
     assert!(table.contains("not the same size"), "{table}");
     let html = fs::read_to_string(&page).unwrap();
     assert!(html.contains("bursts &lt;&amp;&gt;") && html.contains("<polyline") && !html.contains("<script"));
-    let (code, json, _) = output(&["compare", a, b, "--json"]);
+    let (code, json, _) = output(&[&["compare", a, b, "--json"], &allowed[..]].concat());
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, rows.as_array().unwrap().len()), (0, 2));
     assert!(rows[1]["ratio"]["quantiles"][0][1].as_f64().unwrap() > 0.0, "{rows}");
+    let (code, json, stderr) = output(&["compare", a, b, "--json", "--allow-invalid"]);
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(code == 4 && rows[1]["ratio"].is_null() && stderr.contains("not alike"), "{rows} {stderr}");
 }
 
 #[test]
@@ -168,8 +181,10 @@ fn comparing_shows_losses_doubts_and_files_of_other_versions() {
         json["interrupted"] = true.into();
         json["spec"]["label"] = "bad".into();
     });
-    let (code, table, stderr) = output(&["compare", good.to_str().unwrap(), &bad]);
-    assert_eq!(code, 0, "{stderr}");
+    let arguments = ["compare", good.to_str().unwrap(), &bad];
+    assert_eq!(output(&[&arguments[..], &["--allow-invalid"]].concat()).0, 0);
+    let (code, table, stderr) = output(&arguments);
+    assert_eq!(code, 4, "{stderr}");
     let line = table.lines().find(|line| line.starts_with("│ bad ")).unwrap();
     assert!(line.contains(" lost ") && line.contains("(500)") && line.contains("INVALID"), "{table}");
     let ratios = table.lines().find(|line| line.contains("÷ good")).unwrap();

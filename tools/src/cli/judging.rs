@@ -72,6 +72,37 @@ fn floor(noise: &Noise, date: &str) -> String {
     )
 }
 
+/// What must not be overlooked when runs are compared, for commands that read them.
+#[derive(Debug, clap::Args)]
+pub(super) struct Allowed {
+    /// Compare runs that are not VALID, or died, all the same
+    #[arg(long)]
+    pub(super) allow_invalid: bool,
+    /// Compare runs all the same whose loads were not alike
+    #[arg(long)]
+    pub(super) allow_different: bool,
+}
+
+impl Allowed {
+    /// Why runs are not compared, with the fix; `None` when they are. `doubts` are those of the runs, `different` is in what loads
+    /// are not alike.
+    pub(super) fn obstacle(&self, doubts: &[String], different: &[String]) -> Option<String> {
+        let loads = || {
+            format!(
+                "the loads were not alike ({}); measure all with one, or add --allow-different",
+                different.join(", ")
+            )
+        };
+        let invalid = "runs are not VALID, or died; make them again, or add --allow-invalid";
+        match (doubts.is_empty() || self.allow_invalid, different.is_empty() || self.allow_different) {
+            (true, true) => None,
+            (false, true) => Some(invalid.to_owned()),
+            (true, false) => Some(loads()),
+            (false, false) => Some(format!("{invalid}; and {}", loads())),
+        }
+    }
+}
+
 /// Why rules are not decided, and what would decide them.
 pub(super) fn reasons(judgements: &[Judgement]) -> Vec<String> {
     let reason = |judged: &Judgement| {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::metric::Metric;
-use crate::compare;
 use crate::format::bundle;
 use crate::format::find::{Found, epitaph};
 use crate::run::verdict::Validity;
@@ -114,26 +113,6 @@ fn runs_at(path: &Path) -> anyhow::Result<Found> {
         .into());
     }
     Ok(found)
-}
-
-/// How runs of several groups differ from the first of all in what they were asked to do and where: one sentence each.
-pub(super) fn circumstances(groups: &[&Group]) -> Vec<String> {
-    let Some((first, first_group)) = groups.iter().find_map(|group| Some((group.runs.first()?, group)))
-    else {
-        return Vec::new();
-    };
-    let mut notes = Vec::new();
-    for group in groups {
-        for run in &group.runs {
-            for (what, a, b) in compare::differing(first, run) {
-                let note = format!("not the same {what}: {a} in {}, {b} in {}", first_group.name, group.name);
-                if !notes.contains(&note) {
-                    notes.push(note);
-                }
-            }
-        }
-    }
-    notes
 }
 
 #[cfg(test)]

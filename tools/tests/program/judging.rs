@@ -89,7 +89,10 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
         code == 4 && text.contains("run 1 of B is INVALID") && text.contains("--allow-invalid"),
         "{code} {text}"
     );
+    assert!(text.starts_with("NO VERDICT") && !text.contains("FAIL"), "{text}");
     assert_eq!(gate(&worse, &["--allow-invalid"]).0, 1);
+    assert_eq!(output(&["compare", &a, "--", &worse]).0, 4);
+    assert_eq!(output(&["compare", &a, "--", &worse, "--allow-invalid"]).0, 0);
 
     let second = dir.path().join("worse/3").join(bundle::RUN_JSON);
     fs::write(&second, fs::read_to_string(&second).unwrap().replace("\"VALID\"", "\"INVALID\"")).unwrap();
@@ -106,11 +109,73 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
 
     let (code, text, _) = output(&["compare", &a, "--", &wide]);
     assert!(code == 0 && text.contains("open"), "{text}");
-    let (code, text, _) = output(&["compare", &a, "--", &worse, "--json"]);
+    let (code, text, _) = output(&["compare", &a, "--", &worse, "--json", "--allow-invalid"]);
     let json: Value = serde_json::from_str(&text).unwrap();
     let p99 = json["differences"].as_array().unwrap().iter().find(|found| found["metric"] == "p99").unwrap();
     assert_eq!((code, &p99["found"]), (0, &json!("worse")), "{json}");
     assert_eq!(json["quantile_ratios"][0]["ratio"], 1.0);
+}
+
+/// Changes every run of a side.
+fn alter(side: &str, which: impl Fn(usize) -> bool, change: impl Fn(&mut Value)) {
+    for index in (0..5).filter(|index| which(*index)) {
+        let path = Path::new(side).join(index.to_string()).join(bundle::RUN_JSON);
+        let mut run: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut run);
+        fs::write(&path, run.to_string()).unwrap();
+    }
+}
+
+/// A side of five runs like those of a short real one, and the directory for more.
+fn calm_side(dir: &Path) -> (Value, String) {
+    let reflector = Reflector::start("127.0.0.1:0");
+    short_run(&reflector.address, &dir.join("run"), &[]);
+    let run: Value = serde_json::from_str(&fs::read_to_string(dir.join("run/run.json")).unwrap()).unwrap();
+    let a = side(&dir.join("a"), &run, &[50_000, 50_500, 49_500, 50_200, 49_800]);
+    (run, a)
+}
+
+#[test]
+fn sides_with_different_loads_get_no_verdict_unless_that_is_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, a) = calm_side(dir.path());
+    let b = side(&dir.path().join("b"), &run, &[50_100, 50_300, 49_700, 50_000, 49_900]);
+    let gate = |more: &[&str]| output(&[&["gate", &a, "--", &b, "--fail", "p99>+5%"], more].concat());
+    // Who is measured may differ.
+    alter(
+        &b,
+        |_| true,
+        |run| {
+            run["spec"]["seed"] = 99.into();
+            run["spec"]["label"] = "new".into();
+            run["spec"]["target"] = "127.0.0.1:77".into();
+            run["spec"]["dut_pids"] = json!([7]);
+        },
+    );
+    let (code, text, stderr) = gate(&[]);
+    assert!(code == 0 && text.starts_with("PASS"), "{code} {text} {stderr}");
+
+    // One run of a side is enough.
+    alter(&b, |index| index == 3, |run| run["spec"]["gso"] = true.into());
+    alter(&b, |_| true, |run| run["spec"]["mix"] = json!([{ "size": 64, "weight": 1 }]));
+    let (code, text, _) = gate(&[]);
+    assert!(code == 4 && text.starts_with("NO VERDICT") && !text.contains("PASS"), "{code} {text}");
+    assert!(text.contains("not alike (mix, gso)") && text.contains("--allow-different"), "{text}");
+    assert!(text.contains("not the same gso: false in A, true in B"), "{text}");
+    let junit = dir.path().join("junit.xml");
+    let (code, text, _) = gate(&["--json", "--inconclusive", "pass", "--junit", junit.to_str().unwrap()]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert!(code == 4 && json["verdict"].is_null(), "{json}");
+    assert!(json["obstacle"].as_str().unwrap().contains("mix, gso"), "{json}");
+    assert_eq!(json["rules"][0]["verdict"], "INCONCLUSIVE");
+    assert!(fs::read_to_string(&junit).unwrap().contains("not alike (mix, gso)"));
+    let (code, text, _) = gate(&["--allow-different"]);
+    assert!(code == 0 && text.starts_with("PASS") && text.contains("not the same gso"), "{code} {text}");
+
+    let (code, text, _) = output(&["compare", &a, "--", &b]);
+    assert!(code == 4 && text.contains("not alike (mix, gso)") && !text.contains("│ B"), "{code} {text}");
+    let (code, text, _) = output(&["compare", &a, "--", &b, "--allow-different"]);
+    assert!(code == 0 && text.contains("│ B"), "{code} {text}");
 }
 
 /// Options of runs that are over in a moment.
