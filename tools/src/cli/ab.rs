@@ -236,7 +236,7 @@ fn report(compared: &[Compared], interrupted: bool) -> Report {
         if compared.repeated > 0 {
             notes.push(format!("{} runs were repeated because they were not VALID", compared.repeated));
         }
-        notes.extend(compared.differences.iter().filter_map(open));
+        notes.extend(compared.differences.iter().filter_map(judging::open));
         notes.extend(compared.notes.iter().cloned());
         report.sections.push(Section {
             title: format!(
@@ -263,18 +263,6 @@ fn report(compared: &[Compared], interrupted: bool) -> Report {
         }
     }
     report
-}
-
-/// Why a comparison is open, where there is something to say.
-fn open(difference: &Difference) -> Option<String> {
-    let what = format!("{} {}", difference.side, difference.metric.name());
-    match (&difference.why, difference.runs_needed) {
-        (Some(why), _) => Some(format!("{what}: {why}")),
-        (None, Some(runs)) => {
-            Some(format!("{what}: open; about {runs} runs a side would show it, if the ratio is right"))
-        }
-        (None, None) => None,
-    }
 }
 
 /// The metrics that are compared.

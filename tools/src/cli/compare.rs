@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::EXIT_INVALID;
-use super::judging::Allowed;
+use super::judging::{self, Allowed};
 use crate::compare::Comparison;
 use crate::judge::{Group, Metric, circumstances, difference_table, differences, notes};
 use crate::report::{Curve, Report, Section};
@@ -82,8 +82,9 @@ fn curves_of(group: &Group) -> Vec<&[CurvePoint]> {
 /// Compares two sides of several runs each.
 fn sides(args: &Args) -> anyhow::Result<ExitCode> {
     let (a, b) = (Group::read("A", &args.runs)?, Group::read("B", &args.others)?);
-    let has = |metric: &Metric| a.side(*metric).missing.is_none() && b.side(*metric).missing.is_none();
-    let metrics: Vec<Metric> = METRICS.into_iter().filter(has).collect();
+    // Where one run has a value, that another has none has to be said.
+    let metrics: Vec<Metric> =
+        METRICS.into_iter().filter(|metric| a.has(*metric) || b.has(*metric)).collect();
     let doubts = [a.doubts(), b.doubts()].concat();
     let different = circumstances::different(a.runs.iter().chain(&b.runs).map(|run| &run.spec));
     let obstacle = args.allowed.obstacle(&doubts, &different);
@@ -101,6 +102,7 @@ fn sides(args: &Args) -> anyhow::Result<ExitCode> {
         a.runs.len(),
         b.runs.len()
     )];
+    lines.extend(found.iter().filter_map(judging::open));
     lines.extend(notes(&[&a, &b]));
     lines.extend(obstacle.as_ref().map(|why| format!("not to be compared: {why}")));
     let section = Section {

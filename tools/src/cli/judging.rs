@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::{EXIT_FAILED, EXIT_INCONCLUSIVE};
 use crate::ab::Noise;
-use crate::judge::{Group, Judgement, Rule, Verdict, judge};
+use crate::judge::{Difference, Group, Judgement, Rule, Verdict, judge};
 
 /// By which rules.
 #[derive(Debug, clap::Args)]
@@ -100,6 +100,18 @@ impl Allowed {
             (true, false) => Some(loads()),
             (false, false) => Some(format!("{invalid}; and {}", loads())),
         }
+    }
+}
+
+/// Why a comparison is open, where there is something to say.
+pub(super) fn open(difference: &Difference) -> Option<String> {
+    let what = format!("{} {}", difference.side, difference.metric.name());
+    match (&difference.why, difference.runs_needed) {
+        (Some(why), _) => Some(format!("{what}: {why}")),
+        (None, Some(runs)) => {
+            Some(format!("{what}: open; about {runs} runs a side would show it, if the ratio is right"))
+        }
+        (None, None) => None,
     }
 }
 

@@ -147,7 +147,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         std::fs::write(path, report.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.json {
-        let json = serde_json::json!({ "of": whole, "points": points, "notes": notes(&groups) });
+        let json = serde_json::json!({ "of": whole, "points": points, "notes": said(&groups) });
         super::print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
     } else {
         super::print(&report.to_text())?;
@@ -167,6 +167,12 @@ fn point(percent: f64, rate: f64, group: &Group) -> Point {
         Some((metric, [median(&values)?, least, most]))
     };
     Point { percent, rate, metrics: METRICS.into_iter().filter_map(metric).collect() }
+}
+
+/// What a reader has to know; that the rates differ is no surprise.
+fn said(groups: &[&Group]) -> Vec<String> {
+    let missed = groups.iter().flat_map(|group| group.missed(&METRICS));
+    missed.chain(notes(groups).into_iter().filter(|note| !note.starts_with("not the same rate"))).collect()
 }
 
 fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Report {
@@ -199,7 +205,7 @@ fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Re
         base.flows,
         base.burst
     )];
-    lines.extend(notes(groups).into_iter().filter(|note| !note.starts_with("not the same rate")));
+    lines.extend(said(groups));
     // The middle run by p99 stands for its point.
     let middle = |group: &&Group| {
         let mut runs: Vec<_> = group.runs.iter().collect();

@@ -64,7 +64,10 @@ impl Group {
     /// The values of `metric`.
     #[must_use]
     pub fn side(&self, metric: Metric) -> Side {
-        let values: Result<Vec<f64>, String> = self.runs.iter().map(|run| metric.value(run)).collect();
+        let value = |(index, run): (usize, &RunResult)| {
+            metric.value(run).map_err(|why| format!("run {} of {}: {why}", index + 1, self.name))
+        };
+        let values: Result<Vec<f64>, String> = self.runs.iter().enumerate().map(value).collect();
         let gone = |run: &RunResult| run.ledger.lost + run.ledger.late;
         let lost = Proportion {
             some: self.runs.iter().map(gone).sum(),
@@ -76,8 +79,22 @@ impl Group {
         }
     }
 
-    /// What keeps runs from being believed: a sentence on the first that is not valid, and on the first that was ended early,
-    /// with how many there are, and on each that died: those that are left may be the better ones.
+    /// Whether any run has a value of `metric`: then one that has none is missed.
+    #[must_use]
+    pub fn has(&self, metric: Metric) -> bool {
+        self.runs.iter().any(|run| metric.value(run).is_ok())
+    }
+
+    /// Why runs have no value of a metric that others have, for each of `metrics`.
+    #[must_use]
+    pub fn missed(&self, metrics: &[Metric]) -> Vec<String> {
+        let missed = |metric: &&Metric| self.has(**metric);
+        let say = |metric: &Metric| Some(format!("{}: {}", metric.name(), self.side(*metric).missing?));
+        metrics.iter().filter(missed).filter_map(say).collect()
+    }
+
+    /// What keeps runs from being believed: a sentence on the first that is not valid, on the first that was ended early, on the
+    /// first whose server was, with how many there are, and on each that died: those that are left may be the better ones.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
         let first = |is: &dyn Fn(&RunResult) -> bool, say: &dyn Fn(&RunResult) -> String| {
@@ -91,9 +108,14 @@ impl Group {
         };
         let invalid = |run: &RunResult| run.verdict.validity != Validity::Valid;
         let early = |run: &RunResult| format!("was interrupted after {:.1} s", run.measured_s);
+        let ended = |run: &RunResult| {
+            let ended = run.dut.iter().find(|process| process.ended_early)?;
+            Some(format!("outlived process {} {}", ended.pid, ended.name))
+        };
         [
             first(&invalid, &|run| format!("is {}", run.verdict.line())),
             first(&|run| run.interrupted, &early),
+            first(&|run| ended(run).is_some(), &|run| ended(run).unwrap_or_default()),
         ]
         .into_iter()
         .flatten()

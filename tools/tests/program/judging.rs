@@ -178,6 +178,54 @@ fn sides_with_different_loads_get_no_verdict_unless_that_is_allowed() {
     assert!(code == 0 && text.contains("│ B"), "{code} {text}");
 }
 
+#[test]
+fn a_run_that_died_takes_no_rule_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, a) = calm_side(dir.path());
+    let p99 = [50_100, 50_300, 49_700, 50_000, 49_900];
+    let made = |name: &str| side(&dir.path().join(name), &run, &p99);
+    let gate =
+        |b: &str, rule: &str, more: &[&str]| output(&[&["gate", &a, "--", b, "--fail", rule], more].concat());
+
+    // It wrote nothing.
+    let unwritten = made("unwritten");
+    fs::create_dir(Path::new(&unwritten).join("5")).unwrap();
+    let (code, text, stderr) = gate(&unwritten, "p99>+5%", &["--inconclusive", "pass"]);
+    assert!(
+        code == 4 && text.starts_with("NO VERDICT") && text.contains("its run died"),
+        "{code} {text} {stderr}"
+    );
+    assert_eq!(gate(&unwritten, "p99>+5%", &["--allow-invalid"]).0, 0);
+    let (code, text, _) = output(&["compare", &a, "--", &unwritten]);
+    assert!(code == 4 && text.contains("its run died"), "{code} {text}");
+    let (code, text, _) = output(&["report", &a, &unwritten]);
+    assert!(code == 0 && text.contains("its run died"), "{code} {text}");
+
+    // Its server answered nothing any more.
+    let silent = made("silent");
+    alter(&silent, |_| true, |run| run["received_pps"] = 0.into());
+    let (code, text, _) = gate(&silent, "pps<-2%", &[]);
+    assert!(code == 1 && text.starts_with("FAIL"), "{code} {text}");
+
+    // Its server ended, and what it took by then is not what it takes.
+    let ended = made("ended");
+    let cpu = |run: &mut Value, ended_early: bool| {
+        run["dut"] =
+            json!([{ "pid": 7, "name": "relay", "cpu_ns": 9, "threads": 1, "ended_early": ended_early }]);
+        run["dut_cpu_ns_per_packet"] = 500.0.into();
+    };
+    alter(&a, |_| true, |run| cpu(run, false));
+    alter(&ended, |_| true, |run| cpu(run, false));
+    assert_eq!(gate(&ended, "cpu/pkt>+3%", &[]).0, 0);
+    alter(&ended, |index| index == 2, |run| cpu(run, true));
+    let (code, text, _) = gate(&ended, "cpu/pkt>+3%", &["--inconclusive", "pass"]);
+    assert!(code == 4 && text.contains("run 3 of B outlived process 7 relay"), "{code} {text}");
+    let (code, text, _) = gate(&ended, "cpu/pkt>+3%", &["--allow-invalid"]);
+    assert!(code == 3 && text.contains("run 3 of B: process 7 relay ended before it"), "{code} {text}");
+    let (code, text, _) = output(&["compare", &a, "--", &ended, "--allow-invalid"]);
+    assert!(code == 0 && text.contains("cpu/pkt: run 3 of B: process 7 relay"), "{code} {text}");
+}
+
 /// Options of runs that are over in a moment.
 const SHORT: [&str; 12] = [
     "--rate",
