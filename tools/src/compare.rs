@@ -30,7 +30,7 @@ pub struct Row {
     pub max_ns: Option<u64>,
     /// Share of the sent datagrams that did not arrive in time.
     pub loss: f64,
-    /// CPU time of the observed processes per datagram carried one way.
+    /// CPU time of the observed processes per datagram delivered one way.
     pub cpu_ns_per_packet: Option<f64>,
     /// Each of the figures divided by the first run's; absent for the first run, for one with another load, and where one of the
     /// two is.

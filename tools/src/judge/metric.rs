@@ -17,7 +17,7 @@ pub enum Metric {
     Max,
     /// Share of the sent datagrams that did not come back in time.
     Loss,
-    /// CPU time of the observed processes per datagram carried one way.
+    /// CPU time of the observed processes per datagram delivered one way.
     Cpu,
     /// Datagrams that came back per second.
     Rate,

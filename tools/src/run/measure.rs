@@ -295,6 +295,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
     let dut = before.cpu.until_now();
     let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
     let ledger = ledgers.round;
+    let carried = Carried::of(spec, &ledgers);
     let gone = |ledger: &Ledger| ledger.lost + ledger.late;
     let measured_ns = measured_ns(timing, interrupted);
     let latency = Latency {
@@ -355,7 +356,8 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         ledger_by_flow: ledgers.by_flow,
         latency,
         curve: curve(&receiver.response, gone(&ledger)),
-        dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried(spec, &ledger)),
+        dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried.delivered),
+        dut_cpu_ns_per_offered: cpu_per_packet(&dut, carried.offered),
         dut,
         histograms: Some(Histograms {
             intervals: receiver.take_intervals(measured_ns),
@@ -369,9 +371,25 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
     }
 }
 
-/// Datagrams that the device under test carried, each way counted.
-fn carried(spec: &RunSpec, ledger: &Ledger) -> u64 {
-    if spec.kind.is_one_way() { ledger.sent } else { ledger.sent + ledger.received }
+/// What the device under test had to do, in datagrams, each way counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Carried {
+    /// It was given, as far as that is known: what came back had been sent back.
+    offered: u64,
+    /// It delivered in time.
+    delivered: u64,
+}
+
+impl Carried {
+    fn of(spec: &RunSpec, ledgers: &Ledgers) -> Self {
+        let Ledger { sent, received, .. } = ledgers.round;
+        match (&ledgers.up, &ledgers.down) {
+            _ if spec.kind.is_one_way() => Self { offered: sent, delivered: received },
+            (Some(up), Some(down)) => Self { offered: sent + down.sent, delivered: up.received + received },
+            // Of what was lost nobody knows on which way.
+            _ => Self { offered: sent + received, delivered: 2 * received },
+        }
+    }
 }
 
 /// The length of measured sending; an interrupted run ended now at the latest.
@@ -388,4 +406,66 @@ fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
 fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
     let ((all_before, stolen_before), (all, stolen)) = (before?, steal_ticks()?);
     (all > all_before).then(|| stolen.saturating_sub(stolen_before) as f64 / (all - all_before) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::clock::thread_cpu_ns;
+    use super::super::distribution::histogram;
+    use super::super::ledger::Sent;
+    use super::super::spec::Kind;
+    use super::*;
+
+    fn spec() -> RunSpec {
+        RunSpec {
+            duration: Duration::from_millis(50),
+            warmup: Duration::ZERO,
+            drain: Duration::ZERO,
+            dut_pids: vec![std::process::id()],
+            ..RunSpec::new(Kind::Udp, "127.0.0.1:9".parse().unwrap())
+        }
+    }
+
+    #[test]
+    fn measured_sending_waits_for_a_main_thread_that_is_late() {
+        const BUSY_NS: u64 = 50_000_000;
+        // Takes as much processor time as soon as it may begin, and then is done.
+        let send = |_, shared: &Shared, _: &AtomicBool| {
+            shared.is_warm.store(true, Ordering::Release);
+            while shared.start().is_none() {
+                thread::yield_now();
+            }
+            let begin = thread_cpu_ns();
+            while thread_cpu_ns() - begin < BUSY_NS {}
+            let sent = vec![Sent::default()];
+            Ok(Outcome { sent, bytes: 0, cpu_ns: 0, lateness: histogram(), refusal: None, slack_error: None })
+        };
+        let receive = |_: &mut Receiver, _, shared: &Shared| {
+            while shared.sender_done_ns.load(Ordering::Acquire) == 0 {
+                thread::yield_now();
+            }
+            Ok(())
+        };
+        let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
+        // Longer than the sender needs.
+        let late = |_| thread::sleep(Duration::from_millis(150));
+        let result = measure(&spec(), 5, ends, late).unwrap();
+        assert!(result.dut[0].cpu_ns >= BUSY_NS, "{:?}", result.dut);
+    }
+
+    #[test]
+    fn processor_time_is_divided_by_what_was_delivered() {
+        let round = Ledger { sent: 100, received: 60, ..Ledger::default() };
+        let up = Ledger { sent: 100, received: 80, ..Ledger::default() };
+        let down = Ledger { sent: 80, received: 60, ..Ledger::default() };
+        let alone = Ledgers { by_flow: Vec::new(), round, up: None, down: None };
+        assert_eq!(Carried::of(&spec(), &alone), Carried { offered: 160, delivered: 120 });
+        let one_way = RunSpec { kind: Kind::WgRx, ..spec() };
+        assert_eq!(Carried::of(&one_way, &alone), Carried { offered: 100, delivered: 60 });
+        let both = Ledgers { up: Some(up), down: Some(down), ..alone };
+        assert_eq!(Carried::of(&spec(), &both), Carried { offered: 180, delivered: 140 });
+        let dut = DutCpu { pid: 1, name: String::new(), cpu_ns: 280, threads: 1, ended_early: false };
+        assert_eq!(cpu_per_packet(std::slice::from_ref(&dut), 140), Some(2.0));
+        assert_eq!(cpu_per_packet(&[dut], 0), None, "nothing was carried");
+    }
 }
