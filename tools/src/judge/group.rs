@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::metric::Metric;
 use crate::format::bundle;
 use crate::format::find::{Found, epitaph};
-use crate::run::verdict::Validity;
+use crate::run::verdict::{Validity, is_own};
 use crate::run::{Problem, RunResult};
 use crate::statistics::Proportion;
 
@@ -33,6 +33,9 @@ pub struct Side {
     /// Why a run has no value; then there is no verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
+    /// Where the metric is the sender's own lateness in good part, which hides differences: then it shows no equality.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<String>,
 }
 
 impl Group {
@@ -74,9 +77,25 @@ impl Group {
             all: self.runs.iter().map(|run| run.ledger.sent).sum(),
         };
         match values {
-            Ok(values) => Side { values, lost, missing: None },
-            Err(missing) => Side { values: Vec::new(), lost, missing: Some(missing) },
+            Ok(values) => Side { values, lost, missing: None, own: self.own(metric) },
+            Err(missing) => Side { lost, missing: Some(missing), ..Side::default() },
         }
+    }
+
+    /// What to say of a latency that is the sender's own in half of the runs or more.
+    fn own(&self, metric: Metric) -> Option<String> {
+        if !matches!(metric, Metric::Quantile(_) | Metric::Max) {
+            return None;
+        }
+        let is_own = |run: &&RunResult| is_own(&run.latency.lateness, &run.latency.service, metric.name());
+        let (own, all) = (self.runs.iter().filter(is_own).count(), self.runs.len());
+        (2 * own >= all && own > 0).then(|| {
+            format!(
+                "the sender's own lateness is more than a quarter of what the service took in {own} of {all} runs of {}, which \
+                 hides differences; free a core, try --pace spin, or send less",
+                self.name
+            )
+        })
     }
 
     /// Whether any run has a value of `metric`: then one that has none is missed.

@@ -20,6 +20,11 @@ fn side(dir: &Path, from: &Value, p99_ns: &[u64]) -> String {
             quantile["value_ns"] = ns.into();
             quantile["grade"] = "solid".into();
         }
+        // A sender that was on time.
+        run["latency"]["lateness"]["max_ns"] = 1.into();
+        for quantile in run["latency"]["lateness"]["quantiles"].as_array_mut().unwrap() {
+            quantile["value_ns"] = 1.into();
+        }
         run["verdict"] = json!({ "validity": "VALID", "reasons": [], "notes": [] });
         run["started_unix_ns"] = (index as u64).into();
         run["run_id"] = format!("{index:016x}").into();
@@ -176,6 +181,31 @@ fn sides_with_different_loads_get_no_verdict_unless_that_is_allowed() {
     assert!(code == 4 && text.contains("not alike (mix, gso)") && !text.contains("│ B"), "{code} {text}");
     let (code, text, _) = output(&["compare", &a, "--", &b, "--allow-different"]);
     assert!(code == 0 && text.contains("│ B"), "{code} {text}");
+}
+
+#[test]
+fn a_sender_that_was_as_late_as_the_device_shows_no_equality() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, a) = calm_side(dir.path());
+    let b = side(&dir.path().join("b"), &run, &[50_100, 50_300, 49_700, 50_000, 49_900]);
+    alter(
+        &b,
+        |index| index < 3,
+        |run| {
+            for (figures, ns) in [("service", 40_000), ("lateness", 11_000)] {
+                run["latency"][figures]["max_ns"] = ns.into();
+                for quantile in run["latency"][figures]["quantiles"].as_array_mut().unwrap() {
+                    quantile["value_ns"] = ns.into();
+                }
+            }
+        },
+    );
+    let (code, text, _) = output(&["gate", &a, "--", &b, "--fail", "p99>+5%"]);
+    assert!(code == 3 && text.contains("lateness is more than a quarter"), "{code} {text}");
+    assert!(text.contains("3 of 5 runs of B"), "{text}");
+    assert_eq!(output(&["gate", &a, "--", &b, "--fail", "pps<-2%"]).0, 0);
+    let (code, text, _) = output(&["compare", &a, "--", &b]);
+    assert!(code == 0 && text.contains("B p50: the sender's own lateness"), "{code} {text}");
 }
 
 #[test]
