@@ -79,6 +79,12 @@ fn curves_of(group: &Group) -> Vec<&[CurvePoint]> {
     group.runs.iter().map(|run| run.curve.as_slice()).collect()
 }
 
+/// The quantile beyond which datagrams of the run that lost most were lost; `None` where nothing was.
+fn lost_from(group: &Group) -> Option<f64> {
+    let share = group.runs.iter().map(|run| run.ledger.loss_fraction()).fold(0.0, f64::max);
+    (share > 0.0).then_some(1.0 - share)
+}
+
 /// Compares two sides of several runs each.
 fn sides(args: &Args) -> anyhow::Result<ExitCode> {
     let (a, b) = (Group::read("A", &args.runs)?, Group::read("B", &args.others)?);
@@ -116,7 +122,11 @@ fn sides(args: &Args) -> anyhow::Result<ExitCode> {
     write_page(args, &report)?;
     if args.json {
         let shift = quantile_shift::ratios(&curves_of(&a), &curves_of(&b), 0.025);
-        let json = serde_json::json!({ "differences": found, "quantile_ratios": shift, "notes": lines });
+        // Beyond it there is no ratio.
+        let lost_from = [&a, &b].map(lost_from);
+        let json = serde_json::json!({
+            "differences": found, "quantile_ratios": shift, "lost_from": lost_from, "notes": lines,
+        });
         super::print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
     } else {
         super::print(&report.to_text())?;

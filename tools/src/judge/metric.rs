@@ -86,11 +86,17 @@ impl Metric {
         !matches!(self, Self::Loss)
     }
 
+    /// Whether a latency stands for datagrams that were lost; the mean of one that does and one that does not, does.
+    #[must_use]
+    pub fn is_lost(latency_ns: f64) -> bool {
+        latency_ns >= HIGHEST_NS as f64 * 0.499
+    }
+
     /// A value with its unit.
     #[must_use]
     pub fn text(self, value: f64) -> String {
         match self {
-            Self::Quantile(_) | Self::Max if value >= HIGHEST_NS as f64 * 0.999 => "lost".to_owned(),
+            Self::Quantile(_) | Self::Max if Self::is_lost(value) => "lost".to_owned(),
             Self::Quantile(_) | Self::Max | Self::Cpu => units::nanoseconds(value as u64),
             Self::Loss => units::share(value),
             Self::Rate => units::rate(value),

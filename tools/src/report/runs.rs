@@ -170,6 +170,10 @@ impl Runs {
             curves: runs.iter().map(|run| run.curve.as_slice()).collect(),
             intervals: runs.iter().flat_map(counts).collect(),
             lost: runs.iter().map(|run| run.response.lost).sum(),
+            lost_shares: runs
+                .iter()
+                .map(|run| run.response.lost as f64 / (run.response.count + run.response.lost).max(1) as f64)
+                .collect(),
         }
     }
 }
