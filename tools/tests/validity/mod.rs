@@ -16,6 +16,8 @@ use super::bad_reflector::{BadReflector, Plan};
 use super::user_namespace;
 
 const MS: u64 = 1_000_000;
+/// How often figures that the machine itself can spoil are tried for.
+const TRIES: u32 = 10;
 
 /// Tests that keep a processor busy, or need one that is not.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -56,6 +58,40 @@ fn until_began(reflector: &BadReflector, child: &mut Child, more: Duration) {
         assert!(child.try_wait().unwrap().is_none(), "the run has ended");
         std::thread::sleep(Duration::from_micros(500));
     }
+}
+
+#[test]
+fn a_modest_run_on_loopback_ends_valid() {
+    let _alone = alone();
+    let reflector = BadReflector::start(Plan::default());
+    let spec = RunSpec {
+        rate_pps: 500.0,
+        size: 120,
+        duration: Duration::from_millis(400),
+        warmup: Duration::from_millis(50),
+        drain: Duration::from_millis(300),
+        pace: Pace::Sleep,
+        ..RunSpec::new(Kind::Udp, reflector.address)
+    };
+    let valid = |spec: &RunSpec| {
+        let result = run(spec, |_| {}).unwrap();
+        let (verdict, ledger) = (&result.verdict, &result.ledger);
+        if verdict.validity == Validity::Valid {
+            assert!(ledger.balances() && ledger.sent == ledger.intended && ledger.sent > 100, "{ledger:?}");
+            return true;
+        }
+        // On a busy machine the sender may be late, or the hypervisor take the processor. Nothing else is an excuse.
+        let machine = |reason: &String| reason.contains("lateness") || reason.contains("hypervisor took");
+        assert!(verdict.reasons.iter().all(machine), "{verdict:?}");
+        println!("not VALID, and the machine is why: {:?}", verdict.reasons);
+        false
+    };
+    if !(0..6).any(|_| valid(&spec)) {
+        println!("the machine is too busy for the usual tolerance; a wide one leaves it no excuse");
+        let wide = RunSpec { lateness_limit: Duration::from_secs(60), steal_limit: 1.0, ..spec };
+        assert!(valid(&wide));
+    }
+    reflector.finish();
 }
 
 #[test]
