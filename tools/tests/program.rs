@@ -1,6 +1,7 @@
 //! The program as a person meets it: exit codes, files, messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bad_reflector;
 #[path = "program/browser.rs"]
 mod browser;
 #[path = "program/doctor.rs"]
@@ -20,8 +21,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bad_reflector::{BadReflector, Plan};
 use dataplane::hlog;
 use rustix::process::{Pid, Signal, kill_process};
 use tools::format::bundle;
@@ -289,15 +292,19 @@ fn missing_surroundings_end_with_5_and_missing_files_with_1() {
 
 #[test]
 fn an_interrupted_run_keeps_and_marks_what_it_has() {
-    let reflector = Reflector::start("127.0.0.1:0");
+    let reflector = BadReflector::start(Plan::default());
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_str().unwrap();
-    let arguments =
-        ["run", "udp", &reflector.address, "--duration", "60s", "--drain", "200ms", "--out", path];
+    let (path, target) = (dir.path().to_str().unwrap(), reflector.address.to_string());
+    let arguments = ["run", "udp", &target, "--duration", "60s", "--drain", "200ms", "--out", path];
     let mut child = lab(&arguments).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1_500));
+    while reflector.began_ns.load(Ordering::Relaxed) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "the run has ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    reflector.finish();
     let result = bundle::read(dir.path()).unwrap();
     assert!(result.interrupted && result.ledger.balances());
     assert!(
