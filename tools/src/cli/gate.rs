@@ -84,7 +84,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let verdict = worst.filter(|_| obstacle.is_none());
     if verdict.is_none() {
         // Nobody may read a PASS out of figures that cannot be compared.
-        judged.iter_mut().for_each(|judged| judged.verdict = Verdict::Inconclusive);
+        judged.iter_mut().for_each(Judgement::take_back);
     }
     let runs = [a.runs.len(), b.runs.len()];
     let output = Output { verdict, obstacle, runs, rules: judged, notes };

@@ -72,6 +72,9 @@ fn floor(noise: &Noise, date: &str) -> String {
     )
 }
 
+/// Why there is no verdict on runs that cannot be believed.
+pub(super) const INVALID: &str = "runs are not VALID, or died; make them again, or add --allow-invalid";
+
 /// What must not be overlooked when runs are compared, for commands that read them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Allowed {
@@ -93,12 +96,11 @@ impl Allowed {
                 different.join(", ")
             )
         };
-        let invalid = "runs are not VALID, or died; make them again, or add --allow-invalid";
         match (doubts.is_empty() || self.allow_invalid, different.is_empty() || self.allow_different) {
             (true, true) => None,
-            (false, true) => Some(invalid.to_owned()),
+            (false, true) => Some(INVALID.to_owned()),
             (true, false) => Some(loads()),
-            (false, false) => Some(format!("{invalid}; and {}", loads())),
+            (false, false) => Some(format!("{INVALID}; and {}", loads())),
         }
     }
 }

@@ -63,6 +63,13 @@ pub struct Judgement {
     pub runs_needed: Option<u32>,
 }
 
+impl Judgement {
+    /// Takes the verdict back, because the runs cannot be believed or compared; the figures stay.
+    pub fn take_back(&mut self) {
+        self.verdict = Verdict::Inconclusive;
+    }
+}
+
 /// Values on a scale on which more is worse and a shift means the same everywhere.
 struct Scale {
     /// -1 where more is better.
