@@ -64,6 +64,8 @@ pub struct Runs {
     pub runs: Vec<Run>,
     /// What was left out or guessed.
     pub notes: Vec<String>,
+    /// Directories beside runs whose runs died; there is a note on each.
+    pub dead: Vec<PathBuf>,
     /// How many runs have which name.
     names: BTreeMap<String, usize>,
 }
@@ -79,6 +81,7 @@ impl Runs {
         for path in paths {
             let Found { runs, dead } = Found::at(path, LEVELS)?;
             all.notes.extend(dead.iter().map(|dead| find::epitaph(dead)));
+            all.dead.extend(dead);
             // What holds none is named by the attempt to read it.
             let several = if runs.is_empty() { vec![path.clone()] } else { runs };
             let mut runs =

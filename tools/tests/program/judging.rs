@@ -228,8 +228,12 @@ fn a_run_that_died_takes_no_rule_away() {
     assert_eq!(gate(&unwritten, "p99>+5%", &["--allow-invalid"]).0, 0);
     let (code, text, _) = output(&["compare", &a, "--", &unwritten]);
     assert!(code == 4 && text.contains("its run died"), "{code} {text}");
-    let (code, text, _) = output(&["report", &a, &unwritten]);
+    let junit = dir.path().join("junit.xml");
+    let (code, text, _) = output(&["report", &a, &unwritten, "--junit", junit.to_str().unwrap()]);
     assert!(code == 0 && text.contains("its run died"), "{code} {text}");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains("tests=\"11\" failures=\"1\"") && xml.contains("its run died"), "{xml}");
+    super::files::is_valid_junit(&junit);
 
     // Its server answered nothing any more.
     let silent = made("silent");
