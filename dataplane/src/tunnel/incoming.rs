@@ -118,6 +118,10 @@ impl Tunnel {
         if !self.admit_handshake(datagram, path, now)? {
             return Ok(Opened::Consumed);
         }
+        self.at_its_cost(|tunnel| tunnel.take_initiation(datagram, path, now))
+    }
+
+    fn take_initiation(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<Opened, Cause> {
         let claim = self.identity.claim(datagram).ok_or(Cause::BadTag)?;
         let index = *self.by_key.get(&claim.sender).ok_or(Cause::BadTag)?;
         self.renew(index);
@@ -152,6 +156,16 @@ impl Tunnel {
         if !self.admit_handshake(datagram, path, now)? {
             return Ok(Opened::Consumed);
         }
+        self.at_its_cost(|tunnel| tunnel.take_response(index, datagram, path, now))
+    }
+
+    fn take_response(
+        &mut self,
+        index: PeerIndex,
+        datagram: &[u8],
+        path: Path,
+        now: Instant,
+    ) -> Result<Opened, Cause> {
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
         let len = peer.noise.handle_response(&self.identity, &self.world, datagram, &mut bytes, now)?;
@@ -174,7 +188,24 @@ impl Tunnel {
         Ok(Opened::Consumed)
     }
 
-    /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it.
+    /// Takes a handshake message, and notes what that has cost: others may cost the less.
+    fn at_its_cost(
+        &mut self,
+        take: impl FnOnce(&mut Self) -> Result<Opened, Cause>,
+    ) -> Result<Opened, Cause> {
+        let before = self.world.worked();
+        let outcome = take(self);
+        self.limiter.spend(self.world.worked().saturating_sub(before));
+        outcome
+    }
+
+    /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it. But the initiation that it
+    /// answers is repeated with the cookie, once.
+    ///
+    /// The paper has the initiator wait for 5 s (section 6.6), so that nobody can have it send at will and the load is not added
+    /// to. Here a timer's initiation has one repetition at most, whatever arrives, and only who has seen that initiation can
+    /// ask for it; so it is 148 B in 5 s. The endpoint that asked for the cookie has nothing to fear from one message that has
+    /// it: it holds each address to a rate. Waiting would have all who come while an endpoint is flooded wait for 5 s.
     fn open_cookie_reply(
         &mut self,
         datagram: &[u8],
@@ -182,7 +213,11 @@ impl Tunnel {
         now: Instant,
     ) -> Result<Opened, Cause> {
         let index = self.peer_of(receiver)?;
-        self.peers[index].noise.handle_cookie_reply(datagram, now)?;
+        let peer = &mut self.peers[index];
+        peer.noise.handle_cookie_reply(datagram, now)?;
+        if let Some(path) = peer.path.filter(|_| peer.timers.may_repeat()) {
+            self.initiate_by(index, path, now);
+        }
         Ok(Opened::Consumed)
     }
 

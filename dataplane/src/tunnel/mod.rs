@@ -19,6 +19,7 @@ pub mod routes;
 pub mod setup;
 pub mod ticket;
 
+mod bucket;
 mod change;
 mod incoming;
 mod limiter;

@@ -126,7 +126,7 @@ impl Checker {
 /// Completes messages to one peer, with the cookie it gave.
 #[derive(Default)]
 pub(super) struct Jar {
-    /// Index and mac1 of the last message.
+    /// Index and mac1 of the last message, until it is answered: a reply is good once.
     last: Option<(SessionIndex, Mac)>,
     cookie: Option<(Mac, Instant)>,
 }
@@ -164,7 +164,7 @@ impl Jar {
         cookie_cipher(peer)
             .decrypt_in_place_detached(nonce, &mac1, &mut cookie, Tag::from_slice(&reply[REPLY_TAG..]))
             .map_err(|_| Cause::BadTag)?;
-        self.cookie = Some((cookie, now));
+        (self.last, self.cookie) = (None, Some((cookie, now)));
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ mod messages;
 mod order;
 mod ways;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use super::*;
@@ -23,6 +24,8 @@ type Row = (u32, u64, &'static str, fn(&mut Bench));
 
 /// Rows of the catalogue.
 const ROWS: u32 = 32;
+/// What each handshake message that is looked at costs the endpoint.
+const COST: Duration = Duration::from_micros(100);
 /// From where what must be refused comes.
 const STRANGER: &str = "203.0.113.9:9";
 
@@ -36,7 +39,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mut bench = Self { pair: Pair::connected(), inputs: 0, held: [const { Vec::new() }; 2] };
+        let mut pair = Pair::connected();
+        for end in [&mut pair.a, &mut pair.b] {
+            end.world.worked = work;
+        }
+        let mut bench = Self { pair, inputs: 0, held: [const { Vec::new() }; 2] };
         bench.hold();
         bench
     }
@@ -106,6 +113,13 @@ impl Bench {
         assert_eq!(pair.at_a(&sealed), Some(answer));
         self.inputs
     }
+}
+
+/// Between two looks at this clock the processor has worked for [`COST`].
+fn work() -> Duration {
+    thread_local!(static WORKED: Cell<Duration> = const { Cell::new(Duration::ZERO) });
+    WORKED.set(WORKED.get() + COST);
+    WORKED.get()
 }
 
 /// All that an endpoint holds, but for what counts losses.
