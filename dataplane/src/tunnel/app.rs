@@ -13,6 +13,7 @@ mod names;
 mod outside;
 mod ports;
 mod relays;
+mod replies;
 mod status;
 mod stream;
 mod tickets;
@@ -34,6 +35,7 @@ pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
 pub use self::relays::{Relay, RelayChoice, RelayPlan};
+use self::replies::Replies;
 pub use self::stream::Carrier;
 pub use self::tickets::{NO_RELAY, NOT_THE_NEXT};
 use self::way::{Way, seal_and_append};
@@ -70,6 +72,7 @@ pub struct App {
     tunnel: Tunnel,
     tun: Tun,
     sockets: Sockets,
+    replies: Replies,
     relay: Option<Relay>,
     ports: Ports,
     ready: bool,
@@ -112,6 +115,7 @@ impl App {
             tunnel,
             tun,
             sockets,
+            replies: Replies::default(),
             relay,
             ports: Ports::default(),
             ready: false,
@@ -296,6 +300,9 @@ impl App {
 
     fn transmit<E: Egress>(&mut self, message: &Transmit, egress: &mut E, now: Instant) {
         let bytes = message.bytes();
+        if message.is_cookie_reply() && self.reply_aside(message, now) {
+            return;
+        }
         // A control message that cannot leave is repeated by its timer; only packets are counted.
         let Ok(mut way) = self.way(message.path, now) else {
             return;

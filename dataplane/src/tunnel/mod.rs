@@ -61,7 +61,7 @@ use self::wheel::Wheel;
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
-use crate::wire::wireguard::{DATA_OVERHEAD, PADDING};
+use crate::wire::wireguard::{self, DATA_OVERHEAD, PADDING};
 
 /// Control messages that may wait to be polled. An input makes two at most; what timers ask for stops at half.
 const CONTROL_MAX: usize = 512;
@@ -97,6 +97,12 @@ impl Transmit {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+
+    /// Whether it answers somebody who has proved nothing, not even that he is where he says.
+    #[must_use]
+    pub fn is_cookie_reply(&self) -> bool {
+        matches!(wireguard::parse(self.bytes()), Some(wireguard::Message::CookieReply { .. }))
     }
 }
 
