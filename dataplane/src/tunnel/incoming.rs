@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::Tunnel;
 use super::limiter::Verdict;
-use super::noise::CONTROL_LEN;
+use super::noise::{CONTROL_LEN, Outset};
 use super::peer::{Passed, Path};
 use super::peers::PeerIndex;
 use super::timers::REKEY_ON_RECEIVE;
-use super::{Tunnel, noise};
 use crate::drops::Cause;
 use crate::packet::Packet;
 use crate::wire::ip;
@@ -130,8 +130,14 @@ impl Tunnel {
         if last.is_some_and(|last| now.saturating_duration_since(last) < INITIATION_SPACING) {
             return Err(Cause::RateLimited);
         }
+        let path_back = peer.answers_by(path).unwrap_or(path);
+        let outset = Outset { index: self.new_index(index), path: path_back };
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_initiation(&self.identity, &self.world, claim, &mut bytes, now)?;
+        let peer = &mut self.peers[index];
+        let len =
+            peer.noise.handle_initiation(&self.identity, &self.world, claim, outset, &mut bytes, now)?;
+        self.note_index(index, outset.index);
+        let peer = &mut self.peers[index];
         peer.last_initiation_received = Some(now);
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
@@ -214,8 +220,8 @@ impl Tunnel {
     ) -> Result<Opened, Cause> {
         let index = self.peer_of(receiver)?;
         let peer = &mut self.peers[index];
-        peer.noise.handle_cookie_reply(datagram, now)?;
-        if let Some(path) = peer.path.filter(|_| peer.timers.may_repeat()) {
+        let path = peer.noise.handle_cookie_reply(datagram, now)?;
+        if peer.timers.may_repeat() {
             self.initiate_by(index, path, now);
         }
         Ok(Opened::Consumed)
@@ -274,7 +280,6 @@ impl Tunnel {
     }
 
     fn peer_of(&self, receiver: SessionIndex) -> Result<PeerIndex, Cause> {
-        let tag = receiver.0 >> (u32::BITS - noise::PEER_TAG_BITS);
-        self.by_tag.get(&tag).copied().ok_or(Cause::UnknownIndex)
+        self.by_index.get(&receiver).copied().ok_or(Cause::UnknownIndex)
     }
 }

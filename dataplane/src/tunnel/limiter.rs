@@ -142,8 +142,9 @@ fn nanos(time: Duration) -> i64 {
 #[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 mod tests {
     use super::*;
+    use crate::tunnel::Path;
     use crate::tunnel::key::SecretKey;
-    use crate::tunnel::noise::{self, CONTROL_LEN, Noise, World};
+    use crate::tunnel::noise::{self, CONTROL_LEN, Noise, Outset, World};
 
     struct Bench {
         server: Identity,
@@ -161,7 +162,7 @@ mod tests {
         let server_key = SecretKey::new([1; 32]);
         let server = Identity::new(&server_key, &[9; 32]);
         let identity = Identity::new(&SecretKey::new([2; 32]), &[8; 32]);
-        let client = Noise::new(noise::public_key(&server_key), None, 7);
+        let client = Noise::new(noise::public_key(&server_key), None);
         let (limiter, world) = (Limiter::new(3, start), World::system());
         let cost = Duration::from_micros(100);
         Bench { server, limiter, identity, client, world, start, cost }
@@ -171,7 +172,9 @@ mod tests {
         fn initiation(&mut self) -> [u8; CONTROL_LEN] {
             let mut message = [0; CONTROL_LEN];
             let Self { identity, client, world, start, .. } = self;
-            assert_eq!(client.initiate(identity, world, &mut message, *start), Some(CONTROL_LEN));
+            let path = Path::Direct { to: SocketAddr::from(([192, 0, 2, 1], 1)), from: None };
+            let outset = Outset { index: world.index(), path };
+            assert_eq!(client.initiate(identity, world, outset, &mut message, *start), Some(CONTROL_LEN));
             message
         }
 

@@ -61,7 +61,7 @@ use self::wheel::Wheel;
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
-use crate::wire::wireguard::{self, DATA_OVERHEAD, PADDING};
+use crate::wire::wireguard::{self, DATA_OVERHEAD, PADDING, SessionIndex};
 
 /// Control messages that may wait to be polled. An input makes two at most; what timers ask for stops at half.
 const CONTROL_MAX: usize = 512;
@@ -122,8 +122,8 @@ pub struct Tunnel {
     mtu: usize,
     peers: Peers,
     by_key: std::collections::HashMap<PublicKey, PeerIndex, FixedState>,
-    /// By the upper 24 bits of the session indices we choose.
-    by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
+    /// By the session indices that we chose. Those of sessions that are gone are taken out at the next handshake, or when all are.
+    by_index: std::collections::HashMap<SessionIndex, PeerIndex, FixedState>,
     routes: AllowedIps,
     outside: Outside,
     limiter: Limiter,
@@ -162,7 +162,7 @@ impl Tunnel {
             mtu: config.mtu,
             peers: Peers::with_capacity(config.peers.len()),
             by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
-            by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
+            by_index: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             routes: AllowedIps::new(rng.next_u64()),
             outside: Outside::new(rng.next_u64()),
             limiter: Limiter::new(rng.next_u64(), now),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::noise::CONTROL_LEN;
+use super::noise::{CONTROL_LEN, Outset};
 use super::timers::{Due, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
 use super::{CONTROL_MAX, Path, PeerIndex, Transmit, Tunnel};
 use crate::drops::Cause;
@@ -34,7 +34,10 @@ impl Tunnel {
                     tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
-                Due::Erase => self.peers[index].rest(),
+                Due::Erase => {
+                    self.peers[index].rest();
+                    self.forget_indices(index);
+                }
             }
         }
     }
@@ -98,11 +101,14 @@ impl Tunnel {
 
     /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had.
     pub(super) fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
-        let peer = &mut self.peers[index];
+        let outset = Outset { index: self.new_index(index), path };
         let mut bytes = [0; CONTROL_LEN];
-        let Some(len) = peer.noise.initiate(&self.identity, &mut self.world, &mut bytes, now) else {
+        let noise = &mut self.peers[index].noise;
+        let Some(len) = noise.initiate(&self.identity, &mut self.world, outset, &mut bytes, now) else {
             return false;
         };
+        self.note_index(index, outset.index);
+        let peer = &mut self.peers[index];
         if let Some(paths) = &mut peer.paths {
             paths.initiated(path, now);
         }

@@ -13,6 +13,7 @@ use super::path_mtu::PathMtu;
 use super::paths::{PathFigures, Paths};
 use super::staged::Staged;
 use super::timers::Timers;
+use crate::wire::wireguard::SessionIndex;
 
 /// How a peer is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,12 @@ impl Path {
             Self::Direct { to, .. } => to,
             Self::Relayed { peer } => peer,
         }
+    }
+
+    /// Whether it is the same way, whatever local address it begins at.
+    #[must_use]
+    pub fn leads_as(&self, other: Self) -> bool {
+        self.remote() == other.remote() && std::mem::discriminant(self) == std::mem::discriminant(&other)
     }
 
     /// Whether anything can be sent there: not to port 0, and not to an address that is none of one host.
@@ -132,6 +139,8 @@ impl PeerStats {
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
     pub(super) noise: Noise,
+    /// Session indices that lead to it, some of them of sessions that are gone: see [`super::Tunnel`].
+    pub(super) indices: Vec<SessionIndex>,
     /// When its sessions are from: see [`super::Tunnel`].
     pub(super) epoch: u64,
     /// The prefixes that are routed to it, and to nobody else.
@@ -173,6 +182,7 @@ impl Peer {
         Self {
             public_key: config.public_key,
             noise,
+            indices: Vec::new(),
             epoch,
             allowed_ips: BTreeSet::new(),
             timers,

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::sys::clock::{self, Clock};
 use crate::tunnel::key::KEY_LEN;
+use crate::wire::wireguard::SessionIndex;
 
 /// Seconds of TAI64 at the epoch of Unix, as the kernel and wireguard-go count them: a host that goes from one implementation
 /// to another is not taken for older.
@@ -78,6 +79,14 @@ impl World {
     /// How long the processor has worked for us: the difference of two is what was done in between.
     pub(in crate::tunnel) fn worked(&self) -> Duration {
         (self.worked)()
+    }
+
+    /// A session index: random, so that it tells nothing about whose it is.
+    #[must_use]
+    pub fn index(&self) -> SessionIndex {
+        let mut bytes = [0; 4];
+        getrandom::fill(&mut bytes).expect("the kernel has random numbers");
+        SessionIndex(u32::from_ne_bytes(bytes))
     }
 
     /// A secret that nobody has had. It comes from the kernel each time: a generator in our memory could tell it again to

@@ -78,7 +78,7 @@ impl Bench {
             Ok(_) => {
                 let reply = self.pair.b.poll_transmit().expect("an answer");
                 assert!(reply.bytes().len() < datagram.len() && reply.path == path(from), "{reply:?}");
-                reply.bytes().len() != crate::wire::wireguard::COOKIE_REPLY
+                reply.bytes().len() != wireguard::COOKIE_REPLY
             }
         }
     }
@@ -128,7 +128,7 @@ fn picture(tunnel: &Tunnel) -> String {
     let mut text = format!(
         "{} {} {} {} {:?} {:?} {}\n",
         tunnel.by_key.len(),
-        tunnel.by_tag.len(),
+        tunnel.by_index.len(),
         tunnel.staged_bytes,
         tunnel.control.len(),
         tunnel.unstaging,
