@@ -69,9 +69,9 @@ impl Tunnel {
         out: &mut Packet,
         now: Instant,
     ) -> Result<Opened, Cause> {
+        self.notice_sleep(now);
         let index = self.peer_of(message.0)?;
         let peer = &mut self.peers[index];
-        peer.forget_outlived(&self.world, now);
         let opened = peer.noise.open(datagram, message, out.buffer(), now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);

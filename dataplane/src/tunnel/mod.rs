@@ -27,6 +27,7 @@ mod looped;
 mod missing;
 mod outgoing;
 pub mod path_mtu;
+mod sleep;
 mod staged;
 mod switch;
 mod timers;
@@ -56,6 +57,7 @@ pub use self::peer::{Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
 use self::peers::Peers;
 use self::routes::AllowedIps;
+use self::sleep::Sleep;
 use self::timers::JITTER_MS;
 use self::wheel::Wheel;
 use crate::drops::{Cause, Drops};
@@ -110,6 +112,7 @@ impl Transmit {
 pub struct Tunnel {
     identity: Identity,
     world: World,
+    sleep: Sleep,
     /// The key that the identity is made of, or none.
     private_key: Option<SecretKey>,
     cookie_secret: [u8; 32],
@@ -154,6 +157,7 @@ impl Tunnel {
         let mut tunnel = Self {
             identity: Identity::new(&config.private_key, &config.cookie_secret),
             world: World::system(),
+            sleep: Sleep::default(),
             private_key: Some(config.private_key.clone()).filter(|key| !key.is_zero()),
             cookie_secret: config.cookie_secret,
             running: true,
@@ -230,8 +234,8 @@ impl Tunnel {
 
     /// Where packets for `peer` can be sent to at once; `None` when they have to be staged.
     pub fn ready(&mut self, peer: PeerIndex, now: Instant) -> Option<Path> {
-        let peer = self.peers.get_mut(peer)?;
-        peer.forget_outlived(&self.world, now);
+        self.notice_sleep(now);
+        let peer = self.peers.get(peer)?;
         peer.noise.usable(now)?;
         peer.path
     }
@@ -318,6 +322,7 @@ impl Tunnel {
     /// Does what is due, for some peers: poll for control messages, and it may be due again at once. Costs nothing when
     /// nothing is due, however many peers there are.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.notice_sleep(now);
         if !self.running {
             return;
         }

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::IpNet;
 
 use super::key::{PublicKey, SecretKey};
-use super::noise::{Noise, World};
+use super::noise::Noise;
 use super::path_mtu::PathMtu;
 use super::paths::{PathFigures, Paths};
 use super::staged::Staged;
@@ -158,7 +158,6 @@ pub(super) struct Peer {
     pub(super) unstaging: bool,
     pub(super) last_initiation_received: Option<Instant>,
     pub(super) stats: PeerStats,
-    next_age_check: Instant,
     /// What the timers were last told of, and when: a batch of packets has one `now`, and they need to hear of it once.
     noted: Option<(Passed, Instant)>,
 }
@@ -195,7 +194,6 @@ impl Peer {
             unstaging: false,
             last_initiation_received: None,
             stats: PeerStats::default(),
-            next_age_check: now,
             noted: None,
         }
     }
@@ -252,15 +250,6 @@ impl Peer {
             self.noise.forget_sessions();
         } else {
             self.noise.rest();
-        }
-    }
-
-    /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.
-    pub(super) fn forget_outlived(&mut self, world: &World, now: Instant) {
-        const INTERVAL: Duration = Duration::from_secs(1);
-        if now >= self.next_age_check {
-            self.next_age_check = now + INTERVAL;
-            self.noise.forget_outlived(world, now);
         }
     }
 }

@@ -72,7 +72,7 @@ impl World {
     }
 
     /// How long the machine has slept.
-    pub(super) fn slept(&self) -> Duration {
+    pub(in crate::tunnel) fn slept(&self) -> Duration {
         (self.slept)()
     }
 
