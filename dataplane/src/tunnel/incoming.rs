@@ -79,6 +79,7 @@ impl Tunnel {
         let news = self.authentic(index, path, now);
         let peer = &mut self.peers[index];
         if opened.confirmed {
+            peer.told_silent = false;
             peer.timers.handshake_complete();
             if peer.stats.last_handshake.replace(now).is_none() {
                 tracing::info!(peer = %peer.public_key, "handshake complete");
@@ -178,6 +179,7 @@ impl Tunnel {
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
         let peer = &mut self.peers[index];
+        peer.told_silent = false;
         peer.timers.session_made(now);
         peer.timers.handshake_complete();
         peer.timers.anything_sent(now);

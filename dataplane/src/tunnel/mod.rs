@@ -51,6 +51,7 @@ use self::limiter::Limiter;
 use self::looped::Outside;
 pub use self::looped::RelayServer;
 use self::noise::{CONTROL_LEN, Identity, World};
+use self::outgoing::Silence;
 use self::paths::PathFigures;
 use self::peer::Passed;
 pub use self::peer::{Path, PeerConfig, PeerStats};
@@ -137,6 +138,7 @@ pub struct Tunnel {
     unstaging: VecDeque<PeerIndex>,
     /// Peers that did not answer; taken out after every look at the timers.
     unanswered: Vec<PeerIndex>,
+    silence: Silence,
     staged_bytes: usize,
     rng: Xoshiro256PlusPlus,
     /// When each peer's next timer runs out, by its place.
@@ -174,6 +176,7 @@ impl Tunnel {
             heard: None,
             unstaging: VecDeque::new(),
             unanswered: Vec::new(),
+            silence: Silence::new(now),
             staged_bytes: 0,
             rng,
             wheel: Wheel::new(config.peers.len(), now),

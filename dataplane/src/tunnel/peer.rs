@@ -156,6 +156,8 @@ pub(super) struct Peer {
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
     pub(super) unstaging: bool,
+    /// Its silence has been logged, and it has not answered since.
+    pub(super) told_silent: bool,
     pub(super) last_initiation_received: Option<Instant>,
     pub(super) stats: PeerStats,
     /// What the timers were last told of, and when: a batch of packets has one `now`, and they need to hear of it once.
@@ -192,6 +194,7 @@ impl Peer {
             path_mtu: PathMtu::default(),
             staged: Staged::default(),
             unstaging: false,
+            told_silent: false,
             last_initiation_received: None,
             stats: PeerStats::default(),
             noted: None,
