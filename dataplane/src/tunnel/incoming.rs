@@ -1,5 +1,6 @@
 //! What arrives from the network: cheap checks first, Diffie-Hellman last, and no effect of anything unauthenticated.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::Tunnel;
@@ -106,7 +107,7 @@ impl Tunnel {
     /// Decides whether the packet in an authentic message may be delivered.
     fn admit(&mut self, index: PeerIndex, header: ip::Header, out: &mut Packet) -> Result<Opened, Cause> {
         out.truncate(header.total_len);
-        if self.routes.find(header.source) != Some(index) {
+        if self.routes.find(header.source) != Some(index) || is_nobodys(header.source) {
             return Err(Cause::AllowedIps);
         }
         let stats = &mut self.peers[index].stats;
@@ -283,5 +284,21 @@ impl Tunnel {
 
     fn peer_of(&self, receiver: SessionIndex) -> Result<PeerIndex, Cause> {
         self.by_index.get(&receiver).copied().ok_or(Cause::UnknownIndex)
+    }
+}
+
+/// Whether no host can have sent from this address, whatever is routed to its peer: it stands for none, for the receiver itself, or
+/// for several (RFC 1122, section 3.2.1.3; RFC 4291, sections 2.5.2, 2.5.3 and 2.7).
+fn is_nobodys(source: IpAddr) -> bool {
+    let of_v4 = |source: Ipv4Addr| match source.octets()[0] {
+        0 | 127 => true,
+        first => first >= 224 && (source.is_multicast() || source.is_broadcast()),
+    };
+    match source {
+        IpAddr::V4(source) => of_v4(source),
+        IpAddr::V6(source) => {
+            let is_special = source.is_unspecified() || source.is_loopback() || source.is_multicast();
+            is_special || source.to_ipv4_mapped().is_some_and(of_v4)
+        }
     }
 }

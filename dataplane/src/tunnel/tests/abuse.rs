@@ -26,6 +26,8 @@ type Row = (u32, u64, &'static str, fn(&mut Bench));
 const ROWS: u32 = 32;
 /// What each handshake message that is looked at costs the endpoint.
 const COST: Duration = Duration::from_micros(100);
+/// A third end, whose messages are forged where they must be believed: those of the other two go on as before.
+const THIRD: (&str, &str) = ("10.0.0.3", "192.0.2.3:3");
 /// From where what must be refused comes.
 const STRANGER: &str = "203.0.113.9:9";
 
@@ -53,6 +55,17 @@ impl Bench {
         let there = self.pair.seal_at_a(b"sealed before");
         let back = try_seal(&mut self.pair.b, &packet(B_INSIDE, A_INSIDE, b"sealed before"), self.pair.now);
         self.held = [there, back.expect("a session")];
+    }
+
+    /// Has `b` know a third end.
+    fn know_third(&mut self) -> PeerIndex {
+        self.pair.b.add_peer(&peer(3, &["10.0.0.3/32"], None), self.pair.now)
+    }
+
+    /// A session of the third end with `b`.
+    fn third(&mut self) -> forge::Session {
+        self.know_third();
+        forge::Session::new(3, 2, &mut self.pair.b, THIRD.1, self.pair.now)
     }
 
     /// Hands `b` a datagram that must be lost for `cause`, and must not have any other effect.
@@ -101,6 +114,7 @@ impl Bench {
             pair.exchange();
             pair.now += 6 * SECOND;
         } else {
+            // The abused end itself, as the row has left it.
             let expected = packet(A_INSIDE, B_INSIDE, b"sealed before");
             assert_eq!(open(&mut pair.b, there, A_OUTSIDE, pair.now), Ok(Some(expected)));
             assert_eq!(open(&mut pair.b, there, A_OUTSIDE, pair.now), Err(Cause::Replay));
