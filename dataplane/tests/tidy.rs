@@ -32,6 +32,8 @@ const EXEMPT: &[(&str, &str)] = &[
     ("dataplane/src/tunnel/app/names.rs", "likewise; it has a thread that looks names up"),
     ("dataplane/src/tunnel/app/outside.rs", "likewise; it asks the kernel for path MTUs and follows routes"),
     ("dataplane/src/tunnel/app/ports.rs", "likewise; it opens and closes sockets"),
+    ("dataplane/src/tunnel/app/replies.rs", "likewise; it sends answers at once or never"),
+    ("dataplane/src/tunnel/app/sleep.rs", "likewise; it has an alarm"),
     ("dataplane/src/tunnel/app/stream.rs", "likewise; it connects to relays"),
     ("dataplane/src/tunnel/app/tickets.rs", "likewise; it asks the kernel for our address"),
     ("dataplane/src/tunnel/app/status.rs", "likewise; it tells what ingress and egress have counted"),

@@ -13,6 +13,8 @@ mod names;
 mod outside;
 mod ports;
 mod relays;
+mod replies;
+mod sleep;
 mod status;
 mod stream;
 mod tickets;
@@ -34,6 +36,8 @@ pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
 pub use self::relays::{Relay, RelayChoice, RelayPlan};
+use self::replies::Replies;
+use self::sleep::Alarm;
 pub use self::stream::Carrier;
 pub use self::tickets::{NO_RELAY, NOT_THE_NEXT};
 use self::way::{Way, seal_and_append};
@@ -62,6 +66,8 @@ const STREAM: Token = Token(OWN_TOKENS - 4);
 const NAMES: Token = Token(OWN_TOKENS - 10);
 const ROUTES: Token = Token(OWN_TOKENS - 11);
 const ADDRESSES: Token = Token(OWN_TOKENS - 12);
+/// A while has passed, sleep included.
+const ALARM: Token = Token(OWN_TOKENS - 13);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
 
@@ -70,6 +76,8 @@ pub struct App {
     tunnel: Tunnel,
     tun: Tun,
     sockets: Sockets,
+    replies: Replies,
+    alarm: Option<Alarm>,
     relay: Option<Relay>,
     ports: Ports,
     ready: bool,
@@ -112,6 +120,8 @@ impl App {
             tunnel,
             tun,
             sockets,
+            replies: Replies::default(),
+            alarm: None,
             relay,
             ports: Ports::default(),
             ready: false,
@@ -296,6 +306,9 @@ impl App {
 
     fn transmit<E: Egress>(&mut self, message: &Transmit, egress: &mut E, now: Instant) {
         let bytes = message.bytes();
+        if message.is_cookie_reply() && self.reply_aside(message, now) {
+            return;
+        }
         // A control message that cannot leave is repeated by its timer; only packets are counted.
         let Ok(mut way) = self.way(message.path, now) else {
             return;
@@ -355,6 +368,7 @@ impl Application for App {
         self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);
+        self.set_alarm(ingress);
         // Whoever can be reached directly need not wait for the relay.
         if self.relay.as_ref().is_none_or(|relay| !relay.is_needed()) {
             self.report_ready();
@@ -379,6 +393,7 @@ impl Application for App {
             Meta::Writable if received.token == STREAM => self.unblock_stream(),
             Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
             Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
+            Meta::Ready if received.token == ALARM => self.note_alarm(now),
             Meta::Ready if received.token == ADDRESSES => return self.outside.note_addresses(),
             Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }

@@ -238,7 +238,7 @@ pub fn bind_sockets(port: u16, gro: bool, patience: Duration) -> io::Result<Sock
             Ok(None) if v4.is_none() => {
                 return Err(io::Error::other("this machine has neither IPv4 nor IPv6: enable one of them"));
             }
-            Ok(v6) => return Ok(Sockets { v4, v6 }),
+            Ok(v6) => return Ok(Sockets::new(v4, v6)),
         }
     }
 }
@@ -248,7 +248,7 @@ pub fn bind_sockets(port: u16, gro: bool, patience: Duration) -> io::Result<Sock
 /// # Errors
 /// EPERM without CAP_NET_ADMIN.
 pub fn mark_sockets(sockets: &Sockets, mark: u32) -> io::Result<()> {
-    for socket in sockets.iter() {
+    for socket in sockets.iter().chain(sockets.aside.iter().flatten()) {
         let option = socket2::SockRef::from(&**socket.fd());
         // Without privileges it may be left as it is.
         if option.mark()? != mark {

@@ -43,6 +43,11 @@ impl Sessions {
             .map(|(_, _, session)| &mut **session)
     }
 
+    /// Whether there is one with this index of ours.
+    pub fn has(&self, local: SessionIndex) -> bool {
+        self.places.iter().flatten().any(|(index, ..)| *index == local)
+    }
+
     /// All of them, for tests.
     #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = &Session> {
