@@ -19,6 +19,7 @@ use tracing::level_filters::LevelFilter;
 use super::marking::MarkingArgs;
 use super::{Failure, bind_admin, now, randomness};
 use crate::config;
+use crate::crypto::CryptoArgs;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
@@ -41,6 +42,8 @@ pub(super) struct Flags {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
+    crypto: CryptoArgs,
+    #[command(flatten)]
     marking: MarkingArgs,
     /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -54,6 +57,7 @@ pub(super) struct Flags {
 pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     let name = flags.name.as_deref().unwrap_or_default();
     flags.engine.check().map_err(Failure::usage)?;
+    flags.crypto.check(flags.engine.io).map_err(Failure::usage)?;
     if name.contains('/') || name.ends_with(".conf") {
         return Err(Failure::usage(format!(
             "{name:?} is no interface name; for a configuration file run: towpath up {name}"
@@ -130,6 +134,7 @@ fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Fa
         drop_in: true,
         notice,
         admin,
+        crypto_threads: flags.crypto.threads(),
     };
     Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::App;
 use super::relays::Relay;
 use super::stream::RelayStream;
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::egress::{Class, Egress, Target};
 use crate::tunnel::{Path, RelayServer};
@@ -24,7 +25,13 @@ impl App {
         self.note_relay_server();
     }
 
-    pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
+    pub(super) fn handle_relay<E: Egress>(
+        &mut self,
+        (datagram, body): (&[u8], Body),
+        ecn: u8,
+        egress: &mut E,
+        now: Instant,
+    ) {
         let Some(relay) = &mut self.relay else {
             return;
         };
@@ -33,7 +40,7 @@ impl App {
             Input::Ignored(cause) => self.tunnel.count_drop(cause),
             Input::Data { peer, payload } => {
                 if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
+                    self.open((inner, body), Path::Relayed { peer }, ecn, egress, now);
                     self.note_heard(peer, now);
                 }
             }

@@ -45,6 +45,8 @@ pub struct Management {
     pub drop_in: bool,
     /// Who waits until everything is there.
     pub notice: Option<Notice>,
+    /// Threads that seal and open beside the loop.
+    pub crypto_threads: usize,
     /// Where totals are shown.
     pub admin: Option<admin::Listener>,
 }

@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::relays::Relay;
 use super::way::Way;
 use super::{App, STREAM};
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
@@ -244,7 +245,7 @@ impl App {
                 let mut used = 0;
                 loop {
                     match stream.framer.next(&mut stream.plain[..len], &mut used) {
-                        Ok(Some(message)) => self.handle_relay(message, 0, egress, now),
+                        Ok(Some(message)) => self.handle_relay((message, Body::Sealed), 0, egress, now),
                         Ok(None) => break,
                         Err(unframed) => {
                             stream.end(&unframed);

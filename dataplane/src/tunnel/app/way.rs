@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::drops::Cause;
-use crate::egress::{Class, Egress, Target};
+use crate::egress::{Class, Egress, Target, Unsealed};
 use crate::stun::{ChannelNumber, channel_data};
 use crate::tunnel::marking::Marking;
 use crate::tunnel::{PeerIndex, Tunnel};
@@ -82,12 +82,13 @@ pub(super) fn seal_and_append<E: Egress>(
         return true;
     };
     let mut refused = false;
-    egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
+    let len = front.len() + sealed_len;
+    egress.append_unsealed(&way.target, len, Class::Data, |slot| {
         let (head, rest) = slot.split_at_mut(front.len());
         head.copy_from_slice(&front);
-        let sealed = tunnel.seal(peer, packet, rest, now);
-        refused = !sealed;
-        sealed
+        let key = tunnel.write(peer, packet, rest, now);
+        refused = key.is_none();
+        key.map(|key| Unsealed { key, front: front.len() })
     });
     if refused {
         tunnel.count_drop(Cause::NoSession);
