@@ -60,7 +60,10 @@ pub fn plan(
     let mut called = Vec::new();
     let mut policies = Vec::new();
     let mut choices = Vec::with_capacity(config.relays.len());
-    for relay in &config.relays {
+    for (place, relay) in config.relays.iter().enumerate() {
+        if relay.server.may_move() {
+            inquiries.relay_names.push((place, relay.server.clone()));
+        }
         let server = resolve(file, &relay.server, Some(relay.line))?;
         let (login, credentials) = (relay.login.clone(), relay.credentials.clone());
         let carrier = carrier(file, relay)?;
@@ -73,9 +76,7 @@ pub fn plan(
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
             None => None,
         };
-        if let Some((endpoint @ Endpoint { host: Host::Name(_) | Host::Scoped(..), .. }, _)) =
-            &section.endpoint
-        {
+        if let Some((endpoint, _)) = section.endpoint.as_ref().filter(|(endpoint, _)| endpoint.may_move()) {
             inquiries.names.push((index, section.public_key, endpoint.clone()));
         }
         called.extend(address.map(|_| index));

@@ -145,17 +145,50 @@ impl App {
         if stays {
             return;
         }
+        if alternate.is_none() && relay.relayed.is_none() {
+            relay.in_use_by_name().into_iter().for_each(|index| self.outside.names.doubt_relay(index));
+        }
         let mut last_words = Vec::new();
         if relay.go_on(alternate, &mut last_words, now) {
-            // The end of a connection says as much.
-            self.note_relay_server();
-            for bytes in last_words.into_iter().filter(|_| !over_stream) {
-                self.send_to_relay(former, &bytes, egress);
-            }
-            let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();
-            for (index, _) in relayed {
-                self.tunnel.set_relayed(index, None, now);
-            }
+            self.went_over(former, over_stream, last_words, egress, now);
+        }
+    }
+
+    /// The name of a relay leads to another address: goes over there where it is the one that is asked in vain.
+    pub(super) fn move_relay<E: Egress>(
+        &mut self,
+        index: usize,
+        address: SocketAddr,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        let Some(relay) = &mut self.relay else {
+            return;
+        };
+        let (former, over_stream) = (relay.server, relay.is_stream());
+        let mut last_words = Vec::new();
+        if relay.move_to(index, address, &mut last_words, now) {
+            self.went_over(former, over_stream, last_words, egress, now);
+        }
+    }
+
+    /// Another relay is asked now: says its last words to the former, and no peer is behind one any more.
+    fn went_over<E: Egress>(
+        &mut self,
+        former: SocketAddr,
+        over_stream: bool,
+        last_words: Vec<Vec<u8>>,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        self.note_relay_server();
+        // The end of a connection says as much.
+        for bytes in last_words.into_iter().filter(|_| !over_stream) {
+            self.send_to_relay(former, &bytes, egress);
+        }
+        let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();
+        for (index, _) in relayed {
+            self.tunnel.set_relayed(index, None, now);
         }
     }
 

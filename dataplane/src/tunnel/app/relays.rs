@@ -339,17 +339,56 @@ impl Relay {
         {
             return false;
         }
+        if alternate.is_none() {
+            self.current = next;
+        }
+        let server = alternate.unwrap_or(self.plan.choices[self.current].server);
+        self.turn_to(server, last_words, now);
+        true
+    }
+
+    /// The relay in use, unless it was named by another one.
+    pub(super) fn in_use_by_name(&self) -> Option<usize> {
+        (self.server_of(self.current) == Some(self.server)).then_some(self.current)
+    }
+
+    /// The address of a relay, as far as is known.
+    pub(super) fn server_of(&self, index: usize) -> Option<SocketAddr> {
+        self.plan.choices.get(index).map(|choice| choice.server)
+    }
+
+    /// The name of a relay leads to `address`: goes over there at once where that relay is the one that is asked, and has given
+    /// no address; whether it did. One that has is left where it is, and the former has to be told what is left in `last_words`.
+    pub(super) fn move_to(
+        &mut self,
+        index: usize,
+        address: SocketAddr,
+        last_words: &mut Vec<Vec<u8>>,
+        now: Instant,
+    ) -> bool {
+        let is_in_use = self.in_use_by_name() == Some(index);
+        if is_in_use && self.relayed.is_some() {
+            return false;
+        }
+        if let Some(choice) = self.plan.choices.get_mut(index) {
+            choice.server = address;
+        }
+        if is_in_use {
+            self.turn_to(address, last_words, now);
+        }
+        is_in_use
+    }
+
+    /// Leaves the relay in use, and asks the one at `server`, by the current choice.
+    fn turn_to(&mut self, server: SocketAddr, last_words: &mut Vec<Vec<u8>>, now: Instant) {
         self.client.close(now);
         last_words.extend(std::iter::from_fn(|| self.client.poll_transmit()));
         self.leave_stream();
         (self.relayed, self.mapped) = (None, None);
         self.left.clear();
         self.failures += 1;
-        if alternate.is_none() {
-            self.current = next;
-        }
+        self.server = server;
         let choice = &self.plan.choices[self.current];
-        self.server = alternate.unwrap_or(choice.server);
         self.client = connect(&self.plan, choice, self.server, self.seeds.next_u64(), now);
         if let Some((_, address)) = self.addresses.iter().find(|(server, _)| *server == self.server) {
             self.client.prefer(*address);
@@ -366,7 +405,6 @@ impl Relay {
         } else {
             tracing::debug!("going over to relay {}", self.server);
         }
-        true
     }
 }
 
