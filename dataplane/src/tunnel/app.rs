@@ -71,6 +71,8 @@ pub struct App {
     tun: Tun,
     sockets: Sockets,
     relay: Option<Relay>,
+    /// One that is asked when the interface goes up.
+    waiting_relay: Option<RelayPlan>,
     ports: Ports,
     ready: bool,
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
@@ -107,12 +109,14 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, marking, inquiries, listener, drop_in, notice, admin } = management;
+        let Management { binding, marking, inquiries, waiting_relay, listener, drop_in, notice, admin } =
+            management;
         Self {
             tunnel,
             tun,
             sockets,
             relay,
+            waiting_relay,
             ports: Ports::default(),
             ready: false,
             packet: Packet::new(),
@@ -356,7 +360,7 @@ impl Application for App {
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);
         // Whoever can be reached directly need not wait for the relay.
-        if self.relay.as_ref().is_none_or(|relay| !relay.is_needed()) {
+        if self.relay.as_ref().is_none_or(|relay| !relay.needed) {
             self.report_ready();
         }
         self.tunnel.handle_timeout(now);

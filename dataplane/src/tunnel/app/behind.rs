@@ -1,5 +1,6 @@
 //! What the relay says and what is said to it, and what becomes of the peers behind it.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -8,20 +9,54 @@ use super::relays::Relay;
 use super::stream::RelayStream;
 use crate::drops::Cause;
 use crate::egress::{Class, Egress, Target};
-use crate::tunnel::{Path, RelayServer};
+use crate::tunnel::paths::Policy;
+use crate::tunnel::{Path, PeerIndex, RelayServer, setup};
 use crate::turn::{Event, Input};
 
 impl App {
     /// Prepares the peers for having a relay beside the direct way.
     pub(super) fn open_relay(&mut self, now: Instant) {
-        let Some(relay) = &self.relay else {
+        let Some(relay) = &mut self.relay else {
             return;
         };
         tracing::info!("asking the relay {} for an address", relay.server);
-        for (index, policy, has_address) in relay.policies() {
+        let addressed: HashSet<PeerIndex> = relay.plan.peers.iter().map(|(index, _)| *index).collect();
+        relay.needed = true;
+        let mut last = None;
+        while let Some(index) = self.tunnel.next_peer(last) {
+            last = Some(index);
+            let policy =
+                self.tunnel.view(index).map(|view| relay.policy_of(&view.public_key)).unwrap_or_default();
+            let has_address = addressed.contains(&index);
+            relay.needed &= policy == Policy::Relay || !has_address;
             self.tunnel.choose_paths(index, policy, has_address, now);
         }
         self.note_relay_server();
+    }
+
+    /// Asks the relay that waits for the interface to go up, for the peers that there are by now.
+    pub(super) fn begin_relay(&mut self, now: Instant) {
+        let Some(mut plan) = self.waiting_relay.take() else {
+            return;
+        };
+        let mut last = None;
+        while let Some(index) = self.tunnel.next_peer(last) {
+            last = Some(index);
+            if let Some(view) = self.tunnel.view(index)
+                && let Some(path) = view.path
+                && plan.policies.get(&view.public_key) != Some(&Policy::Direct)
+            {
+                plan.peers.push((index, path.remote()));
+            }
+        }
+        let mut warnings = Vec::new();
+        plan.family = setup::relay_family(&plan.peers, &mut warnings);
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        self.relay = Some(Relay::new(plan, now));
+        self.open_relay(now);
+        self.refit_superpackets();
     }
 
     pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {

@@ -1,5 +1,6 @@
 //! The relays: which one is in use, and which peers are behind it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,8 @@ pub struct RelayPlan {
     pub choices: Vec<RelayChoice>,
     /// Which peer is reached over them at which address.
     pub peers: Vec<(PeerIndex, SocketAddr)>,
-    /// By which ways each peer may be reached; one that is removed and made again is known by its key.
-    pub policies: Vec<(PeerIndex, PublicKey, Policy)>,
+    /// By which ways peers may be reached, those too that are still to be made, or are made again; of others, the usual one.
+    pub policies: HashMap<PublicKey, Policy>,
     /// The family of the relayed address.
     pub family: Option<AddressFamily>,
     /// For the TURN client; random.
@@ -77,6 +78,8 @@ pub struct Relay {
     lost_at: Option<Instant>,
     /// Where peers were, whose new channels are being bound.
     left: Vec<SocketAddr>,
+    /// All peers that can be called have to wait for it.
+    pub(super) needed: bool,
     /// How many were found unusable since one was usable.
     pub(super) failures: usize,
     /// When the files are looked at.
@@ -106,6 +109,7 @@ impl Relay {
             addresses: Vec::new(),
             current: 0,
             server: choice.server,
+            needed: false,
             failures: 0,
             look_at: now + CREDENTIALS_INTERVAL,
         };
@@ -117,21 +121,9 @@ impl Relay {
         relay
     }
 
-    /// By which ways each peer may be reached, and whether it waits for a channel.
-    pub(super) fn policies(&self) -> impl Iterator<Item = (PeerIndex, Policy, bool)> {
-        let has_address = |index| self.plan.peers.iter().any(|(peer, _)| *peer == index);
-        self.plan.policies.iter().map(move |&(index, _, policy)| (index, policy, has_address(index)))
-    }
-
     /// By which ways the peer with this key may be reached, as the configuration has it.
     pub(super) fn policy_of(&self, key: &PublicKey) -> Policy {
-        let of_key = self.plan.policies.iter().find(|(_, known, _)| known == key);
-        of_key.map(|&(_, _, policy)| policy).unwrap_or_default()
-    }
-
-    /// Whether all peers that can be called have to wait for the relay.
-    pub(super) fn is_needed(&self) -> bool {
-        self.policies().all(|(_, policy, has_address)| policy == Policy::Relay || !has_address)
+        self.plan.policies.get(key).copied().unwrap_or_default()
     }
 
     /// Whether no peer's address is known yet.

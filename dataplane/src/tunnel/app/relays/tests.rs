@@ -48,7 +48,7 @@ impl World {
         let plan = RelayPlan {
             choices: choices.iter().map(|server| choice(server)).collect(),
             peers: vec![(FIRST, at(1))],
-            policies: Vec::new(),
+            policies: HashMap::new(),
             family: None,
             seed: 7,
         };
