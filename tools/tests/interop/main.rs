@@ -16,6 +16,7 @@ mod path;
 mod paths;
 mod relay;
 mod shutdown;
+mod start;
 mod tunnel;
 mod updown;
 mod world;
