@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 mod dropin;
+mod garbage;
 #[path = "../../../dataplane/tests/support/left_out.rs"]
 mod left_out;
 mod load;
