@@ -272,6 +272,7 @@ fn assemble(
         binding,
         marking,
         inquiries: plan.inquiries,
+        waiting_relay: None,
         listener,
         drop_in: false,
         notice: None,

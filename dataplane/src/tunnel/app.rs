@@ -48,7 +48,7 @@ use crate::crypto::aead::{Bodies, Body};
 use crate::crypto::crew::Sealed;
 use crate::driver::{Application, Next, OWN_TOKENS};
 use crate::drops::{Cause, Drops};
-use crate::egress::{Class, Egress, Target};
+use crate::egress::{Class, Egress};
 use crate::engine::IngressKind;
 use crate::ingress::{Ingress, Meta, Received, Token};
 use crate::offload::split::Splitter;
@@ -82,6 +82,8 @@ pub struct App {
     replies: Replies,
     alarm: Option<Alarm>,
     relay: Option<Relay>,
+    /// One that is asked when the interface goes up.
+    waiting_relay: Option<RelayPlan>,
     ports: Ports,
     ready: bool,
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
@@ -119,8 +121,17 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, marking, inquiries, listener, drop_in, notice, admin, crypto_threads } =
-            management;
+        let Management {
+            binding,
+            marking,
+            inquiries,
+            waiting_relay,
+            listener,
+            drop_in,
+            notice,
+            admin,
+            crypto_threads,
+        } = management;
         Self {
             tunnel,
             tun,
@@ -128,6 +139,7 @@ impl App {
             replies: Replies::default(),
             alarm: None,
             relay,
+            waiting_relay,
             ports: Ports::default(),
             ready: false,
             packet: Packet::new(),
@@ -228,24 +240,6 @@ impl App {
         }
         let Self { tunnel, packet, .. } = self;
         seal_and_append(tunnel, peer, way, packet.as_slice(), egress, now)
-    }
-
-    /// How messages leave for `path`.
-    fn way(&mut self, path: Path, now: Instant) -> Result<Way, Cause> {
-        match path {
-            Path::Direct { to, from } => {
-                let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
-                Ok(Way::new(Target { port, to, from, traffic_class: 0, dont_fragment: false }, None))
-            }
-            Path::Relayed { peer } => {
-                let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
-                let number = relay.channel(peer, now).ok_or(Cause::NoEndpoint)?;
-                let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
-                let target =
-                    Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
-                Ok(Way { is_stream: relay.is_stream(), ..Way::new(target, Some(number)) })
-            }
-        }
     }
 
     fn handle_udp<E: Egress>(
@@ -391,7 +385,7 @@ impl Application for App {
         self.open_outside(ingress, now);
         self.set_alarm(ingress);
         // Whoever can be reached directly need not wait for the relay.
-        if self.relay.as_ref().is_none_or(|relay| !relay.is_needed()) {
+        if self.relay.as_ref().is_none_or(|relay| !relay.needed) {
             self.report_ready();
         }
         self.tunnel.handle_timeout(now);

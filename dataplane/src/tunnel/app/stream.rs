@@ -272,6 +272,14 @@ impl App {
         }
     }
 
+    /// Marks what leaves by the connection from now on (SO_MARK); the kernel looks for its route again.
+    pub(super) fn mark_stream(&self, mark: u32) -> io::Result<()> {
+        match self.relay.as_ref().and_then(|relay| relay.stream.as_ref()) {
+            Some(stream) => socket2::SockRef::from(&stream.transport.fd()).set_mark(mark),
+            None => Ok(()),
+        }
+    }
+
     /// Connects where a connection is wanted, writes what waits, and ends what is over.
     pub(super) fn serve_stream<I: Ingress, E: Egress>(
         &mut self,

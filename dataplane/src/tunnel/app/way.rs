@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use super::App;
 use crate::drops::Cause;
 use crate::egress::{Class, Egress, Target, Unsealed};
 use crate::stun::{ChannelNumber, channel_data};
 use crate::tunnel::marking::Marking;
-use crate::tunnel::{PeerIndex, Tunnel};
+use crate::tunnel::{Path, PeerIndex, Tunnel};
 use crate::wire::too_big;
 
 /// The longest UDP payload over IPv4, bytes.
@@ -63,6 +64,26 @@ impl std::ops::Deref for Front {
         match self {
             Self::Nothing => &[],
             Self::Channel(header) => header,
+        }
+    }
+}
+
+impl App {
+    /// How messages leave for `path`.
+    pub(super) fn way(&mut self, path: Path, now: Instant) -> Result<Way, Cause> {
+        match path {
+            Path::Direct { to, from } => {
+                let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
+                Ok(Way::new(Target { port, to, from, traffic_class: 0, dont_fragment: false }, None))
+            }
+            Path::Relayed { peer } => {
+                let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
+                let number = relay.channel(peer, now).ok_or(Cause::NoEndpoint)?;
+                let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
+                let target =
+                    Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
+                Ok(Way { is_stream: relay.is_stream(), ..Way::new(target, Some(number)) })
+            }
         }
     }
 }
