@@ -269,6 +269,7 @@ fn assemble(
         marking,
         inquiries: plan.inquiries,
         listener,
+        own: host.connection()?,
         drop_in: false,
         notice: None,
         admin,

@@ -557,12 +557,7 @@ fn the_file_is_saved_as_the_tunnel_is_set_in_the_end() {
         "SaveConfig = true",
         "#towpath is better\nAllowedIPs = 10.99.0.1/32, fd99::1/128",
     );
-    // Its socket for `wg` is not in a folder of the test's own, where other tests have theirs.
-    let file = hosts.file("saved.conf", &fs::read_to_string(&file).unwrap());
     let mut callee = hosts.start(&hosts.b, &file);
-    if callee.log().contains("does not see this tunnel") {
-        return left_out("SaveConfig: root, who may write to /var/run/wireguard");
-    }
     let caller =
         hosts.configuration(1, "ListenPort = 40001", "AllowedIPs = 10.99.0.2/32\nEndpoint = 192.0.2.2:51820");
     let _caller = hosts.start(&hosts.a, &caller);
@@ -576,4 +571,72 @@ fn the_file_is_saved_as_the_tunnel_is_set_in_the_end() {
     let without = |text: &str| text.lines().filter(|line| !own.contains(line)).collect::<Vec<_>>().join("\n");
     assert_eq!(without(&after), without(&before));
     assert!(after.contains("#towpath is better\n"));
+}
+
+#[test]
+fn only_the_own_tunnel_is_saved_whoever_serves_its_name() {
+    let Some(hosts) = hosts("only_the_own_tunnel_is_saved_whoever_serves_its_name") else { return };
+    // Where `wg` looks, of this test's own; network namespaces share it.
+    assert!(shell("mount -t tmpfs tmpfs /run; mkdir -p /run/wireguard").status.success());
+    let one = fs::read_to_string(hosts.configuration(1, "", "AllowedIPs = 10.99.0.2/32")).unwrap();
+    let two =
+        fs::read_to_string(hosts.configuration(2, "SaveConfig = true", "AllowedIPs = 10.99.0.1/32")).unwrap();
+    fs::create_dir(hosts.path("conf").join("other")).unwrap();
+    let (other, file) = (hosts.file("other/same.conf", &one), hosts.file("same.conf", &two));
+    let mut others = hosts.start(&hosts.b, &other);
+    assert!(!others.log().contains("does not see this tunnel"), "{}", others.log());
+    let mut running = hosts.start(&hosts.a, &file);
+    assert!(running.log().contains("does not see this tunnel"), "{}", running.log());
+    let down = hosts.down("same");
+    assert!(down.status.success() && running.wait().success(), "{down:?} {}", running.log());
+    assert_eq!(fs::read_to_string(&file).unwrap().replace("\n\n", "\n"), two.replace("\n\n", "\n"));
+    others.signal(Signal::TERM);
+    assert!(others.wait().success(), "{}", others.log());
+}
+
+#[test]
+fn a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now() {
+    let Some(hosts) = hosts("a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now")
+    else {
+        return;
+    };
+    assert!(shell("mount -t tmpfs tmpfs /run; mkdir -p /run/wireguard").status.success());
+    let hooks = hosts.path("conf").join("hooks");
+    let lines = format!(
+        "SaveConfig = true\nPostUp = echo up >> {0}\nPreDown = echo pre-down >> {0}\nPostDown = echo post-down >> {0}",
+        hooks.display()
+    );
+    let file = hosts.configuration(2, &lines, "AllowedIPs = 10.99.0.1/32");
+    let text = fs::read_to_string(&file).unwrap();
+    let mut running = hosts.start(&hosts.a, &file);
+    let start = Instant::now();
+    while !fs::read_to_string(&hooks).is_ok_and(|ran| ran == "up\n") {
+        assert!(start.elapsed() < PATIENCE, "{}", running.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    killed(&mut running);
+    // Somebody else takes the name: the interface, and the socket that `wg` finds.
+    let mut theirs = hosts.run(&hosts.a, hosts.towpath(&["tow2", "-f"]));
+    let start = Instant::now();
+    while !Path::new("/run/wireguard/tow2.sock").exists() {
+        assert!(start.elapsed() < PATIENCE, "{}", theirs.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let down = hosts.down("tow2");
+    let told = String::from_utf8_lossy(&down.stderr);
+    assert_eq!(down.status.code(), Some(1), "{down:?}");
+    assert!(told.contains("somebody else has made an interface of this name"), "{told}");
+    assert_eq!(
+        (fs::read_to_string(&hooks).unwrap().as_str(), fs::read_to_string(&file).unwrap()),
+        ("up\n", text.clone())
+    );
+    hosts.a.sh("ip link show tow2");
+
+    theirs.signal(Signal::TERM);
+    assert!(theirs.wait().success(), "{}", theirs.log());
+    let down = hosts.down("tow2");
+    let told = String::from_utf8_lossy(&down.stderr);
+    assert!(down.status.success() && told.contains("stays as it was"), "{down:?}");
+    assert_eq!(fs::read_to_string(&hooks).unwrap(), "up\npre-down\npost-down\n");
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
 }

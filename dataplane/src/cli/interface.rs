@@ -127,6 +127,7 @@ fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Fa
         marking,
         inquiries: Inquiries::default(),
         listener: Some(listener),
+        own: None,
         drop_in: true,
         notice,
         admin,

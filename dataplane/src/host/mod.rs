@@ -15,6 +15,7 @@ mod steward;
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,6 +86,8 @@ pub struct Host {
     directory: PathBuf,
     journal: Journal,
     signals: StopSignals,
+    /// Where the tunnel that this process runs is asked how it is set, if that is to be saved.
+    tunnel: Option<UnixStream>,
 }
 
 impl Host {
@@ -120,6 +123,7 @@ impl Host {
             directory,
             journal,
             signals,
+            tunnel: None,
         };
         if !host.journal.is_empty() {
             tracing::warn!(
@@ -182,6 +186,20 @@ impl Host {
         }
     }
 
+    /// The tunnel's end of a connection by which it will be asked what to save; `None` when nothing is to be saved. The socket
+    /// that `wg` finds is no way: all network namespaces share its name, and somebody else may have it.
+    ///
+    /// # Errors
+    /// No descriptors.
+    pub fn connection(&mut self) -> io::Result<Option<UnixStream>> {
+        if !self.section.save_config {
+            return Ok(None);
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        self.tunnel = Some(ours);
+        Ok(Some(theirs))
+    }
+
     /// Tells the resolver of the name servers, and leads packets into the interface. `index` is the interface's; the answer
     /// is the mark for the tunnel's own sockets, 0 for none.
     ///
@@ -240,7 +258,8 @@ impl Host {
         match step {
             Step::PreDown { commands } => self.run_all_hooks("PreDown", commands),
             Step::PostDown { commands } => self.run_all_hooks("PostDown", commands),
-            Step::Interface => wait_until_gone(&self.interface),
+            // What is above it is done, and what is below does not need it to be gone.
+            Step::Interface => _ = is_gone_soon(&self.interface),
             Step::Names { program, record } => names::unset(*program, record, &self.signals)?,
             Step::Firewall { ipv6, table } => firewall::remove(*ipv6, table, &self.signals)?,
             Step::Setting { path, before } => routes::restore_setting(path, before, &self.others())?,
@@ -249,7 +268,7 @@ impl Host {
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
                 done => done?,
             },
-            Step::Save { file } => save::save(&self.interface, file)?,
+            Step::Save { file } => save::save(self.tunnel.as_ref(), file)?,
         }
         Ok(())
     }
@@ -283,13 +302,15 @@ fn is_there(interface: &str) -> bool {
     Handle::open().is_ok_and(|mut handle| handle.link_index(interface).is_ok())
 }
 
-/// The interface goes with the descriptor of its device, of which a ring lets go a moment later.
-fn wait_until_gone(interface: &str) {
+/// The interface goes with the descriptor of its device, of which a ring lets go a moment later. `false` when it stays: then it
+/// is somebody else's.
+fn is_gone_soon(interface: &str) -> bool {
     const LOOKS: usize = 100;
     for _ in 0..LOOKS {
         if !is_there(interface) {
-            return;
+            return true;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    false
 }

@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,7 @@ pub struct App {
     drop_in: bool,
     /// What is used up at the start.
     listener: Option<Listener>,
+    own: Option<UnixStream>,
     notice: Option<Notice>,
     control: Option<Control>,
     link: Option<Link>,
@@ -107,7 +109,7 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, marking, inquiries, listener, drop_in, notice, admin } = management;
+        let Management { binding, marking, inquiries, listener, own, drop_in, notice, admin } = management;
         Self {
             tunnel,
             tun,
@@ -121,6 +123,7 @@ impl App {
             outside: Outside::new(inquiries),
             drop_in,
             listener,
+            own,
             notice,
             control: None,
             link: None,
@@ -349,9 +352,8 @@ impl Application for App {
         self.open_device(ingress, egress)?;
         let sockets = std::mem::replace(&mut self.sockets, Sockets::NONE);
         self.open_sockets(sockets, ingress, egress)?;
-        if let Some(listener) = self.listener.take() {
-            self.open_control(listener, ingress, now)?;
-        }
+        let (listener, own) = (self.listener.take(), self.own.take());
+        self.open_control(listener, own, ingress, now)?;
         self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::status::Telling;
@@ -41,6 +42,8 @@ pub struct Management {
     pub inquiries: Inquiries,
     /// Where `wg` is served.
     pub listener: Option<Listener>,
+    /// A connection of this program's own, which asks as `wg` does.
+    pub own: Option<UnixStream>,
     /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
     pub drop_in: bool,
     /// Who waits until everything is there.
@@ -98,14 +101,18 @@ enum Step {
 }
 
 impl App {
-    /// Begins to serve `wg`.
+    /// Begins to serve `wg`, if there is a way to come by.
     pub(super) fn open_control<I: Ingress>(
         &mut self,
-        listener: Listener,
+        listener: Option<Listener>,
+        own: Option<UnixStream>,
         ingress: &mut I,
         now: Instant,
     ) -> io::Result<()> {
-        let uapi = Uapi::start(listener)?;
+        if listener.is_none() && own.is_none() {
+            return Ok(());
+        }
+        let uapi = Uapi::start(listener, own)?;
         ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
         self.control = Some(Control { uapi, job: None, at: None, started: now });
         Ok(())
