@@ -630,6 +630,10 @@ fn a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now() {
         (fs::read_to_string(&hooks).unwrap().as_str(), fs::read_to_string(&file).unwrap()),
         ("up\n", text.clone())
     );
+    let mut up = hosts.spawn(&hosts.a, &file);
+    assert_eq!(up.wait().code(), Some(1), "{}", up.log());
+    assert!(up.log().contains("tow2 is there already, and not by `towpath up`"), "{}", up.log());
+    assert_eq!(fs::read_to_string(&hooks).unwrap(), "up\n");
     hosts.a.sh("ip link show tow2");
 
     theirs.signal(Signal::TERM);
@@ -639,4 +643,34 @@ fn a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now() {
     assert!(down.status.success() && told.contains("stays as it was"), "{down:?}");
     assert_eq!(fs::read_to_string(&hooks).unwrap(), "up\npre-down\npost-down\n");
     assert_eq!(fs::read_to_string(&file).unwrap(), text);
+}
+
+#[test]
+fn an_interface_of_somebody_else_is_left_as_it_is() {
+    let Some(hosts) = hosts("an_interface_of_somebody_else_is_left_as_it_is") else { return };
+    let hooks = hosts.path("conf").join("hooks");
+    let lines = ["PreUp", "PostUp", "PreDown", "PostDown"]
+        .map(|key| format!("{key} = echo {key} >> {}", hooks.display()))
+        .join("\n");
+    let file = hosts.configuration(1, &lines, "AllowedIPs = 10.99.0.2/32, 10.44.0.0/16");
+    for make in ["ip tuntap add tow1 mode tun; ip link set tow1 mtu 1400", "ip link add tow1 type dummy"] {
+        hosts.a.sh(&format!("{make}; ip addr add 10.31.0.1/24 dev tow1"));
+        let show = || hosts.a.sh("ip addr show tow1; ip route show table all");
+        let (before, state) = (show(), hosts.state());
+        let mut refused = hosts.spawn(&hosts.a, &file);
+        assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
+        assert!(refused.log().contains("`ip link del tow1`"), "{}", refused.log());
+        assert_eq!((show(), hosts.state()), (before, state));
+        hosts.a.sh("ip link del tow1");
+    }
+    assert!(!hooks.exists(), "{}", fs::read_to_string(&hooks).unwrap());
+    // One that comes at the last moment is not taken over either.
+    let lines = format!("{lines}\nPreUp = ip tuntap add tow1 mode tun; ip link set tow1 mtu 1400");
+    let file = hosts.configuration(1, &lines, "AllowedIPs = 10.99.0.2/32");
+    let mut refused = hosts.spawn(&hosts.a, &file);
+    assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
+    assert!(refused.log().contains("it is there already"), "{}", refused.log());
+    let left = hosts.a.sh("ip addr show tow1");
+    assert!(left.contains("mtu 1400") && left.contains("DOWN") && !left.contains("10.99.0.1"), "{left}");
+    assert_eq!(fs::read_to_string(&hooks).unwrap(), "PreUp\nPostDown\n");
 }

@@ -95,7 +95,7 @@ impl Host {
     /// SIGINT are blocked, in every thread that is started later too; and so is SIGHUP, which comes when the terminal is closed.
     ///
     /// # Errors
-    /// When the tunnel is up already.
+    /// When the tunnel is up already, or somebody else has made an interface of this name: then nothing is touched.
     pub fn open(interface: &str, file: &Path, config: &Config) -> io::Result<Self> {
         let signals = stop_signals()?;
         let directory = journal::directory();
@@ -115,6 +115,16 @@ impl Host {
                 Journal::unwritten()
             }
         };
+        if !is_gone_soon(interface) {
+            let text = format!(
+                "{interface} is there already, and not by `towpath up`: end it first, for example by `wg-quick down \
+                 {interface}` or `ip link del {interface}`, or give the file another name"
+            );
+            if journal.is_empty() {
+                journal.remove();
+            }
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
         let section = config.host.clone();
         let mut host = Self {
             interface: interface.to_owned(),
