@@ -129,6 +129,11 @@ fn killed(running: &mut Running) {
 
 /// Sends a datagram from `a` to an address of `b` and back; where it came from.
 fn echo(hosts: &Hosts, to: &str) -> SocketAddr {
+    echo_of(hosts, to, 5)
+}
+
+/// The same with so many bytes.
+fn echo_of(hosts: &Hosts, to: &str, len: usize) -> SocketAddr {
     let to: SocketAddr = to.parse().unwrap();
     let theirs = hosts.b.run(|| UdpSocket::bind(to).unwrap());
     let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
@@ -137,8 +142,9 @@ fn echo(hosts: &Hosts, to: &str) -> SocketAddr {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }
     let mut buffer = [0; 100];
-    ours.send_to(b"there", to).unwrap();
-    let (_, from) = theirs.recv_from(&mut buffer).unwrap();
+    ours.send_to(&vec![0; len], to).unwrap();
+    let (received, from) = theirs.recv_from(&mut [0; 4_000]).unwrap();
+    assert_eq!(received, len);
     theirs.send_to(b"and back", from).unwrap();
     let (len, _) = ours.recv_from(&mut buffer).unwrap();
     assert_eq!(&buffer[..len], b"and back");
@@ -166,6 +172,13 @@ fn a_default_route_leads_through_the_tunnel_and_goes_with_it() {
         let mut running = hosts.start(&hosts.a, &file);
         assert_eq!(echo(&hosts, "203.0.113.9:9").ip().to_string(), "10.99.0.1", "{endpoint}");
         assert_eq!(echo(&hosts, "[2001:db8:9::9]:9").ip().to_string(), "fd99::1", "{endpoint}");
+        // What is for the host of the endpoint goes by the tunnel as all else, fragments and tunnels of others included.
+        let outside: SocketAddr = endpoint.parse().unwrap();
+        let service = SocketAddr::new(outside.ip(), 9).to_string();
+        assert!(["10.99.0.1", "fd99::1"].contains(&&*echo_of(&hosts, &service, 3_000).ip().to_string()));
+        let any = if outside.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let nested = hosts.a.run(|| UdpSocket::bind(any).unwrap());
+        nested.send_to(b"another tunnel", outside).unwrap();
         // What has a narrower route keeps it.
         assert_eq!(echo(&hosts, "192.0.2.2:9").ip().to_string(), "192.0.2.1");
         for family in ["-4", "-6"] {
@@ -176,6 +189,7 @@ fn a_default_route_leads_through_the_tunnel_and_goes_with_it() {
         let down = hosts.down("tow1");
         assert!(down.status.success() && down.stderr.is_empty(), "{down:?}");
         assert!(running.wait().success(), "{}", running.log());
+        assert!(!running.log().contains("routing_loop"), "{}", running.log());
         assert_eq!(hosts.state(), before);
         assert_eq!(echo(&hosts, "203.0.113.9:9").ip().to_string(), "192.0.2.1");
     }
@@ -653,7 +667,10 @@ fn an_interface_of_somebody_else_is_left_as_it_is() {
         .map(|key| format!("{key} = echo {key} >> {}", hooks.display()))
         .join("\n");
     let file = hosts.configuration(1, &lines, "AllowedIPs = 10.99.0.2/32, 10.44.0.0/16");
-    for make in ["ip tuntap add tow1 mode tun; ip link set tow1 mtu 1400", "ip link add tow1 type dummy"] {
+    for make in [
+        "ip tuntap add tow1 mode tun; ip link set tow1 mtu 1400",
+        "ip link add tow1 type veth peer name other",
+    ] {
         hosts.a.sh(&format!("{make}; ip addr add 10.31.0.1/24 dev tow1"));
         let show = || hosts.a.sh("ip addr show tow1; ip route show table all");
         let (before, state) = (show(), hosts.state());

@@ -190,15 +190,7 @@ impl Tunnel {
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
         let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
-        if self.outside.is_own(packet, &header) {
-            return Err(Cause::RoutingLoop);
-        }
-        match self.path(index) {
-            Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
-                Err(Cause::RoutingLoop)
-            }
-            _ => Ok(index),
-        }
+        if self.is_own(packet, &header) { Err(Cause::RoutingLoop) } else { Ok(index) }
     }
 
     /// Pads a packet as it has to be before [`Tunnel::seal`]: with zeros to a multiple of 16, not beyond the MTU.

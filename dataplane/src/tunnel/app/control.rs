@@ -254,6 +254,7 @@ impl App {
             (Change::FirewallMark(mark), _) => {
                 setup::mark_sockets(&self.sockets, *mark).map_err(|error| Refusal::from(&error))?;
                 self.binding.firewall_mark = *mark;
+                self.tunnel.set_marked(*mark != 0);
             }
             (Change::ReplacePeers, _) => {
                 for _ in 0..TURN / 2 {

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::Session;
+use super::session::{Origin, Session};
 use crate::wire::wireguard::SessionIndex;
 
 const PLACES: usize = 4;
@@ -41,6 +41,11 @@ impl Sessions {
             .flatten()
             .find(|(index, ..)| *index == local)
             .map(|(_, _, session)| &mut **session)
+    }
+
+    /// Whether one came about like this.
+    pub fn any(&self, is_so: impl Fn(&Origin) -> bool) -> bool {
+        self.places.iter().flatten().any(|(_, _, session)| is_so(&session.origin))
     }
 
     /// All of them, for tests.
