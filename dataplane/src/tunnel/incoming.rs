@@ -188,6 +188,7 @@ impl Tunnel {
 
     /// Whether a handshake message may cost a Diffie-Hellman; `false` when a cookie reply was sent instead.
     fn admit_handshake(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<bool, Cause> {
+        self.refuse_while_down()?;
         if self.private_key.is_none() {
             return Err(Cause::BadTag);
         }
@@ -238,7 +239,13 @@ impl Tunnel {
         news
     }
 
+    /// The sockets stay open where a relay knows them, and sessions of before end one after the other.
+    fn refuse_while_down(&self) -> Result<(), Cause> {
+        if self.running { Ok(()) } else { Err(Cause::TunDown) }
+    }
+
     fn peer_of(&self, receiver: SessionIndex) -> Result<PeerIndex, Cause> {
+        self.refuse_while_down()?;
         let tag = receiver.0 >> (u32::BITS - noise::PEER_TAG_BITS);
         self.by_tag.get(&tag).copied().ok_or(Cause::UnknownIndex)
     }
