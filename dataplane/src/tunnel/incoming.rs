@@ -77,10 +77,11 @@ impl Tunnel {
         peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.
         let news = self.authentic(index, path, now);
-        let peer = &mut self.peers[index];
         if opened.confirmed {
+            let handshake = self.handshake(now);
+            let peer = &mut self.peers[index];
             peer.timers.handshake_complete();
-            if peer.stats.last_handshake.replace(now).is_none() {
+            if peer.stats.last_handshake.replace(handshake).is_none() {
                 tracing::info!(peer = %peer.public_key, "handshake complete");
             }
             self.unstage(index);
@@ -157,11 +158,12 @@ impl Tunnel {
         let len = peer.noise.handle_response(&self.identity, &self.world, datagram, &mut bytes, now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
+        let handshake = self.handshake(now);
         let peer = &mut self.peers[index];
         peer.timers.session_made(now);
         peer.timers.handshake_complete();
         peer.timers.anything_sent(now);
-        match peer.stats.last_handshake.replace(now) {
+        match peer.stats.last_handshake.replace(handshake) {
             None => tracing::info!(peer = %peer.public_key, "handshake complete"),
             Some(_) => tracing::debug!(peer = %peer.public_key, "handshake complete"),
         }

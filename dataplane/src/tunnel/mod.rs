@@ -51,7 +51,7 @@ pub use self::looped::RelayServer;
 use self::noise::{CONTROL_LEN, Identity, World};
 use self::paths::PathFigures;
 use self::peer::Passed;
-pub use self::peer::{Path, PeerConfig, PeerStats};
+pub use self::peer::{Handshake, Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
 use self::peers::Peers;
 use self::routes::AllowedIps;
@@ -325,6 +325,18 @@ impl Tunnel {
     #[must_use]
     pub fn stats(&self, peer: PeerIndex) -> PeerStats {
         self.peers.get(peer).map(|peer| peer.stats).unwrap_or_default()
+    }
+
+    /// How long ago a handshake was, sleep included.
+    #[must_use]
+    pub fn age_of(&self, handshake: &Handshake, now: Instant) -> Duration {
+        let slept = (self.world.slept)().saturating_sub(handshake.slept);
+        now.saturating_duration_since(handshake.at) + slept
+    }
+
+    /// One that is completed now.
+    fn handshake(&self, now: Instant) -> Handshake {
+        Handshake { at: now, slept: (self.world.slept)(), wall: (self.world.wall)() }
     }
 
     /// Counts a packet the caller could not hand over.

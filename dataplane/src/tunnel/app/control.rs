@@ -157,7 +157,7 @@ impl App {
         match control.job.take() {
             None => {}
             Some(Work::Get { client, last, parts }) => {
-                control.job = self.tell(client, last, parts, &control.uapi, now);
+                control.job = self.tell(client, last, parts, &control.uapi);
                 control.at = Some(now);
             }
             Some(Work::Status(telling)) => {
@@ -181,13 +181,11 @@ impl App {
         mut last: Option<PeerIndex>,
         mut parts: VecDeque<Part>,
         uapi: &Uapi,
-        now: Instant,
     ) -> Option<Work> {
         if parts.is_empty() {
             let (key, mark) = (self.tunnel.private_key(), self.binding.firewall_mark);
             parts.push_back(answer::device(key, self.listen_port(), mark));
         }
-        let wall = wall_clock();
         for _ in 0..PEERS_TOLD {
             last = self.tunnel.next_peer(last);
             let Some(view) = last.and_then(|index| self.tunnel.view(index)) else {
@@ -195,8 +193,7 @@ impl App {
                 uapi.answer(client, parts);
                 return None;
             };
-            let ago = view.stats.last_handshake.map(|at| now.saturating_duration_since(at));
-            parts.push_back(answer::peer(&view, ago.map(|ago| wall.saturating_sub(ago))));
+            parts.push_back(answer::peer(&view));
         }
         Some(Work::Get { client, last, parts })
     }
