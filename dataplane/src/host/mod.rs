@@ -75,6 +75,9 @@ pub enum Step {
         /// For a shell.
         commands: Vec<String>,
     },
+    /// Something that another version of this program has written down.
+    #[serde(skip)]
+    Unknown,
 }
 
 /// The host, for as long as a tunnel is up.
@@ -278,6 +281,11 @@ impl Host {
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
                 done => done?,
             },
+            Step::Unknown => {
+                let text =
+                    "another version of towpath has done something that this one does not know: it stays";
+                return Err(io::Error::other(text));
+            }
             Step::Save { file } => save::save(self.tunnel.as_ref(), file)?,
         }
         Ok(())
