@@ -218,7 +218,7 @@ impl Tunnel {
         let peer = self.peers.get_mut(peer)?;
         peer.forget_outlived(&self.world, now);
         peer.noise.usable(now)?;
-        peer.path
+        peer.path.filter(Path::is_usable)
     }
 
     /// Seals a padded packet for `peer` into `out`, which is exactly [`Tunnel::sealed_len`] long: the memory it
@@ -254,7 +254,7 @@ impl Tunnel {
             self.drops.count(Cause::NoRoute);
             return;
         };
-        if peer.path.is_none() && !peer.awaits_path {
+        if !peer.path.as_ref().map_or(peer.awaits_path, Path::is_usable) {
             self.drops.count(Cause::NoEndpoint);
             return;
         }
@@ -270,7 +270,7 @@ impl Tunnel {
                 self.unstaging.pop_front();
                 continue;
             };
-            let usable = peer.noise.usable(now).is_some() && peer.path.is_some();
+            let usable = peer.noise.usable(now).is_some() && peer.path.as_ref().is_some_and(Path::is_usable);
             if usable
                 && let Some(packet) = peer.staged.pop(&mut self.staged_bytes)
                 && out.copy_from(&packet).is_some()

@@ -48,7 +48,7 @@ impl Tunnel {
 
     fn send_keepalive(&mut self, index: PeerIndex, persistent: bool, now: Instant) {
         let peer = &mut self.peers[index];
-        let Some(path) = peer.path else {
+        let Some(path) = peer.path.filter(Path::is_usable) else {
             return;
         };
         let mut bytes = [0; CONTROL_LEN];
@@ -96,8 +96,12 @@ impl Tunnel {
         self.arm(index, now);
     }
 
-    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had.
+    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had, or it could not go there: as
+    /// with the kernel, an address that is none of one host may be given.
     pub(super) fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
+        if !path.is_usable() {
+            return false;
+        }
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
         let Some(len) = peer.noise.initiate(&self.identity, &mut self.world, &mut bytes, now) else {

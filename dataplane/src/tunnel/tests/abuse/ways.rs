@@ -46,6 +46,24 @@ fn endpoints_that_are_none(bench: &mut Bench) {
     for from in none {
         // In a file.
         assert!(config::check_endpoint(from.parse().expect("address")).is_err(), "{from}");
+        // As `wg set` gives it: taken, and nothing leaves for it, with a session or without.
+        let mut given = Pair::connected();
+        for _ in 0..2 {
+            given.a.set_persistent_keepalive(PEER, 1, given.now);
+            given.a.set_path(PEER, Some(path(from)), given.now);
+            let dropped = given.a.drops().get(Cause::NoEndpoint);
+            let inner = packet(A_INSIDE, B_INSIDE, b"x");
+            assert!(try_seal(&mut given.a, &inner, given.now).is_none(), "{from}");
+            given.a.stage(PEER, &inner, given.now);
+            assert_eq!(given.a.drops().get(Cause::NoEndpoint), dropped + 1);
+            for _ in 0..300 {
+                given.now += SECOND;
+                given.a.handle_timeout(given.now);
+                assert!(given.a.poll_transmit().is_none(), "{from}");
+            }
+        }
+        given.a.set_path(PEER, Some(path(B_OUTSIDE)), given.now);
+        assert_eq!(given.exchange(), [packet(A_INSIDE, B_INSIDE, b"hello")], "{from}");
         // As where an authentic packet, or a handshake, seems to come from.
         let sealed = bench.pair.seal_at_a(b"x");
         let now = bench.pair.now;
