@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
+#[path = "updown_namespace/memory.rs"]
+mod memory;
 #[path = "support/hosts.rs"]
 mod on_hosts;
 

@@ -17,7 +17,7 @@ use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::marking::MarkingArgs;
-use super::{Failure, bind_admin, now, randomness};
+use super::{Failure, bind_admin, keep_memory_private, now, randomness};
 use crate::config;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
@@ -82,6 +82,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         }
     };
     log::init(flags.log_format, log_level(&level));
+    keep_memory_private();
     let app = assemble(name, flags, notice);
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;

@@ -30,6 +30,7 @@ use self::names::Resolver;
 use crate::config::{Config, HostSection};
 use crate::netlink::{Handle, Rule};
 use crate::sys::signal::{self, Signal, StopSignals};
+use crate::tunnel::apart::apart;
 
 /// Something that was done to the host, with what is needed to take it back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,7 +174,7 @@ impl Host {
         let theirs = Arc::clone(&finished);
         // Owns the work; ends when that is done, or with the process.
         std::thread::Builder::new().name("towpath-beside".to_owned()).spawn(move || {
-            let done = catch_unwind(AssertUnwindSafe(work));
+            let done = apart(|| catch_unwind(AssertUnwindSafe(work)));
             // Nobody waits any more after a signal, here and below.
             let _ = sender.send(done.ok());
             let _ = rustix::io::write(&*theirs, &1_u64.to_ne_bytes());

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::apart::apart;
 use super::limiter::Verdict;
 use super::noise::CONTROL_LEN;
 use super::peer::{Passed, Path};
@@ -128,7 +129,8 @@ impl Tunnel {
             return Err(Cause::RateLimited);
         }
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_initiation(&self.identity, &self.world, claim, &mut bytes, now)?;
+        let Self { identity, world, .. } = self;
+        let len = apart(|| peer.noise.handle_initiation(identity, world, claim, &mut bytes, now))?;
         peer.last_initiation_received = Some(now);
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
@@ -155,7 +157,8 @@ impl Tunnel {
         }
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_response(&self.identity, &self.world, datagram, &mut bytes, now)?;
+        let Self { identity, world, .. } = self;
+        let len = apart(|| peer.noise.handle_response(identity, world, datagram, &mut bytes, now))?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
         let handshake = self.handshake(now);

@@ -8,6 +8,7 @@
 //! The caller's clock decides everything but the time stamps of initiations, which are of the time of day, and that sessions grow
 //! old while the machine sleeps: see [`noise::World`].
 
+pub mod apart;
 pub mod app;
 pub mod key;
 pub mod marking;

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::apart::apart;
 use super::noise::CONTROL_LEN;
 use super::timers::{Due, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
 use super::{CONTROL_MAX, Path, PeerIndex, Transmit, Tunnel};
@@ -104,7 +105,8 @@ impl Tunnel {
         }
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let Some(len) = peer.noise.initiate(&self.identity, &mut self.world, &mut bytes, now) else {
+        let Self { identity, world, .. } = self;
+        let Some(len) = apart(|| peer.noise.initiate(identity, world, &mut bytes, now)) else {
             return false;
         };
         if let Some(paths) = &mut peer.paths {

@@ -16,6 +16,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::answer::Part;
 use super::request::{Parsed, Parser};
 use super::{Listener, Request};
+use crate::tunnel::apart::apart;
 
 /// Clients at a time. More wait to be accepted, unless one of these has nothing to say.
 const CLIENTS_MAX: usize = 8;
@@ -348,7 +349,7 @@ impl Client {
     }
 
     fn parse(&mut self, bytes: &[u8]) -> Result<Option<Request>, Gone> {
-        match self.parser.push(bytes) {
+        match apart(|| self.parser.push(bytes)) {
             Parsed::Incomplete => Ok(None),
             Parsed::Complete(request, len) => {
                 self.rest = Zeroizing::new(bytes[len..].to_vec());

@@ -25,7 +25,8 @@ pub(super) type Secret = Zeroizing<[u8; KEY_LEN]>;
 
 /// A private key and the public one that belongs to it.
 pub(super) struct KeyPair {
-    private: StaticSecret,
+    /// In memory of its own, because what holds the pair is moved.
+    private: Box<StaticSecret>,
     /// The public key.
     pub public: PublicKey,
 }
@@ -33,8 +34,8 @@ pub(super) struct KeyPair {
 impl KeyPair {
     /// Clamps the private key.
     pub fn new(private: [u8; KEY_LEN]) -> Self {
-        let private = StaticSecret::from(private);
-        let public = PublicKey(*Point::from(&private).as_bytes());
+        let private = Box::new(StaticSecret::from(private));
+        let public = PublicKey(*Point::from(&*private).as_bytes());
         Self { private, public }
     }
 
