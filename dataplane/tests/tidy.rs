@@ -14,6 +14,8 @@ const PROTOCOL: &[&str] = &[
     "dataplane/src/wire",
     "dataplane/src/egress/errno.rs",
     "dataplane/src/egress/staging.rs",
+    "dataplane/src/egress/staging",
+    "dataplane/src/crypto/aead.rs",
     "dataplane/src/egress/waiting.rs",
     "dataplane/src/egress/uring/handover.rs",
     "relay/src/server",

@@ -117,18 +117,20 @@ fn stream(server: &Namespace, client: &Namespace, address: &str) {
 }
 
 /// Everything that goes through the tunnel when the cable is set up; then both ends stop with a clean ledger.
-fn exercise(cable: &Cable, a: Running, b: Running) {
+fn exercise(cable: &Cable, a: Running, b: Running) -> [serde_json::Value; 2] {
     echo_datagrams(cable, "10.99.0.1:7000", "10.99.0.2:7000");
     echo_datagrams(cable, "[fd99::1]:7000", "[fd99::2]:7000");
     stream(&cable.b, &cable.a, "10.99.0.2:7001");
     stream(&cable.a, &cable.b, "[fd99::1]:7001");
-    for ledger in [a.stop(), b.stop()] {
+    let ledgers = [a.stop(), b.stop()];
+    for ledger in &ledgers {
         assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
         let lost = &ledger["application_drops"];
         // The kernel's own neighbour and multicast reports on the new interface go nowhere.
         let others = lost.as_object().unwrap().keys().filter(|cause| *cause != "no_route").count();
         assert_eq!(others, 0, "{ledger:#}");
     }
+    ledgers
 }
 
 fn carries_packets(test: &str, io: &str, endpoint: &str, mtu: u16) {
@@ -154,6 +156,21 @@ fn packets_pass_with_uring_over_ipv6() {
 #[test]
 fn packets_pass_with_threaded_at_the_default_mtu() {
     carries_packets("packets_pass_with_threaded_at_the_default_mtu", "threaded", "192.0.2.2:51820", 1_280);
+}
+
+#[test]
+fn packets_pass_with_crypto_threads() {
+    let Some(cable) = Cable::enter("packets_pass_with_crypto_threads") else { return };
+    let flags = ["--io", "uring", "--ingress", "uring", "--crypto-threads", "2"];
+    let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.2:51820");
+    let b = cable.configuration(2, "MTU = 1420", "");
+    let b = start(&cable.b, &b, &flags);
+    let a = start(&cable.a, &a, &flags);
+    for ledger in exercise(&cable, a, b) {
+        assert_eq!(ledger["crypto"]["threads"], 2, "{ledger:#}");
+        // Each end sends a stream and receives one.
+        assert!(ledger["crypto"]["handed_over"].as_u64().unwrap() > 0, "{ledger:#}");
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ use super::noise::{CONTROL_LEN, Outset};
 use super::peer::{Passed, Path};
 use super::peers::PeerIndex;
 use super::timers::REKEY_ON_RECEIVE;
+use crate::crypto::Secret;
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::packet::Packet;
 use crate::wire::ip;
@@ -41,11 +43,32 @@ impl Tunnel {
     /// Takes one datagram that arrived by `path`. A packet inside ends up in `out`, without padding. Poll for control
     /// messages and staged packets afterwards.
     pub fn open(&mut self, datagram: &[u8], path: Path, out: &mut Packet, now: Instant) -> Opened {
+        self.open_body(datagram, Body::Sealed, path, out, now)
+    }
+
+    /// The key under which a data message may be opened ahead, before its turn comes; `None` where there is nothing to open or it
+    /// would be refused. Whatever [`Tunnel::open_body`] checks, it checks again.
+    #[must_use]
+    pub fn receiving_key(&self, message: &[u8], now: Instant) -> Option<&Secret> {
+        let Some(Message::Data { receiver, counter }) = wireguard::parse(message) else { return None };
+        let peer = self.peers.get(self.peer_of(receiver).ok()?)?;
+        peer.noise.receiving((receiver, counter), now)
+    }
+
+    /// As [`Tunnel::open`], of a datagram that may have been opened ahead under [`Tunnel::receiving_key`].
+    pub fn open_body(
+        &mut self,
+        datagram: &[u8],
+        body: Body,
+        path: Path,
+        out: &mut Packet,
+        now: Instant,
+    ) -> Opened {
         self.heard = None;
         let outcome = match wireguard::parse(datagram) {
             None => Err(Cause::MalformedOuter),
             Some(Message::Data { receiver, counter }) => {
-                self.open_data(datagram, (receiver, counter), path, out, now)
+                self.open_data((datagram, body), (receiver, counter), path, out, now)
             }
             Some(Message::Initiation { .. }) => self.open_initiation(datagram, path, now),
             Some(Message::Response { receiver, .. }) => self.open_response(datagram, receiver, path, now),
@@ -64,7 +87,7 @@ impl Tunnel {
 
     fn open_data(
         &mut self,
-        datagram: &[u8],
+        (datagram, body): (&[u8], Body),
         message: (SessionIndex, u64),
         path: Path,
         out: &mut Packet,
@@ -73,7 +96,7 @@ impl Tunnel {
         self.notice_sleep(now);
         let index = self.peer_of(message.0)?;
         let peer = &mut self.peers[index];
-        let opened = peer.noise.open(datagram, message, out.buffer(), now)?;
+        let opened = peer.noise.open_body((datagram, body), message, out.buffer(), now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.

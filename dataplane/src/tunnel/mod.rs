@@ -61,6 +61,7 @@ use self::routes::AllowedIps;
 use self::sleep::Sleep;
 use self::timers::JITTER_MS;
 use self::wheel::Wheel;
+use crate::crypto::{Secret, aead};
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
@@ -247,15 +248,23 @@ impl Tunnel {
     /// leaves from. `false`, and nothing counted, when [`Tunnel::ready`] would have said no.
     #[must_use]
     pub fn seal(&mut self, index: PeerIndex, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
-        let Some(peer) = self.peers.get_mut(index) else {
-            return false;
-        };
-        if !peer.noise.seal(packet, out, now) {
-            return false;
-        }
-        peer.stats.sent_packets += 1;
-        peer.stats.sent_bytes += packet.len() as u64;
-        peer.stats.sent_message_bytes += out.len() as u64;
+        let Some(key) = self.write(index, packet, out, now) else { return false };
+        aead::seal(&aead::cipher(key), out);
+        true
+    }
+
+    /// As [`Tunnel::seal`], but for the sealing: that is to be done by [`aead::seal`], once, under the key returned, before the
+    /// message leaves.
+    #[must_use]
+    pub fn write(
+        &mut self,
+        index: PeerIndex,
+        packet: &[u8],
+        out: &mut [u8],
+        now: Instant,
+    ) -> Option<&Secret> {
+        let peer = self.peers.get_mut(index)?;
+        peer.noise.usable(now)?;
         if peer.is_news(Passed::DataSent, now) {
             if let Some(paths) = &mut peer.paths {
                 paths.sent(now);
@@ -267,7 +276,13 @@ impl Tunnel {
             self.renew_if_worn(index, now);
             self.arm(index, now);
         }
-        true
+        let peer = &mut self.peers[index];
+        let len = out.len();
+        let key = peer.noise.write(packet, out, now)?;
+        peer.stats.sent_packets += 1;
+        peer.stats.sent_bytes += packet.len() as u64;
+        peer.stats.sent_message_bytes += len as u64;
+        Some(key)
     }
 
     /// Keeps a packet until a handshake is over, and starts one. What cannot be kept is counted.

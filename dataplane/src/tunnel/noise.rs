@@ -27,13 +27,15 @@ use std::time::{Duration, Instant};
 
 use self::cookies::Jar;
 pub use self::handshake::Claim;
-use self::handshake::{Pending, Secret, SessionKeys};
+use self::handshake::{Pending, SessionKeys};
 pub use self::identity::{CookieCheck, Identity, contributes, public_key};
 use self::session::{Origin, Session};
 use self::sessions::Sessions;
 pub use self::world::{Stamp, World};
 use super::key::{PublicKey, SecretKey};
 use super::peer::Path;
+use crate::crypto::Secret;
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::wire::wireguard::{self, DATA_OVERHEAD, INITIATION, Message, RESPONSE, SessionIndex};
 
@@ -267,15 +269,29 @@ impl Noise {
     /// `false`, and `out` as it was, when there is no usable session.
     #[must_use]
     pub fn seal(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
-        let session = self.state.as_mut().and_then(|state| state.sessions.current_mut());
-        let Some(session) = session.filter(|session| session.usable(now)) else {
-            return false;
-        };
-        if out.len() != packet.len() + DATA_OVERHEAD {
-            return false;
-        }
+        let Some(session) = self.sending(packet, out, now) else { return false };
         session.seal(packet, out);
         true
+    }
+
+    /// As [`Noise::seal`], but for the sealing: that is to be done by [`crate::crypto::aead::seal`], once, under the key returned.
+    #[must_use]
+    pub fn write(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Option<&Secret> {
+        let session = self.sending(packet, out, now)?;
+        session.write(packet, out);
+        Some(session.sending())
+    }
+
+    /// The session under which `packet` can be sealed into `out`.
+    fn sending(&mut self, packet: &[u8], out: &[u8], now: Instant) -> Option<&mut Session> {
+        let session = self.state.as_mut()?.sessions.current_mut()?;
+        (session.usable(now) && out.len() == packet.len() + DATA_OVERHEAD).then_some(session)
+    }
+
+    /// The key under which a data message, which says to be for `receiver` and to have this counter, may be opened ahead.
+    #[must_use]
+    pub fn receiving(&self, (receiver, counter): (SessionIndex, u64), now: Instant) -> Option<&Secret> {
+        self.state.as_ref()?.sessions.get(receiver)?.receiving(counter, now)
     }
 
     /// Opens a data message, which says to be for `receiver` and to have this counter, into `out`. Nothing is changed unless it is
@@ -287,13 +303,27 @@ impl Noise {
     pub fn open(
         &mut self,
         datagram: &[u8],
+        message: (SessionIndex, u64),
+        out: &mut [u8],
+        now: Instant,
+    ) -> Result<OpenedData, Cause> {
+        self.open_body((datagram, Body::Sealed), message, out, now)
+    }
+
+    /// As [`Noise::open`], of a message that may have been opened ahead under [`Noise::receiving`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_body(
+        &mut self,
+        (datagram, body): (&[u8], Body),
         (receiver, counter): (SessionIndex, u64),
         out: &mut [u8],
         now: Instant,
     ) -> Result<OpenedData, Cause> {
         let sessions = self.state.as_mut().map(|state| &mut state.sessions).ok_or(Cause::UnknownIndex)?;
         let session = sessions.get_mut(receiver).ok_or(Cause::UnknownIndex)?;
-        let (len, missing) = session.open(counter, datagram, out, now)?;
+        let (len, missing) = session.open(counter, (datagram, body), out, now)?;
         let (age, initiator) = (session.age(now), session.origin.initiator);
         let confirmed = sessions.confirm(receiver);
         Ok(OpenedData { len, confirmed, age, initiator, missing })

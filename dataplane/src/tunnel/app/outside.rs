@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_secs(60);
 pub struct Inquiries {
     /// Names of endpoints, looked up again when a handshake fails.
     pub names: Vec<(PeerIndex, PublicKey, Endpoint)>,
+    /// Names of relays by their place in the plan, looked up again when one does not answer.
+    pub relay_names: Vec<(usize, Endpoint)>,
     /// The MTU of the interface follows the routes to these peers; given when it does.
     pub auto_mtu: Option<AutoMtu>,
 }
@@ -76,7 +78,7 @@ impl Outside {
     pub fn new(inquiries: Inquiries) -> Self {
         let auto = |of| Auto { of, watch: None, at: None };
         Self {
-            names: Names::new(inquiries.names),
+            names: Names::new(inquiries.names, inquiries.relay_names),
             asking: Vec::new(),
             errors: Errors::new(),
             auto: inquiries.auto_mtu.map(auto),

@@ -35,6 +35,11 @@ impl Sessions {
     }
 
     /// The one with this index of ours.
+    pub fn get(&self, local: SessionIndex) -> Option<&Session> {
+        self.places.iter().flatten().find(|(index, ..)| *index == local).map(|(_, _, session)| &**session)
+    }
+
+    /// The same.
     pub fn get_mut(&mut self, local: SessionIndex) -> Option<&mut Session> {
         self.places
             .iter_mut()
