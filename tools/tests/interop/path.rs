@@ -173,17 +173,16 @@ fn an_address_that_changes_under_traffic_costs_a_moment() {
     else {
         return;
     };
-    // Whether the end that moves, and the one that follows, is wireguard-go.
-    for (turn, [mover, follower]) in [[false, false], [false, true], [true, false]].into_iter().enumerate() {
+    for stock in [false, true] {
         let (a, b) = (End::new("a", 1), End::new("b", 2));
-        let start = |stock, own: &End, other: &End, endpoint| match stock {
-            true => start_wireguard_go(&world, own, other, endpoint, 1420),
-            false => start_towpath_with(&world, own, other, endpoint, "MTU = 1420", &[]),
+        let callee = if stock {
+            start_wireguard_go(&world, &b, &a, None, 1420)
+        } else {
+            start_towpath_with(&world, &b, &a, None, "MTU = 1420", &[])
         };
-        let callee = start(follower, &b, &a, None);
-        let caller = start(mover, &a, &b, Some("10.2.0.2:51820"));
+        let caller = start_towpath_with(&world, &a, &b, Some("10.2.0.2:51820"), "MTU = 1420", &[]);
         assert!(ping("10.77.0.2").0);
-        let (old, new) = if turn % 2 == 1 { ("10.1.0.66", "10.1.0.2") } else { ("10.1.0.2", "10.1.0.66") };
+        let (old, new) = if stock { ("10.1.0.66", "10.1.0.2") } else { ("10.1.0.2", "10.1.0.66") };
         transfer_survives(&world, || {
             sh(&format!(
                 "ip -n a addr del {old}/24 dev a0; ip -n a addr add {new}/24 dev a0
@@ -197,6 +196,22 @@ fn an_address_that_changes_under_traffic_costs_a_moment() {
         });
         drop((caller, callee));
     }
+}
+
+/// By its port: where its address goes away, wireguard-go itself sends from it for 15 s.
+#[test]
+fn wireguard_go_that_moves_is_followed() {
+    let Some(world) = enter_beside_others("path::wireguard_go_that_moves_is_followed") else { return };
+    let (a, b) = (End::new("a", 1), End::new("b", 2));
+    let callee = start_towpath_with(&world, &b, &a, None, "MTU = 1420", &[]);
+    let caller = start_wireguard_go(&world, &a, &b, Some("10.2.0.2:51820"), 1420);
+    assert!(ping("10.77.0.2").0);
+    transfer_survives(&world, || {
+        sh("ip netns exec a wg set goa listen-port 51999");
+    });
+    let endpoints = sh("ip netns exec b wg show towb endpoints");
+    assert!(endpoints.contains(":51999"), "{endpoints}");
+    drop((caller, callee));
 }
 
 #[test]
