@@ -15,8 +15,9 @@ use clap::Args;
 use dataplane::ingress::Meta;
 use dataplane::netlink::{Handle, LinkStats};
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+use dataplane::tunnel::Path;
 use dataplane::tunnel::key::{KEY_LEN, SecretKey};
-use dataplane::tunnel::noise::{self, CONTROL_LEN, Identity, Noise};
+use dataplane::tunnel::noise::{self, CONTROL_LEN, Identity, Noise, Outset};
 use dataplane::wire::wireguard::{DATA_OVERHEAD, RESPONSE};
 use rustix::net::{getsockname, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
@@ -331,12 +332,14 @@ impl Far {
         let socket = namespace.run(|| UdpSocket::bind((Address::A_DIRECT, 0).into(), &options))??;
         let to = SocketAddr::new(Address::B_DIRECT.into(), PORT);
         let identity = Identity::new(private, &[7; KEY_LEN]);
-        let (mut noise, mut world) = (Noise::new(noise::public_key(tunnel), None, 1), noise::World::system());
+        let (mut noise, mut world) = (Noise::new(noise::public_key(tunnel), None), noise::World::system());
         let mut batch = ReceiveBatch::new(8, RECEIVE_LEN);
         let mut message = [0; CONTROL_LEN];
         let deadline = now() + PATIENCE;
         while now() < deadline {
-            let len = noise.initiate(&identity, &mut world, &mut message, now()).context("no initiation")?;
+            let outset = Outset { index: world.index(), path: Path::Direct { to, from: None } };
+            let initiation = noise.initiate(&identity, &mut world, outset, &mut message, now());
+            let len = initiation.context("no initiation")?;
             socket.send_segments(to, None, 0, &message[..len], len)?;
             thread::sleep(Duration::from_millis(30));
             if socket.receive_batch(&mut batch).unwrap_or(0) == 0 {

@@ -142,7 +142,7 @@ impl Tunnel {
     }
 
     fn open_initiation(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<Opened, Cause> {
-        if !self.admit_handshake(datagram, path, now)? {
+        if !self.admit_handshake(datagram, path, false, now)? {
             return Ok(Opened::Consumed);
         }
         self.at_its_cost(|tunnel| tunnel.take_initiation(datagram, path, now))
@@ -186,7 +186,9 @@ impl Tunnel {
         now: Instant,
     ) -> Result<Opened, Cause> {
         let index = self.peer_of(receiver)?;
-        if !self.admit_handshake(datagram, path, now)? {
+        let peer = &self.peers[index];
+        let awaited = peer.noise.awaits(receiver) && peer.path.is_some_and(|way| way.leads_as(path));
+        if !self.admit_handshake(datagram, path, awaited, now)? {
             return Ok(Opened::Consumed);
         }
         self.at_its_cost(|tunnel| tunnel.take_response(index, datagram, path, now))
@@ -258,7 +260,14 @@ impl Tunnel {
     }
 
     /// Whether a handshake message may cost a Diffie-Hellman; `false` when a cookie reply was sent instead.
-    fn admit_handshake(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<bool, Cause> {
+    /// `awaited` as in [`super::limiter::Limiter::check`].
+    fn admit_handshake(
+        &mut self,
+        datagram: &[u8],
+        path: Path,
+        awaited: bool,
+        now: Instant,
+    ) -> Result<bool, Cause> {
         self.refuse_while_down()?;
         if self.private_key.is_none() {
             return Err(Cause::BadTag);
@@ -267,7 +276,7 @@ impl Tunnel {
             return Err(Cause::MalformedOuter);
         }
         let mut reply = [0; COOKIE_REPLY];
-        match self.limiter.check(&self.identity, datagram, path.remote(), &mut reply, now) {
+        match self.limiter.check(&self.identity, datagram, (path.remote(), awaited), &mut reply, now) {
             Verdict::Accept => Ok(true),
             Verdict::Drop(cause) => Err(cause),
             Verdict::Reply => {

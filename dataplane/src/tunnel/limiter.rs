@@ -3,7 +3,8 @@
 //! A message with a right mac1 is taken at once while handshakes take no more than a share of the time and its source address is
 //! below its rate. Above either, the source must first prove that it receives what is sent to it, by the cookie in mac2
 //! (WireGuard paper, section 5.3); a source that has proved it is still held to its own rate. A flood from forged
-//! addresses thus costs cookies, and a flood from a real one costs only its own handshakes.
+//! addresses thus costs cookies, and a flood from a real one costs only its own handshakes. Who answers our own initiation has proved
+//! it already: he knows an index that is random and went to his address alone.
 //!
 //! The share is of processor time that was measured, not of a number of messages: what a stranger's message costs is a quarter of
 //! what a peer's does, and either takes ten times as long on a small machine.
@@ -66,12 +67,13 @@ impl Limiter {
         }
     }
 
-    /// Judges a handshake initiation or response; a cookie reply may be written to `reply`.
+    /// Judges a handshake initiation or response; a cookie reply may be written to `reply`. `awaited` says that it answers an
+    /// initiation of ours, by its index, from where that went.
     pub fn check(
         &mut self,
         identity: &Identity,
         datagram: &[u8],
-        source: SocketAddr,
+        (source, awaited): (SocketAddr, bool),
         reply: &mut [u8; COOKIE_REPLY],
         now: Instant,
     ) -> Verdict {
@@ -80,7 +82,7 @@ impl Limiter {
         }
         let bucket = self.bucket_of(source.ip());
         let source_below = self.claimed[bucket].take(&SOURCE_RATE, now);
-        if source_below && self.budget.has_some(now) {
+        if source_below && (self.budget.has_some(now) || awaited) {
             return Verdict::Accept;
         }
         let period = now.saturating_duration_since(self.started).as_secs() / COOKIE_PERIOD.as_secs();
@@ -181,7 +183,7 @@ mod tests {
         fn check(&mut self, message: &[u8], source: &str, now: Instant) -> (Verdict, [u8; COOKIE_REPLY]) {
             let mut reply = [0; COOKIE_REPLY];
             let source = source.parse().expect("address");
-            let verdict = self.limiter.check(&self.server, message, source, &mut reply, now);
+            let verdict = self.limiter.check(&self.server, message, (source, false), &mut reply, now);
             if verdict == Verdict::Accept {
                 self.limiter.spend(self.cost);
             }

@@ -137,9 +137,14 @@ impl Noise {
     /// Whether a session or a handshake under way has this index of ours.
     #[must_use]
     pub fn has_index(&self, index: SessionIndex) -> bool {
-        self.state.as_ref().is_some_and(|state| {
-            state.pending.iter().flatten().any(|pending| pending.local == index) || state.sessions.has(index)
-        })
+        self.awaits(index) || self.state.as_ref().is_some_and(|state| state.sessions.has(index))
+    }
+
+    /// Whether an initiation with this index waits for its response.
+    #[must_use]
+    pub fn awaits(&self, index: SessionIndex) -> bool {
+        let pending = self.state.iter().flat_map(|state| state.pending.iter().flatten());
+        pending.into_iter().any(|pending| pending.local == index)
     }
 
     /// Writes a handshake initiation and returns its length; the one before stays valid, if it is unanswered. `None` when the

@@ -16,7 +16,7 @@ use super::App;
 use crate::tunnel::bucket::{Bucket, Rate};
 use crate::tunnel::{Path, Transmit, marking};
 
-/// Answers in all: what one processor can do in half of its time.
+/// Answers in all: twice as many as a flood that those who come are to get through.
 const ALL: Rate = Rate { per_second: 100_000, burst: 10_000 };
 /// Answers to one address while the buffer is short.
 const ONE: Rate = Rate { per_second: 1, burst: 1 };
