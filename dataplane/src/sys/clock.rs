@@ -13,6 +13,8 @@ pub enum Clock {
     Monotonic,
     /// The same and time asleep.
     Boottime,
+    /// How long the calling thread has had a processor.
+    Thread,
 }
 
 /// What a clock shows; zero for a time before 1970.
@@ -22,6 +24,7 @@ pub fn read(clock: Clock) -> Duration {
         Clock::Realtime => libc::CLOCK_REALTIME,
         Clock::Monotonic => libc::CLOCK_MONOTONIC,
         Clock::Boottime => libc::CLOCK_BOOTTIME,
+        Clock::Thread => libc::CLOCK_THREAD_CPUTIME_ID,
     };
     let shown = read_id(id);
     debug_assert!(shown.is_ok(), "every kernel with io_uring has these clocks");
@@ -71,6 +74,10 @@ mod tests {
         assert!((read(Clock::Boottime).as_secs_f64() - uptime).abs() < 60.0);
         let (before, boot) = (read(Clock::Monotonic), read(Clock::Boottime));
         assert!(before <= boot && before <= read(Clock::Monotonic) && before > Duration::ZERO);
+        // A thread that is new has worked for less time than it takes to begin one and end it.
+        let (start, worked) = (read(Clock::Monotonic), std::thread::spawn(|| read(Clock::Thread)).join());
+        let lived = read(Clock::Monotonic).saturating_sub(start);
+        assert!(worked.is_ok_and(|worked| worked > Duration::ZERO && worked < lived));
     }
 
     #[test]
