@@ -31,14 +31,17 @@ pub fn read(clock: Clock) -> Duration {
     shown.unwrap_or_default()
 }
 
+/// The largest number that a process can have (PID_MAX_LIMIT, man proc_sys_kernel).
+const PID_MAX: libc::pid_t = 1 << 22;
+
 /// Time that a process has spent on processors so far, in all its threads, those that have ended included (man
 /// clock_getcpuclockid). Of a thread that runs, the kernel has counted it up to the last tick.
 ///
 /// # Errors
 /// When there is no such process.
 pub fn of_process(pid: u32) -> io::Result<Duration> {
-    // 0 would be the calling process.
-    let pid = libc::pid_t::try_from(pid).ok().filter(|&pid| pid > 0);
+    // 0 would be the calling process, and so would large numbers, of which the C library keeps 29 bits only.
+    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| (1..=PID_MAX).contains(pid));
     let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     let mut id = 0;
     // SAFETY: the memory is this function's, and is written during the call only.
@@ -92,7 +95,7 @@ mod tests {
         std::thread::spawn(busy).join().expect("the thread");
         let spent = of_process(own).expect("this process") - before;
         assert!(spent >= Duration::from_millis(30), "{spent:?}");
-        for nobody in [0, i32::MAX as u32, u32::MAX] {
+        for nobody in [0, 1 << 29, i32::MAX as u32, u32::MAX] {
             assert!(of_process(nobody).is_err(), "{nobody}");
         }
     }
