@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::admin;
 use crate::config::{self, Config, ConfigError};
+use crate::crypto::CryptoArgs;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::host::{self, Host};
 use crate::log::{self, LogFormat};
@@ -75,6 +76,8 @@ struct Up {
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    crypto: CryptoArgs,
     #[command(flatten)]
     marking: marking::MarkingArgs,
     /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
@@ -195,6 +198,7 @@ impl From<ConfigError> for Failure {
 
 fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
+    up.crypto.check(up.engine.io).map_err(Failure::usage)?;
     let file = config::find(&up.file)?;
     keep_memory_private();
     let (config, warnings) = apart(|| Config::load(&file))?;
@@ -277,11 +281,13 @@ fn assemble(
         binding,
         marking,
         inquiries: plan.inquiries,
+        waiting_relay: None,
         listener,
         own: host.connection()?,
         drop_in: false,
         notice: None,
         admin,
+        crypto_threads: up.crypto.threads(),
     };
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
 }

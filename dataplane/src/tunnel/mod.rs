@@ -20,6 +20,7 @@ pub mod routes;
 pub mod setup;
 pub mod ticket;
 
+mod bucket;
 mod change;
 mod incoming;
 mod limiter;
@@ -27,6 +28,7 @@ mod looped;
 mod missing;
 mod outgoing;
 pub mod path_mtu;
+mod sleep;
 mod staged;
 mod switch;
 mod timers;
@@ -50,18 +52,21 @@ use self::limiter::Limiter;
 use self::looped::Outside;
 pub use self::looped::RelayServer;
 use self::noise::{CONTROL_LEN, Identity, World};
+use self::outgoing::Silence;
 use self::paths::PathFigures;
 use self::peer::Passed;
 pub use self::peer::{Handshake, Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
 use self::peers::Peers;
 use self::routes::AllowedIps;
+use self::sleep::Sleep;
 use self::timers::JITTER_MS;
 use self::wheel::Wheel;
+use crate::crypto::{Secret, aead};
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
-use crate::wire::wireguard::{DATA_OVERHEAD, PADDING};
+use crate::wire::wireguard::{self, DATA_OVERHEAD, PADDING, SessionIndex};
 
 /// Control messages that may wait to be polled. An input makes two at most; what timers ask for stops at half.
 const CONTROL_MAX: usize = 512;
@@ -98,12 +103,19 @@ impl Transmit {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
+
+    /// Whether it answers somebody who has proved nothing, not even that he is where he says.
+    #[must_use]
+    pub fn is_cookie_reply(&self) -> bool {
+        matches!(wireguard::parse(self.bytes()), Some(wireguard::Message::CookieReply { .. }))
+    }
 }
 
 /// A WireGuard endpoint.
 pub struct Tunnel {
     identity: Identity,
     world: World,
+    sleep: Sleep,
     /// The key that the identity is made of, or none.
     private_key: Option<SecretKey>,
     cookie_secret: [u8; 32],
@@ -116,8 +128,8 @@ pub struct Tunnel {
     mtu: usize,
     peers: Peers,
     by_key: std::collections::HashMap<PublicKey, PeerIndex, FixedState>,
-    /// By the upper 24 bits of the session indices we choose.
-    by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
+    /// By the session indices that we chose. Those of sessions that are gone are taken out at the next handshake, or when all are.
+    by_index: std::collections::HashMap<SessionIndex, PeerIndex, FixedState>,
     routes: AllowedIps,
     outside: Outside,
     limiter: Limiter,
@@ -128,6 +140,7 @@ pub struct Tunnel {
     unstaging: VecDeque<PeerIndex>,
     /// Peers that did not answer; taken out after every look at the timers.
     unanswered: Vec<PeerIndex>,
+    silence: Silence,
     staged_bytes: usize,
     rng: Xoshiro256PlusPlus,
     /// When each peer's next timer runs out, by its place.
@@ -148,6 +161,7 @@ impl Tunnel {
         let mut tunnel = Self {
             identity: Identity::new(&config.private_key, &config.cookie_secret),
             world: World::system(),
+            sleep: Sleep::default(),
             private_key: Some(config.private_key.clone()).filter(|key| !key.is_zero()),
             cookie_secret: config.cookie_secret,
             running: true,
@@ -156,7 +170,7 @@ impl Tunnel {
             mtu: config.mtu,
             peers: Peers::with_capacity(config.peers.len()),
             by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
-            by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
+            by_index: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             routes: AllowedIps::new(rng.next_u64()),
             outside: Outside::new(rng.next_u64()),
             limiter: Limiter::new(rng.next_u64(), now),
@@ -164,6 +178,7 @@ impl Tunnel {
             heard: None,
             unstaging: VecDeque::new(),
             unanswered: Vec::new(),
+            silence: Silence::new(now),
             staged_bytes: 0,
             rng,
             wheel: Wheel::new(config.peers.len(), now),
@@ -216,8 +231,8 @@ impl Tunnel {
 
     /// Where packets for `peer` can be sent to at once; `None` when they have to be staged.
     pub fn ready(&mut self, peer: PeerIndex, now: Instant) -> Option<Path> {
-        let peer = self.peers.get_mut(peer)?;
-        peer.forget_outlived(&self.world, now);
+        self.notice_sleep(now);
+        let peer = self.peers.get(peer)?;
         peer.noise.usable(now)?;
         peer.path.filter(Path::is_usable)
     }
@@ -226,15 +241,23 @@ impl Tunnel {
     /// leaves from. `false`, and nothing counted, when [`Tunnel::ready`] would have said no.
     #[must_use]
     pub fn seal(&mut self, index: PeerIndex, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
-        let Some(peer) = self.peers.get_mut(index) else {
-            return false;
-        };
-        if !peer.noise.seal(packet, out, now) {
-            return false;
-        }
-        peer.stats.sent_packets += 1;
-        peer.stats.sent_bytes += packet.len() as u64;
-        peer.stats.sent_message_bytes += out.len() as u64;
+        let Some(key) = self.write(index, packet, out, now) else { return false };
+        aead::seal(&aead::cipher(key), out);
+        true
+    }
+
+    /// As [`Tunnel::seal`], but for the sealing: that is to be done by [`aead::seal`], once, under the key returned, before the
+    /// message leaves.
+    #[must_use]
+    pub fn write(
+        &mut self,
+        index: PeerIndex,
+        packet: &[u8],
+        out: &mut [u8],
+        now: Instant,
+    ) -> Option<&Secret> {
+        let peer = self.peers.get_mut(index)?;
+        peer.noise.usable(now)?;
         if peer.is_news(Passed::DataSent, now) {
             if let Some(paths) = &mut peer.paths {
                 paths.sent(now);
@@ -246,7 +269,13 @@ impl Tunnel {
             self.renew_if_worn(index, now);
             self.arm(index, now);
         }
-        true
+        let peer = &mut self.peers[index];
+        let len = out.len();
+        let key = peer.noise.write(packet, out, now)?;
+        peer.stats.sent_packets += 1;
+        peer.stats.sent_bytes += packet.len() as u64;
+        peer.stats.sent_message_bytes += len as u64;
+        Some(key)
     }
 
     /// Keeps a packet until a handshake is over, and starts one. What cannot be kept is counted.
@@ -304,6 +333,7 @@ impl Tunnel {
     /// Does what is due, for some peers: poll for control messages, and it may be due again at once. Costs nothing when
     /// nothing is due, however many peers there are.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.notice_sleep(now);
         if !self.running {
             return;
         }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::status::Telling;
-use super::{App, Binding, CONTROL, Inquiries};
+use super::{App, Binding, CONTROL, Inquiries, RelayPlan};
 use crate::admin;
 use crate::driver::Next;
 use crate::egress::Egress;
@@ -40,6 +40,8 @@ pub struct Management {
     pub marking: Marking,
     /// What is found out about the network outside.
     pub inquiries: Inquiries,
+    /// The relay of peers that are still to be set: it is asked when the interface goes up, which is when there are sockets.
+    pub waiting_relay: Option<RelayPlan>,
     /// Where `wg` is served.
     pub listener: Option<Listener>,
     /// A connection of this program's own, which asks as `wg` does.
@@ -48,6 +50,8 @@ pub struct Management {
     pub drop_in: bool,
     /// Who waits until everything is there.
     pub notice: Option<Notice>,
+    /// Threads that seal and open beside the loop.
+    pub crypto_threads: usize,
     /// Where totals are shown.
     pub admin: Option<admin::Listener>,
 }
@@ -250,6 +254,7 @@ impl App {
             (Change::PrivateKey(key), _) => self.tunnel.set_private_key(key.as_deref().cloned()),
             (Change::FirewallMark(mark), _) => {
                 setup::mark_sockets(&self.sockets, *mark).map_err(|error| Refusal::from(&error))?;
+                self.mark_stream(*mark).map_err(|error| Refusal::from(&error))?;
                 self.binding.firewall_mark = *mark;
                 self.tunnel.set_marked(*mark != 0);
             }

@@ -35,12 +35,22 @@ impl Sessions {
     }
 
     /// The one with this index of ours.
+    pub fn get(&self, local: SessionIndex) -> Option<&Session> {
+        self.places.iter().flatten().find(|(index, ..)| *index == local).map(|(_, _, session)| &**session)
+    }
+
+    /// The same.
     pub fn get_mut(&mut self, local: SessionIndex) -> Option<&mut Session> {
         self.places
             .iter_mut()
             .flatten()
             .find(|(index, ..)| *index == local)
             .map(|(_, _, session)| &mut **session)
+    }
+
+    /// Whether there is one with this index of ours.
+    pub fn has(&self, local: SessionIndex) -> bool {
+        self.places.iter().flatten().any(|(index, ..)| *index == local)
     }
 
     /// Whether one came about like this.
