@@ -29,3 +29,50 @@ fn wipe() {
     // The compiler has to take it that somebody looks at the zeros.
     black_box(&mut [0_u8; WIPED]);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    /// What is left on the stack; each byte inverted, so that the test itself holds it nowhere.
+    const INVERTED: [u8; 8] = [0x13, 0x9c, 0x5a, 0xe1, 0x77, 0x28, 0xd4, 0x4b];
+
+    /// Fills a part of the stack, of which what is called later overwrites the upper end.
+    #[inline(never)]
+    fn leave() {
+        let mut area = [0_u8; WIPED / 2];
+        for (byte, inverted) in area.iter_mut().zip(INVERTED.iter().cycle()) {
+            *byte = !black_box(*inverted);
+        }
+        black_box(&mut area);
+    }
+
+    /// How often it is found on the stack of this thread.
+    fn left() -> usize {
+        let mut local = 0_u8;
+        let at = std::ptr::from_mut(black_box(&mut local)).addr();
+        let maps = fs::read_to_string("/proc/self/maps").expect("maps");
+        let ranges = maps.lines().filter_map(|line| line.split(' ').next()?.split_once('-'));
+        let mut stack = ranges
+            .map(|(start, end)| {
+                [start, end].map(|address| usize::from_str_radix(address, 16).expect("hexadecimal"))
+            })
+            .filter(|[start, end]| (*start..*end).contains(&at));
+        let [start, end] = stack.next().expect("a stack");
+        let mut bytes = vec![0; end - start];
+        let memory = File::open("/proc/self/mem").expect("memory");
+        let len = memory.read_at(&mut bytes, start as u64).expect("read");
+        bytes[..len].windows(8).filter(|window| window.iter().zip(INVERTED).all(|(a, b)| *a == !b)).count()
+    }
+
+    #[test]
+    fn what_work_leaves_on_the_stack_is_wiped() {
+        leave();
+        assert!(left() > 100, "it would be found");
+        apart(leave);
+        assert_eq!(left(), 0);
+    }
+}
