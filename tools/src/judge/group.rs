@@ -41,12 +41,12 @@ impl Group {
     /// # Errors
     /// As [`bundle::read`]; [`Problem::Usage`] when a directory holds no run.
     pub fn read(name: &str, paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut runs = Vec::new();
+        let mut there = Vec::new();
         for path in paths {
-            for path in runs_under(path)? {
-                runs.push(bundle::read(&path)?);
-            }
+            there.extend(runs_under(path)?);
+            bundle::check_number(there.len())?;
         }
+        let mut runs = there.iter().map(|path| bundle::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
         // Runs are the sample: one that counts twice makes the rest look surer than it is.
         if let Some(twice) = runs.windows(2).find(|pair| pair[0].run_id == pair[1].run_id) {

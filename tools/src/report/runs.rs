@@ -25,6 +25,9 @@ pub enum By {
 /// Directories within directories that are looked into: `ab` and `sweep` have one for each side.
 const DEPTH_MAX: u32 = 2;
 
+/// Most counts that are not zero in the logs of all runs together, 16 bytes each.
+const ENTRIES_MAX: usize = 1 << 24;
+
 /// One run.
 #[derive(Debug)]
 pub struct Run {
@@ -65,6 +68,8 @@ pub struct Runs {
     pub notes: Vec<String>,
     /// How many runs have which name.
     names: BTreeMap<String, usize>,
+    /// Counts that are not zero in all logs.
+    entries: usize,
 }
 
 impl Runs {
@@ -78,8 +83,18 @@ impl Runs {
         for path in paths {
             let within = inside(path)?;
             let several = if within.is_empty() { vec![path.clone()] } else { within };
-            let mut runs =
-                several.iter().map(|run| all.one(run, unit)).collect::<anyhow::Result<Vec<_>>>()?;
+            bundle::check_number(all.runs.len() + several.len())?;
+            let mut runs = Vec::with_capacity(several.len());
+            for path in &several {
+                let run = all.one(path, unit)?;
+                all.entries += run.lines.iter().map(|line| line.counts.len()).sum::<usize>();
+                anyhow::ensure!(
+                    all.entries <= ENTRIES_MAX,
+                    "the logs up to {} have more than {ENTRIES_MAX} counts together; report fewer runs at once",
+                    path.display()
+                );
+                runs.push(run);
+            }
             runs.sort_by(|a, b| a.started_unix_s.total_cmp(&b.started_unix_s));
             runs.into_iter().for_each(|run| all.add(run, &name(path), by));
         }
