@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context;
 use serde::Serialize;
 
+use super::files;
 use super::hosts::Hosts;
 use super::programs::Programs;
 use super::scenario::{Load, Scenario};
@@ -46,6 +47,7 @@ pub fn run(
         )
     })?;
     let directory = Directory::new()?;
+    files::separate(&directory.0)?;
     let hosts = Hosts::new(scenario).map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let mut secrets = Secrets::new(&directory.0)?;
     let mut programs = Programs::start(scenario, &hosts, &directory.0, &mut secrets, &new_mark(), stop)?;

@@ -20,7 +20,9 @@ fn lab(runtime: &Path, arguments: &[&str]) -> Command {
 fn done(mut command: Command) -> Option<(i32, String, String)> {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    for lack in ["user namespaces are forbidden", "/dev/net/tun", "apt-get install nftables"] {
+    for lack in
+        ["user namespaces are forbidden", "mounts are forbidden", "/dev/net/tun", "apt-get install nftables"]
+    {
         if status.code() == Some(5) && stderr.contains(lack) {
             left_out(stderr.trim());
             return None;
@@ -100,6 +102,38 @@ fn the_demo_s_network_is_there_until_it_is_taken_down() {
     assert_eq!(super::processes_with(&mark), Vec::<String>::new());
     let (code, _, stderr) = done(lab(&["down"])).unwrap();
     assert!(code == 5 && stderr.contains("no lab is up"), "{code} {stderr}");
+}
+
+#[test]
+fn two_labs_and_their_host_share_no_sockets_of_wg_and_no_name_servers() {
+    let directory = tempfile::tempdir().unwrap();
+    let scenario = small(directory.path(), "[]");
+    let lab = |arguments: &[&str]| lab(directory.path(), arguments);
+    let Some(_) = succeeds(lab(&["up", &scenario, "--name", "one"])) else { return };
+    succeeds(lab(&["up", &scenario, "--name", "two"])).unwrap();
+    let inside =
+        |name: &str, script: &str| succeeds(lab(&["exec", "--lab", name, "a", "sh", "-c", script])).unwrap();
+    let of_host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let sockets = |name: &str| inside(name, "test ! -d /run/wireguard || ls /run/wireguard");
+    assert_eq!((sockets("one").as_str(), sockets("two").as_str()), ("", ""), "none of the host's");
+    let write = "if test -d /run/wireguard; then echo x > /run/wireguard/lab0.sock; fi; \
+                 if test -e /etc/resolv.conf; then echo nameserver 192.0.2.9 >> /etc/resolv.conf; fi; \
+                 cat /etc/resolv.conf; pwd";
+    let text = inside("one", write);
+    let here = std::env::current_dir().unwrap();
+    assert!(text.ends_with(&format!("{}\n", here.display())), "{text}");
+    assert!(text.contains("192.0.2.9") || of_host.is_empty(), "{text}");
+    assert_eq!(sockets("two"), "");
+    assert_eq!(inside("two", "cat /etc/resolv.conf 2> /dev/null || true"), of_host);
+    assert!(!Path::new("/run/wireguard/lab0.sock").exists());
+    assert_eq!(std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), of_host);
+    // Another program on another host of the same lab sees the same.
+    let there = "test ! -d /run/wireguard || ls /run/wireguard";
+    let seen = succeeds(lab(&["exec", "--lab", "one", "b", "sh", "-c", there])).unwrap();
+    assert_eq!(seen.trim(), if Path::new("/run/wireguard").is_dir() { "lab0.sock" } else { "" });
+    for name in ["one", "two"] {
+        succeeds(lab(&["down", name])).unwrap();
+    }
 }
 
 #[test]
