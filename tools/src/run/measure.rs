@@ -283,7 +283,8 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
     let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, tolerance);
     let troubles =
         servers.iter().filter_map(|server| Some(format!("{}: {}", server.name, server.trouble.as_ref()?)));
-    let notes = verdict.notes.iter().cloned().chain(account.remark()).chain(troubles).collect();
+    let remarks = account.remark().into_iter().chain(troubles).chain(receiver.longer_intervals(spec));
+    let notes = verdict.notes.iter().cloned().chain(remarks).collect();
     let measured_s = measured_ns as f64 / 1e9;
     RunResult {
         schema: SCHEMA,

@@ -16,6 +16,7 @@ use super::payload::{self, Header, Parsed, Phase};
 use super::result::Interval;
 use super::sender::Timing;
 use super::spec::RunSpec;
+use crate::units;
 
 /// Superpackets taken from a socket in one system call.
 const BATCH: usize = 32;
@@ -25,8 +26,9 @@ const WAIT_NS: i64 = 5_000_000;
 const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
 /// Silence after which a run without losses ends before its drain does.
 const QUIET_NS: u64 = 100_000_000;
-/// Most lines of the interval log; the interval grows with longer runs.
-const INTERVALS_MAX: u64 = 600;
+/// Most lines of the interval log, whose histograms take 27 MiB together when all of their counters are used; the interval
+/// grows with longer runs.
+const INTERVALS_MAX: u64 = 256;
 
 /// What sender and receivers tell each other.
 #[derive(Debug, Default)]
@@ -243,6 +245,17 @@ impl Receiver {
         self.intervals[index.min(last)].saturating_record(response);
     }
 
+    /// Why intervals are longer than was asked for, if they are.
+    #[must_use]
+    pub fn longer_intervals(&self, spec: &RunSpec) -> Option<String> {
+        let asked_ns = spec.interval.as_nanos() as u64;
+        let [length, asked] = [self.interval_ns, asked_ns].map(units::nanoseconds);
+        let text = format!(
+            "each line of latency.hlog is {length} long instead of {asked}: a run has {INTERVALS_MAX} at most, for its memory"
+        );
+        (self.interval_ns > asked_ns).then_some(text)
+    }
+
     /// The intervals up to the end of sending and any later one in which something arrived.
     #[must_use]
     pub fn take_intervals(&mut self, measured_ns: u64) -> Vec<Interval> {
@@ -333,5 +346,32 @@ impl Poller {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::run::Kind;
+
+    #[test]
+    fn long_runs_have_longer_intervals_and_no_more_memory() {
+        let target = "127.0.0.1:9".parse().unwrap();
+        let spec = RunSpec { interval: Duration::from_millis(100), ..RunSpec::new(Kind::Udp, target) };
+        let receiver = |seconds: u64| {
+            let timing =
+                Timing { warmup_ns: 0, warmup_end_ns: 0, start_ns: 0, end_ns: seconds * 1_000_000_000 };
+            Receiver::new(&spec, 1, timing, &[0])
+        };
+        let short = receiver(20);
+        assert_eq!((short.interval_ns, short.longer_intervals(&spec)), (100_000_000, None));
+        let mut long = receiver(3_600);
+        let remark = long.longer_intervals(&spec).unwrap();
+        assert!(remark.contains("14.1 s long instead of 100 ms"), "{remark}");
+        let bytes = 4 * long.intervals[0].distinct_values() as u64;
+        let written = long.take_intervals(3_600_000_000_000).len() as u64;
+        assert!(written <= INTERVALS_MAX && written * bytes < 32 << 20, "{written} of {bytes} bytes");
     }
 }
