@@ -16,6 +16,8 @@ use super::scenario::{Load, Scenario};
 use super::secrets::Secrets;
 use super::state::new_mark;
 use crate::cli::run_spec;
+use crate::netns::Namespace;
+use crate::run::devices::Host;
 use crate::run::server::ServerAdmin;
 use crate::run::{Problem, RunResult, run as measure};
 
@@ -79,6 +81,11 @@ fn run_load(
         let name = Some(admin.name.clone().unwrap_or_else(|| host.clone()));
         spec.server_admins.push(ServerAdmin { namespace, name, ..admin.clone() });
     }
+    let host = |(name, namespace): (&str, &Arc<Namespace>)| Host {
+        name: name.to_owned(),
+        namespace: Arc::clone(namespace),
+    };
+    spec.hosts = hosts.iter().map(host).collect();
     hosts.get(&load.host)?.run(|| measure(&spec, progress))?
 }
 

@@ -9,6 +9,7 @@ use dataplane::sys::udp::UdpSocket;
 
 use super::account::{Account, Own};
 use super::clock::{Offset, StepWatch, monotonic_ns, realtime_ns, rfc3339, suspended_ns};
+use super::devices;
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
@@ -37,7 +38,7 @@ const SILENCE_NS: (u64, u64) = (200_000_000, 2_000_000_000);
 /// What the main thread reads before and after measured sending.
 struct Surroundings {
     cpu: Snapshot,
-    servers: Option<server::Snapshot>,
+    servers: Option<(server::Snapshot, devices::Snapshot)>,
     drops: u64,
     steal: Option<(u64, u64)>,
     suspended_ns: u64,
@@ -84,8 +85,11 @@ where
     let warmup_ns = monotonic_ns() + LEAD_NS;
     let warmup_end_ns = warmup_ns + spec.warmup.as_nanos() as u64;
     let drain_ns = spec.drain.as_nanos() as u64;
-    let silence_ns =
-        if spec.server_admins.is_empty() { 0 } else { drain_ns.clamp(SILENCE_NS.0, SILENCE_NS.1) };
+    let silence_ns = if spec.server_admins.is_empty() && spec.hosts.is_empty() {
+        0
+    } else {
+        drain_ns.clamp(SILENCE_NS.0, SILENCE_NS.1)
+    };
     let start_ns = warmup_end_ns + silence_ns;
     let timing = Timing { warmup_ns, warmup_end_ns, start_ns, end_ns: start_ns + duration_ns };
     if let Some(live) = &spec.live {
@@ -185,10 +189,9 @@ fn watch(
                 .min(1.0),
         );
         if now >= ask_ns && servers.is_none() {
-            servers = Some(
-                server::Snapshot::take(&spec.server_admins)
-                    .inspect_err(|_| stop.store(true, Ordering::Relaxed)),
-            );
+            let asked = server::Snapshot::take(&spec.server_admins)
+                .and_then(|admins| Ok((admins, devices::Snapshot::take(&spec.hosts)?)));
+            servers = Some(asked.inspect_err(|_| stop.store(true, Ordering::Relaxed)));
             continue;
         }
         let until_start = Duration::from_nanos(timing.start_ns.saturating_sub(now));
@@ -277,9 +280,13 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         slack_error: outcome.slack_error,
     };
     let tolerance = Tolerance { lateness_ns: spec.lateness_limit.as_nanos() as u64, steal: spec.steal_limit };
-    let servers = before.servers.map(server::Snapshot::until_now).unwrap_or_default();
+    let mut servers = Vec::new();
+    if let Some((admins, devices)) = before.servers {
+        servers.extend(admins.until_now());
+        servers.extend(devices.until_now());
+    }
     let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
-    let account = Account::new(&ledger, own, &servers);
+    let account = Account::new(&ledger, own, &servers, !spec.server_admins.is_empty());
     let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, tolerance);
     let troubles =
         servers.iter().filter_map(|server| Some(format!("{}: {}", server.name, server.trouble.as_ref()?)));
