@@ -12,6 +12,8 @@ pub enum Clock {
     Monotonic,
     /// The same and time asleep.
     Boottime,
+    /// Time that the calling thread has spent on a processor.
+    ThreadCpu,
 }
 
 /// What a clock shows; zero for a time before 1970.
@@ -21,6 +23,7 @@ pub fn read(clock: Clock) -> Duration {
         Clock::Realtime => libc::CLOCK_REALTIME,
         Clock::Monotonic => libc::CLOCK_MONOTONIC,
         Clock::Boottime => libc::CLOCK_BOOTTIME,
+        Clock::ThreadCpu => libc::CLOCK_THREAD_CPUTIME_ID,
     };
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the memory is this function's, and is written during the call only.
@@ -42,6 +45,7 @@ mod tests {
         let uptime: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds");
         assert!((read(Clock::Boottime).as_secs_f64() - uptime).abs() < 60.0);
         let (before, boot) = (read(Clock::Monotonic), read(Clock::Boottime));
+        assert!(read(Clock::ThreadCpu) > Duration::ZERO && read(Clock::ThreadCpu) < before);
         assert!(before <= boot && before <= read(Clock::Monotonic) && before > Duration::ZERO);
     }
 }
