@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use dataplane::ingress::Meta;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use hdrhistogram::Histogram;
-use rustix::event::{Timespec, epoll};
-use rustix::fd::OwnedFd;
 
 use super::clock::{Offset, monotonic_ns};
 use super::distribution::{DIGITS, HIGHEST_NS, histogram};
@@ -16,12 +14,13 @@ use super::payload::{self, Header, Parsed, Phase};
 use super::result::Interval;
 use super::sender::Timing;
 use super::spec::RunSpec;
+use crate::epoll::Watch;
 use crate::units;
 
 /// Superpackets taken from a socket in one system call.
 const BATCH: usize = 32;
 /// Longest wait without looking at the clock and the end of the run.
-const WAIT_NS: i64 = 5_000_000;
+const WAIT_NS: u64 = 5_000_000;
 /// Shortest and longest time after the drain in which a datagram is still booked, as late; half the drain in between.
 const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
 /// Silence after which a run without losses ends before its drain does.
@@ -270,8 +269,7 @@ impl Receiver {
 
 /// Waits for any of many sockets and takes one batch from each that is ready.
 pub struct Poller {
-    epoll: OwnedFd,
-    events: Vec<epoll::Event>,
+    watch: Watch,
     batch: ReceiveBatch,
 }
 
@@ -281,11 +279,8 @@ impl Poller {
     /// # Errors
     /// What epoll_create1(2) and epoll_ctl(2) answer.
     pub fn new(sockets: &[UdpSocket]) -> std::io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (index, socket) in sockets.iter().enumerate() {
-            epoll::add(&epoll, socket.fd(), epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
-        }
-        Ok(Self { epoll, events: Vec::with_capacity(256), batch: ReceiveBatch::new(BATCH, RECEIVE_LEN) })
+        let watch = Watch::new(sockets.iter().map(UdpSocket::fd))?;
+        Ok(Self { watch, batch: ReceiveBatch::new(BATCH, RECEIVE_LEN) })
     }
 
     /// Waits up to 5 ms, then hands over each datagram (superpackets split) with the index of its socket and its time
@@ -314,7 +309,7 @@ impl Poller {
         sockets: &[UdpSocket],
         superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        self.receive_superpackets_within(WAIT_NS as u64, sockets, superpacket)
+        self.receive_superpackets_within(WAIT_NS, sockets, superpacket)
     }
 
     /// The same with a wait of up to `wait_ns`, and of 5 ms at most.
@@ -327,14 +322,8 @@ impl Poller {
         sockets: &[UdpSocket],
         mut superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        let wait = Timespec { tv_sec: 0, tv_nsec: wait_ns.min(WAIT_NS as u64) as i64 };
-        self.events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        for event in &self.events {
-            let index = event.data.u64() as usize;
+        self.watch.wait(wait_ns.min(WAIT_NS))?;
+        for index in self.watch.ready() {
             // An error here is an ICMP message about an earlier send; what was lost shows in the ledger.
             if sockets[index].receive_batch(&mut self.batch).is_err() {
                 continue;
