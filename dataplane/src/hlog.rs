@@ -54,8 +54,27 @@ impl<W: Write> Writer<W> {
         length_s: f64,
         histogram: &Histogram<T>,
     ) -> io::Result<()> {
-        self.buffer.clear();
-        self.serializer.serialize(histogram, &mut self.buffer).map_err(io::Error::other)?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        self.serializer.serialize(histogram, &mut buffer).map_err(io::Error::other)?;
+        let max = if histogram.is_empty() { 0 } else { histogram.max() };
+        let written = self.encoded_line(tag, start_s, length_s, max, &buffer);
+        self.buffer = buffer;
+        written
+    }
+
+    /// As [`Writer::line`], of a histogram in the compressed V2 encoding whose largest value is `max`.
+    ///
+    /// # Errors
+    /// As [`Writer::line`].
+    pub fn encoded_line(
+        &mut self,
+        tag: Option<&str>,
+        start_s: f64,
+        length_s: f64,
+        max: u64,
+        encoded: &[u8],
+    ) -> io::Result<()> {
         if let Some(tag) = tag {
             if tag.is_empty() || tag.contains([',', ' ', '\r', '\n']) {
                 return Err(io::Error::new(
@@ -65,8 +84,8 @@ impl<W: Write> Writer<W> {
             }
             write!(self.out, "Tag={tag},")?;
         }
-        let max = if histogram.is_empty() { 0.0 } else { histogram.max() as f64 / MAX_VALUE_DIVISOR };
-        writeln!(self.out, "{start_s:.3},{length_s:.3},{max:.3},{}", STANDARD.encode(&self.buffer))
+        let max = max as f64 / MAX_VALUE_DIVISOR;
+        writeln!(self.out, "{start_s:.3},{length_s:.3},{max:.3},{}", STANDARD.encode(encoded))
     }
 
     /// Flushes the output.

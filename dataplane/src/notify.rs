@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use crate::sys::clock::{self, Clock};
 
 /// The way to the service manager; leads nowhere without one.
 #[derive(Debug, Default)]
@@ -54,8 +54,7 @@ impl Notifier {
 
     /// The configuration is read again; [`Notifier::ready`] ends that.
     pub fn reloading(&self) {
-        let time = clock_gettime(ClockId::Monotonic);
-        let microseconds = time.tv_sec * 1_000_000 + time.tv_nsec / 1_000;
+        let microseconds = clock::read(Clock::Monotonic).as_micros();
         self.send(&format!(
             "RELOADING=1\nMONOTONIC_USEC={microseconds}\nSTATUS=reading the configuration again"
         ));

@@ -2,15 +2,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{Timespec, epoll};
-use rustix::fd::OwnedFd;
+use rustix::event::epoll::EventFlags;
 use serde::Serialize;
 
+use crate::epoll::Watch;
 use crate::run::Problem;
 
 /// Bytes of one connection that are here at once.
@@ -18,7 +17,7 @@ const BUFFER: usize = 64 << 10;
 /// Connections at once; more are closed.
 const CONNECTIONS_MAX: usize = 16_384;
 /// Longest wait without looking at the request to stop, in nanoseconds.
-const WAIT_NS: i64 = 5_000_000;
+const WAIT_NS: u64 = 5_000_000;
 
 /// What an echo server did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -145,30 +144,15 @@ impl Echo {
     /// What epoll(7) answers.
     pub fn run(&self, stop: &AtomicBool) -> io::Result<EchoCounts> {
         let mut counts = EchoCounts::default();
-        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (index, listener) in self.listeners.iter().enumerate() {
-            epoll::add(
-                &poll,
-                listener.as_fd(),
-                epoll::EventData::new_u64(index as u64),
-                epoll::EventFlags::IN,
-            )?;
-        }
+        let mut watch = Watch::new(&self.listeners)?;
         let first = self.listeners.len();
         let mut connections: Vec<Option<Connection>> = Vec::new();
-        let mut events = Vec::with_capacity(256);
         while !stop.load(Ordering::Relaxed) {
-            let wait = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
-            events.clear();
-            match epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&wait)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            for event in &events {
-                let index = event.data.u64() as usize;
-                match index.checked_sub(first) {
-                    None => accept(&poll, &self.listeners[index], first, &mut connections, &mut counts),
-                    Some(place) => serve(&poll, event.data, &mut connections[place], &mut counts)?,
+            watch.wait(WAIT_NS)?;
+            for number in watch.ready() {
+                match number.checked_sub(first) {
+                    None => accept(&watch, &self.listeners[number], first, &mut connections, &mut counts),
+                    Some(place) => serve(&watch, number, &mut connections[place], &mut counts)?,
                 }
             }
         }
@@ -178,7 +162,7 @@ impl Echo {
 
 /// Takes every connection that waits.
 fn accept(
-    poll: &OwnedFd,
+    watch: &Watch,
     listener: &TcpListener,
     first: usize,
     connections: &mut Vec<Option<Connection>>,
@@ -188,11 +172,10 @@ fn accept(
     while let Ok((stream, _)) = listener.accept() {
         let free = connections.iter().position(Option::is_none);
         let place = free.unwrap_or(connections.len());
-        let data = epoll::EventData::new_u64((first + place) as u64);
         let ready = place < CONNECTIONS_MAX
             && stream.set_nonblocking(true).is_ok()
             && stream.set_nodelay(true).is_ok()
-            && epoll::add(poll, stream.as_fd(), data, epoll::EventFlags::IN).is_ok();
+            && watch.add(&stream, first + place).is_ok();
         if !ready {
             counts.refused += 1;
             continue;
@@ -208,23 +191,22 @@ fn accept(
 
 /// Works on a connection that is ready, and closes it when it is over.
 fn serve(
-    poll: &OwnedFd,
-    data: epoll::EventData,
+    watch: &Watch,
+    number: usize,
     slot: &mut Option<Connection>,
     counts: &mut EchoCounts,
 ) -> io::Result<()> {
     let Some(connection) = slot else { return Ok(()) };
     let interest = match connection.work(&mut counts.bytes) {
-        Next::Read => epoll::EventFlags::IN,
-        Next::Write => epoll::EventFlags::OUT,
+        Next::Read => EventFlags::IN,
+        Next::Write => EventFlags::OUT,
         Next::Close => {
             // Closing takes it out of the set.
             *slot = None;
             return Ok(());
         }
     };
-    epoll::modify(poll, connection.stream.as_fd(), data, interest)?;
-    Ok(())
+    watch.change(&connection.stream, number, interest)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod compare;
 pub mod demo;
 pub mod doctor;
 pub mod echo;
+pub mod epoll;
 pub mod format;
 pub mod judge;
 pub mod lab;

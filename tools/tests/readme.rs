@@ -8,7 +8,7 @@ mod left_out;
 #[path = "readme/markdown.rs"]
 mod markdown;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -77,6 +77,7 @@ fn filled(word: &str) -> String {
         "FILE" | "RUN" | "DIR" => "x",
         "NAME:PASSWORD" => "a:b",
         "CIDR" => "10.0.0.0/8",
+        "FORMAT" => "csv",
         "LOW-HIGH" => "1-2",
         "ADDR" => "127.0.0.1",
         "ADDR:PORT[/NAME]" => "127.0.0.1:9/relay.example",
@@ -91,6 +92,9 @@ fn filled(word: &str) -> String {
         "RULE" => "p99>+5%",
         "DESIGN,DESIGN" => "uring,suspend",
         "DURATION" => "1h",
+        "TIME" => "1s",
+        "VERDICT" => "pass",
+        "WHAT" => "relay",
         other => other,
     };
     value.to_owned()
@@ -192,30 +196,97 @@ fn every_flag_in_the_text_exists_where_the_text_says() {
     assert!(seen > 30, "only {seen} flags were found");
 }
 
-#[test]
-fn every_flag_is_described_but_those_of_run() {
-    let readme = document("README.md");
-    let described: BTreeSet<&str> =
-        readme.spans().filter_map(|(_, span)| span.split_whitespace().next()).collect();
-    let flags = |base: &str| -> BTreeSet<String> {
-        let line = words(base);
-        let output = program(&line[0]).args(&line[1..]).arg("--help").output().unwrap();
-        let help = String::from_utf8(output.stdout).unwrap();
-        let flags = help.split_whitespace().map(|word| word.trim_matches(['[', ',', '`', ']', ':', '.']));
-        flags.filter(|word| word.len() > 2 && word.starts_with("--")).map(str::to_owned).collect()
+/// What a command prints for `--help`.
+fn help(base: &str) -> String {
+    let line = words(base);
+    let output = program(&line[0]).args(&line[1..]).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{base}: {}", errors(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The flags that a command has: those that begin a line of its help, not those that descriptions mention.
+fn flags(base: &str) -> BTreeSet<String> {
+    let flag = |line: &str| {
+        let text = line.trim_start();
+        let text = text
+            .strip_prefix("-")
+            .filter(|rest| rest.starts_with(char::is_alphabetic))
+            .map_or(text, |rest| rest.split_once(", ").map_or(rest, |(_, long)| long));
+        let name = text.split([' ', '=']).next().filter(|word| word.starts_with("--"))?;
+        // Descriptions are farther to the right.
+        (line.len() - line.trim_start().len() <= 6).then(|| name.trim_end_matches("...").to_owned())
     };
-    // The options of the load are those of `run`, which its --help describes, and the tables show the most of.
-    let run = flags(LABS[0]);
-    for base in [UP, DOWN, INTERFACE, SHOW, RELAY].iter().chain(&LABS[1..]) {
-        for flag in
-            flags(base).iter().filter(|flag| !run.contains(*flag) || *base == LABS[1] || *base == LABS[3])
-        {
-            assert!(
-                ["--help", "--version"].contains(&flag.as_str()) || described.contains(flag.as_str()),
-                "the README does not describe {flag} of {base}"
-            );
+    let help = help(base);
+    let found = help.lines().filter_map(flag).filter(|flag| flag != "--help" && flag != "--version");
+    found.collect()
+}
+
+/// The flags in the code spans of a text.
+fn flags_in(text: &str) -> BTreeSet<String> {
+    let spans = text.split('`').skip(1).step_by(2);
+    let words = spans.filter_map(|span| span.split_whitespace().next());
+    words.filter(|word| word.len() > 2 && word.starts_with("--")).map(str::to_owned).collect()
+}
+
+/// The commands that a program's help names.
+fn commands(base: &str) -> Vec<String> {
+    let help = help(base);
+    let lines =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    names
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_flag_of_tunnel_and_relay_is_described_where_they_are() {
+    let readme = document("README.md");
+    // What is said of one program describes no flag of another.
+    for (bases, others) in [
+        (&[UP, DOWN, INTERFACE, SHOW][..], &["The relay", "Seeing what the relay does", "The lab"][..]),
+        // What both have is described where the tunnel is.
+        (&[RELAY], &["The lab"]),
+    ] {
+        let spans = readme.spans().filter(|(section, _)| !others.contains(section));
+        // Alone, or in a command that is shown.
+        let words = spans.flat_map(|(_, span)| span.split_whitespace());
+        let described: BTreeSet<&str> = words.filter(|word| word.starts_with("--")).collect();
+        for base in bases {
+            for flag in flags(base) {
+                assert!(described.contains(flag.as_str()), "the README does not describe {flag} of {base}");
+            }
         }
     }
+}
+
+#[test]
+fn the_tables_of_the_lab_have_the_flags_that_each_command_has_and_no_others() {
+    let readme = document("README.md");
+    let row = |(command, text): (&str, &str)| (command.to_owned(), flags_in(text));
+    let table =
+        readme.cells("Flags of the commands", "command").into_iter().map(|cell| cell.trim_matches('`'));
+    let table: BTreeMap<String, BTreeSet<String>> =
+        table.zip(readme.cells("Flags of the commands", "flags")).map(row).collect();
+    let of_run = flags("towpath-lab run udp 127.0.0.1:9");
+    let load: BTreeSet<String> = of_run.difference(&table["run"]).cloned().collect();
+    let described = readme.cells("The lab", "what the load is like").into_iter().flat_map(flags_in).collect();
+    assert_eq!(load, described, "flags of the load that there are, and that are in the table");
+    let mut left: BTreeSet<&String> = table.keys().collect();
+    let of_lab = commands("towpath-lab lab").into_iter().map(|name| format!("lab {name}"));
+    let all: Vec<String> =
+        commands("towpath-lab").into_iter().filter(|name| name != "lab").chain(of_lab).collect();
+    assert!(all.len() > 20, "{all:?}");
+    for command in all {
+        let flags = flags(&format!("towpath-lab {command}"));
+        let own = if flags.is_superset(&load) { flags.difference(&load).cloned().collect() } else { flags };
+        let row = table.get(&command).unwrap_or_else(|| panic!("{command} is not in the table"));
+        assert_eq!(*row, own, "flags of {command} in the table, and that it has");
+        left.remove(&command);
+    }
+    assert!(left.is_empty(), "there are no such commands: {left:?}");
 }
 
 #[test]

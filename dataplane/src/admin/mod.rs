@@ -7,6 +7,7 @@
 //! There may be several loops; what is shown are the figures of all together. A loop is asked when somebody asks, and then
 //! answers between two batches; nobody waits for the other under a lock. What is shown is the business of a [`Site`].
 
+pub mod client;
 mod connection;
 mod desk;
 mod exchange;

@@ -1,4 +1,4 @@
-//! User and network namespaces (namespaces(7)), for the lab and for tests.
+//! User, network and mount namespaces (namespaces(7)), for the lab and for tests.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -25,6 +25,15 @@ pub fn unshare_net() -> io::Result<()> {
     unshare(libc::CLONE_NEWNET)
 }
 
+/// Gives the calling thread, and threads and processes that it starts, a mount namespace of its own, with what is mounted now;
+/// needs CAP_SYS_ADMIN in its user namespace.
+///
+/// # Errors
+/// EPERM without the capability.
+pub fn unshare_mounts() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNS)
+}
+
 /// Moves the calling thread into the network namespace that `namespace` refers to (setns(2)).
 ///
 /// # Errors
@@ -36,7 +45,7 @@ pub fn enter(namespace: impl AsFd) -> io::Result<()> {
 }
 
 fn unshare(flags: i32) -> io::Result<()> {
-    // SAFETY: unshare takes one integer. CLONE_NEWUSER and CLONE_NEWNET separate no memory and no descriptors.
+    // SAFETY: unshare takes one integer. CLONE_NEWUSER, CLONE_NEWNET and CLONE_NEWNS separate no memory and no descriptors.
     let answer = unsafe { libc::unshare(flags) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,23 +1,20 @@
 //! `towpath-relay status`: asks a running relay for its figures.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use dataplane::admin::TURN_TIME_MAX;
+use dataplane::admin::client::{self, GetError};
 
 use super::ADDRESS_DEFAULT;
 use super::status::Status;
 
-/// How long the relay may take to answer.
+/// How long the relay may take for the whole of its answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two questions to a relay whose loop has not answered the first.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Longest answer in bytes: a thousand users with long names.
-const ANSWER_LEN_MAX: u64 = 4 << 20;
-/// Most header fields of an answer.
-const FIELDS_MAX: usize = 32;
 
 /// The flags of `status`.
 #[derive(Clone, Debug, Args)]
@@ -73,28 +70,15 @@ pub(super) fn ask_fresh(address: SocketAddr) -> Result<Status, AskError> {
 
 /// Asks once. The figures may be old: [`are_stale`] tells.
 pub(super) fn ask(address: SocketAddr) -> Result<Status, AskError> {
-    let answer = get(address, "/status.json").map_err(|source| AskError::Unreachable { address, source })?;
     let strange = |text: String| AskError::Strange { address, text };
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut head = httparse::Response::new(&mut fields);
-    let body = match head.parse(&answer) {
-        Ok(httparse::Status::Complete(len)) => &answer[len..],
-        Ok(httparse::Status::Partial) | Err(_) => return Err(strange("it does not speak HTTP".into())),
-    };
-    if head.code != Some(200) {
-        let code = head.code.unwrap_or_default();
-        return Err(strange(format!("it answers {code}: {}", String::from_utf8_lossy(body).trim_end())));
+    let reply = client::get(address, "/status.json", PATIENCE).map_err(|error| match error {
+        GetError::Unreachable(source) => AskError::Unreachable { address, source },
+        GetError::Slow(_) | GetError::Long | GetError::Strange => strange(error.to_string()),
+    })?;
+    if reply.code != 200 {
+        let text = String::from_utf8_lossy(&reply.body);
+        return Err(strange(format!("it answers {}: {}", reply.code, text.trim_end())));
     }
-    serde_json::from_slice(body).map_err(|error| strange(format!("it answers something else: {error}")))
-}
-
-/// The whole answer to a GET request.
-fn get(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_LEN_MAX).read_to_end(&mut answer)?;
-    Ok(answer)
+    serde_json::from_slice(&reply.body)
+        .map_err(|error| strange(format!("it answers something else: {error}")))
 }

@@ -51,13 +51,25 @@ pub struct Collected {
     pub interrupted: bool,
     /// Runs that were repeated because they could not be believed.
     pub repeated: u32,
+    /// What kept a run from being made, and with it all that were to follow.
+    pub failure: Option<anyhow::Error>,
+}
+
+impl Collected {
+    /// All of the runs.
+    ///
+    /// # Errors
+    /// What kept one from being made.
+    pub fn complete(mut self) -> anyhow::Result<Self> {
+        self.failure.take().map_or(Ok(self), Err)
+    }
 }
 
 /// Makes all runs of `plan`. `measure` makes one of a side; its block is the second argument, its progress the third.
-/// When `stop` is set, what is complete is kept.
+/// When `stop` is set or a run cannot be made, what is complete is kept.
 ///
 /// # Errors
-/// Those of `measure`, and those of writing a run.
+/// Those of writing a run.
 pub fn collect(
     plan: &Plan,
     stop: &AtomicBool,
@@ -69,7 +81,7 @@ pub fn collect(
     }
     let group = |name: &String| Group { name: name.clone(), ..Group::default() };
     let groups = plan.sides.iter().map(group).collect();
-    let mut collected = Collected { groups, interrupted: false, repeated: 0 };
+    let mut collected = Collected { groups, interrupted: false, repeated: 0, failure: None };
     let begin = bar.position() / progress::STEPS;
     let mut done = 0;
     for (block, sides) in (0_u32..).zip(order(plan.sides.len(), plan.blocks, plan.seed)) {
@@ -83,7 +95,13 @@ pub fn collect(
                     collected.interrupted = true;
                     return Ok(collected);
                 }
-                let run = made?;
+                let run = match made {
+                    Ok(run) => run,
+                    Err(error) => {
+                        collected.failure = Some(error);
+                        return Ok(collected);
+                    }
+                };
                 if run.verdict.validity == Validity::Valid || attempt == REPEATS_MAX {
                     break run;
                 }

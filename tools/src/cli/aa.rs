@@ -93,7 +93,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         measure(&target, &spec, &stop, progress)
     });
     bar.finish_and_clear();
-    let collected = collected?;
+    let collected = collected?.complete()?;
     let group = &collected.groups[0];
     let found = found(group, &metrics, args.per_side, base.seed);
     if let Some(out) = &args.out {

@@ -81,15 +81,22 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
             Problem::Usage("--blocks must be at least 1, and 4 or more to show anything".to_owned()).into()
         );
     }
-    let (json, interrupted, compared) =
+    let Found { json, interrupted, compared, failure } =
         if args.io.is_empty() { of_targets(args)? } else { of_designs(args)? };
     let judgements: Vec<&Judgement> =
         compared.iter().flat_map(|compared| &compared.judgements).flat_map(|(_, judged)| judged).collect();
     let verdict = judgements.iter().map(|judged| judged.verdict).max();
+    // Nothing of a table without runs is worth a look.
+    if failure.is_some() && compared.iter().all(|compared| compared.runs.contains(&0)) {
+        return Err(failure.unwrap_or_else(|| anyhow::anyhow!("no run was made")));
+    }
     if json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&compared)?))?;
     } else {
-        super::print(&report(&compared, interrupted).to_text())?;
+        super::print(&report(&compared, interrupted, failure.is_some()).to_text())?;
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
     }
     Ok(if interrupted {
         ExitCode::from(EXIT_INTERRUPTED)
@@ -100,7 +107,16 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn of_targets(args: Args) -> anyhow::Result<(bool, bool, Vec<Compared>)> {
+/// What was measured, and how that ended.
+struct Found {
+    json: bool,
+    interrupted: bool,
+    compared: Vec<Compared>,
+    /// What kept a run from being made.
+    failure: Option<anyhow::Error>,
+}
+
+fn of_targets(args: Args) -> anyhow::Result<Found> {
     let targets = args.targets.iter().map(|text| target(text)).collect::<Result<Vec<_>, _>>()?;
     let Some(kind) = args.kind.filter(|_| targets.len() >= 2) else {
         return Err(Problem::Usage(format!(
@@ -123,14 +139,15 @@ fn of_targets(args: Args) -> anyhow::Result<(bool, bool, Vec<Compared>)> {
         measure(&targets[side], &spec, &stop, progress)
     });
     bar.finish_and_clear();
-    let collected = collected?;
+    let mut collected = collected?;
+    let failure = collected.failure.take();
     let sides = names.into_iter().zip(args.targets).collect();
     let interrupted = collected.interrupted;
     let compared = compare(kind.name().to_owned(), sides, collected, &metrics, &args.judging, seed);
-    Ok((args.json, interrupted, vec![compared]))
+    Ok(Found { json: args.json, interrupted, compared: vec![compared], failure })
 }
 
-fn of_designs(args: Args) -> anyhow::Result<(bool, bool, Vec<Compared>)> {
+fn of_designs(args: Args) -> anyhow::Result<Found> {
     if args.io.len() < 2 {
         return Err(Problem::Usage(
             "--io compares two designs or more, for example --io uring,suspend".to_owned(),
@@ -145,6 +162,7 @@ fn of_designs(args: Args) -> anyhow::Result<(bool, bool, Vec<Compared>)> {
     let stop = Arc::clone(designs.stop());
     let names: Vec<String> = args.io.iter().map(|io| demo::name(*io).to_owned()).collect();
     let (mut compared, mut interrupted, mut left_out) = (Vec::new(), false, Vec::new());
+    let mut failure = None;
     left_out.extend(
         designs
             .loopback()
@@ -166,23 +184,28 @@ fn of_designs(args: Args) -> anyhow::Result<(bool, bool, Vec<Compared>)> {
             seed: base.seed,
             out: args.out.as_ref().map(|out| out.join(through.name())),
         };
-        let collected = collect(&plan, &stop, &bar, |side, block, progress| {
+        let mut collected = collect(&plan, &stop, &bar, |side, block, progress| {
             let label = format!("{} {}", through.name(), names[side]);
             let spec = RunSpec { label, ..run_of_block(&base, block, &stop) };
             designs.measure(args.io[side], through, &spec, progress)
         })?;
         interrupted = collected.interrupted;
+        failure =
+            collected.failure.take().map(|error| error.context(format!("through the {}", through.name())));
         let sides = names.iter().map(|name| (name.clone(), format!("--io {name}"))).collect();
         let title = through.name().to_owned();
         let mut table = compare(title, sides, collected, &metrics, &args.judging, base.seed);
         table.notes.append(&mut left_out);
-        compared.push(table);
-        if interrupted {
+        // Of sides that were not all measured once there is nothing to compare.
+        if failure.is_none() || !table.runs.contains(&0) {
+            compared.push(table);
+        }
+        if interrupted || failure.is_some() {
             break;
         }
     }
     bar.finish_and_clear();
-    Ok((args.json, interrupted, compared))
+    Ok(Found { json: args.json, interrupted, compared, failure })
 }
 
 /// The runs of one block have one seed: all sides get the same schedule.
@@ -224,10 +247,13 @@ fn compare(
     }
 }
 
-fn report(compared: &[Compared], interrupted: bool) -> Report {
+fn report(compared: &[Compared], interrupted: bool, failed: bool) -> Report {
     let mut report = Report { title: "towpath-lab ab".to_owned(), ..Report::default() };
     if interrupted {
         report.notes.push("interrupted: what follows rests on the runs that were complete".to_owned());
+    }
+    if failed {
+        report.notes.push("a run could not be made: what follows rests on those before it".to_owned());
     }
     for compared in compared {
         let mut sides = compared.sides.iter();

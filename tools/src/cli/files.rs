@@ -115,7 +115,11 @@ pub(super) struct Merge {
 /// Adds files up.
 pub(super) fn merge(args: &Merge) -> anyhow::Result<ExitCode> {
     let format = format_of(&args.out, args.to)?;
-    let logs = args.files.iter().map(|path| args.part.read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut logs = Vec::with_capacity(args.files.len());
+    for path in &args.files {
+        logs.push(args.part.read(path)?);
+        combine::check_together(&logs).map_err(Problem::Usage)?;
+    }
     let merged = combine::merge(&logs, args.align).map_err(Problem::Usage)?;
     write(&merged, format, &args.out)?;
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,11 @@ use anyhow::Context;
 
 use super::{EXIT_FAILED, EXIT_INCONCLUSIVE};
 use crate::ab::Noise;
+use crate::format::bounded;
 use crate::judge::{Difference, Group, Judgement, Rule, Verdict, judge};
+
+/// Most bytes of an aa.json.
+const NOISE_BYTES_MAX: u64 = 1 << 20;
 
 /// By which rules.
 #[derive(Debug, clap::Args)]
@@ -50,7 +54,7 @@ impl Judging {
     /// When the file cannot be read.
     pub(super) fn noise(&self) -> anyhow::Result<Vec<String>> {
         let Some(path) = &self.noise else { return Ok(Vec::new()) };
-        let text = std::fs::read_to_string(path).with_context(|| {
+        let text = bounded::read_to_string(path, NOISE_BYTES_MAX).with_context(|| {
             format!("cannot read {}; it is written by `towpath-lab aa … --out DIR`", path.display())
         })?;
         let found: super::aa::Found = serde_json::from_str(&text)

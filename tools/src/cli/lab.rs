@@ -10,6 +10,7 @@ use super::{EXIT_FILES, EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::demo::isolate;
 use crate::format::bundle;
 use crate::lab::{self, DEMO, Scenario, Verdict};
+use crate::progress;
 use crate::run::Problem;
 use crate::run::verdict::Validity;
 
@@ -103,7 +104,11 @@ fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> 
     // Before there are threads.
     isolate().map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let stop = super::stop_flag()?;
-    let (result, verdicts) = lab::run(&scenario, &stop, |_| {})?;
+    let bar = progress::bar(1);
+    bar.set_message(file.display().to_string());
+    let ran = lab::run(&scenario, &stop, |share| progress::step(&bar, 0, share));
+    bar.finish_and_clear();
+    let (result, verdicts) = ran?;
     if let Some(dir) = out {
         bundle::write(&result, dir)?;
     }

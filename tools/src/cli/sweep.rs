@@ -135,7 +135,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         run_once(&spec, progress)
     });
     bar.finish_and_clear();
-    let collected = collected?;
+    let collected = collected?.complete()?;
     let groups: Vec<&Group> = collected.groups.iter().collect();
     let points: Vec<Point> = args
         .points

@@ -6,12 +6,27 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use dataplane::hlog;
+use serde::Deserialize;
 
+use super::bounded;
 use super::hgrm;
 use crate::run::{Histograms, RunResult, SCHEMA};
 
 /// Name of the JSON file in the directory.
 pub const RUN_JSON: &str = "run.json";
+
+/// Most bytes of a `run.json`, and most commas in it: it has ten figures of each of up to 65,536 flows.
+const RUN_BYTES_MAX: u64 = 32 << 20;
+const RUN_VALUES_MAX: usize = 1 << 20;
+/// Most runs that are looked at together.
+pub const RUNS_MAX: usize = 1_000;
+
+/// The part of a `run.json` that every version has.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    schema: Option<u64>,
+}
 
 /// Writes the result into `dir`, which is made when it does not exist; files of an earlier run are replaced.
 ///
@@ -88,17 +103,22 @@ fn write_hlog<W: Write>(
 /// When the file is missing, is not a result, or was written by a later version; the message names the file.
 pub fn read(path: &Path) -> anyhow::Result<RunResult> {
     let path: PathBuf = if path.is_dir() { path.join(RUN_JSON) } else { path.to_owned() };
-    let text = fs::read_to_string(&path).with_context(|| {
+    let text = bounded::read_to_string(&path, RUN_BYTES_MAX).with_context(|| {
         format!(
             "cannot read {}; give a directory or run.json written by `towpath-lab run … --out DIR`",
             path.display()
         )
     })?;
-    let schema = serde_json::from_str::<serde_json::Value>(&text)
-        .with_context(|| format!("{} is not JSON", path.display()))?
-        .get("schema")
-        .and_then(serde_json::Value::as_u64);
-    match schema {
+    // Every element of a list but the first needs one: so many values take no more than 100 MiB.
+    let values = text.bytes().filter(|byte| *byte == b',').count();
+    anyhow::ensure!(
+        values <= RUN_VALUES_MAX,
+        "{} has {values} values, more than any run: it is not the result of one",
+        path.display()
+    );
+    let version: Version =
+        serde_json::from_str(&text).with_context(|| format!("{} is not JSON of a run", path.display()))?;
+    match version.schema {
         Some(version) if version == u64::from(SCHEMA) => {}
         Some(version) => anyhow::bail!(
             "{} has schema {version}, this program reads {SCHEMA}; use the version that wrote it",
@@ -107,4 +127,45 @@ pub fn read(path: &Path) -> anyhow::Result<RunResult> {
         None => anyhow::bail!("{} is not the result of a run (no \"schema\")", path.display()),
     }
     serde_json::from_str(&text).with_context(|| format!("{} is not the result of a run", path.display()))
+}
+
+/// Refuses to look at more runs at once than anybody compares.
+///
+/// # Errors
+/// When there are more than [`RUNS_MAX`].
+pub fn check_number(runs: usize) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        runs <= RUNS_MAX,
+        "{runs} runs are more than the {RUNS_MAX} that are looked at together; name fewer"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_run_has_written_is_refused_before_it_takes_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(RUN_JSON);
+        let refused = |text: &str| {
+            fs::write(&path, text).unwrap();
+            format!("{:#}", read(directory.path()).unwrap_err())
+        };
+        let list = format!("{{\"schema\": 1, \"curve\": [0{}]}}", ",0".repeat(RUN_VALUES_MAX));
+        let error = refused(&list);
+        assert!(error.contains("1048577 values, more than any run"), "{error}");
+        let error = refused(&" ".repeat(RUN_BYTES_MAX as usize + 1));
+        assert!(error.contains("longer than 32 MiB") && error.contains("give a directory"), "{error}");
+        let error = refused(&format!("{{\"schema\": 1, \"spec\": {}", "[".repeat(1 << 20)));
+        assert!(error.contains("is not JSON of a run"), "{error}");
+        for (text, said) in
+            [("{}", "no \"schema\""), ("{\"schema\": 9}", "has schema 9"), ("[]", "no \"schema\"")]
+        {
+            let error = refused(text);
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        assert!(check_number(RUNS_MAX).is_ok() && check_number(RUNS_MAX + 1).is_err());
+    }
 }

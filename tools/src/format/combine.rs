@@ -14,12 +14,17 @@ pub enum Align {
     Start,
 }
 
+/// Most counts that are not zero in all logs together, 16 bytes each.
+const ENTRIES_MAX: usize = 1 << 24;
+
 /// All that the logs recorded: lines of a tag that begin in the same interval are added. The intervals are those of the log
 /// with the longest.
 ///
 /// # Errors
-/// With [`Align::Clock`], when a log does not say when it started; when no histogram can hold a sum.
+/// With [`Align::Clock`], when a log does not say when it started; when no histogram can hold a sum; when they are too large
+/// together.
 pub fn merge(logs: &[Log], align: Align) -> Result<Log, String> {
+    check_together(logs)?;
     let start = logs.iter().filter_map(|log| log.start_unix_s).reduce(f64::min);
     let lines = || logs.iter().flat_map(|log| &log.lines);
     let longest = |tag: Option<&str>| {
@@ -27,7 +32,7 @@ pub fn merge(logs: &[Log], align: Align) -> Result<Log, String> {
         lengths.fold(0.0, f64::max)
     };
     let mut grid: BTreeMap<Option<&str>, f64> = BTreeMap::new();
-    let mut cells: BTreeMap<(Option<&str>, u64), Line> = BTreeMap::new();
+    let mut cells: BTreeMap<(Option<&str>, u64), Vec<&Counts>> = BTreeMap::new();
     for log in logs {
         let offset = match (align, log.start_unix_s, start) {
             (Align::Start, _, _) => 0.0,
@@ -43,17 +48,32 @@ pub fn merge(logs: &[Log], align: Align) -> Result<Log, String> {
             // A millisecond is the precision of the stamps: what begins that much early begins in time.
             let at = (line.start_s + offset + 0.001).max(0.0);
             let index = if length_s > 0.0 { (at / length_s) as u64 } else { 0 };
-            let cell = cells.entry((tag, index)).or_insert_with(|| Line {
-                tag: line.tag.clone(),
-                start_s: index as f64 * length_s,
-                length_s,
-                counts: Counts::new(line.counts.layout()),
-            });
-            cell.counts.merge(&line.counts)?;
+            cells.entry((tag, index)).or_default().push(&line.counts);
         }
     }
+    let sum = |((tag, index), parts): ((Option<&str>, u64), Vec<&Counts>)| {
+        let length_s = grid.get(&tag).copied().unwrap_or(0.0);
+        let counts = Counts::sum(parts)?.expect("a cell is made for a line");
+        Ok(Line { tag: tag.map(str::to_owned), start_s: index as f64 * length_s, length_s, counts })
+    };
+    let lines = cells.into_iter().map(sum).collect::<Result<_, String>>()?;
     let notes = logs.iter().flat_map(|log| log.notes.clone()).collect();
-    Ok(Log { start_unix_s: start, lines: cells.into_values().collect(), notes })
+    Ok(Log { start_unix_s: start, lines, notes })
+}
+
+/// Refuses logs that are too large to be kept in memory together: call it after each that is read.
+///
+/// # Errors
+/// When they have more than [`ENTRIES_MAX`] counts.
+pub fn check_together(logs: &[Log]) -> Result<(), String> {
+    within(logs, ENTRIES_MAX)
+}
+
+fn within(logs: &[Log], most: usize) -> Result<(), String> {
+    if logs.iter().map(Log::entries).sum::<usize>() <= most {
+        return Ok(());
+    }
+    Err(format!("the logs have more than {most} counts together; merge fewer, or parts of them"))
 }
 
 /// What `whole` counted beyond `part`.
@@ -129,6 +149,14 @@ mod tests {
         let nameless = log(None, vec![line(None, 0.0, &[(7, 1)])]);
         assert!(merge(&[first, nameless.clone()], Align::Clock).unwrap_err().contains("--align start"));
         assert_eq!(shape(&merge(&[nameless], Align::Clock).unwrap()), [(None, 0.0, 1)]);
+    }
+
+    #[test]
+    fn logs_that_are_too_large_together_are_not_merged() {
+        let one = log(None, vec![line(None, 0.0, &[(5, 1), (6, 1)]), line(None, 1.0, &[(5, 1)])]);
+        let logs = [one.clone(), one];
+        assert!(within(&logs, 6).is_ok());
+        assert!(within(&logs, 5).unwrap_err().contains("more than 5 counts together; merge fewer"));
     }
 
     #[test]

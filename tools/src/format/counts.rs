@@ -5,6 +5,9 @@ use hdrhistogram::Histogram;
 /// Most counters a histogram may have: 5 digits from 1 ns to an hour need 3.4 million.
 const COUNTERS_MAX: u64 = 1 << 22;
 
+/// Counts that [`Counts::sum`] collects at least before it puts them in order.
+const PILE: usize = 1 << 16;
+
 /// Range and precision of a histogram: which values its counters stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -76,6 +79,29 @@ impl Layout {
         }
     }
 
+    /// The counter that a value belongs to; the last one for larger values than there are counters for.
+    #[must_use]
+    pub fn index(self, value: u64) -> u64 {
+        // Values that differ only in these bits are in the first two halves of counters.
+        let first = (2 * self.half() - 1) << self.unit_magnitude();
+        let bucket = (value | first).ilog2() - self.unit_magnitude() - self.half_magnitude();
+        let within = value >> (bucket + self.unit_magnitude());
+        let index = (u64::from(bucket + 1) << self.half_magnitude()) + within - self.half();
+        index.min(self.counters() - 1)
+    }
+
+    /// The largest value that the counter of `value` stands for, as HdrHistogram says quantiles.
+    #[must_use]
+    pub fn highest_equivalent(self, value: u64) -> u64 {
+        self.value(self.index(value) + 1) - 1
+    }
+
+    /// Lowest and highest value and significant digits, as encoded histograms have them.
+    #[must_use]
+    pub const fn bounds(self) -> (u64, u64, u8) {
+        (self.lowest, self.highest, self.digits)
+    }
+
     fn unit_magnitude(self) -> u32 {
         self.lowest.ilog2()
     }
@@ -137,6 +163,40 @@ impl Counts {
         Ok(())
     }
 
+    /// All of `parts`, in time that grows with their counts and not with how many they are. `None` of none.
+    ///
+    /// # Errors
+    /// When there are more than 2^63 then, or no histogram can hold them all.
+    pub fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Result<Option<Self>, String> {
+        let mut parts = parts.into_iter();
+        let Some(first) = parts.next() else { return Ok(None) };
+        let mut sum = first.clone();
+        let mut more = Vec::new();
+        for part in parts {
+            sum.layout = sum.layout.with(part.layout)?;
+            more.extend_from_slice(&part.by_value);
+            // Sorted in one go, but not before there is as much as there was: equal values do not pile up.
+            if more.len() > sum.len().max(PILE) {
+                sum.take_in(&mut more)?;
+            }
+        }
+        sum.take_in(&mut more)?;
+        Ok(Some(sum))
+    }
+
+    /// Adds counts in any order.
+    fn take_in(&mut self, more: &mut Vec<(u64, u64)>) -> Result<(), String> {
+        more.sort_unstable_by_key(|(value, _)| *value);
+        let mut part = Self::new(self.layout);
+        more.drain(..).try_for_each(|(value, count)| part.push(value, count))?;
+        self.merge(&part)
+    }
+
+    /// Gives back memory that is not used.
+    pub fn shrink(&mut self) {
+        self.by_value.shrink_to_fit();
+    }
+
     /// Adds all of another.
     ///
     /// # Errors
@@ -196,6 +256,25 @@ impl Counts {
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.total
+    }
+
+    /// Smallest and largest value, each as HdrHistogram says it: the lower and the upper end of its counter. `None` of none.
+    #[must_use]
+    pub fn ends(&self) -> Option<(u64, u64)> {
+        let (first, last) = (self.by_value.first()?.0, self.by_value.last()?.0);
+        Some((self.layout.value(self.layout.index(first)), self.layout.highest_equivalent(last)))
+    }
+
+    /// The mean, each counted as the middle of its counter, as HdrHistogram does; 0 of none.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        let middle = |value: u64| {
+            let index = self.layout.index(value);
+            let (low, next) = (self.layout.value(index), self.layout.value(index + 1));
+            low + (next - low) / 2
+        };
+        let sum: f64 = self.iter().map(|(value, count)| middle(value) as f64 * count as f64).sum();
+        if self.total == 0 { 0.0 } else { sum / self.total as f64 }
     }
 
     /// The smallest value that so large a share of all counts does not exceed; `None` of none.
@@ -282,8 +361,29 @@ mod tests {
             for (index, step) in histogram.iter_all().enumerate() {
                 let value = histogram.lowest_equivalent(step.value_iterated_to());
                 prop_assert_eq!(layout.value(index as u64), value, "counter {}", index);
+                prop_assert_eq!(layout.index(value), index as u64);
+                prop_assert_eq!(layout.highest_equivalent(value), histogram.highest_equivalent(value));
             }
+            prop_assert_eq!(counts.ends(), Some((histogram.min(), histogram.max())));
+            prop_assert!((counts.mean() - histogram.mean()).abs() <= 1e-9 * histogram.mean());
         }
+    }
+
+    #[test]
+    fn a_sum_of_many_is_what_adding_them_one_by_one_gives() {
+        let part = |index: u64| {
+            let mut counts = Counts::new(Layout::new(1, 1_000_000 << (index % 3), 3).unwrap());
+            (0..40).for_each(|step| counts.push(index % 97 + step * (index % 13 + 1), step + 1).unwrap());
+            counts
+        };
+        let parts: Vec<Counts> = (0..4_000).map(part).collect();
+        let mut one_by_one = parts[0].clone();
+        parts[1..].iter().for_each(|part| one_by_one.merge(part).unwrap());
+        assert_eq!(Counts::sum(&parts).unwrap(), Some(one_by_one));
+        assert_eq!(Counts::sum([]), Ok(None));
+        let mut full = Counts::new(Layout::new(1, 1_000, 3).unwrap());
+        full.push(5, i64::MAX as u64).unwrap();
+        assert!(Counts::sum([&full, &full]).is_err());
     }
 
     #[test]

@@ -11,9 +11,11 @@
 //! All numbers are big-endian. The layout is that of HdrHistogram's Java sources (`AbstractHistogram`, `ZigZagEncoding`).
 //! What is decoded here comes from anywhere: memory and time are bounded by [`BYTES_MAX`] and by a [`Layout`]'s counters.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
+use flate2::Compression;
 use flate2::read::ZlibDecoder;
+use flate2::write::ZlibEncoder;
 
 use super::counts::{Counts, Layout};
 
@@ -52,16 +54,84 @@ pub enum DecodeError {
     Count(u64),
 }
 
-/// Decodes one histogram.
+/// Decodes one histogram. `work` counts the bytes that it had, decompressed.
 ///
 /// # Errors
 /// Why it cannot be decoded.
-pub fn decode(bytes: &[u8]) -> Result<Counts, DecodeError> {
+pub fn decode(bytes: &[u8], work: &mut u64) -> Result<Counts, DecodeError> {
     let (cookie, rest) = u32_of(bytes)?;
+    let mut plain = |bytes: &[u8]| {
+        *work = work.saturating_add(bytes.len() as u64);
+        plain(bytes)
+    };
     match cookie & !WORD_SIZE_BITS {
         0x1c84_9309 | 0x1c84_9302 | 0x1c84_9304 => plain(&inflate(rest)?),
         _ => plain(bytes),
     }
+}
+
+/// Encodes counts as compressed V2, in time that grows with how many are not zero.
+///
+/// # Errors
+/// Only when memory is short.
+pub fn encode(counts: &Counts) -> std::io::Result<Vec<u8>> {
+    let layout = counts.layout();
+    let mut words = Vec::new();
+    let mut next = 0;
+    let mut put = |index: u64, count: u64| {
+        match index - next {
+            0 => {}
+            // A run of one is written as what it is.
+            1 => put_zig_zag(&mut words, 0),
+            zeros => put_zig_zag(&mut words, -(zeros as i64)),
+        }
+        put_zig_zag(&mut words, count as i64);
+        next = index + 1;
+    };
+    let mut pending: Option<(u64, u64)> = None;
+    for (value, count) in counts.iter() {
+        let index = layout.index(value);
+        match &mut pending {
+            // Of another layout once: two values in one counter.
+            Some((last, sum)) if *last == index => *sum += count,
+            _ => {
+                if let Some((index, count)) = pending.replace((index, count)) {
+                    put(index, count);
+                }
+            }
+        }
+    }
+    // Without any, the first counter, as the libraries do.
+    let (index, count) = pending.unwrap_or((0, 0));
+    put(index, count);
+    let (lowest, highest, digits) = layout.bounds();
+    let mut plain = 0x1c84_9313_u32.to_be_bytes().to_vec();
+    plain.extend((words.len() as u32).to_be_bytes());
+    plain.extend(0_u32.to_be_bytes());
+    plain.extend(u32::from(digits).to_be_bytes());
+    plain.extend(lowest.to_be_bytes());
+    plain.extend(highest.to_be_bytes());
+    plain.extend(1_f64.to_bits().to_be_bytes());
+    plain.extend(words);
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(&plain)?;
+    let stream = encoder.finish()?;
+    let mut bytes = 0x1c84_9314_u32.to_be_bytes().to_vec();
+    bytes.extend((stream.len() as u32).to_be_bytes());
+    bytes.extend(stream);
+    Ok(bytes)
+}
+
+fn put_zig_zag(words: &mut Vec<u8>, number: i64) {
+    let mut value = ((number << 1) ^ (number >> 63)) as u64;
+    for _ in 0..8 {
+        if value < 0x80 {
+            break;
+        }
+        words.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    words.push(value as u8);
 }
 
 /// The content of a compressed histogram.
@@ -206,10 +276,6 @@ fn u64_of(bytes: &[u8]) -> Result<(u64, &[u8]), DecodeError> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::io::Write as _;
-
-    use flate2::Compression;
-    use flate2::write::ZlibEncoder;
     use hdrhistogram::Histogram;
     use hdrhistogram::serialization::{Serializer, V2DeflateSerializer, V2Serializer};
     use proptest::prelude::*;
@@ -220,6 +286,10 @@ pub(super) mod tests {
         let mut histogram = Histogram::new_with_bounds(1, 3_600_000_000, 2).unwrap();
         values.iter().for_each(|&value| histogram.saturating_record(value));
         histogram
+    }
+
+    fn decoded(bytes: &[u8]) -> Result<Counts, DecodeError> {
+        decode(bytes, &mut 0)
     }
 
     fn encoded(histogram: &Histogram<u64>, mut serializer: impl Serializer) -> Vec<u8> {
@@ -271,7 +341,7 @@ pub(super) mod tests {
             all.extend([false, true].map(|compressed| old(&histogram, version, word_size, compressed)));
         }
         for bytes in all {
-            assert_eq!(decode(&bytes).unwrap().histogram(), histogram, "{:02x?}", &bytes[..4]);
+            assert_eq!(decoded(&bytes).unwrap().histogram(), histogram, "{:02x?}", &bytes[..4]);
         }
     }
 
@@ -281,7 +351,7 @@ pub(super) mod tests {
         let altered = |at: usize, with: &[u8]| {
             let mut bytes = good.clone();
             bytes[at..at + with.len()].copy_from_slice(with);
-            decode(&bytes).unwrap_err()
+            decoded(&bytes).unwrap_err()
         };
         assert_eq!(altered(0, &[1, 2, 3, 4]), DecodeError::Cookie(0x0102_0304));
         assert_eq!(altered(0, &[0x0c, 0x72, 0x12, 0x4e]), DecodeError::Double);
@@ -289,18 +359,25 @@ pub(super) mod tests {
         assert_eq!(altered(8, &[0, 0, 0, 1]), DecodeError::Shifted);
         assert!(matches!(altered(12, &[0, 0, 0, 9]), DecodeError::Layout(_)));
         assert!(matches!(altered(24, &[0xff; 8]), DecodeError::Layout(_)));
-        assert_eq!(decode(&good[..20]), Err(DecodeError::Short));
+        assert_eq!(decoded(&good[..20]), Err(DecodeError::Short));
         // A count far behind the last counter: a run of 2^31 zeros, then one.
         let run = [&good[..40], &[0xff, 0xff, 0xff, 0xff, 0x0f, 2]].concat();
         let length = [&run[..4], &6_u32.to_be_bytes(), &run[8..]].concat();
-        assert_eq!(decode(&length), Err(DecodeError::Count(1 << 31)));
+        assert_eq!(decoded(&length), Err(DecodeError::Count(1 << 31)));
     }
 
     #[test]
     fn a_small_file_does_not_become_a_large_one() {
         let bomb = compress(0x1c84_9314, &vec![0; BYTES_MAX as usize + 1]);
         assert!(bomb.len() < 300_000, "{}", bomb.len());
-        assert_eq!(decode(&bomb), Err(DecodeError::Long));
+        assert_eq!(decoded(&bomb), Err(DecodeError::Long));
+        let mut work = 0;
+        let zeros = compress(
+            0x1c84_9314,
+            &[encoded(&histogram(&[]), V2Serializer::new()), vec![0; 1 << 20]].concat(),
+        );
+        decode(&zeros, &mut work).unwrap();
+        assert!(work > 1 << 20, "{work}");
     }
 
     proptest! {
@@ -312,19 +389,22 @@ pub(super) mod tests {
             if let (Some(cookie), Some(start)) = (cookies.get(cookie), bytes.first_chunk_mut()) {
                 *start = cookie.to_be_bytes();
             }
-            let _ = decode(&bytes);
+            let _ = decoded(&bytes);
             // One byte of a good one altered.
             let mut good = encoded(&histogram(&[1, 1_000, 1_000_000]), V2Serializer::new());
             good[at] = bytes.first().copied().unwrap_or(0xff);
-            let _ = decode(&good);
-            let _ = decode(&compress(0x1c84_9314, &bytes));
+            let _ = decoded(&good);
+            let _ = decoded(&compress(0x1c84_9314, &bytes));
         }
 
         #[test]
         fn what_the_crate_encodes_is_decoded(values in prop::collection::vec(1_u64..3_600_000_000, 0..300)) {
             let histogram = histogram(&values);
-            let counts = decode(&encoded(&histogram, V2DeflateSerializer::new())).unwrap();
-            prop_assert_eq!(counts.histogram(), histogram);
+            let counts = decoded(&encoded(&histogram, V2DeflateSerializer::new())).unwrap();
+            prop_assert_eq!(&counts.histogram(), &histogram);
+            // Decompressed, ours is theirs to the byte.
+            let plain = inflate(&encode(&counts).unwrap()[4..]).unwrap();
+            prop_assert_eq!(plain, encoded(&histogram, V2Serializer::new()));
         }
     }
 }

@@ -3,7 +3,12 @@
 //! irtt keeps every round trip in nanoseconds. fortio keeps buckets in seconds: each is taken as its end, so that no quantile
 //! looks better than it was.
 
-use serde::Deserialize;
+use std::fmt;
+use std::io::{BufReader, Read};
+use std::marker::PhantomData;
+
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::counts::{Counts, Layout};
 use super::log::{Line, Log};
@@ -12,17 +17,23 @@ use super::log::{Line, Log};
 const HIGHEST_NS: u64 = 86_400_000_000_000;
 /// Significant digits that are kept.
 const DIGITS: u32 = 3;
+/// Most round trips or buckets of a file, 16 bytes each at most.
+const VALUES_MAX: usize = 1 << 23;
 
+/// What is looked for; whatever else there is is passed over and takes no memory.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Document {
-    Irtt {
-        round_trips: Vec<RoundTrip>,
-    },
-    Fortio {
-        #[serde(rename = "DurationHistogram")]
-        histogram: Buckets,
-    },
+struct Document {
+    #[serde(default)]
+    round_trips: Option<RoundTrips>,
+    #[serde(default, rename = "DurationHistogram")]
+    histogram: Option<Buckets>,
+}
+
+/// irtt's, of which only the times are kept.
+#[derive(Default)]
+struct RoundTrips {
+    sent: usize,
+    rtt_ns: Vec<u64>,
 }
 
 #[derive(Deserialize)]
@@ -41,7 +52,7 @@ struct Delay {
 struct Buckets {
     #[serde(rename = "Count")]
     count: u64,
-    #[serde(rename = "Data")]
+    #[serde(rename = "Data", deserialize_with = "buckets")]
     data: Vec<Bucket>,
 }
 
@@ -53,28 +64,70 @@ struct Bucket {
     count: u64,
 }
 
+/// Hands the elements of a list on one by one.
+struct Each<T, F>(F, PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, F: FnMut(T) -> Result<(), String>> Visitor<'de> for Each<T, F> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        while let Some(element) = list.next_element()? {
+            self.0(element).map_err(A::Error::custom)?;
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for RoundTrips {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut all = Self::default();
+        let take = |trip: RoundTrip| {
+            all.sent += 1;
+            all.rtt_ns.extend(trip.delay.and_then(|delay| delay.rtt));
+            bounded(all.rtt_ns.len())
+        };
+        deserializer.deserialize_seq(Each(take, PhantomData))?;
+        Ok(all)
+    }
+}
+
+fn buckets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Bucket>, D::Error> {
+    let mut all = Vec::new();
+    let take = |bucket: Bucket| {
+        all.push(bucket);
+        bounded(all.len())
+    };
+    deserializer.deserialize_seq(Each(take, PhantomData))?;
+    Ok(all)
+}
+
+fn bounded(values: usize) -> Result<(), String> {
+    if values <= VALUES_MAX { Ok(()) } else { Err(format!("more than {VALUES_MAX} values")) }
+}
+
 /// Reads what `irtt client -o FILE` or `fortio load -json FILE` wrote, in nanoseconds.
 ///
 /// # Errors
 /// When it is neither, or its counts do not add up.
-pub fn read(text: &str) -> Result<Log, String> {
-    let document: Document = serde_json::from_str(text).map_err(|error| {
+pub fn read(input: impl Read) -> Result<Log, String> {
+    let unknown = |why: &str| {
         format!(
-            "JSON that is neither irtt's (round_trips) nor fortio's (DurationHistogram): {error}; of a run, give its directory"
+            "JSON that is neither irtt's (round_trips) nor fortio's (DurationHistogram): {why}; of a run, give its directory"
         )
-    })?;
-    let (mut values, note) = match document {
-        Document::Irtt { round_trips } => {
-            let sent = round_trips.len();
-            let values: Vec<(u64, u64)> =
-                round_trips.into_iter().filter_map(|trip| trip.delay?.rtt).map(|rtt| (rtt, 1)).collect();
-            let note = format!(
-                "irtt: from the actual send time; {} of {sent} did not come back",
-                sent - values.len()
-            );
-            (values, note)
+    };
+    let document: Document =
+        serde_json::from_reader(BufReader::new(input)).map_err(|error| unknown(&error.to_string()))?;
+    let (mut values, note) = match (document.round_trips, document.histogram) {
+        (Some(RoundTrips { sent, rtt_ns }), _) => {
+            let lost = sent - rtt_ns.len();
+            let note = format!("irtt: from the actual send time; {lost} of {sent} did not come back");
+            (rtt_ns.into_iter().map(|rtt| (rtt, 1)).collect::<Vec<(u64, u64)>>(), note)
         }
-        Document::Fortio { histogram } => {
+        (None, Some(histogram)) => {
             let counted: u64 = histogram.data.iter().map(|bucket| bucket.count).fold(0, u64::saturating_add);
             if counted != histogram.count {
                 return Err(format!("fortio's buckets hold {counted} of {}", histogram.count));
@@ -83,6 +136,7 @@ pub fn read(text: &str) -> Result<Log, String> {
                 histogram.data.into_iter().map(|bucket| ((bucket.end_s * 1e9).round() as u64, bucket.count));
             (values.collect(), "fortio: values are the upper ends of its buckets".to_owned())
         }
+        (None, None) => return Err(unknown("it has neither")),
     };
     values.sort_unstable();
     let mut counts = Counts::new(Layout::new(1, HIGHEST_NS, DIGITS)?);
@@ -95,7 +149,12 @@ pub fn read(text: &str) -> Result<Log, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bounded::Bounded;
     use super::*;
+
+    fn read(text: &str) -> Result<Log, String> {
+        super::read(text.as_bytes())
+    }
 
     fn counts(text: &str) -> Vec<(u64, u64)> {
         read(text).unwrap().lines[0].counts.iter().collect()
@@ -130,5 +189,19 @@ mod tests {
             let error = read(text).unwrap_err();
             assert!(error.contains("irtt") && error.contains("fortio"), "{error}");
         }
+    }
+
+    #[test]
+    fn hostile_json_is_refused_before_it_takes_memory() {
+        // What is not looked for is passed over, however deep it is.
+        let deep =
+            format!("{{\"other\": {}{}, \"round_trips\": []}}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(read(&deep).is_ok());
+        let deep = format!("{{\"round_trips\": {}", "[".repeat(100_000));
+        assert!(read(&deep).unwrap_err().contains("irtt"));
+        assert!(bounded(VALUES_MAX).is_ok() && bounded(VALUES_MAX + 1).unwrap_err().contains("8388608"));
+        let endless = b"{\"x\": [".chain(std::io::repeat(b'['));
+        let error = super::read(Bounded::new(endless, 8 << 20)).unwrap_err();
+        assert!(error.contains("longer than 8 MiB"), "{error}");
     }
 }

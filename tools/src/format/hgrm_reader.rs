@@ -6,6 +6,9 @@ use super::counts::{Counts, Layout};
 /// Values are kept in thousandths of the unit they are printed in.
 pub const PARTS: f64 = 1_000.0;
 
+/// Most rows of a distribution.
+const ROWS_MAX: usize = 1 << 20;
+
 /// Reads the first distribution in `text`; values are thousandths of the unit in which they are printed.
 ///
 /// The counts are exact. The values are those of the rows: each stands for all counts since the row before.
@@ -35,11 +38,17 @@ pub fn read(text: &str) -> Result<Counts, String> {
         }
         let before = rows.last().copied().unwrap_or_default();
         match Row::parse(line) {
+            Some(_) if rows.len() == ROWS_MAX => {
+                return Err(format!("line {number}: more than {ROWS_MAX} rows; print it with fewer ticks"));
+            }
             Some(row) if row.value >= before.value && row.count >= before.count => rows.push(row),
             Some(_) => return Err(format!("line {number}: a row below the one before it")),
             // What other programs print behind it.
             None if total.is_some() => break,
-            None => return Err(format!("line {number}: {line:?} is no row of a distribution")),
+            None => {
+                let shown = &line[..line.floor_char_boundary(60)];
+                return Err(format!("line {number}: {shown:?} is no row of a distribution"));
+            }
         }
     }
     let last = rows.last().copied().unwrap_or_default();
@@ -132,5 +141,10 @@ mod tests {
         lines.swap(2, 5);
         assert!(read(&lines.join("\n")).unwrap_err().contains("below the one before"));
         assert!(read(&text.replace("0.500000000000", "half")).unwrap_err().starts_with("line"));
+        let head = text.lines().next().unwrap();
+        let error = read(&format!("{head}\n{}", "1 0 1\n".repeat(ROWS_MAX + 1))).unwrap_err();
+        assert!(error.contains("more than 1048576 rows"), "{error}");
+        let error = read(&format!("{head}\n{}\n", "x".repeat(1 << 20))).unwrap_err();
+        assert!(error.len() < 200, "{}", error.len());
     }
 }

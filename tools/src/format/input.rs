@@ -1,17 +1,20 @@
 //! A result file of any kind as a log: a run's directory, `.hlog`, `.hgrm`, a bare histogram, or the JSON of other generators.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 
+use super::bounded::{self, Bounded};
 use super::log::{Line, Log};
 use super::{foreign, hgrm_reader};
 
-/// Most bytes of a file that is not read line by line.
-const TEXT_BYTES_MAX: u64 = 256 << 20;
+/// Most bytes of the JSON of other generators: a million round trips of irtt.
+const JSON_BYTES_MAX: u64 = 512 << 20;
+/// Most bytes of a percentile distribution, and of what a program prints around it.
+const DISTRIBUTION_BYTES_MAX: u64 = 64 << 20;
 
 /// What one step of a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -54,12 +57,14 @@ pub fn read(path: &Path, unit: Option<Unit>) -> anyhow::Result<Log> {
     let start = input.fill_buf().with_context(|| format!("cannot read {}", name()))?;
     let start = String::from_utf8_lossy(start).into_owned();
     let log = if start.trim_start().starts_with('{') {
-        foreign::read(&text(&mut input)?)
+        foreign::read(Bounded::new(input, JSON_BYTES_MAX))
     } else if is_log(&start) {
         let log = Log::read(input);
         log.and_then(|log| scaled(log, unit.unwrap_or(Unit::Ns).nanoseconds()))
     } else {
-        distribution(&text(&mut input)?, unit.unwrap_or(Unit::Us))
+        let text = bounded::text(input, DISTRIBUTION_BYTES_MAX);
+        let text = text.with_context(|| format!("{} is not text of a distribution", name()))?;
+        distribution(&text, unit.unwrap_or(Unit::Us))
     };
     let log = log.map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
     anyhow::ensure!(!log.lines.is_empty(), "{} holds no histogram", name());
@@ -77,13 +82,6 @@ fn is_log(start: &str) -> bool {
 
 fn has_histogram(text: &str) -> bool {
     text.lines().take(10).any(|line| line.contains("HIST"))
-}
-
-fn text(input: &mut BufReader<File>) -> anyhow::Result<String> {
-    let mut text = String::new();
-    input.take(TEXT_BYTES_MAX + 1).read_to_string(&mut text).context("it is not text")?;
-    anyhow::ensure!(text.len() as u64 <= TEXT_BYTES_MAX, "it is longer than {TEXT_BYTES_MAX} bytes");
-    Ok(text)
 }
 
 fn scaled(mut log: Log, factor: u64) -> Result<Log, String> {

@@ -4,6 +4,7 @@
 //! The times of a log without `BaseTime` are guessed as HdrHistogram's Java reader does (`HistogramLogReader`): those more than
 //! a year before `StartTime` are offsets from it.
 
+use std::collections::HashSet;
 use std::io::{BufRead, Read as _};
 
 use base64::Engine as _;
@@ -19,8 +20,19 @@ const LINE_BYTES_MAX: u64 = 16 << 20;
 const ENTRIES_MAX: usize = 1 << 24;
 /// Most lines with a histogram; a week of seconds.
 const LINES_MAX: usize = 1_000_000;
+/// Most bytes of a log, and most bytes of all its histograms together when they are decompressed: some tens of seconds.
+const LOG_BYTES_MAX: u64 = 8 << 30;
+const WORK_MAX: u64 = 2 << 30;
+/// Most different tags, and most bytes of one.
+const TAGS_MAX: usize = 256;
+const TAG_BYTES_MAX: usize = 100;
+/// Most bytes of a field that an error shows.
+const SHOWN_BYTES_MAX: usize = 60;
 /// A year before StartTime; times before that are taken for offsets.
 const YEAR_S: f64 = 365.0 * 24.0 * 3_600.0;
+
+/// What to do about a log that is too large.
+const CUT: &str = "cut it into pieces";
 
 /// Padding is left out by some writers.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -60,21 +72,25 @@ impl Log {
     pub fn read(mut input: impl BufRead) -> Result<Self, String> {
         let mut parser = Parser::default();
         let mut bytes = Vec::new();
+        let mut left = LOG_BYTES_MAX;
         for number in 1_u64.. {
             bytes.clear();
             let read = input.by_ref().take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut bytes);
-            match read.map_err(|error| error.to_string())? {
-                0 => break,
-                len if len as u64 > LINE_BYTES_MAX => {
-                    return Err(format!("line {number} is longer than {LINE_BYTES_MAX} bytes"));
-                }
-                _ => {}
+            let len = read.map_err(|error| error.to_string())? as u64;
+            if len == 0 {
+                break;
             }
+            if len > LINE_BYTES_MAX {
+                return Err(format!("line {number} is longer than {LINE_BYTES_MAX} bytes"));
+            }
+            left = left
+                .checked_sub(len)
+                .ok_or_else(|| format!("the log is longer than {} GiB; {CUT}", LOG_BYTES_MAX >> 30))?;
             let is_whole = bytes.ends_with(b"\n");
             match parser.line(&bytes) {
                 Ok(()) => {}
                 // The writer was stopped in the middle of it.
-                Err(_) if !is_whole => {
+                Err(_) if !is_whole && !parser.is_full() => {
                     parser.log.notes.push(format!("line {number}, the last one, has no end and is left out"));
                 }
                 Err(error) => return Err(format!("line {number}: {error}")),
@@ -86,13 +102,9 @@ impl Log {
     /// The tags there are, `None` first if it is one of them, the others in the order of the log.
     #[must_use]
     pub fn tags(&self) -> Vec<Option<&str>> {
-        let mut tags: Vec<Option<&str>> = Vec::new();
-        for line in &self.lines {
-            let tag = line.tag.as_deref();
-            if !tags.contains(&tag) {
-                tags.push(tag);
-            }
-        }
+        let mut seen = HashSet::new();
+        let mut tags: Vec<Option<&str>> =
+            self.lines.iter().map(|line| line.tag.as_deref()).filter(|tag| seen.insert(*tag)).collect();
         tags.sort_by_key(Option::is_some);
         tags
     }
@@ -107,11 +119,13 @@ impl Log {
     /// # Errors
     /// When no histogram can hold it all.
     pub fn whole(&self, tag: Option<&str>) -> Result<Option<Counts>, String> {
-        let mut lines = self.tagged(tag);
-        let Some(first) = lines.next() else { return Ok(None) };
-        let mut whole = first.counts.clone();
-        lines.try_for_each(|line| whole.merge(&line.counts))?;
-        Ok(Some(whole))
+        Counts::sum(self.tagged(tag).map(|line| &line.counts))
+    }
+
+    /// Counters that are not zero in all lines together, which is what it takes of memory.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.lines.iter().map(|line| line.counts.len()).sum()
     }
 }
 
@@ -121,6 +135,8 @@ struct Parser {
     log: Log,
     base_unix_s: Option<f64>,
     entries: usize,
+    work: u64,
+    tags: HashSet<String>,
 }
 
 impl Parser {
@@ -136,15 +152,26 @@ impl Parser {
         if line.is_empty() || line.starts_with('"') {
             return Ok(());
         }
-        let line = self.histogram(line)?;
+        let mut line = self.histogram(line)?;
         self.entries += line.counts.len();
-        if self.entries > ENTRIES_MAX || self.log.lines.len() == LINES_MAX {
+        if self.is_full() {
             return Err(format!(
-                "the log is too large: more than {LINES_MAX} lines or {ENTRIES_MAX} counts; cut it into pieces"
+                "the log is too large: more than {LINES_MAX} lines, {ENTRIES_MAX} counts, {TAGS_MAX} tags or {} GiB of \
+                 decompressed histograms; {CUT}",
+                WORK_MAX >> 30
             ));
         }
+        line.counts.shrink();
         self.log.lines.push(line);
         Ok(())
+    }
+
+    /// Whether there is more than is kept.
+    fn is_full(&self) -> bool {
+        self.entries > ENTRIES_MAX
+            || self.work > WORK_MAX
+            || self.tags.len() > TAGS_MAX
+            || self.log.lines.len() >= LINES_MAX
     }
 
     fn comment(&mut self, comment: &str) {
@@ -160,12 +187,19 @@ impl Parser {
     fn histogram(&mut self, line: &str) -> Result<Line, String> {
         // A histogram alone, as some tools print it.
         if line.starts_with("HIST") && !line.contains(',') {
-            return Ok(Line { tag: None, start_s: 0.0, length_s: 0.0, counts: decode(line)? });
+            return Ok(Line { tag: None, start_s: 0.0, length_s: 0.0, counts: self.decode(line)? });
         }
         let (tag, line) = match line.strip_prefix("Tag=") {
             Some(rest) => {
                 let (tag, rest) = rest.split_once(',').ok_or("no comma after the tag")?;
-                (Some(tag.trim().to_owned()), rest)
+                let tag = tag.trim();
+                if tag.len() > TAG_BYTES_MAX {
+                    return Err(format!("its tag is longer than {TAG_BYTES_MAX} bytes"));
+                }
+                if !self.tags.contains(tag) {
+                    self.tags.insert(tag.to_owned());
+                }
+                (Some(tag.to_owned()), rest)
             }
             None => (None, line),
         };
@@ -173,12 +207,13 @@ impl Parser {
         let mut number = |name: &str| -> Result<f64, String> {
             let field = fields.next().filter(|field| !field.is_empty()).ok_or(format!("no {name}"))?;
             let number = field.parse().ok().filter(|number: &f64| number.is_finite());
-            number.ok_or(format!("{name} {field:?} is not a number"))
+            let shown = &field[..field.floor_char_boundary(SHOWN_BYTES_MAX)];
+            number.ok_or_else(|| format!("{name} {shown:?} is not a number"))
         };
         let (stamp, length_s, _max) =
             (number("start time")?, number("interval length")?, number("maximum of the interval")?);
         let encoded = fields.next().ok_or("no histogram")?;
-        let counts = decode(encoded)?;
+        let counts = self.decode(encoded)?;
         Ok(Line { tag, start_s: self.since_start(stamp), length_s: length_s.max(0.0), counts })
     }
 
@@ -200,17 +235,19 @@ impl Parser {
         }
     }
 
+    fn decode(&mut self, encoded: &str) -> Result<Counts, String> {
+        let bytes =
+            BASE64.decode(encoded).map_err(|error| format!("the histogram is not base64: {error}"))?;
+        encoding::decode(&bytes, &mut self.work)
+            .map_err(|error| format!("the histogram cannot be decoded: {error}"))
+    }
+
     fn finish(mut self) -> Log {
         if self.log.start_unix_s.is_none() && !self.log.lines.is_empty() {
             self.log.notes.push("the log does not say when it started".to_owned());
         }
         self.log
     }
-}
-
-fn decode(encoded: &str) -> Result<Counts, String> {
-    let bytes = BASE64.decode(encoded).map_err(|error| format!("the histogram is not base64: {error}"))?;
-    encoding::decode(&bytes).map_err(|error| format!("the histogram cannot be decoded: {error}"))
 }
 
 #[cfg(test)]
@@ -327,6 +364,36 @@ mod tests {
     fn hostile_logs_are_refused_before_they_take_memory() {
         let long = vec![b'0'; LINE_BYTES_MAX as usize + 2];
         assert!(Log::read(long.as_slice()).unwrap_err().contains("line 1 is longer"));
+        let error = read(&format!("Tag={},0,1,1,HIST\n", "t".repeat(101))).unwrap_err();
+        assert!(error.contains("line 1: its tag is longer"), "{error}");
+        let error = read(&format!("{},1,1,HIST\n", "x".repeat(1 << 20))).unwrap_err();
+        assert!(error.len() < 200 && error.contains("is not a number"), "{}", error.len());
+        // One tag a line.
+        let text = log();
+        let line = text.lines().nth(5).unwrap();
+        let tagged =
+            |count: usize| -> String { (0..count).map(|number| format!("Tag=t{number},{line}\n")).collect() };
+        assert_eq!(read(&tagged(TAGS_MAX)).unwrap().tags().len(), TAGS_MAX);
+        let error = read(&tagged(TAGS_MAX + 1)).unwrap_err();
+        assert!(error.starts_with("line 257: ") && error.contains("256 tags"), "{error}");
+        // Nor is it kept when the last line has no end.
+        assert!(read(tagged(TAGS_MAX + 1).trim_end()).is_err());
+    }
+
+    #[test]
+    fn lines_that_take_long_to_decompress_and_count_nothing_are_refused_too() {
+        let mut parser = Parser::default();
+        let text = log();
+        let line = text.lines().nth(5).unwrap();
+        parser.line(line.as_bytes()).unwrap();
+        let once = parser.work;
+        assert!(once > 100, "{once}");
+        parser.work = WORK_MAX - once;
+        parser.line(line.as_bytes()).unwrap();
+        let error = parser.line(line.as_bytes()).unwrap_err();
+        assert!(error.contains("2 GiB of decompressed histograms; cut it"), "{error}");
+        let mut parser = Parser { entries: ENTRIES_MAX, ..Parser::default() };
+        assert!(parser.line(line.as_bytes()).unwrap_err().contains("counts"));
     }
 
     proptest! {

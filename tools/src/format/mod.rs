@@ -1,6 +1,7 @@
 //! Result files: the HdrHistogram formats that other tools read and write, the directory that holds one run, and tables of
 //! commas.
 
+pub mod bounded;
 pub mod bundle;
 pub mod combine;
 pub mod counts;

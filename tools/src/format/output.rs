@@ -10,6 +10,7 @@ use dataplane::hlog;
 use serde_json::json;
 
 use super::csv;
+use super::encoding;
 use super::hgrm;
 use super::log::{Line, Log};
 use crate::run::Distribution;
@@ -101,7 +102,8 @@ fn write_hlog(log: &Log, out: &mut impl Write) -> anyhow::Result<()> {
         jiff::Timestamp::from_nanosecond(start_ns as i128).map(|date| date.to_string()).unwrap_or_default();
     let mut writer = hlog::Writer::new(out, "towpath-lab convert, values in ns", start_ns as u64, &date)?;
     for Line { tag, start_s, length_s, counts } in &log.lines {
-        writer.line(tag.as_deref(), *start_s, *length_s, &counts.histogram())?;
+        let max = counts.ends().map_or(0, |ends| ends.1);
+        writer.encoded_line(tag.as_deref(), *start_s, *length_s, max, &encoding::encode(counts)?)?;
     }
     writer.finish()?;
     Ok(())
@@ -115,19 +117,20 @@ fn write_csv(log: &Log, out: &mut impl Write) -> io::Result<()> {
     let head = ["tag", "start_s", "length_s", "count", "min_ns"].map(str::to_owned).into_iter();
     csv::row(out, head.chain(figures).chain(["max_ns", "mean_ns"].map(str::to_owned)))?;
     for Line { tag, start_s, length_s, counts } in &log.lines {
-        let histogram = counts.histogram();
-        let is_empty = histogram.is_empty();
-        let figure = |value: u64| if is_empty { String::new() } else { value.to_string() };
+        // From the counts, not from a histogram: that has millions of counters in some logs, for each line.
+        let ends = counts.ends();
+        let figure = |value: Option<u64>| value.map_or_else(String::new, |value| value.to_string());
         let head = [
             tag.clone().unwrap_or_default(),
             format!("{start_s:.3}"),
             format!("{length_s:.3}"),
-            histogram.len().to_string(),
-            figure(histogram.min()),
+            counts.total().to_string(),
+            figure(ends.map(|ends| ends.0)),
         ];
-        let quantiles = QUANTILES.iter().map(|&(_, quantile)| figure(histogram.value_at_quantile(quantile)));
-        let mean = if is_empty { String::new() } else { format!("{:.1}", histogram.mean()) };
-        csv::row(out, head.into_iter().chain(quantiles).chain([figure(histogram.max()), mean]))?;
+        let highest = |value: u64| counts.layout().highest_equivalent(value);
+        let quantiles = QUANTILES.iter().map(|&(_, share)| figure(counts.quantile(share).map(highest)));
+        let mean = if counts.is_empty() { String::new() } else { format!("{:.1}", counts.mean()) };
+        csv::row(out, head.into_iter().chain(quantiles).chain([figure(ends.map(|ends| ends.1)), mean]))?;
     }
     Ok(())
 }

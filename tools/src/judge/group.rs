@@ -44,14 +44,14 @@ impl Group {
     /// # Errors
     /// As [`bundle::read`]; [`Problem::Usage`] when a directory holds no run.
     pub fn read(name: &str, paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let (mut runs, mut dead) = (Vec::new(), Vec::new());
+        let (mut there, mut dead) = (Vec::new(), Vec::new());
         for path in paths {
             let found = runs_at(path)?;
-            for path in found.runs {
-                runs.push(bundle::read(&path)?);
-            }
+            there.extend(found.runs);
+            bundle::check_number(there.len())?;
             dead.extend(found.dead.iter().map(|path| epitaph(path)));
         }
+        let mut runs = there.iter().map(|path| bundle::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
         // Runs are the sample: one that counts twice makes the rest look surer than it is.
         if let Some(twice) = runs.windows(2).find(|pair| pair[0].run_id == pair[1].run_id) {

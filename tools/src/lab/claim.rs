@@ -6,6 +6,7 @@ use std::str::FromStr;
 use dataplane::drops::Cause;
 
 use crate::run::RunResult;
+use crate::run::devices::QUEUE;
 use crate::units;
 
 /// Counts of the ledger that a claim can name.
@@ -83,7 +84,8 @@ impl FromStr for Claim {
         let (figure, value) = (figure.trim(), value.trim());
         let is_cause = figure.split_once(':').is_some_and(|(server, cause)| {
             let packets = cause.strip_suffix("_skbs").unwrap_or(cause);
-            !server.is_empty() && Cause::ALL.iter().any(|cause| cause.name() == packets)
+            let of_device = cause.strip_suffix(QUEUE).is_some_and(|device| !device.is_empty());
+            !server.is_empty() && (of_device || Cause::ALL.iter().any(|cause| cause.name() == packets))
         });
         let number = || value.parse::<f64>().ok().filter(|number| number.is_finite());
         let value = if LATENCIES.contains(&figure) {
@@ -98,7 +100,7 @@ impl FromStr for Claim {
             number().ok_or_else(form)?
         } else {
             return Err(format!(
-                "{text:?}: there is no figure {figure:?}; there are {}, {}, loss, path, own-rx, unexplained, and causes like relay:policy_rate",
+                "{text:?}: there is no figure {figure:?}; there are {}, {}, loss, path, own-rx, unexplained, and causes like relay:policy_rate or a:a-b_queue_skbs",
                 COUNTS.join(", "),
                 LATENCIES.join(", ")
             ));
@@ -153,7 +155,8 @@ impl Claim {
             name if LATENCIES.contains(&name) => {
                 return response.quantile(name)?.value_ns.map(|ns| ns as f64);
             }
-            cause if cause.contains(':') && !result.account.asked => return None,
+            // Devices are looked at in any case, servers only when they are named.
+            cause if cause.contains(':') && !cause.ends_with(QUEUE) && !result.account.asked => return None,
             cause => result.account.lost_by(cause),
         };
         Some(count as f64)
@@ -171,12 +174,14 @@ mod tests {
         assert_eq!((claim("lost=0").figure.as_str(), claim("lost=0").relation), ("lost", Relation::Equal));
         assert_eq!((claim("loss <= 1%").value, claim("loss <= 1%").relation), (0.01, Relation::AtMost));
         assert_eq!(claim("tunnel:busy >= 3").relation, Relation::AtLeast);
+        assert_eq!(claim("a:a-b_queue_skbs > 0").figure, "a:a-b_queue_skbs");
         for (text, hint) in [
             ("lost", "lost = 0"),
             ("p99 < 5", "5ms"),
             ("p98 < 5ms", "p99.9"),
             ("lost = none", "lost = 0"),
             (":busy = 0", "relay:policy_rate"),
+            ("a:_queue_skbs = 0", "a:a-b_queue_skbs"),
         ] {
             let error = text.parse::<Claim>().unwrap_err();
             assert!(error.contains(hint), "{text}: {error}");

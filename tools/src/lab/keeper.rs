@@ -2,9 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -17,6 +16,7 @@ use dataplane::sys::signal::StopSignals;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 
+use super::files;
 use super::hosts::Hosts;
 use super::programs::Programs;
 use super::role::{KEEPER, MARK};
@@ -130,6 +130,7 @@ fn keep(directory: &Path, mark: &str) -> anyhow::Result<()> {
     let text = fs::read_to_string(directory.join(SCENARIO_FILE))?;
     let scenario = Scenario::parse(SCENARIO_FILE, &text)?;
     isolate()?;
+    files::separate(directory)?;
     let signals = StopSignals::new().context("cannot watch for signals")?;
     let hosts = Hosts::new(&scenario)?;
     let mut secrets = Secrets::new(directory)?;
@@ -163,28 +164,9 @@ pub fn down(name: Option<&str>) -> anyhow::Result<String> {
         return Err(Problem::Setup(text.to_owned()).into());
     }
     let ended = end(&state);
-    clear_sockets(&state);
     state.remove()?;
     let processes = if ended == 1 { "process" } else { "processes" };
     Ok(format!("lab {} is down, {ended} {processes} ended\n", state.name))
-}
-
-/// Removes the sockets that killed tunnels have left for `wg`, whose place is the same for all hosts.
-fn clear_sockets(state: &State) {
-    let text = fs::read_to_string(state.directory.join(SCENARIO_FILE)).unwrap_or_default();
-    let Ok(scenario) = Scenario::parse(SCENARIO_FILE, &text) else { return };
-    for program in scenario.programs {
-        let [name, up, file, ..] = program.words.as_slice() else { continue };
-        let Some(interface) = Path::new(file).file_stem().filter(|_| name == "towpath" && up == "up") else {
-            continue;
-        };
-        let socket = Path::new("/var/run/wireguard").join(interface).with_extension("sock");
-        let connected = UnixStream::connect(&socket);
-        if connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
-            // Left behind, it does no harm: the next tunnel of this name takes its place.
-            let _ = fs::remove_file(socket);
-        }
-    }
 }
 
 /// Ends all processes that bear the mark, the keeper first; answers how many there were.

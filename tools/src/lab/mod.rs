@@ -8,6 +8,7 @@
 
 mod claim;
 mod enter;
+mod files;
 mod hosts;
 mod keeper;
 mod programs;

@@ -9,12 +9,15 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context;
 use serde::Serialize;
 
+use super::files;
 use super::hosts::Hosts;
 use super::programs::Programs;
 use super::scenario::{Load, Scenario};
 use super::secrets::Secrets;
 use super::state::new_mark;
 use crate::cli::run_spec;
+use crate::netns::Namespace;
+use crate::run::devices::Host;
 use crate::run::server::ServerAdmin;
 use crate::run::{Problem, RunResult, run as measure};
 
@@ -46,6 +49,7 @@ pub fn run(
         )
     })?;
     let directory = Directory::new()?;
+    files::separate(&directory.0)?;
     let hosts = Hosts::new(scenario).map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let mut secrets = Secrets::new(&directory.0)?;
     let mut programs = Programs::start(scenario, &hosts, &directory.0, &mut secrets, &new_mark(), stop)?;
@@ -77,6 +81,11 @@ fn run_load(
         let name = Some(admin.name.clone().unwrap_or_else(|| host.clone()));
         spec.server_admins.push(ServerAdmin { namespace, name, ..admin.clone() });
     }
+    let host = |(name, namespace): (&str, &Arc<Namespace>)| Host {
+        name: name.to_owned(),
+        namespace: Arc::clone(namespace),
+    };
+    spec.hosts = hosts.iter().map(host).collect();
     hosts.get(&load.host)?.run(|| measure(&spec, progress))?
 }
 

@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::claim::Claim;
 use crate::cli::run_spec;
+use crate::format::bounded;
 use crate::run::server::ServerAdmin;
 use crate::units::Rate;
 
@@ -190,7 +191,7 @@ impl Scenario {
     /// # Errors
     /// When it cannot be read or something in it is wrong.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = bounded::read_to_string(path, 1 << 20).map_err(|error| {
             crate::run::Problem::Usage(format!(
                 "cannot read {}: {error}; give the name of a scenario file, or `demo`",
                 path.display()

@@ -97,7 +97,7 @@ impl Reflector {
     }
 
     /// As [`Reflector::run`], by a plan; what is done is written to `journal`, if there is one. Also answers what became of
-    /// the datagrams of the last runs, 16 at most, of which those that are still kept at the end are given up.
+    /// the datagrams of up to 16 runs, of which those that are still kept at the end are given up.
     ///
     /// # Errors
     /// What epoll(7) or the journal's writer answers.

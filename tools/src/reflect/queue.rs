@@ -9,7 +9,7 @@
 //! ```
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use super::journal::{Did, Entry, RunId, RunTotals, Totals};
@@ -21,8 +21,13 @@ const DATAGRAMS_MAX: usize = 1 << 16;
 const BYTES_MAX: usize = 64 << 20;
 /// How long a datagram is held back for others to overtake it.
 const HOLD_NS: u64 = 100_000_000;
-/// Runs with books of their own at a time; the oldest is closed for a further one.
+/// Runs with books of their own at a time. For a further one, of those that are over the one with the fewest datagrams is
+/// closed; while there is none, what belongs to further runs is counted as `other`.
 const RUNS_MAX: usize = 16;
+/// Silence after which a run is taken to be over, when nothing of it is kept: whoever invents runs ends none that goes on.
+const OVER_NS: u64 = 2_000_000_000;
+/// Flows whose books are made together, when the first of them sends.
+const FLOWS_AT_ONCE: u32 = 256;
 /// Flows of a run, as many as `--flows` allows; what claims to be of another is not the lab's.
 const FLOWS_MAX: u32 = 1 << 16;
 /// First byte in which a changed bit leaves a datagram of the lab recognisable as one.
@@ -72,8 +77,10 @@ struct Slot {
     copies: u8,
     returned: bool,
     corrupt: bool,
-    /// How many have overtaken it, when it is held back.
+    /// How many have overtaken it, when it was held back.
     overtaken_by: Option<u32>,
+    /// Whether its flow's books list it as held back.
+    is_held: bool,
 }
 
 /// What the books know a datagram by; those of warm-ups and checks have no name and are not counted.
@@ -89,15 +96,15 @@ struct Name {
 struct Run {
     id: RunId,
     totals: Totals,
-    flows: Vec<Flow>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Flow {
-    /// One above the highest number that was sent back.
-    next_expected: u64,
-    /// Slots that are held back, each with the number that it has in the heap meanwhile.
-    held: Vec<(u32, u64)>,
+    /// When a datagram of it came last.
+    heard_ns: u64,
+    /// Datagrams of it that are kept.
+    kept: usize,
+    /// One above the highest number that was sent back, of [`FLOWS_AT_ONCE`] flows each; made for those that send, so that
+    /// a run of few flows takes little, whatever their numbers are.
+    next_expected: Vec<Option<Box<[u64; FLOWS_AT_ONCE as usize]>>>,
+    /// Slots that are held back, by flow, in the order in which they came.
+    held: BTreeMap<u32, VecDeque<u32>>,
 }
 
 impl Queue {
@@ -120,8 +127,7 @@ impl Queue {
 
     /// Takes a datagram in.
     pub fn handle(&mut self, datagram: &[u8], way: Way, now_ns: u64) {
-        let name = self.name(datagram);
-        let Some(name) = name else {
+        let Some(name) = self.name(datagram, now_ns) else {
             let due_ns = self.plan.leaves_at(self.start_ns, now_ns);
             if let Some(slot) = self.keep(datagram, way, None) {
                 self.schedule(slot, due_ns);
@@ -245,41 +251,52 @@ impl Queue {
     }
 
     /// What the books know it by. A warm-up's or check's has no name.
-    fn name(&mut self, datagram: &[u8]) -> Option<Name> {
+    fn name(&mut self, datagram: &[u8], now_ns: u64) -> Option<Name> {
         match payload::parse(datagram) {
-            Parsed::Good(header) if header.flow < FLOWS_MAX => (header.phase == Phase::Measured)
-                .then_some(Name { run: RunId(header.run_id), flow: header.flow, seq: header.seq }),
-            Parsed::Good(_) | Parsed::Corrupt | Parsed::Foreign => {
-                let seq = self.run(RunId::OTHER).totals.seen;
-                Some(Name { run: RunId::OTHER, flow: 0, seq })
+            Parsed::Good(header) if header.flow < FLOWS_MAX => {
+                if header.phase != Phase::Measured {
+                    return None;
+                }
+                let id = RunId(header.run_id);
+                if self.open(id, now_ns) {
+                    return Some(Name { run: id, flow: header.flow, seq: header.seq });
+                }
             }
+            Parsed::Good(_) | Parsed::Corrupt | Parsed::Foreign => {}
         }
+        self.open(RunId::OTHER, now_ns);
+        Some(Name { run: RunId::OTHER, flow: 0, seq: self.run(RunId::OTHER).totals.seen })
     }
 
-    /// The books of a run, which are opened where there are none.
+    /// Makes sure that a run of which a datagram came has books, unless there are too many that go on.
+    fn open(&mut self, id: RunId, now_ns: u64) -> bool {
+        if let Some(run) = self.runs.iter_mut().rev().find(|run| run.id == id) {
+            run.heard_ns = now_ns;
+            return true;
+        }
+        let of_lab = self.runs.iter().filter(|run| run.id != RunId::OTHER).count();
+        if id != RunId::OTHER && of_lab == RUNS_MAX {
+            let is_over = |run: &Run| {
+                run.id != RunId::OTHER && run.kept == 0 && now_ns.saturating_sub(run.heard_ns) >= OVER_NS
+            };
+            let over = self.runs.iter().enumerate().filter(|(_, run)| is_over(run));
+            let Some((least, _)) = over.min_by_key(|(_, run)| run.totals.seen) else { return false };
+            let closed = self.runs.remove(least);
+            self.closed.push_back(closed.close());
+        }
+        let (totals, held) = Default::default();
+        self.runs.push(Run { id, totals, heard_ns: now_ns, kept: 0, next_expected: Vec::new(), held });
+        true
+    }
+
+    /// The books of a run that has some: of the datagram that was just taken in, or of one that is kept.
     fn run(&mut self, id: RunId) -> &mut Run {
-        let at = self.runs.iter().rposition(|run| run.id == id).unwrap_or_else(|| {
-            if self.runs.len() == RUNS_MAX {
-                let oldest = self.runs.remove(0);
-                self.closed.push_back(oldest.close());
-            }
-            self.runs.push(Run { id, totals: Totals::default(), flows: Vec::new() });
-            self.runs.len() - 1
-        });
-        &mut self.runs[at]
+        let run = self.runs.iter_mut().rev().find(|run| run.id == id);
+        run.expect("a run is not closed while a datagram of it is kept")
     }
 
     fn totals(&mut self, run: RunId) -> &mut Totals {
         &mut self.run(run).totals
-    }
-
-    fn flow(&mut self, name: Name) -> &mut Flow {
-        let flows = &mut self.run(name.run).flows;
-        let index = name.flow as usize;
-        if flows.len() <= index {
-            flows.resize(index + 1, Flow::default());
-        }
-        &mut flows[index]
     }
 
     fn enter(&mut self, name: Name, did: Did) {
@@ -292,9 +309,20 @@ impl Queue {
             return None;
         }
         self.bytes += datagram.len();
-        let (returned, corrupt, overtaken_by) = (false, false, None);
-        let new =
-            Slot { bytes: Vec::new(), way, name, number: 0, copies: 1, returned, corrupt, overtaken_by };
+        if let Some(name) = name {
+            self.run(name.run).kept += 1;
+        }
+        let new = Slot {
+            bytes: Vec::new(),
+            way,
+            name,
+            number: 0,
+            copies: 1,
+            returned: false,
+            corrupt: false,
+            overtaken_by: None,
+            is_held: false,
+        };
         let index = match self.free.pop() {
             Some(index) => {
                 // The memory of the one before is used again.
@@ -316,48 +344,52 @@ impl Queue {
         self.bytes -= slot.bytes.len();
         slot.bytes.clear();
         slot.number = 0;
-        slot.name = None;
         slot.copies = 0;
+        let (name, was_held) = (slot.name.take(), std::mem::take(&mut slot.is_held));
         self.free.push(index);
+        let Some(name) = name else { return };
+        let run = self.run(name.run);
+        run.kept -= 1;
+        if was_held {
+            run.let_go(name.flow, index);
+        }
     }
 
     /// Lets it leave at `due_ns`, and no longer when it was to leave before.
-    fn schedule(&mut self, slot: u32, due_ns: u64) -> u64 {
+    fn schedule(&mut self, slot: u32, due_ns: u64) {
         self.next_number += 1;
         self.slots[slot as usize].number = self.next_number;
         self.due.push(Reverse((due_ns, self.next_number, slot)));
-        self.next_number
     }
 
     /// Holds it back until others have passed, or for a while.
     fn hold(&mut self, slot: u32, name: Name, due_ns: u64) {
-        let number = self.schedule(slot, self.plan.leaves_at(self.start_ns, due_ns + HOLD_NS));
-        self.slots[slot as usize].overtaken_by = Some(0);
-        self.flow(name).held.push((slot, number));
-        self.totals(name.run).held += 1;
+        self.schedule(slot, self.plan.leaves_at(self.start_ns, due_ns + HOLD_NS));
+        let kept = &mut self.slots[slot as usize];
+        (kept.overtaken_by, kept.is_held) = (Some(0), true);
+        let run = self.run(name.run);
+        run.held.entry(name.flow).or_default().push_back(slot);
+        run.totals.held += 1;
     }
 
     /// One of its flow has passed those that are held back.
     fn overtake(&mut self, name: Name, due_ns: u64) {
-        if self.flow(name).held.is_empty() {
-            return;
-        }
-        let mut held = std::mem::take(&mut self.flow(name).held);
+        let Some(mut held) = self.run(name.run).held.remove(&name.flow) else { return };
         let extent = self.plan.reorder.extent;
-        held.retain(|&(slot, number)| {
+        held.retain(|&slot| {
             let kept = &mut self.slots[slot as usize];
-            // It may have left by time, and its slot may be another's.
-            let Some(passed) = kept.overtaken_by.as_mut().filter(|_| kept.number == number) else {
-                return false;
-            };
-            *passed += 1;
-            let goes = *passed >= extent;
+            let passed = kept.overtaken_by.unwrap_or(0) + 1;
+            kept.overtaken_by = Some(passed);
+            let goes = passed >= extent;
             if goes {
+                kept.is_held = false;
                 self.schedule(slot, due_ns);
             }
             !goes
         });
-        self.flow(name).held = held;
+        if !held.is_empty() {
+            self.run(name.run).held.insert(name.flow, held);
+        }
     }
 
     /// Changes a bit, in what does not tell whose datagram it is.
@@ -394,16 +426,37 @@ impl Queue {
         if let Some(overtaken_by) = self.slots[kept.0 as usize].overtaken_by {
             self.enter(name, Did::Held { overtaken_by });
         }
-        let flow = self.flow(name);
-        let reordered = name.seq < flow.next_expected;
-        flow.next_expected = flow.next_expected.max(name.seq.saturating_add(1));
-        let totals = self.totals(name.run);
-        totals.returned += 1;
-        totals.reordered += u64::from(reordered);
+        let run = self.run(name.run);
+        let next_expected = run.next_expected(name.flow);
+        let reordered = name.seq < *next_expected;
+        *next_expected = name.seq.saturating_add(1).max(*next_expected);
+        run.totals.returned += 1;
+        run.totals.reordered += u64::from(reordered);
     }
 }
 
 impl Run {
+    /// One above the highest number of a flow that was sent back.
+    fn next_expected(&mut self, flow: u32) -> &mut u64 {
+        let (chunk, within) = ((flow / FLOWS_AT_ONCE) as usize, (flow % FLOWS_AT_ONCE) as usize);
+        if self.next_expected.len() <= chunk {
+            self.next_expected.resize_with(chunk + 1, || None);
+        }
+        let flows = self.next_expected[chunk].get_or_insert_with(|| Box::new([0; FLOWS_AT_ONCE as usize]));
+        &mut flows[within]
+    }
+
+    /// A slot is held back no more. Those that leave by time are the first of their flow.
+    fn let_go(&mut self, flow: u32, slot: u32) {
+        let Some(held) = self.held.get_mut(&flow) else { return };
+        if let Some(at) = held.iter().position(|&other| other == slot) {
+            held.remove(at);
+        }
+        if held.is_empty() {
+            self.held.remove(&flow);
+        }
+    }
+
     fn close(self) -> RunTotals {
         RunTotals { run: self.id, totals: self.totals }
     }

@@ -112,13 +112,72 @@ fn too_many_datagrams_are_refused_and_too_many_runs_closed() {
         queue.handle(&long, way(), 0);
     }
     assert_eq!(queue.len(), BYTES_MAX / long.len());
+    pass(&mut queue, 3_000, 3_001, || true);
+    // One after the other, each over when the next begins.
     for run in 1..=100 {
-        queue.handle(&datagram(run, Phase::Measured, 0, 0), way(), 0);
+        let begin_ms = 5_000 * run;
+        queue.handle(&datagram(run, Phase::Measured, 0, 0), way(), begin_ms * MS);
+        pass(&mut queue, begin_ms + 1_000, begin_ms + 1_001, || true);
     }
     let closed = std::iter::from_fn(|| queue.poll_closed()).collect::<Vec<_>>();
-    assert_eq!(closed[0].run, RunId(RUN));
-    assert_eq!((closed[0].totals.returned, closed[0].totals.overflow), (DATAGRAMS_MAX as u64, 3));
-    assert_eq!(closed.len() + queue.finish().len(), 102);
+    let left = queue.finish();
+    assert_eq!((closed.len(), left.len()), (85, RUNS_MAX + 1));
+    // What was counted most is kept to the end.
+    let totals = left.iter().find(|run| run.run == RunId(RUN)).unwrap().totals;
+    assert_eq!((totals.returned, totals.overflow), (DATAGRAMS_MAX as u64, 3));
+}
+
+#[test]
+fn invented_runs_end_none_that_goes_on_and_take_little_memory() {
+    let mut queue = Queue::new(Plan { delay: vec![Delay::All { ns: MS }], ..Plan::default() }, 0);
+    let send = |queue: &mut Queue, run: u64, flow: u32, seq: u64, ms: u64| {
+        queue.handle(&datagram(run, Phase::Measured, flow, seq), way(), ms * MS);
+        pass(queue, ms, ms + 2, || true);
+    };
+    for ms in 0..10_000 {
+        if ms % 1_000 == 0 {
+            send(&mut queue, RUN, 7, ms / 1_000, ms);
+        }
+        send(&mut queue, 1_000_000 + ms, FLOWS_MAX - 1, ms, ms);
+    }
+    // Of those that were over, one with one datagram each made room.
+    let closed: Vec<RunTotals> = std::iter::from_fn(|| queue.poll_closed()).collect();
+    assert!(!closed.is_empty() && closed.iter().all(|run| run.totals.seen == 1), "{closed:?}");
+    let flows = |run: &Run| run.next_expected.iter().flatten().count();
+    assert!(queue.runs.iter().all(|run| flows(run) <= 1), "books for flows that sent nothing");
+    let left = queue.finish();
+    let totals = |id: RunId| left.iter().find(|run| run.run == id).unwrap().totals;
+    assert_eq!((totals(RunId(RUN)).seen, totals(RunId(RUN)).returned), (10, 10));
+    assert_eq!(left.len(), RUNS_MAX + 1);
+    // The rest is not forgotten.
+    let seen: u64 = left.iter().chain(&closed).map(|run| run.totals.seen).sum();
+    assert_eq!(seen, 10_010);
+}
+
+#[test]
+fn a_run_of_which_datagrams_are_kept_is_not_closed() {
+    let plan = Plan { delay: vec![Delay::All { ns: 30_000 * MS }], ..Plan::default() };
+    let mut queue = Queue::new(plan, 0);
+    queue.handle(&measured(0, 0), way(), 0);
+    for run in 1..=20 {
+        queue.handle(&datagram(run, Phase::Measured, 0, 0), way(), 10_000 * MS);
+    }
+    assert_eq!(queue.poll_closed(), None);
+    assert_eq!(pass(&mut queue, 30_000, 30_001, || true).len(), 1);
+    assert_eq!(queue.finish()[0].totals.returned, 1);
+}
+
+#[test]
+fn books_of_what_is_held_back_end_with_it() {
+    let plan = Plan { reorder: Reorder { share: Share(1.0), extent: 3 }, ..Plan::default() };
+    let mut queue = Queue::new(plan, 0);
+    for seq in 0..1_000 {
+        queue.handle(&measured(seq as u32 % 7, seq), way(), seq * MS);
+        pass(&mut queue, seq, seq + 1, || true);
+        assert!(queue.runs[0].held.values().map(VecDeque::len).sum::<usize>() <= queue.len());
+    }
+    pass(&mut queue, 1_000, 1_101, || true);
+    assert!(queue.is_empty() && queue.runs[0].held.is_empty());
 }
 
 /// Plans of every kind, with times of up to 50 ms.

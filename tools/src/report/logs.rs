@@ -137,7 +137,8 @@ impl Difference {
     /// When no histogram can hold all of a tag.
     pub fn new(a: &Log, b: &Log) -> anyhow::Result<Self> {
         let mut tags = a.tags();
-        tags.extend(b.tags().into_iter().filter(|tag| !a.tags().contains(tag)));
+        let more: Vec<_> = b.tags().into_iter().filter(|tag| !tags.contains(tag)).collect();
+        tags.extend(more);
         let figures = |log: &Log, tag: Option<&str>| -> anyhow::Result<Option<Distribution>> {
             let counts = log.whole(tag).map_err(anyhow::Error::msg)?;
             Ok(counts.map(|counts| Distribution::new(&counts.histogram(), 0)))

@@ -26,6 +26,9 @@ pub enum By {
 /// Levels of directories within a directory that are looked into: `ab` and `sweep` have one for each side.
 const LEVELS: u32 = 2;
 
+/// Most counts that are not zero in the logs of all runs together, 16 bytes each.
+const ENTRIES_MAX: usize = 1 << 24;
+
 /// One run.
 #[derive(Debug)]
 pub struct Run {
@@ -68,6 +71,8 @@ pub struct Runs {
     pub dead: Vec<PathBuf>,
     /// How many runs have which name.
     names: BTreeMap<String, usize>,
+    /// Counts that are not zero in all logs.
+    entries: usize,
 }
 
 impl Runs {
@@ -79,13 +84,23 @@ impl Runs {
     pub fn read(paths: &[PathBuf], unit: Option<Unit>, by: By) -> anyhow::Result<Self> {
         let mut all = Self::default();
         for path in paths {
-            let Found { runs, dead } = Found::at(path, LEVELS)?;
+            let Found { runs: found, dead } = Found::at(path, LEVELS)?;
             all.notes.extend(dead.iter().map(|dead| find::epitaph(dead)));
             all.dead.extend(dead);
             // What holds none is named by the attempt to read it.
-            let several = if runs.is_empty() { vec![path.clone()] } else { runs };
-            let mut runs =
-                several.iter().map(|run| all.one(run, unit)).collect::<anyhow::Result<Vec<_>>>()?;
+            let several = if found.is_empty() { vec![path.clone()] } else { found };
+            bundle::check_number(all.runs.len() + several.len())?;
+            let mut runs = Vec::with_capacity(several.len());
+            for path in &several {
+                let run = all.one(path, unit)?;
+                all.entries += run.lines.iter().map(|line| line.counts.len()).sum::<usize>();
+                anyhow::ensure!(
+                    all.entries <= ENTRIES_MAX,
+                    "the logs up to {} have more than {ENTRIES_MAX} counts together; report fewer runs at once",
+                    path.display()
+                );
+                runs.push(run);
+            }
             runs.sort_by(|a, b| a.started_unix_s.total_cmp(&b.started_unix_s));
             runs.into_iter().for_each(|run| all.add(run, &name(path), by));
         }

@@ -18,6 +18,8 @@ const RUNS_MIN: usize = 4;
 const DRAWS: usize = 200;
 /// Blocks that the intervals of a side are put into at most.
 const BLOCKS_MAX: usize = 60;
+/// Leading bits of a value that are kept, as a histogram of three digits keeps them.
+const VALUE_BITS: u32 = 11;
 /// Chance that the band misses, on either side of it.
 const TAIL: f64 = 0.025;
 
@@ -125,6 +127,12 @@ fn quantiles(sent: u64) -> Vec<f64> {
     (0..).map(quantile).take_while(|quantile| (1.0 - quantile) * sent as f64 >= 10.0).collect()
 }
 
+/// A value with three significant digits, as our own histograms have them: finer ones would be drawn for minutes.
+fn coarse(value: u64) -> u64 {
+    let dropped = (value.max(1).ilog2() + 1).saturating_sub(VALUE_BITS);
+    value >> dropped << dropped
+}
+
 /// The intervals of a side in groups of neighbours.
 struct Blocks {
     /// All values that were counted, rising.
@@ -138,7 +146,7 @@ struct Blocks {
 impl Blocks {
     fn new(side: &Side<'_>) -> Self {
         let mut values: Vec<u64> =
-            side.intervals.iter().flat_map(|counts| counts.iter()).map(|(value, _)| value).collect();
+            side.intervals.iter().flat_map(|counts| counts.iter()).map(|(value, _)| coarse(value)).collect();
         values.sort_unstable();
         values.dedup();
         let group = side.intervals.len().div_ceil(BLOCKS_MAX).max(1);
@@ -146,8 +154,19 @@ impl Blocks {
             .intervals
             .chunks(group)
             .map(|block| {
-                let all = block.iter().flat_map(|counts| counts.iter());
-                all.map(|(value, count)| (values.partition_point(|other| *other < value), count)).collect()
+                let mut all: Vec<(usize, u64)> = block
+                    .iter()
+                    .flat_map(|counts| counts.iter())
+                    .map(|(value, count)| (values.partition_point(|other| *other < coarse(value)), count))
+                    .collect();
+                all.sort_unstable_by_key(|(index, _)| *index);
+                // Once for each value: it is gone through for each draw.
+                all.dedup_by(|(index, count), (last, sum)| {
+                    let same = index == last;
+                    *sum += if same { *count } else { 0 };
+                    same
+                });
+                all
             })
             .collect();
         let received: u64 = side.intervals.iter().map(|counts| counts.total()).sum();
@@ -197,6 +216,7 @@ impl Blocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::counts::Layout;
     use crate::run::distribution::{curve, histogram};
 
     /// Intervals of a noisy exponential of this mean.
@@ -270,5 +290,19 @@ mod tests {
             lossy.lost_from[0].is_none() && (lossy.lost_from[1].unwrap() - 0.9).abs() < 1e-4,
             "{lossy:?}"
         );
+    }
+
+    #[test]
+    fn finer_values_are_put_together_and_ours_stay_what_they_are() {
+        let mut ours = histogram();
+        (0..60_u32).for_each(|step| ours.record(1_u64 << (step / 2)).unwrap());
+        (1..5_000).for_each(|step| ours.record(step * 7_919).unwrap());
+        assert!(Counts::of(&ours).iter().all(|(value, _)| coarse(value) == value));
+        let mut fine = Counts::new(Layout::new(1, 60_000_000_000, 5).unwrap());
+        (0..500_000).for_each(|step| fine.push(1_000_000 + step, 1).unwrap());
+        let side = Side { curves: Vec::new(), intervals: vec![&fine, &fine], lost: 0 };
+        let blocks = Blocks::new(&side);
+        assert!(blocks.values.len() < 1_200 && blocks.counts[0].len() == blocks.values.len());
+        assert_eq!(blocks.counts[1].iter().map(|(_, count)| count).sum::<u64>(), 500_000);
     }
 }

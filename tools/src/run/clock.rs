@@ -1,17 +1,18 @@
 //! The one clock of the lab: CLOCK_MONOTONIC in nanoseconds, the same for every process of the host.
 
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use dataplane::sys::clock::{Clock, read};
+use rustix::time::Timespec;
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
-    nanoseconds(clock_gettime(ClockId::Monotonic))
+    nanoseconds(Clock::Monotonic)
 }
 
 /// Nanoseconds since the epoch (CLOCK_REALTIME): what result files and the kernel's time stamps count in.
 #[must_use]
 pub fn realtime_ns() -> u64 {
-    nanoseconds(clock_gettime(ClockId::Realtime))
+    nanoseconds(Clock::Realtime)
 }
 
 /// Date and time in UTC of nanoseconds since the epoch.
@@ -23,7 +24,7 @@ pub fn rfc3339(unix_ns: u64) -> String {
 /// Nanoseconds that the calling thread has spent on a processor.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {
-    nanoseconds(clock_gettime(ClockId::ThreadCPUTime))
+    nanoseconds(Clock::Thread)
 }
 
 /// Beyond what two readings leave open, a change by less than this is not called a step, in nanoseconds.
@@ -95,7 +96,7 @@ impl StepWatch {
 #[must_use]
 pub fn suspended_ns() -> u64 {
     let monotonic = monotonic_ns();
-    nanoseconds(clock_gettime(ClockId::Boottime)).saturating_sub(monotonic)
+    nanoseconds(Clock::Boottime).saturating_sub(monotonic)
 }
 
 /// An absolute time for `clock_nanosleep`.
@@ -105,9 +106,9 @@ pub fn timespec(ns: u64) -> Timespec {
     Timespec { tv_sec: seconds, tv_nsec: (ns % 1_000_000_000) as _ }
 }
 
-fn nanoseconds(time: Timespec) -> u64 {
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+fn nanoseconds(clock: Clock) -> u64 {
+    let time = read(clock);
+    time.as_secs() * 1_000_000_000 + u64::from(time.subsec_nanos())
 }
 
 #[cfg(test)]

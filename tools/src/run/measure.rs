@@ -9,6 +9,7 @@ use dataplane::sys::udp::UdpSocket;
 
 use super::account::{Account, Own};
 use super::clock::{Offset, StepWatch, monotonic_ns, rfc3339, suspended_ns};
+use super::devices;
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
@@ -43,7 +44,7 @@ const SILENCE_NS: (u64, u64) = (200_000_000, 2_000_000_000);
 /// What the main thread reads before measured sending, and after it once more.
 struct Surroundings {
     cpu: Snapshot,
-    servers: server::Snapshot,
+    servers: (server::Snapshot, devices::Snapshot),
     drops: u64,
     steal: Option<(u64, u64)>,
     suspended_ns: u64,
@@ -89,8 +90,11 @@ where
     let warmup_ns = monotonic_ns() + LEAD_NS;
     let warmup_end_ns = warmup_ns + spec.warmup.as_nanos() as u64;
     let drain_ns = spec.drain.as_nanos() as u64;
-    let silence_ns =
-        if spec.server_admins.is_empty() { SETTLE_NS } else { drain_ns.clamp(SILENCE_NS.0, SILENCE_NS.1) };
+    let silence_ns = if spec.server_admins.is_empty() && spec.hosts.is_empty() {
+        SETTLE_NS
+    } else {
+        drain_ns.clamp(SILENCE_NS.0, SILENCE_NS.1)
+    };
     let start_ns = warmup_end_ns + silence_ns + HEAD_NS;
     let timing = Timing { warmup_ns, warmup_end_ns, start_ns, end_ns: start_ns + duration_ns };
     if let Some(live) = &spec.live {
@@ -218,7 +222,8 @@ impl<P: Fn(f64)> Watch<'_, P> {
         let end_ns = monotonic_ns() + silence_ns;
         // What the warm-up lost has been counted by then.
         self.pass_until(end_ns - silence_ns / 2);
-        let servers = server::Snapshot::take(&self.spec.server_admins)?;
+        let servers =
+            (server::Snapshot::take(&self.spec.server_admins)?, devices::Snapshot::take(&self.spec.hosts)?);
         self.pass_until(end_ns);
         let before = read_surroundings(self.spec, self.sockets, servers)?;
         let start_ns = monotonic_ns() + HEAD_NS;
@@ -256,7 +261,7 @@ impl<P: Fn(f64)> Watch<'_, P> {
 fn read_surroundings(
     spec: &RunSpec,
     sockets: &[UdpSocket],
-    servers: server::Snapshot,
+    servers: (server::Snapshot, devices::Snapshot),
 ) -> anyhow::Result<Surroundings> {
     Ok(Surroundings {
         cpu: Snapshot::take(&spec.dut_pids)?,
@@ -321,14 +326,17 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         slack_error: outcome.slack_error,
     };
     let tolerance = Tolerance { lateness_ns: spec.lateness_limit.as_nanos() as u64, steal: spec.steal_limit };
-    let servers = before.servers.until_now();
+    let (admins, devices) = before.servers;
+    let mut servers = admins.until_now();
+    servers.extend(devices.until_now());
     let started_unix_ns = timing.start_ns.saturating_add_signed(Offset::read().ns);
     let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
-    let account = Account::new(&ledger, own, &servers);
+    let account = Account::new(&ledger, own, &servers, !spec.server_admins.is_empty());
     let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, tolerance);
     let troubles =
         servers.iter().filter_map(|server| Some(format!("{}: {}", server.name, server.trouble.as_ref()?)));
-    let notes = verdict.notes.iter().cloned().chain(account.remark()).chain(troubles).collect();
+    let remarks = account.remark().into_iter().chain(troubles).chain(receiver.longer_intervals(spec));
+    let notes = verdict.notes.iter().cloned().chain(remarks).collect();
     let measured_s = measured_ns as f64 / 1e9;
     RunResult {
         schema: SCHEMA,

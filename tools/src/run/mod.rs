@@ -10,6 +10,7 @@
 pub mod account;
 pub mod clock;
 pub mod datagrams;
+pub mod devices;
 pub mod distribution;
 pub mod dut;
 pub mod environment;

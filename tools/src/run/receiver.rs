@@ -5,8 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use dataplane::ingress::Meta;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use hdrhistogram::Histogram;
-use rustix::event::{Timespec, epoll};
-use rustix::fd::OwnedFd;
 
 use super::clock::{Offset, monotonic_ns};
 use super::distribution::{DIGITS, HIGHEST_NS, histogram};
@@ -16,17 +14,20 @@ use super::payload::{self, Header, Parsed, Phase};
 use super::result::Interval;
 use super::sender::Timing;
 use super::spec::RunSpec;
+use crate::epoll::Watch;
+use crate::units;
 
 /// Superpackets taken from a socket in one system call.
 const BATCH: usize = 32;
 /// Longest wait without looking at the clock and the end of the run.
-const WAIT_NS: i64 = 5_000_000;
+const WAIT_NS: u64 = 5_000_000;
 /// Shortest and longest time after the drain in which a datagram is still booked, as late; half the drain in between.
 const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
 /// Silence after which a run without losses ends before its drain does.
 const QUIET_NS: u64 = 100_000_000;
-/// Most lines of the interval log; the interval grows with longer runs.
-const INTERVALS_MAX: u64 = 600;
+/// Most lines of the interval log, whose histograms take 27 MiB together when all of their counters are used; the interval
+/// grows with longer runs.
+const INTERVALS_MAX: u64 = 256;
 
 /// What the threads of a run tell each other.
 ///
@@ -283,6 +284,17 @@ impl Receiver {
         self.intervals[index.min(last)].saturating_record(response);
     }
 
+    /// Why intervals are longer than was asked for, if they are.
+    #[must_use]
+    pub fn longer_intervals(&self, spec: &RunSpec) -> Option<String> {
+        let asked_ns = spec.interval.as_nanos() as u64;
+        let [length, asked] = [self.interval_ns, asked_ns].map(units::nanoseconds);
+        let text = format!(
+            "each line of latency.hlog is {length} long instead of {asked}: a run has {INTERVALS_MAX} at most, for its memory"
+        );
+        (self.interval_ns > asked_ns).then_some(text)
+    }
+
     /// The intervals up to the end of sending and any later one in which something arrived.
     #[must_use]
     pub fn take_intervals(&mut self, measured_ns: u64) -> Vec<Interval> {
@@ -297,8 +309,7 @@ impl Receiver {
 
 /// Waits for any of many sockets and takes one batch from each that is ready.
 pub struct Poller {
-    epoll: OwnedFd,
-    events: Vec<epoll::Event>,
+    watch: Watch,
     batch: ReceiveBatch,
 }
 
@@ -308,11 +319,8 @@ impl Poller {
     /// # Errors
     /// What epoll_create1(2) and epoll_ctl(2) answer.
     pub fn new(sockets: &[UdpSocket]) -> std::io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (index, socket) in sockets.iter().enumerate() {
-            epoll::add(&epoll, socket.fd(), epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
-        }
-        Ok(Self { epoll, events: Vec::with_capacity(256), batch: ReceiveBatch::new(BATCH, RECEIVE_LEN) })
+        let watch = Watch::new(sockets.iter().map(UdpSocket::fd))?;
+        Ok(Self { watch, batch: ReceiveBatch::new(BATCH, RECEIVE_LEN) })
     }
 
     /// Waits up to 5 ms, then hands over each datagram (superpackets split) with the index of its socket and its time
@@ -341,7 +349,7 @@ impl Poller {
         sockets: &[UdpSocket],
         superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        self.receive_superpackets_within(WAIT_NS as u64, sockets, superpacket)
+        self.receive_superpackets_within(WAIT_NS, sockets, superpacket)
     }
 
     /// The same with a wait of up to `wait_ns`, and of 5 ms at most.
@@ -354,14 +362,8 @@ impl Poller {
         sockets: &[UdpSocket],
         mut superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
-        let wait = Timespec { tv_sec: 0, tv_nsec: wait_ns.min(WAIT_NS as u64) as i64 };
-        self.events.clear();
-        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        for event in &self.events {
-            let index = event.data.u64() as usize;
+        self.watch.wait(wait_ns.min(WAIT_NS))?;
+        for index in self.watch.ready() {
             // An error here is an ICMP message about an earlier send; what was lost shows in the ledger.
             if sockets[index].receive_batch(&mut self.batch).is_err() {
                 continue;
@@ -378,6 +380,8 @@ impl Poller {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::run::peer::Books;
     use crate::run::{Kind, RunSpec};
@@ -417,5 +421,24 @@ mod tests {
         assert_eq!(arrive(Phase::Measured, 999, Some(1_000)), (0, 0), "before the start");
         assert_eq!(arrive(Phase::Warmup, 1_200, Some(1_000)), (0, 0), "a straggler");
         assert_eq!(arrive(Phase::Measured, 1_000, Some(1_000)), (1, 1));
+    }
+
+    #[test]
+    fn long_runs_have_longer_intervals_and_no_more_memory() {
+        let target = "127.0.0.1:9".parse().unwrap();
+        let spec = RunSpec { interval: Duration::from_millis(100), ..RunSpec::new(Kind::Udp, target) };
+        let receiver = |seconds: u64| {
+            let timing =
+                Timing { warmup_ns: 0, warmup_end_ns: 0, start_ns: 0, end_ns: seconds * 1_000_000_000 };
+            Receiver::new(&spec, 1, timing, &[0])
+        };
+        let short = receiver(20);
+        assert_eq!((short.interval_ns, short.longer_intervals(&spec)), (100_000_000, None));
+        let mut long = receiver(3_600);
+        let remark = long.longer_intervals(&spec).unwrap();
+        assert!(remark.contains("14.1 s long instead of 100 ms"), "{remark}");
+        let bytes = 4 * long.intervals[0].distinct_values() as u64;
+        let written = long.take_intervals(3_600_000_000_000).len() as u64;
+        assert!(written <= INTERVALS_MAX && written * bytes < 32 << 20, "{written} of {bytes} bytes");
     }
 }

@@ -3,27 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use dataplane::admin::client::{self, GetError};
 use serde::{Deserialize, Serialize};
 
 use super::clock::monotonic_ns;
 use super::problem::Problem;
 use crate::netns::Namespace;
 
-/// How long a server may take for each part of its answer, and for figures that are new.
+/// How long a server may take for its answer, and for figures that are new.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two questions to a server whose figures are old.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Longest answer in bytes.
-const ANSWER_LEN_MAX: u64 = 4 << 20;
-/// Most header fields of an answer.
-const FIELDS_MAX: usize = 32;
 /// What the programs of this project are called, by how the names of their metrics begin; the longer ones first.
 const PROGRAMS: [(&str, &str); 2] = [("towpath_relay_", "relay"), ("towpath_", "tunnel")];
 
@@ -169,38 +165,22 @@ fn read(admin: &ServerAdmin) -> Result<Counters, Problem> {
 }
 
 fn ask(address: SocketAddr) -> Result<Counters, Problem> {
-    let answer = get(address, "/metrics").map_err(|error| {
-        Problem::Setup(format!(
-            "--server-admin {address}: {error}; start the server with --admin {address}, or give the address that its log names"
-        ))
+    let problem = |what: &str, fix: &str| Problem::Setup(format!("--server-admin {address}: {what}; {fix}"));
+    let strange =
+        |what: &str| problem(what, "it has to be the --admin address of a towpath or towpath-relay");
+    let reply = client::get(address, "/metrics", PATIENCE).map_err(|error| match error {
+        GetError::Unreachable(_) => {
+            let fix =
+                format!("start the server with --admin {address}, or give the address that its log names");
+            problem(&error.to_string(), &fix)
+        }
+        GetError::Slow(_) | GetError::Long | GetError::Strange => strange(&error.to_string()),
     })?;
-    let strange = |what: &str| {
-        Problem::Setup(format!(
-            "--server-admin {address}: {what}; it has to be the --admin address of a towpath or towpath-relay"
-        ))
-    };
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut head = httparse::Response::new(&mut fields);
-    let body = match head.parse(&answer) {
-        Ok(httparse::Status::Complete(len)) => &answer[len..],
-        Ok(httparse::Status::Partial) | Err(_) => return Err(strange("it does not speak HTTP")),
-    };
-    if head.code != Some(200) {
-        return Err(strange(&format!("it answers {}", head.code.unwrap_or_default())));
+    if reply.code != 200 {
+        return Err(strange(&format!("it answers {}", reply.code)));
     }
-    let text = String::from_utf8_lossy(body);
+    let text = String::from_utf8_lossy(&reply.body);
     parse(&text).ok_or_else(|| strange("it shows no drop counters of this project"))
-}
-
-/// The whole answer to a GET request.
-fn get(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_LEN_MAX).read_to_end(&mut answer)?;
-    Ok(answer)
 }
 
 /// What metrics say, in the text format of Prometheus.
@@ -232,6 +212,8 @@ fn parse(text: &str) -> Option<Counters> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+
     use super::*;
 
     const RELAY: &str = "# HELP towpath_relay_build_info Always 1.\ntowpath_relay_build_info{version=\"0.1.0\"} 1\n\
@@ -279,7 +261,9 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.read(&mut [0; 512]).unwrap();
+            // To the end of the request: closing with some of it unread would reset the connection.
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            lines.map(Result::unwrap).take_while(|line| !line.is_empty()).for_each(drop);
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhello").unwrap();
         });
         let admin: ServerAdmin = address.to_string().parse().unwrap();

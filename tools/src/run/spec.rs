@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::devices::Host;
 use super::live::Live;
 use super::payload;
 use super::problem::Problem;
@@ -234,6 +235,9 @@ pub struct RunSpec {
     /// Servers of this project that are asked what they lost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub server_admins: Vec<ServerAdmin>,
+    /// Hosts of a lab whose devices are looked at.
+    #[serde(skip)]
+    pub hosts: Vec<Host>,
     /// Processes whose CPU time is divided by the datagrams.
     pub dut_pids: Vec<u32>,
     /// Name of the run in tables and plots.
@@ -281,6 +285,7 @@ impl RunSpec {
             bind: None,
             peer: None,
             server_admins: Vec::new(),
+            hosts: Vec::new(),
             dut_pids: Vec::new(),
             label: String::new(),
             stop: None,

@@ -4,10 +4,8 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::event::{Timespec, epoll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::clock::monotonic_ns;
@@ -18,6 +16,7 @@ use super::receiver::{Receiver, Shared, When};
 use super::schedule::Burst;
 use super::sender::{Outlet, Tally};
 use super::spec::RunSpec;
+use crate::epoll::Watch;
 
 /// Most connections.
 pub const FLOWS_MAX: u32 = 10_000;
@@ -30,7 +29,7 @@ const RETRY_NS: u64 = 500_000;
 /// Bytes read at once.
 const READ: usize = 64 << 10;
 /// Longest wait without looking at the end of the run, in nanoseconds.
-const WAIT_NS: i64 = 5_000_000;
+const WAIT_NS: u64 = 5_000_000;
 
 /// Connects every flow and sees the first message come back.
 ///
@@ -196,26 +195,16 @@ pub fn receive(
     drain_ns: u64,
     shared: &Shared,
 ) -> io::Result<()> {
-    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    for (index, stream) in streams.iter().enumerate() {
-        epoll::add(&poll, stream.as_fd(), epoll::EventData::new_u64(index as u64), epoll::EventFlags::IN)?;
-    }
+    let mut watch = Watch::new(streams)?;
     let mut pieces: Vec<Pieces> = streams.iter().map(|_| Pieces::default()).collect();
-    let mut events = Vec::with_capacity(256);
     let mut chunk = vec![0; READ];
     while let Some(late_after_ns) = receiver.goes_on(drain_ns, shared) {
-        let wait = Timespec { tv_sec: 0, tv_nsec: WAIT_NS };
-        events.clear();
-        match epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        for event in &events {
-            let index = event.data.u64() as usize;
+        watch.wait(WAIT_NS)?;
+        for index in watch.ready() {
             match (&streams[index]).read(&mut chunk) {
                 Err(error) if is_busy(&error) => {}
                 // Closed or reset: what is missing shows in the ledger.
-                Ok(0) | Err(_) => epoll::delete(&poll, streams[index].as_fd())?,
+                Ok(0) | Err(_) => watch.remove(&streams[index])?,
                 Ok(len) => {
                     let arrived_ns = monotonic_ns();
                     let late = arrived_ns > late_after_ns;

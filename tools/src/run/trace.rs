@@ -4,7 +4,6 @@
 //! and lines that begin with `#` are left out. `tshark -T fields -E separator=, -e frame.time_relative -e udp.length` writes
 //! such lines.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::payload;
 use super::problem::Problem;
 use super::spec::SIZE_MAX;
+use crate::format::bounded;
 
 /// Most datagrams in a trace (24 bytes of memory each).
 const POINTS_MAX: usize = 10_000_000;
+/// Most bytes of its file.
+const BYTES_MAX: u64 = 512 << 20;
 /// Longest time of a trace, seconds: nanoseconds of it fit a float without rounding.
 const SECONDS_MAX: f64 = 1e6;
 
@@ -93,7 +95,7 @@ impl Trace {
     /// # Errors
     /// [`Problem::Usage`], naming file and line and how a line looks.
     pub fn load(&self) -> Result<Self, Problem> {
-        let text = fs::read_to_string(&self.file)
+        let text = bounded::read_to_string(&self.file, BYTES_MAX)
             .map_err(|error| Problem::Usage(format!("--arrivals trace:{}: {error}", self.file.display())))?;
         Self::parse(&self.file, &text)
     }

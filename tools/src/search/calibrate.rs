@@ -11,7 +11,8 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::machine::{Found, Search};
-use super::measure::{End, Unoffered, carry_out};
+use super::measure::{End, Unoffered, carry_out, start_over};
+use crate::progress;
 use crate::reflect::Reflector;
 use crate::run::distribution::HIGHEST_NS;
 use crate::run::{Kind, RunResult, RunSpec, run};
@@ -96,10 +97,12 @@ pub fn calibrate(
     bar: &ProgressBar,
 ) -> anyhow::Result<Calibration> {
     let mut runs: Vec<RunResult> = Vec::new();
+    bar.set_length(u64::from(RUNS) * progress::STEPS);
     for number in 0..RUNS {
         bar.set_message(format!("noise {}/{RUNS}", number + 1));
         let seed = spec.seed.wrapping_add(u64::from(number));
-        let made = run(&RunSpec { seed, stop: Some(Arc::clone(stop)), ..spec.clone() }, |_| ());
+        let one = RunSpec { seed, stop: Some(Arc::clone(stop)), ..spec.clone() };
+        let made = run(&one, |share| progress::step(bar, u64::from(number), share));
         if stop.load(Ordering::Relaxed) {
             break;
         }
@@ -115,6 +118,7 @@ pub fn calibrate(
     let (middle, tail) = (quantile("p50"), quantile("p99"));
     let logs = |values: &[f64]| deviation(&values.iter().map(|value| value.ln()).collect::<Vec<_>>());
     let lateness = of(&|run| run.latency.lateness.quantile("p99.9")?.value_ns);
+    start_over(bar);
     let (ceiling, end) = ceiling(spec, budget, stop, bar)?;
     Ok(Calibration {
         ceiling,

@@ -61,7 +61,12 @@ pub fn carry_out(
         if spent >= 1.0 {
             return Ok(End::OutOfTime);
         }
-        bar.set_position((STEPS * search.share().max(spent)) as u64);
+        let share = search.share();
+        let show = |_| {
+            let spent = (monotonic_ns() - begin) as f64 / budget_ns as f64;
+            bar.set_position((STEPS * share.max(spent).min(1.0)) as u64);
+        };
+        show(0.0);
         bar.set_message(format!("trial {number}: {} for {seconds:.0} s", units::rate(rate)));
         let spec = RunSpec {
             rate_pps: rate,
@@ -70,7 +75,7 @@ pub fn carry_out(
             stop: Some(Arc::clone(stop)),
             ..base.clone()
         };
-        let Some(result) = believed(&spec, unoffered, stop)? else { return Ok(End::Interrupted) };
+        let Some(result) = believed(&spec, unoffered, stop, show)? else { return Ok(End::Interrupted) };
         match (result.verdict.validity, unoffered) {
             (Validity::Valid, _) => search.record(trial(&result, rate, seconds)),
             (_, Unoffered::Limits) => search.limit(),
@@ -81,10 +86,15 @@ pub fn carry_out(
 }
 
 /// Makes a run, again if it cannot be believed; `None` when it was interrupted.
-fn believed(spec: &RunSpec, unoffered: Unoffered, stop: &AtomicBool) -> anyhow::Result<Option<RunResult>> {
+fn believed(
+    spec: &RunSpec,
+    unoffered: Unoffered,
+    stop: &AtomicBool,
+    progress: impl Fn(f64) + Send + Copy,
+) -> anyhow::Result<Option<RunResult>> {
     let repeats = if unoffered == Unoffered::IsBad { 0 } else { REPEATS_MAX };
     for attempt in 0.. {
-        let made = run(spec, |_| ());
+        let made = run(spec, progress);
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
@@ -114,6 +124,12 @@ pub fn trial(result: &RunResult, rate: f64, seconds: f64) -> Trial {
 #[must_use]
 pub fn bar() -> ProgressBar {
     let bar = crate::progress::bar(1);
-    bar.set_length(STEPS as u64);
+    start_over(&bar);
     bar
+}
+
+/// Sets a bar that has shown something else to the beginning of a search.
+pub fn start_over(bar: &ProgressBar) {
+    bar.set_length(STEPS as u64);
+    bar.reset();
 }

@@ -4,6 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tools::format::counts::{Counts, Layout};
+use tools::format::encoding;
+
 use super::left_out::left_out;
 use super::{Reflector, output, short_run};
 
@@ -96,6 +101,59 @@ fn wrong_files_are_refused_with_the_fix_and_nothing_is_written() {
         );
     }
     assert!(!directory.path().join("to.hlog").exists() && !directory.path().join("to.hlog.part").exists());
+}
+
+/// The program with 400 MB of memory and a minute, which is twenty times what it needs for what follows.
+#[expect(clippy::disallowed_methods, reason = "the test limits a program by the shell")]
+fn within_bounds(arguments: &[&str]) -> (i32, String, String) {
+    let script = "ulimit -v 400000; exec timeout 60 \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_towpath-lab")])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    (output.status.code().unwrap_or(-1), stdout, stderr)
+}
+
+#[test]
+fn hostile_files_take_neither_memory_nor_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    // Lists that nobody asked for.
+    let many = format!("[{}0]", "[],".repeat(12_000_000));
+    fs::write(path("irtt.json"), format!("{{\"x\": {many}, \"round_trips\": []}}")).unwrap();
+    let (code, _, stderr) = within_bounds(&["show", &path("irtt.json")]);
+    assert_eq!(code, 0, "{stderr}");
+    fs::write(path("run.json"), format!("{{\"schema\": 1, \"curve\": {many}}}")).unwrap();
+    for command in ["compare", "report", "replay"] {
+        let (code, _, stderr) = within_bounds(&[command, &path("run.json")]);
+        assert!(
+            code == 1 && (stderr.contains("longer than 32 MiB") || stderr.contains("more than any run")),
+            "{stderr}"
+        );
+    }
+    let run = path("run.json");
+    let (code, _, stderr) = within_bounds(&["gate", &run, "--with", &run, "--fail", "p99>+5%"]);
+    assert!(code == 1 && stderr.contains("run.json"), "{stderr}");
+    // Five thousand lines of a hundred bytes, whose histograms have three million counters each.
+    let mut counts = Counts::new(Layout::new(1, 3_600_000_000_000, 5).unwrap());
+    counts.push(3_500_000_000_000, 1).unwrap();
+    let line = STANDARD.encode(encoding::encode(&counts).unwrap());
+    let lines: String = (0..5_000).map(|second| format!("{second}.0,1.0,1.0,{line}\n")).collect();
+    fs::write(path("wide.hlog"), lines).unwrap();
+    let (code, text, stderr) = within_bounds(&["show", &path("wide.hlog")]);
+    assert!(code == 0 && text.contains("5000"), "{code} {stderr}");
+    for name in ["to.csv", "to.hlog"] {
+        let (code, _, stderr) = within_bounds(&["convert", &path("wide.hlog"), &path(name)]);
+        assert_eq!(code, 0, "{stderr}");
+    }
+    let (code, _, stderr) =
+        within_bounds(&["merge", &path("to.hlog"), &path("to.hlog"), "--out", &path("sum.hgrm")]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(fs::read_to_string(path("sum.hgrm")).unwrap().contains("= "));
+    let (code, _, stderr) = within_bounds(&["show", "/dev/zero"]);
+    assert!(code == 1 && stderr.contains("/dev/zero"), "{stderr}");
 }
 
 #[test]

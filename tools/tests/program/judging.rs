@@ -506,6 +506,17 @@ fn our_own_designs_are_compared_in_a_network_of_their_own() {
         assert!(cpu["estimate"].as_f64().unwrap() > 0.0 && cpu["side"] == "drop", "{table}");
         assert_eq!(table["runs"], json!([1, 1]));
     }
+    if !left_out {
+        // From the address towards the relay nobody is reached through the tunnel: its half fails, the other is kept.
+        let mut arguments =
+            vec!["ab", "--io", "suspend,drop", "--blocks", "1", "--json", "--bind", "10.71.2.1"];
+        arguments.extend(SHORT);
+        let (code, text, stderr) = output(&arguments);
+        assert!(code == 5 && stderr.contains("through the tunnel: "), "{code} {text} {stderr}");
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((json.as_array().unwrap().len(), &json[0]["title"]), (1, &json!("relay")), "{text}");
+        assert_eq!(json[0]["runs"], json!([1, 1]));
+    }
     let (code, _, stderr) = output(&["ab", "--io", "uring"]);
     assert!(code == 2 && stderr.contains("uring,suspend"), "{code} {stderr}");
     let (code, _, stderr) = output(&["ab", "udp", "127.0.0.1:9"]);

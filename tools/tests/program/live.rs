@@ -99,3 +99,38 @@ fn without_a_terminal_the_live_view_is_refused() {
     let (code, _, stderr) = output(&["run", "udp", "127.0.0.1:9", "--live"]);
     assert!(code == 2 && stderr.contains("--live"), "{code} {stderr}");
 }
+
+#[test]
+fn what_takes_long_says_how_much_is_left() {
+    let lab = env!("CARGO_BIN_EXE_towpath-lab");
+    let directory = tempfile::tempdir().unwrap();
+    let scenario = directory.path().join("long.toml");
+    let load = "udp 127.0.0.1:7 --rate 100pps --pace sleep --duration 300s --lateness-limit 10s";
+    let text = format!(
+        "[host.a]\n[[program]]\nhost = \"a\"\nrun = \"towpath-lab reflect 127.0.0.1:7\"\nready = \"reflecting\"\n\
+         [load]\nhost = \"a\"\nrun = \"{load}\"\nhold = []\n"
+    );
+    std::fs::write(&scenario, text).unwrap();
+    // Either is on its way within seconds, and minutes from its end.
+    for (command, name) in [
+        ("calibrate --rate 100pps --pace sleep --duration 60s".to_owned(), "noise 1/5".to_owned()),
+        (format!("lab run {}", scenario.display()), "long.toml".to_owned()),
+    ] {
+        let Some(terminal) = Terminal::start(&format!("{lab} {command}; echo ended with $?; cat")) else {
+            return left_out("progress in a terminal: apt-get install tmux");
+        };
+        let screen = terminal.wait_for("progress, or why there is none", |screen| {
+            let moves = line(screen, "[").is_some_and(|bar| bar.contains('█') || bar.contains('#'));
+            moves && screen.contains(&name) || screen.contains("ended with 5")
+        });
+        if screen.contains("ended with 5") {
+            // What forbids labs here, the tests of labs say.
+            assert!(screen.contains("forbidden"), "{screen}");
+            continue;
+        }
+        let bar = line(&screen, "[").unwrap();
+        assert!(bar.contains(" % ") && bar.contains(" left  "), "{screen}");
+        terminal.tmux(&["send-keys", "C-c"]).unwrap();
+        terminal.wait_for("the end", |screen| screen.contains("ended with 130"));
+    }
+}

@@ -208,5 +208,7 @@ fn c_counts_what_we_count() {
              npm install --ignore-scripts --prefix n native-hdr-histogram, with NODE_PATH=n/node_modules",
         );
     }
-    check("C", &[], |log, _| printed(program(reader.to_str().unwrap()).arg(log)));
+    check("C", &["untagged", "service", "lateness"], |log, tag| {
+        printed(program(reader.to_str().unwrap()).arg(log).arg(tag))
+    });
 }

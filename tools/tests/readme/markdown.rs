@@ -74,11 +74,22 @@ impl Document {
 
     /// The code spans in a column of the first table below `heading` that has a column `title`.
     pub fn column(&self, heading: &str, title: &str) -> Vec<&str> {
+        self.cells(heading, title).into_iter().map(|cell| cell.trim_matches('`')).collect()
+    }
+
+    /// The same as they stand.
+    pub fn cells(&self, heading: &str, title: &str) -> Vec<&str> {
         let rows = self.rows.iter().filter(|row| row.0 == heading);
         let mut rows = rows.map(|row| &row.1).skip_while(|cells| !cells.iter().any(|cell| cell == title));
         let head = rows.next().map(|cells| cells.iter().position(|cell| cell == title));
         let Some(Some(column)) = head else { return Vec::new() };
-        rows.skip(1).filter_map(|cells| cells.get(column)).map(|cell| cell.trim_matches('`')).collect()
+        // Up to the next table, which has its own heading right above a line of dashes.
+        let rows: Vec<&Vec<String>> = rows.skip(1).collect();
+        let is_rule = |cells: &&Vec<String>| {
+            cells.iter().all(|cell| !cell.is_empty() && cell.bytes().all(|byte| byte == b'-'))
+        };
+        let end = rows.iter().position(is_rule).map_or(rows.len(), |rule| rule - 1);
+        rows[..end].iter().filter_map(|cells| cells.get(column)).map(String::as_str).collect()
     }
 
     /// Targets of links.
