@@ -2,11 +2,10 @@
 
 use std::io;
 
-use super::clock::monotonic_ns;
 use super::frame::Wrap;
 use super::path::Path;
 use super::payload::{Header, Phase};
-use super::post::{Post, Sending};
+use super::post::{Answer, Post, Sending};
 use super::schedule::{Burst, Datagram};
 use super::sender::{Outlet, Tally};
 use super::spec::{GSO_SEGMENTS_MAX, RunSpec, SIZE_MAX};
@@ -42,7 +41,7 @@ pub struct Datagrams<'a, W> {
     datagrams: Vec<Datagram>,
     bytes: usize,
     /// Answers of the kernel, in the order of `held`.
-    answers: Vec<io::Result<()>>,
+    answers: Vec<Answer>,
 }
 
 impl<'a, W: Wrap> Datagrams<'a, W> {
@@ -66,10 +65,7 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
 
     /// Holds one message, after others have left where there is no room for it.
     fn hold(&mut self, held: Held, datagrams: &[Datagram], tally: &mut Tally) -> io::Result<()> {
-        let socket = |held: &Held| self.path.flows[held.flow as usize].socket;
-        let elsewhere =
-            !self.post.spans_sockets() && self.held.last().is_some_and(|last| socket(last) != socket(&held));
-        if elsewhere || self.held.len() == HELD_MAX || self.bytes > HELD_BYTES {
+        if self.held.len() == HELD_MAX || self.bytes > HELD_BYTES {
             self.send(tally)?;
         }
         self.bytes += held.frame_len * held.count;
@@ -83,15 +79,15 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
         if self.held.is_empty() {
             return Ok(());
         }
-        let now = monotonic_ns();
         let Self { path, wrap, post, run_id, held, datagrams, answers, .. } = self;
         wrap.begin();
-        let sendings = held.iter().map(|held| {
+        let sending = |index: usize| {
+            let held: &Held = &held[index];
             let flow = &path.flows[held.flow as usize];
             let socket = &path.sockets[flow.socket];
             Sending { socket, to: flow.to, segment: held.frame_len, len: held.frame_len * held.count }
-        });
-        let fill = |index: usize, bytes: &mut [u8]| {
+        };
+        let fill = |index: usize, left_ns: u64, bytes: &mut [u8]| {
             let held = &held[index];
             let all = datagrams[held.first..][..held.count].iter();
             for ((number, datagram), frame) in
@@ -104,18 +100,18 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
                     flow: held.flow,
                     seq: number,
                     intended_ns: held.start_ns + datagram.due_ns,
-                    actual_ns: now,
+                    actual_ns: left_ns,
                     turned_ns: 0,
                 };
                 wrap.write(frame, &path.flows[held.flow as usize], &header, datagram.size);
             }
         };
-        post.send(sendings, fill, answers)?;
-        for (held, answer) in held.iter().zip(answers.drain(..)) {
+        post.send(held.len(), sending, fill, answers)?;
+        for (held, Answer { left_ns, taken }) in held.iter().zip(answers.drain(..)) {
             let bytes: usize =
                 datagrams[held.first..][..held.count].iter().map(|datagram| datagram.size).sum();
-            let lateness_ns = now.saturating_sub(held.leave_ns);
-            tally.book(held.flow, held.count as u64, bytes as u64, lateness_ns, answer);
+            let lateness_ns = left_ns.saturating_sub(held.leave_ns);
+            tally.book(held.flow, held.count as u64, bytes as u64, lateness_ns, taken);
         }
         held.clear();
         datagrams.clear();

@@ -3,12 +3,12 @@
 //!
 //! | `--send` | messages that are due together leave in |
 //! |---|---|
-//! | `sendmmsg` | one `sendmmsg` for each socket, or `sendmsg` when there is one |
+//! | `sendmmsg` | one `sendmmsg` for each socket, or `sendmsg` where it has one message |
 //! | `uring` | one `io_uring_enter` for all sockets |
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use dataplane::sys::ring::{self, ReapHalf, SubmitHalf};
 use dataplane::sys::slab::{Slab, Slot};
 use dataplane::sys::udp::{SEND_BATCH, UdpSocket, send_batch};
 
+use super::clock::monotonic_ns;
 use super::datagrams::{HELD_BYTES, HELD_MAX};
 use super::spec::{SIZE_MAX, SendBy};
 
@@ -43,6 +44,15 @@ impl Sending<'_> {
     }
 }
 
+/// What became of a message.
+#[derive(Debug)]
+pub struct Answer {
+    /// When its system call began (CLOCK_MONOTONIC, nanoseconds).
+    pub left_ns: u64,
+    /// Whether the kernel took it.
+    pub taken: io::Result<()>,
+}
+
 /// A way to the kernel.
 pub enum Post {
     /// By `sendmsg` and `sendmmsg`.
@@ -63,29 +73,26 @@ impl Post {
         })
     }
 
-    /// Whether messages of several sockets leave together.
-    #[must_use]
-    pub fn spans_sockets(&self) -> bool {
-        matches!(self, Self::Ring(_))
-    }
-
-    /// Sends up to [`HELD_MAX`] messages, none waiting for room, and pushes the answer to each. `fill` writes the bytes of
-    /// message `index`.
+    /// Sends `count` messages, [`HELD_MAX`] at most and none waiting for room. Those of one socket keep their order; what
+    /// became of message `index` is put at that place of `answers`. `fill` writes its bytes, and is told when they leave.
     ///
     /// # Errors
     /// A broken ring; what is wrong with a message is its answer.
     pub fn send<'a>(
         &mut self,
-        sendings: impl Iterator<Item = Sending<'a>>,
-        fill: impl FnMut(usize, &mut [u8]),
-        answers: &mut Vec<io::Result<()>>,
+        count: usize,
+        sending: impl Fn(usize) -> Sending<'a>,
+        fill: impl FnMut(usize, u64, &mut [u8]),
+        answers: &mut Vec<Answer>,
     ) -> io::Result<()> {
+        answers.clear();
+        answers.resize_with(count, || Answer { left_ns: 0, taken: Ok(()) });
         match self {
             Self::Messages(messages) => {
-                messages.send(sendings, fill, answers);
+                messages.send(sending, fill, answers);
                 Ok(())
             }
-            Self::Ring(ring) => ring.send(sendings, fill, answers),
+            Self::Ring(ring) => ring.send(sending, fill, answers),
         }
     }
 }
@@ -100,49 +107,70 @@ fn filling(bytes: &mut [u8]) {
 /// System calls with the frames side by side in plain memory.
 pub struct Messages {
     frames: Box<[u8]>,
+    /// The messages by socket, those of one in their order. A sender that is behind its schedule has several for each, which
+    /// then cost less: that is how it catches up.
+    order: Vec<(RawFd, usize)>,
 }
 
 impl Messages {
     fn new() -> Self {
         let mut frames = vec![0; HELD_BYTES + SIZE_MAX].into_boxed_slice();
         filling(&mut frames);
-        Self { frames }
+        Self { frames, order: Vec::with_capacity(HELD_MAX) }
     }
 
     fn send<'a>(
         &mut self,
-        mut sendings: impl Iterator<Item = Sending<'a>>,
-        mut fill: impl FnMut(usize, &mut [u8]),
-        answers: &mut Vec<io::Result<()>>,
+        sending: impl Fn(usize) -> Sending<'a>,
+        mut fill: impl FnMut(usize, u64, &mut [u8]),
+        answers: &mut [Answer],
     ) {
-        let Some(first) = sendings.next() else { return };
-        let Some(second) = sendings.next() else {
-            let bytes = &mut self.frames[..first.len];
-            fill(0, bytes);
-            answers.push(first.socket.send_segments(first.to, None, 0, bytes, first.segment));
-            return;
-        };
-        let mut items = [(first.target(), &[][..], first.segment); SEND_BATCH];
-        let (mut rest, mut count) = (&mut self.frames[..], 0);
-        for sending in [first, second].into_iter().chain(sendings) {
-            let (bytes, behind) = rest.split_at_mut(sending.len);
-            fill(count, bytes);
-            items[count] = (sending.target(), bytes, sending.segment);
-            (rest, count) = (behind, count + 1);
+        let Self { frames, order, .. } = self;
+        order.clear();
+        order.extend((0..answers.len()).map(|index| (sending(index).socket.fd().as_raw_fd(), index)));
+        order.sort_unstable();
+        for together in order.chunk_by(|(one, _), (other, _)| one == other) {
+            let left_ns = monotonic_ns();
+            if let &[(_, index)] = together {
+                let Sending { socket, to, segment, len } = sending(index);
+                let bytes = &mut frames[..len];
+                fill(index, left_ns, bytes);
+                let taken = socket.send_segments(to, None, 0, bytes, segment);
+                answers[index] = Answer { left_ns, taken };
+                continue;
+            }
+            let first = sending(together[0].1);
+            let mut items = [(first.target(), &[][..], first.segment); SEND_BATCH];
+            let mut rest = &mut frames[..];
+            for (item, &(_, index)) in items.iter_mut().zip(together) {
+                let sending = sending(index);
+                let (bytes, behind) = rest.split_at_mut(sending.len);
+                fill(index, left_ns, bytes);
+                *item = (sending.target(), bytes, sending.segment);
+                answers[index].left_ns = left_ns;
+                rest = behind;
+            }
+            send_together(first.socket, &items[..together.len()], |place, error| {
+                answers[together[place].1].taken = Err(error);
+            });
         }
-        let mut left = &items[..count];
-        while !left.is_empty() {
-            // All are of one socket: `spans_sockets` says no.
-            match send_batch(first.socket.fd().as_fd(), left) {
-                Ok(taken) => {
-                    answers.extend((0..taken).map(|_| Ok(())));
-                    left = &left[taken..];
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    answers.push(Err(error));
-                    left = &left[1..];
-                }
+    }
+}
+
+/// Sends messages from one socket, each once; says which were refused.
+fn send_together(
+    socket: &UdpSocket,
+    items: &[(Target, &[u8], usize)],
+    mut refused: impl FnMut(usize, io::Error),
+) {
+    let mut done = 0;
+    while done < items.len() {
+        match send_batch(socket.fd().as_fd(), &items[done..]) {
+            Ok(taken) => done += taken,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                refused(done, error);
+                done += 1;
             }
         }
     }
@@ -171,18 +199,20 @@ impl Ring {
 
     fn send<'a>(
         &mut self,
-        sendings: impl Iterator<Item = Sending<'a>>,
-        mut fill: impl FnMut(usize, &mut [u8]),
-        answers: &mut Vec<io::Result<()>>,
+        sending: impl Fn(usize) -> Sending<'a>,
+        mut fill: impl FnMut(usize, u64, &mut [u8]),
+        answers: &mut [Answer],
     ) -> io::Result<()> {
-        for (index, sending) in sendings.enumerate() {
+        let left_ns = monotonic_ns();
+        for (index, answer) in answers.iter_mut().enumerate() {
             // There are as many slots as messages, and all came back below.
             let Some(mut slot) = self.free.pop() else { return Err(stuck()) };
-            fill(index, &mut self.slab.bytes(&mut slot)[..sending.len]);
+            let sending = sending(index);
+            fill(index, left_ns, &mut self.slab.bytes(&mut slot)[..sending.len]);
             self.carries[slot.index()] = (index, sending.len);
             let fd = sending.socket.fd().as_fd();
             self.submit.push_send(slot, fd, &sending.target(), sending.len, sending.segment, false);
-            answers.push(Ok(()));
+            answer.left_ns = left_ns;
         }
         for _ in 0..WAITS_MAX {
             match self.submit.submit() {
@@ -194,7 +224,7 @@ impl Ring {
             let Self { reap, free, carries, .. } = self;
             reap.reap(|slot, result| {
                 let (index, len) = carries[slot.index()];
-                answers[index] = answer(result, len);
+                answers[index].taken = answer(result, len);
                 free.push(slot);
             });
             if self.free.len() == HELD_MAX {
@@ -217,4 +247,60 @@ fn answer(result: i32, len: usize) -> io::Result<()> {
 
 fn stuck() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the sender's ring has given nothing back for 10 s")
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions};
+
+    use super::*;
+
+    fn socket() -> UdpSocket {
+        let options = UdpOptions { packet_info: false, ..UdpOptions::default() };
+        UdpSocket::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap()
+    }
+
+    /// The first byte of each datagram that has come, in order.
+    fn first_bytes(socket: &UdpSocket) -> Vec<u8> {
+        let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
+        socket.receive_batch(&mut batch).unwrap();
+        batch.iter_mut().map(|arrival| arrival.bytes[0]).collect()
+    }
+
+    #[test]
+    fn messages_of_several_sockets_keep_their_order_and_only_the_refused_ones_are_lost() {
+        let (one, other, alone) = (socket(), socket(), socket());
+        let nowhere = "127.0.0.1:0".parse().unwrap();
+        for send in [SendBy::Sendmmsg, SendBy::Uring] {
+            let (far, farther) = (socket(), socket());
+            let (far_at, farther_at) = (far.local_addr(), farther.local_addr());
+            let plan = [
+                (&one, far_at),
+                (&other, farther_at),
+                (&one, nowhere),
+                (&one, far_at),
+                (&alone, nowhere),
+                (&other, farther_at),
+                (&one, far_at),
+                (&other, nowhere),
+            ];
+            let mut post = Post::new(send).unwrap();
+            let mut answers = Vec::new();
+            let before_ns = monotonic_ns();
+            let sending = |index: usize| {
+                let (socket, to) = plan[index];
+                Sending { socket, to, segment: 100 + index, len: 100 + index }
+            };
+            let fill = |index: usize, left_ns: u64, bytes: &mut [u8]| {
+                assert!(bytes.len() == 100 + index && left_ns >= before_ns);
+                bytes[0] = index as u8;
+            };
+            post.send(plan.len(), sending, fill, &mut answers).unwrap();
+            let refused: Vec<usize> =
+                (0..plan.len()).filter(|&index| answers[index].taken.is_err()).collect();
+            assert_eq!(refused, [2, 4, 7], "{send:?}: {answers:?}");
+            assert!(answers.iter().all(|answer| answer.left_ns >= before_ns), "{send:?}: {answers:?}");
+            assert_eq!((first_bytes(&far), first_bytes(&farther)), (vec![0, 3, 6], vec![1, 5]), "{send:?}");
+        }
+    }
 }
