@@ -7,9 +7,12 @@
 
 #[path = "support/hosts.rs"]
 mod on_hosts;
+#[path = "support/unwritable.rs"]
+mod unwritable;
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -405,6 +408,64 @@ fn a_closed_terminal_ends_the_tunnel_unless_nohup_says_otherwise() {
     assert!(hosts.path("names").exists() && !running.log().contains("ledger"), "{}", running.log());
     assert!(hosts.down("tow1").status.success());
     end(&mut running);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_lost_and_nothing_else_is() {
+    let Some(hosts) = hosts("a_log_that_cannot_be_written_is_lost_and_nothing_else_is") else { return };
+    let ran = hosts.path("conf").join("ran");
+    let hooks =
+        ["PostUp", "PreDown", "PostDown"].map(|key| format!("{key} = echo {key} >> {}", ran.display()));
+    let file = hosts.configuration(1, &hooks.join("\n"), &format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820"));
+    let before = hosts.state();
+    for output in [unwritable::full_disk, unwritable::pipe, unwritable::terminal] {
+        let arguments = ["up", file.to_str().unwrap(), "--io", "suspend", "--admin", "127.0.0.1:9642"];
+        let mut command = hosts.towpath(&arguments);
+        command.stdout(output()).stderr(output());
+        let mut child = hosts.a.run(|| command.spawn().unwrap());
+        until_text(&ran, "PostUp\n");
+        let metrics = hosts.a.run(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:9642").unwrap();
+            stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            std::io::read_to_string(stream).unwrap()
+        });
+        let lost = metrics.lines().find_map(|line| line.strip_prefix("towpath_log_lines_lost_total "));
+        assert!(lost.unwrap().parse::<u64>().unwrap() >= 2, "{metrics}");
+        let down = hosts.down("tow1");
+        let status = child.wait().unwrap();
+        assert!(down.status.success() && status.success(), "{status} {down:?}");
+        assert_eq!(fs::read_to_string(&ran).unwrap(), "PostUp\nPreDown\nPostDown\n");
+        fs::remove_file(&ran).unwrap();
+        assert_eq!(hosts.state(), before);
+    }
+
+    // A terminal that is closed while the tunnel is its foreground process, which then has a signal and no log any more.
+    let (terminal, end) = unwritable::open_terminal();
+    let program = hosts.towpath(&["up", file.to_str().unwrap(), "--io", "suspend"]);
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", TOWPATH]).args(program.get_args()).env_remove("RUST_LOG");
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(end.try_clone().unwrap()).stdout(end.try_clone().unwrap()).stderr(end);
+    let mut child = hosts.a.run(|| command.spawn().unwrap());
+    drop(command);
+    until_text(&ran, "PostUp\n");
+    drop(terminal);
+    let status = child.wait().unwrap();
+    assert_eq!(fs::read_to_string(&ran).unwrap(), "PostUp\nPreDown\nPostDown\n");
+    assert!(status.success(), "{status}");
+    fs::remove_file(&ran).unwrap();
+    assert_eq!(hosts.state(), before);
+}
+
+/// Waits until a file holds this.
+fn until_text(file: &Path, text: &str) {
+    let start = Instant::now();
+    while !fs::read_to_string(file).is_ok_and(|found| found == text) {
+        assert!(start.elapsed() < PATIENCE, "{text:?} is not in {}", file.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
