@@ -29,13 +29,22 @@ impl Tunnel {
                 Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
                 Due::GiveUp => {
                     self.note_unanswered(index);
+                    self.tell_silence(index, now);
                     let peer = &mut self.peers[index];
-                    let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
-                    tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
+                    peer.timers.end_attempts();
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
                 Due::Erase => self.peers[index].rest(),
             }
+        }
+    }
+
+    /// Says that nobody answers, if nobody has for long.
+    fn tell_silence(&mut self, index: PeerIndex, now: Instant) {
+        let peer = &mut self.peers[index];
+        if peer.timers.take_silence(now) {
+            let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
+            tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
         }
     }
 
@@ -78,6 +87,10 @@ impl Tunnel {
         let timers = &mut self.peers[index].timers;
         timers.restart_attempts();
         if timers.may_initiate(now) {
+            // Under traffic this comes before the time of the repetition, and in its place.
+            if timers.handshake_in_progress() {
+                self.note_unanswered(index);
+            }
             self.initiate(index, now);
         }
     }
@@ -92,6 +105,7 @@ impl Tunnel {
         };
         if self.initiate_by(index, path, now) {
             self.peers[index].timers.initiation_sent(jitter, now);
+            self.tell_silence(index, now);
         }
         self.arm(index, now);
     }
