@@ -222,6 +222,16 @@ fn what_a_killed_one_leaves_is_taken_back_by_up_and_by_down() {
     assert_eq!((rules(), ran().as_str()), (2, "up tow1\n"));
     assert!(hosts.path("names").exists());
 
+    // Nor does anything leave beside the tunnel when its interface is down, or gone with the process.
+    let ways =
+        || ["203.0.113.9", "2001:db8:9::9"].map(|to| hosts.a.run(|| shell(&format!("ip route get {to}"))));
+    assert!(
+        ways().iter().all(|way| String::from_utf8_lossy(&way.stdout).contains("dev tow1")),
+        "{:?}",
+        ways()
+    );
+    hosts.a.sh("ip link set tow1 down");
+    assert!(ways().iter().all(|way| !way.status.success()), "{:?}", ways());
     killed(&mut first);
     assert_eq!(rules(), 2, "nobody has taken them back");
     let down = hosts.down(file.to_str().unwrap());

@@ -64,6 +64,13 @@ pub enum Step {
     },
     /// A policy rule.
     Rule(Rule),
+    /// The unreachable default route in the tunnel's own table.
+    Unreachable {
+        /// Of IPv6, not of IPv4.
+        ipv6: bool,
+        /// The table.
+        table: u32,
+    },
     /// `SaveConfig`: the file is written anew.
     Save {
         /// The configuration.
@@ -247,6 +254,10 @@ impl Host {
             Step::Rule(rule) => match Handle::open()?.delete_rule(rule) {
                 // It was noted and not done, or somebody else has removed it.
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                done => done?,
+            },
+            Step::Unreachable { ipv6, table } => match Handle::open()?.delete_unreachable(*ipv6, *table) {
+                Err(error) if error.errno() == Some(libc::ESRCH) => {}
                 done => done?,
             },
             Step::Save { file } => save::save(&self.interface, file)?,
