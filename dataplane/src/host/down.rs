@@ -48,6 +48,8 @@ pub fn down(interface: &str) -> io::Result<()> {
         signals: super::stop_signals()?,
     };
     host.end();
+    // Where it lives, somebody else has it.
+    let _ = crate::uapi::socket::clear_dead(interface);
     Ok(())
 }
 

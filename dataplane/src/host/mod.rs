@@ -201,7 +201,10 @@ impl Host {
 
     /// Takes back what is still to be taken back, once the interface is gone.
     pub fn end(mut self) {
-        self.take_back_all();
+        self.forget_signals();
+        while self.take_back_newest() {
+            self.forget_signals();
+        }
         self.journal.remove();
     }
 
@@ -226,8 +229,14 @@ impl Host {
     /// Takes back what there is above the interface.
     fn take_back_to_interface(&mut self) {
         while self.journal.newest().is_some_and(|step| *step != Step::Interface) {
+            self.forget_signals();
             self.take_back_newest();
         }
+    }
+
+    /// While we end, a signal ends the hook that runs when it comes, and no later one.
+    fn forget_signals(&self) {
+        while self.signals.take().is_some() {}
     }
 
     /// Takes back what was done last; `false` when there is nothing. What cannot be taken back is told and given up: the
