@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::journal::{Found, Journal};
 use self::names::Resolver;
+pub(crate) use self::routes::is_connected;
 use crate::config::{Config, HostSection};
 use crate::netlink::{Handle, Rule};
 use crate::sys::signal::{self, Signal, StopSignals};

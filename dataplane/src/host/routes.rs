@@ -159,7 +159,7 @@ pub(super) fn restore_setting(path: &Path, before: &str, others: &[Step]) -> io:
 }
 
 /// Whether the kernel has made a route with an address of the interface that leads there already.
-fn is_connected(addresses: &[IpNet], net: &IpNet) -> bool {
+pub(crate) fn is_connected(addresses: &[IpNet], net: &IpNet) -> bool {
     addresses.iter().any(|address| match address {
         // An address alone is local and gets no other route.
         IpNet::V4(v4) => v4.prefix_len() < 32 && address.contains(net),
