@@ -57,6 +57,8 @@ pub struct Timers {
     last_initiation: Option<Instant>,
     /// The first initiation that was not answered, or when that was last told.
     silent_since: Option<Instant>,
+    /// The last initiation was repeated for a cookie.
+    repeated: bool,
     retransmit: Option<Instant>,
     keepalive: Option<Instant>,
     new_handshake: Option<Instant>,
@@ -74,6 +76,7 @@ impl Timers {
             attempts: 0,
             last_initiation: None,
             silent_since: None,
+            repeated: false,
             retransmit: None,
             keepalive: None,
             new_handshake: None,
@@ -128,6 +131,11 @@ impl Timers {
         self.retransmit.is_some()
     }
 
+    /// Whether the initiation that waits for its answer may be repeated before its time; says so once.
+    pub fn may_repeat(&mut self) -> bool {
+        self.handshake_in_progress() && !std::mem::replace(&mut self.repeated, true)
+    }
+
     /// An initiation that is not a repetition begins a new series of attempts.
     pub fn restart_attempts(&mut self) {
         self.attempts = 0;
@@ -137,6 +145,7 @@ impl Timers {
     pub fn initiation_sent(&mut self, jitter: Duration, now: Instant) {
         self.last_initiation = Some(now);
         self.silent_since.get_or_insert(now);
+        self.repeated = false;
         self.retransmit = Some(now + REKEY_TIMEOUT + jitter);
         self.anything_sent(now);
     }
