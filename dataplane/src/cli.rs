@@ -2,6 +2,8 @@
 
 mod interface;
 mod marking;
+mod reload;
+mod strip;
 mod ticket;
 
 use std::ffi::OsString;
@@ -59,6 +61,10 @@ enum Command {
     Show(ShowArgs),
     /// End a tunnel that `towpath up` runs, and take back what one that was killed has left behind
     Down(Down),
+    /// Set a running tunnel to what its file says now: peers, private key and port, while packets pass
+    Reload(reload::Flags),
+    /// Print what `wg setconf` and `wg syncconf` take of a configuration
+    Strip(strip::Flags),
     /// Print a new private key
     Genkey,
     /// Read a private key from standard input and print its public key
@@ -136,6 +142,8 @@ fn run(command: Command) -> Result<(), Failure> {
             log::init(LogFormat::Text, LevelFilter::WARN);
             Ok(host::down::down(&config::interface_of(&down.name)?)?)
         }
+        Command::Reload(flags) => reload::run(&flags),
+        Command::Strip(flags) => strip::run(&flags),
         Command::Genkey => random_key().and_then(|key| print_secret(&key.clamped())),
         Command::Genpsk => random_key().and_then(|key| print_secret(&key)),
         Command::Pubkey => print_public_key(),
@@ -144,6 +152,7 @@ fn run(command: Command) -> Result<(), Failure> {
 }
 
 /// What ended the program, in one sentence, and its exit status.
+#[derive(Debug)]
 struct Failure {
     text: String,
     status: u8,

@@ -4,6 +4,8 @@
 //! `jq -r '"\(.time) \(.severity) \(.message)"'` turns the JSON form into the start of the text form.
 //! The fields of an event are top-level members; spans are not printed.
 
+mod output;
+
 use std::fmt;
 
 use clap::ValueEnum;
@@ -17,6 +19,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+pub use self::output::lines_lost;
+
 /// How log lines look (`--log-format`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -29,12 +33,14 @@ pub enum LogFormat {
 
 /// Sends log events to standard error from now on. `RUST_LOG` decides what is logged; without it, events up to
 /// `default_level`. A `RUST_LOG` that cannot be read is reported in the log and `default_level` is used.
-/// A second call changes nothing.
+/// What cannot be written is lost, and counted by [`lines_lost`]. A second call changes nothing.
 pub fn init(format: LogFormat, default_level: LevelFilter) {
     let variable = std::env::var("RUST_LOG").unwrap_or_default();
     let (filter, problem) = filter(&variable, default_level);
     let subscriber = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(output::standard_error)
+        // It would report them on standard error too, in a way that panics when that cannot be written.
+        .log_internal_errors(false)
         .with_env_filter(filter)
         .event_format(Line { format })
         .finish();

@@ -232,6 +232,10 @@ fn each_mistake_names_its_line_and_the_remedy() {
         (with_peer(&format!("[Peer]\nPublicKey = {PEER}")), 5, "line 3"),
         (with_peer("[Peer]"), 5, "PublicKey"),
         (with_peer("PresharedKey = AAAA"), 5, "base64"),
+        (interface("ListenPort 51820"), 3, "ListenPort = 51820"),
+        (interface("SaveConfig = yes"), 3, "write one of the two"),
+        (interface("DNS = \"1.1.1.1\""), 3, "without quotation marks"),
+        (interface("DNS = 1.1.1.1:53"), 3, "without a port"),
         (format!("[Interface]\nPrivateKey = {}\n", &PRIVATE[1..]), 2, "base64"),
         ("[Interface]\nAddress = 10.0.0.1\n".to_owned(), 1, "genkey"),
     ];

@@ -40,8 +40,55 @@ fn text(name: &str) -> String {
 
 /// The page of the program and those of its sub-commands, by the names of their files.
 fn man_pages() -> Vec<(PathBuf, Vec<u8>)> {
-    generated::pages(cli::command(), NAME, "8", concat!("towpath ", env!("CARGO_PKG_VERSION")))
+    let mut pages =
+        generated::pages(cli::command(), NAME, "8", concat!("towpath ", env!("CARGO_PKG_VERSION")));
+    let program = cli::command();
+    let commands = std::iter::once(&program).chain(program.get_subcommands());
+    for ((_, page), command) in pages.iter_mut().zip(commands) {
+        *page = with_values(&String::from_utf8(std::mem::take(page)).unwrap(), command).into_bytes();
+    }
+    pages[0].1.extend_from_slice(MORE.as_bytes());
+    pages
 }
+
+/// The generator leaves the values of flags out of the synopsis.
+fn with_values(page: &str, command: &clap::Command) -> String {
+    let mut page = page.to_owned();
+    for argument in command.get_arguments().filter(|argument| argument.get_action().takes_values()) {
+        let (Some(long), Some(names)) = (argument.get_long(), argument.get_value_names()) else { continue };
+        let flag = format!("\\fB\\-\\-{}\\fR]", long.replace('-', "\\-"));
+        let value = format!("\\fI<{}>\\fR", names[0].as_str().replace('-', "\\-"));
+        page = page.replacen(&flag, &format!("{} {value}]", flag.trim_end_matches(']')), 1);
+    }
+    page
+}
+
+/// Sections of the program's page that flags do not tell of.
+const MORE: &str = r#".SH ENVIRONMENT
+.TP
+.B RUST_LOG
+what is logged, for example info,dataplane=debug
+.TP
+.B RUNTIME_DIRECTORY
+where towpath up writes down what it does to the host, in place of /run/towpath
+.TP
+.BR LOG_LEVEL ", " WG_TUN_FD ", " WG_UAPI_FD ", " WG_PROCESS_FOREGROUND
+of towpath INTERFACE, as wireguard\-go has them
+.SH SIGNALS
+.TP
+.BR SIGTERM ", " SIGINT ", " SIGHUP
+end towpath up in order, SIGHUP unless it was ignored at the start: hooks are run and the host is as it was. A second one ends the hook that runs.
+.SH EXIT STATUS
+.TP
+.B 0
+all is well; also after a signal, or when the interface was deleted
+.TP
+.B 1
+the system or another program refused something
+.TP
+.B 2
+a mistake in flags, a configuration or a key
+"#;
 
 /// The completions, by the names that the shells look for.
 fn completions() -> Vec<(PathBuf, Vec<u8>)> {

@@ -9,9 +9,12 @@
 mod memory;
 #[path = "support/hosts.rs"]
 mod on_hosts;
+#[path = "support/unwritable.rs"]
+mod unwritable;
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -235,8 +238,19 @@ fn what_a_killed_one_leaves_is_taken_back_by_up_and_by_down() {
     assert_eq!((rules(), ran().as_str()), (2, "up tow1\n"));
     assert!(hosts.path("names").exists());
 
+    // Nor does anything leave beside the tunnel when its interface is down, or gone with the process.
+    let ways =
+        || ["203.0.113.9", "2001:db8:9::9"].map(|to| hosts.a.run(|| shell(&format!("ip route get {to}"))));
+    assert!(
+        ways().iter().all(|way| String::from_utf8_lossy(&way.stdout).contains("dev tow1")),
+        "{:?}",
+        ways()
+    );
+    hosts.a.sh("ip link set tow1 down");
+    assert!(ways().iter().all(|way| !way.status.success()), "{:?}", ways());
     killed(&mut first);
     assert_eq!(rules(), 2, "nobody has taken them back");
+    assert!(ways().iter().all(|way| !way.status.success()), "{:?}", ways());
     let down = hosts.down(file.to_str().unwrap());
     assert!(down.status.success(), "{down:?}");
     assert!(String::from_utf8_lossy(&down.stderr).contains("was killed"), "{down:?}");
@@ -424,6 +438,64 @@ fn a_closed_terminal_ends_the_tunnel_unless_nohup_says_otherwise() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_is_lost_and_nothing_else_is() {
+    let Some(hosts) = hosts("a_log_that_cannot_be_written_is_lost_and_nothing_else_is") else { return };
+    let ran = hosts.path("conf").join("ran");
+    let hooks =
+        ["PostUp", "PreDown", "PostDown"].map(|key| format!("{key} = echo {key} >> {}", ran.display()));
+    let file = hosts.configuration(1, &hooks.join("\n"), &format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820"));
+    let before = hosts.state();
+    for output in [unwritable::full_disk, unwritable::pipe, unwritable::terminal] {
+        let arguments = ["up", file.to_str().unwrap(), "--io", "suspend", "--admin", "127.0.0.1:9642"];
+        let mut command = hosts.towpath(&arguments);
+        command.stdout(output()).stderr(output());
+        let mut child = hosts.a.run(|| command.spawn().unwrap());
+        until_text(&ran, "PostUp\n");
+        let metrics = hosts.a.run(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:9642").unwrap();
+            stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            std::io::read_to_string(stream).unwrap()
+        });
+        let lost = metrics.lines().find_map(|line| line.strip_prefix("towpath_log_lines_lost_total "));
+        assert!(lost.unwrap().parse::<u64>().unwrap() >= 2, "{metrics}");
+        let down = hosts.down("tow1");
+        let status = child.wait().unwrap();
+        assert!(down.status.success() && status.success(), "{status} {down:?}");
+        assert_eq!(fs::read_to_string(&ran).unwrap(), "PostUp\nPreDown\nPostDown\n");
+        fs::remove_file(&ran).unwrap();
+        assert_eq!(hosts.state(), before);
+    }
+
+    // A terminal that is closed while the tunnel is its foreground process, which then has a signal and no log any more.
+    let (terminal, end) = unwritable::open_terminal();
+    let program = hosts.towpath(&["up", file.to_str().unwrap(), "--io", "suspend"]);
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", TOWPATH]).args(program.get_args()).env_remove("RUST_LOG");
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.stdin(end.try_clone().unwrap()).stdout(end.try_clone().unwrap()).stderr(end);
+    let mut child = hosts.a.run(|| command.spawn().unwrap());
+    drop(command);
+    until_text(&ran, "PostUp\n");
+    drop(terminal);
+    let status = child.wait().unwrap();
+    assert_eq!(fs::read_to_string(&ran).unwrap(), "PostUp\nPreDown\nPostDown\n");
+    assert!(status.success(), "{status}");
+    fs::remove_file(&ran).unwrap();
+    assert_eq!(hosts.state(), before);
+}
+
+/// Waits until a file holds this.
+fn until_text(file: &Path, text: &str) {
+    let start = Instant::now();
+    while !fs::read_to_string(file).is_ok_and(|found| found == text) {
+        assert!(start.elapsed() < PATIENCE, "{text:?} is not in {}", file.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_signal_does_not_wait_for_a_silent_name_server() {
     let Some(hosts) = hosts("a_signal_does_not_wait_for_a_silent_name_server") else { return };
     let server = hosts.b.run(|| UdpSocket::bind("192.0.2.2:53").unwrap());
@@ -587,6 +659,176 @@ fn the_file_is_saved_as_the_tunnel_is_set_in_the_end() {
     let without = |text: &str| text.lines().filter(|line| !own.contains(line)).collect::<Vec<_>>().join("\n");
     assert_eq!(without(&after), without(&before));
     assert!(after.contains("#towpath is better\n"));
+}
+
+#[test]
+fn a_second_signal_keeps_no_later_hook_from_being_run() {
+    let Some(hosts) = hosts("a_second_signal_keeps_no_later_hook_from_being_run") else { return };
+    let (ran, go) = (hosts.path("conf").join("ran"), hosts.path("conf").join("go"));
+    // What comes while it is stopped is seen when this hook is over.
+    let pre_down =
+        format!("echo pre-down >> {}; until test -e {}; do sleep 0.02; done", ran.display(), go.display());
+    let lines = format!(
+        "PreDown = {pre_down}\nPostUp = true\nPreUp = true\nPostDown = sleep 0.2; echo post-down >> {}",
+        ran.display()
+    );
+    let file = hosts.configuration(1, &lines, &format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820"));
+    let before = hosts.state();
+    let mut running = hosts.start(&hosts.a, &file);
+    running.signal(Signal::TERM);
+    until_text(&ran, "pre-down\n");
+    running.signal(Signal::STOP);
+    fs::write(&go, "").unwrap();
+    let ended = format!(
+        "grep -lE '^PPid:\\s+{}$' /proc/[0-9]*/status | xargs -r grep -q '^State:.Z'",
+        running.pid().as_raw_nonzero()
+    );
+    let start = Instant::now();
+    while !shell(&ended).status.success() {
+        assert!(start.elapsed() < PATIENCE, "the hook does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(Signal::TERM);
+    running.signal(Signal::INT);
+    running.signal(Signal::CONT);
+    assert!(running.wait().success(), "{}", running.log());
+    assert_eq!(fs::read_to_string(&ran).unwrap(), "pre-down\npost-down\n", "{}", running.log());
+    fs::remove_file(&go).unwrap();
+    fs::remove_file(&ran).unwrap();
+    assert_eq!(hosts.state(), before);
+}
+
+#[test]
+fn a_tunnel_whose_interface_somebody_deletes_ends_in_order() {
+    let Some(hosts) = hosts("a_tunnel_whose_interface_somebody_deletes_ends_in_order") else { return };
+    let ran = hosts.path("conf").join("ran");
+    let lines = format!("PostUp = true\nPreUp = true\nPostDown = echo post-down >> {}", ran.display());
+    let file = hosts.configuration(1, &lines, &format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820"));
+    let before = hosts.state();
+    for io in ["suspend", "uring"] {
+        let mut running = hosts.run(&hosts.a, hosts.towpath(&["up", file.to_str().unwrap(), "--io", io]));
+        running.wait_for(" ready ");
+        hosts.a.sh("ip link del tow1");
+        let status = running.wait();
+        let log = running.log();
+        assert!(status.success() && log.contains("the interface was deleted"), "{status}: {log}");
+        assert!(log.contains("INFO  ledger "), "{log}");
+        assert_eq!(fs::read_to_string(&ran).unwrap(), "post-down\n");
+        fs::remove_file(&ran).unwrap();
+        assert_eq!(hosts.state(), before);
+    }
+}
+
+#[test]
+fn an_address_of_a_family_that_is_off_names_the_setting() {
+    let Some(hosts) = hosts("an_address_of_a_family_that_is_off_names_the_setting") else { return };
+    hosts.a.sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6");
+    let file = hosts.configuration(1, "", "AllowedIPs = 10.99.0.2/32");
+    let mut refused = hosts.spawn(&hosts.a, &file);
+    assert_eq!(refused.wait().code(), Some(1));
+    let log = refused.log();
+    assert!(log.contains("tow1: cannot add address fd99::1/64"), "{log}");
+    assert!(log.contains("net.ipv6.conf.all.disable_ipv6=0") && !log.contains("CAP_NET_ADMIN"), "{log}");
+}
+
+/// Its socket for `wg` is not in a folder of the test's own, so that the interface has a name of its own.
+#[test]
+fn a_reload_sets_the_tunnel_to_its_file_while_packets_pass() {
+    let Some(hosts) = hosts("a_reload_sets_the_tunnel_to_its_file_while_packets_pass") else { return };
+    let _callee = hosts.callee();
+    let peer = "AllowedIPs = 10.99.0.2/32\nEndpoint = 192.0.2.2:51820";
+    let text = fs::read_to_string(hosts.configuration(1, "", peer)).unwrap();
+    let key = text.lines().find_map(|line| line.strip_prefix("PrivateKey = ")).unwrap();
+    hosts.file("again.key", key);
+    let text = text.replace(&format!("PrivateKey = {key}"), "PrivateKeyFile = again.key");
+    let file = hosts.file("again.conf", &text);
+    let mut running = hosts.spawn(&hosts.a, &file);
+    running.wait_for(" ready ");
+    if running.log().contains("does not see this tunnel") {
+        return left_out("a reload: root, who may write to /var/run/wireguard");
+    }
+    echo(&hosts, "10.99.0.2:9");
+    let ask =
+        |command: &str| hosts.a.run(|| hosts.towpath(&[command, file.to_str().unwrap()]).output().unwrap());
+    let told = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let port = || {
+        let text = String::from_utf8(ask("strip").stdout).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("ListenPort = ")?.parse::<u16>().ok()).unwrap()
+    };
+    let chosen = port();
+    let reload = ask("reload");
+    assert!(reload.status.success(), "{reload:?}");
+    assert_eq!(told(&reload), "towpath: again: 0 peers added, 0 changed, 0 removed\n");
+
+    // Another prefix of the same peer, and one peer more.
+    let more =
+        "\n[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nAllowedIPs = 10.77.0.0/16\n";
+    let changed = text.replace("10.99.0.2/32", "10.99.0.2/32, 203.0.113.9/32") + more;
+    hosts.file("again.conf", &changed.replace("[Interface]", "[Interface]\nListenPort = 41234"));
+    let reload = ask("reload");
+    assert_eq!(told(&reload), "towpath: again: 1 peers added, 1 changed, 0 removed, another port\n");
+    assert!(chosen != port() && port() == 41_234);
+    let routes = hosts.a.sh("ip route show dev again");
+    assert!(routes.contains("10.77.0.0/16") && routes.contains("203.0.113.9 "), "{routes}");
+    assert_eq!(echo(&hosts, "203.0.113.9:9").ip().to_string(), "10.99.0.1");
+    assert_eq!(running.log().matches("handshake complete").count(), 1, "{}", running.log());
+
+    // By what `wg` takes of the file.
+    if shell("command -v wg").status.success() {
+        hosts.file("again.conf", &text);
+        let script =
+            format!("towpath strip {} > stripped; wg syncconf again stripped; wg show again", file.display());
+        let folder = hosts.path("conf");
+        let run = hosts.a.run(|| {
+            let own = Path::new(TOWPATH).parent().unwrap().display();
+            shell(&format!("cd {}; PATH={own}:$PATH; {script}", folder.display()))
+        });
+        let shown = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success() && shown.contains("listening port: 41234"), "{run:?}");
+        assert!(!shown.contains("10.77") && shown.matches("peer: ").count() == 1, "{shown}");
+        echo(&hosts, "10.99.0.2:9");
+    } else {
+        left_out("wg syncconf of a stripped file: apt-get install wireguard-tools");
+    }
+
+    // What is wrong in the file changes nothing.
+    hosts.file("again.conf", "[Interface]\nnonsense\n");
+    let refused = ask("reload");
+    assert!(refused.status.code() == Some(2) && told(&refused).contains("again.conf:2: "), "{refused:?}");
+    echo(&hosts, "10.99.0.2:9");
+
+    // Killed, it leaves a socket that nobody serves, which goes with the rest.
+    let socket = Path::new("/var/run/wireguard/again.sock");
+    killed(&mut running);
+    assert!(socket.exists());
+    assert!(hosts.down("again").status.success());
+    assert!(!socket.exists());
+    let gone = ask("reload");
+    assert_eq!(gone.status.code(), Some(2), "the file is still wrong: {gone:?}");
+    hosts.file("again.conf", &text);
+    let gone = ask("reload");
+    assert!(gone.status.code() == Some(1) && told(&gone).contains("towpath up again"), "{gone:?}");
+}
+
+/// Whoever has mistyped a command sees what has become of it.
+#[test]
+fn an_interface_that_is_made_in_the_background_is_told_of_on_a_terminal() {
+    let Some(hosts) = hosts("an_interface_that_is_made_in_the_background_is_told_of_on_a_terminal") else {
+        return;
+    };
+    if fs::create_dir_all("/var/run/wireguard").is_err() {
+        return left_out("an interface in the background: root, who may write to /var/run/wireguard");
+    }
+    let (terminal, end) = unwritable::open_terminal();
+    let mut command = hosts.towpath(&["told9"]);
+    command.stdout(Stdio::null()).stderr(end);
+    let status = hosts.a.run(|| command.status().unwrap());
+    drop(command);
+    let mut text = [0; 200];
+    let len = rustix::io::read(&terminal, &mut text).unwrap();
+    let text = String::from_utf8_lossy(&text[..len]);
+    assert!(status.success() && text.contains("the interface told9 is made"), "{status}: {text}");
+    hosts.a.sh("ip link del told9");
 }
 
 #[test]

@@ -3,18 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
 mod harness;
+#[path = "../../dataplane/tests/support/unwritable.rs"]
+mod unwritable;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
-use std::time::Duration;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use dataplane::stun::Method;
 use harness::configured::{Configured, LOOPBACK};
 use harness::http::{connect, exchange, get, settled, status};
 use harness::load::Load;
-use harness::{Client, RelayProcess, code, program};
-use rustix::process::Signal;
+use harness::{Client, PASSWORD, PATIENCE, REALM, RelayProcess, USER, code, free_ports, program};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 const SHOWN: [&str; 2] = ["--admin", "127.0.0.1:0"];
@@ -71,6 +73,33 @@ fn a_drain_shows_in_the_probe_the_metrics_and_the_table_until_the_end() {
     assert_eq!(code(&delete), None);
     let (end, log) = relay.wait();
     assert!(end.success() && log.contains("drained") && log.contains("\"unexplained\":0"), "{log}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_lost_and_counted_and_the_relay_serves_on() {
+    for output in [unwritable::full_disk, unwritable::pipe, unwritable::terminal] {
+        let (listen, admin) = free_ports(2);
+        let mut command = program(env!("CARGO_BIN_EXE_towpath-relay"));
+        command.args(["--listen", &format!("127.0.0.1:{listen}"), "--admin", &format!("127.0.0.1:{admin}")]);
+        command.args(["--user", &format!("{USER}:{PASSWORD}"), "--realm", REALM, "--drain-timeout", "0"]);
+        command.env_remove("RUST_LOG").stderr(output());
+        let mut child = command.spawn().unwrap();
+        let admin = (Ipv4Addr::LOCALHOST, admin).into();
+        let start = Instant::now();
+        // Its port is there before it serves.
+        while TcpStream::connect(admin).is_err() || get(admin, "/readyz").status != 200 {
+            assert!(child.try_wait().unwrap().is_none() && start.elapsed() < PATIENCE, "it does not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Client::new((Ipv4Addr::LOCALHOST, listen).into()).allocate();
+        let lost = status(admin)["log_lines_lost"].as_u64().unwrap();
+        assert!(lost >= 1, "{lost}");
+        let metrics = get(admin, "/metrics").body;
+        assert!(has_metric(&metrics, &format!("log_lines_lost_total {lost}")), "{metrics}");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let end = child.wait().unwrap();
+        assert!(end.success(), "{end}");
+    }
 }
 
 #[test]

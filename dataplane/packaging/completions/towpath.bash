@@ -31,8 +31,14 @@ _towpath() {
             towpath,pubkey)
                 cmd="towpath__subcmd__pubkey"
                 ;;
+            towpath,reload)
+                cmd="towpath__subcmd__reload"
+                ;;
             towpath,show)
                 cmd="towpath__subcmd__show"
+                ;;
+            towpath,strip)
+                cmd="towpath__subcmd__strip"
                 ;;
             towpath,ticket)
                 cmd="towpath__subcmd__ticket"
@@ -55,8 +61,14 @@ _towpath() {
             towpath__subcmd__help,pubkey)
                 cmd="towpath__subcmd__help__subcmd__pubkey"
                 ;;
+            towpath__subcmd__help,reload)
+                cmd="towpath__subcmd__help__subcmd__reload"
+                ;;
             towpath__subcmd__help,show)
                 cmd="towpath__subcmd__help__subcmd__show"
+                ;;
+            towpath__subcmd__help,strip)
+                cmd="towpath__subcmd__help__subcmd__strip"
                 ;;
             towpath__subcmd__help,ticket)
                 cmd="towpath__subcmd__help__subcmd__ticket"
@@ -71,7 +83,7 @@ _towpath() {
 
     case "${cmd}" in
         towpath)
-            opts="-f -h -V --foreground --io --ingress --gso --no-offload --completions --busy-poll --ecn --dscp --admin --log-format --help --version up show down genkey pubkey genpsk ticket help"
+            opts="-f -h -V --foreground --io --ingress --gso --no-offload --completions --busy-poll --ecn --dscp --admin --log-format --help --version up show down reload strip genkey pubkey genpsk ticket help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -167,7 +179,7 @@ _towpath() {
             return 0
             ;;
         towpath__subcmd__help)
-            opts="up show down genkey pubkey genpsk ticket help"
+            opts="up show down reload strip genkey pubkey genpsk ticket help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -250,7 +262,35 @@ _towpath() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        towpath__subcmd__help__subcmd__reload)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         towpath__subcmd__help__subcmd__show)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towpath__subcmd__help__subcmd__strip)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -306,6 +346,20 @@ _towpath() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        towpath__subcmd__reload)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         towpath__subcmd__show)
             opts="-h --json --watch --hlog --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -317,6 +371,20 @@ _towpath() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towpath__subcmd__strip)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

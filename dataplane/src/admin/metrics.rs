@@ -53,6 +53,11 @@ impl Metrics {
         self.family(name, help, MetricType::GAUGE, vec![(labels, 1.0)]);
     }
 
+    /// Adds what became of the log.
+    pub fn log(&mut self, lines_lost: u64) {
+        self.counter("log_lines_lost_total", "Log lines that standard error did not take.", lines_lost);
+    }
+
     /// Adds how packets leave.
     pub fn egress(&mut self, egress: &Egress) {
         self.counter("egress_offered_packets_total", "Packets handed to the egress.", egress.offered);

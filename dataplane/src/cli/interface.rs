@@ -9,7 +9,7 @@
 //! | `TOWPATH_LINES` | `off`: does without the lines that begin with `#towpath:` in wg-quick's configuration |
 
 use std::env;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -29,6 +29,20 @@ use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
 use crate::tunnel::{Tunnel, TunnelConfig, setup};
 use crate::uapi::Listener;
+
+/// Words that somebody takes for commands, and what to run for them. An interface that is to have such a name can be brought up
+/// from a file.
+const NO_INTERFACES: [(&str, &str); 9] = [
+    ("start", "up"),
+    ("restart", "down and up"),
+    ("stop", "down"),
+    ("status", "show"),
+    ("list", "show"),
+    ("sync", "reload"),
+    ("syncconf", "reload"),
+    ("save", "down, with SaveConfig = true in the file"),
+    ("version", "--version"),
+];
 
 /// The flags of `towpath INTERFACE`.
 #[derive(Debug, Args)]
@@ -63,6 +77,11 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
             "{name:?} is no interface name; for a configuration file run: towpath up {name}"
         )));
     }
+    if let Some((_, command)) = NO_INTERFACES.iter().find(|(word, _)| *word == name) {
+        return Err(Failure::usage(format!(
+            "{name} is no command, and is not taken for the name of an interface; run: towpath {command}"
+        )));
+    }
     let level = env::var("LOG_LEVEL").unwrap_or_default();
     let lines = lines_of_ours(name, level != "silent")?;
     let foreground =
@@ -71,7 +90,14 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         None
     } else {
         match daemon::split(!level.is_empty() && level != "silent")? {
-            Side::Foreground(waiting) => return Ok(ExitCode::from(waiting.wait())),
+            Side::Foreground(waiting) => {
+                let code = waiting.wait();
+                if code == 0 && level != "silent" && io::stderr().is_terminal() {
+                    // For whoever has mistyped a command. Nobody may see it.
+                    let _ = writeln!(io::stderr(), "towpath: the interface {name} is made; wg sets it");
+                }
+                return Ok(ExitCode::from(code));
+            }
             Side::Background(notice) => Some(notice),
         }
     };

@@ -85,18 +85,18 @@ fn accept(interface: &str, text: &str) -> Result<(), Failure> {
 }
 
 /// The error number at the end of an answer, positive.
-fn number(answer: &str) -> Option<i32> {
+pub(super) fn number(answer: &str) -> Option<i32> {
     answer.lines().find_map(|line| line.strip_prefix("errno=")?.parse().ok()).map(i32::wrapping_neg)
 }
 
-fn odd(interface: &str) -> Failure {
+pub(super) fn odd(interface: &str) -> Failure {
     Failure::usage(format!(
         "{interface} is run by another program, or an older towpath; start it again with towpath up"
     ))
 }
 
 /// A request to the running tunnel, and its answer.
-fn ask(interface: &str, request: &str) -> Result<String, Failure> {
+pub(super) fn ask(interface: &str, request: &str) -> Result<String, Failure> {
     let file = Path::new(DIRECTORY).join(format!("{interface}.sock"));
     let failed = |error: io::Error| {
         Failure::usage(format!(

@@ -119,7 +119,7 @@ fn truth(value: &str) -> Result<bool, String> {
     match value.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),
-        _ => Err(format!("{} is neither true nor false", shown(value))),
+        _ => Err(format!("{} is neither true nor false; write one of the two", shown(value))),
     }
 }
 
@@ -190,11 +190,18 @@ fn dns(value: &str, section: &mut HostSection) -> Result<(), String> {
         if let Ok(address) = word.parse() {
             section.name_servers.push(address);
         } else if word.contains(':') || word.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-            return Err(format!("{} is not the address of a name server", shown(word)));
+            return Err(format!(
+                "{} is not the address of a name server; write for example DNS = 10.9.0.2, without a port",
+                shown(word)
+            ));
         } else if super::value::is_host_name(word) {
             section.search_domains.push(word.to_owned());
         } else {
-            return Err(format!("{} is neither the address of a name server nor a domain", shown(word)));
+            return Err(format!(
+                "{} is neither the address of a name server nor a domain; write them without quotation marks, for example \
+                 DNS = 10.9.0.2, example.org",
+                shown(word)
+            ));
         }
     }
     Ok(())

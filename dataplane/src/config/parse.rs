@@ -133,8 +133,7 @@ impl Sections {
             return self.heading(heading, line);
         }
         // The line itself is not shown: it may be a key without its name.
-        let (key, value) =
-            text.split_once('=').ok_or("this line is neither a [Section] nor KEY = VALUE nor a comment")?;
+        let (key, value) = text.split_once('=').ok_or(NO_LINE)?;
         let (key, value) = (key.trim(), value.trim());
         match (self.current, ours) {
             (Current::None, _) => {
@@ -175,6 +174,9 @@ impl Sections {
         }
     }
 }
+
+const NO_LINE: &str = "this line is neither a [Section] nor KEY = VALUE nor a comment; write for example ListenPort = 51820, \
+                       or # in front of it";
 
 /// The part of a comment that is meant for us.
 pub(super) fn towpath_comment(raw: &str) -> Option<&str> {

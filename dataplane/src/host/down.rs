@@ -58,6 +58,8 @@ pub fn down(interface: &str) -> io::Result<()> {
         tunnel: None,
     };
     host.end();
+    // Where it lives, somebody else has it.
+    let _ = crate::uapi::socket::clear_dead(interface);
     Ok(())
 }
 

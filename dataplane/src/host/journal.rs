@@ -86,7 +86,9 @@ impl Journal {
         let path = path(directory, interface)?;
         let named = |error: io::Error| {
             let remedy = match error.kind() {
-                io::ErrorKind::PermissionDenied => "; run as root, who may write there",
+                io::ErrorKind::PermissionDenied => {
+                    "; run as root, who may write there, or set RUNTIME_DIRECTORY to a directory of yours"
+                }
                 io::ErrorKind::ReadOnlyFilesystem => "; mount /run writable",
                 _ => "",
             };

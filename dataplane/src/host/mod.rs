@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::journal::{Found, Journal};
 use self::names::Resolver;
+pub(crate) use self::routes::is_connected;
 use crate::config::{Config, HostSection};
 use crate::netlink::{Handle, Rule};
 use crate::sys::signal::{self, Signal, StopSignals};
@@ -66,6 +67,13 @@ pub enum Step {
     },
     /// A policy rule.
     Rule(Rule),
+    /// The unreachable default route in the tunnel's own table.
+    Unreachable {
+        /// Of IPv6, not of IPv4.
+        ipv6: bool,
+        /// The table.
+        table: u32,
+    },
     /// `SaveConfig`: the file is written anew.
     Save {
         /// The configuration.
@@ -226,7 +234,10 @@ impl Host {
 
     /// Takes back what is still to be taken back, once the interface is gone.
     pub fn end(mut self) {
-        self.take_back_all();
+        self.forget_signals();
+        while self.take_back_newest() {
+            self.forget_signals();
+        }
         self.journal.remove();
     }
 
@@ -251,8 +262,14 @@ impl Host {
     /// Takes back what there is above the interface.
     fn take_back_to_interface(&mut self) {
         while self.journal.newest().is_some_and(|step| *step != Step::Interface) {
+            self.forget_signals();
             self.take_back_newest();
         }
+    }
+
+    /// While we end, a signal ends the hook that runs when it comes, and no later one.
+    fn forget_signals(&self) {
+        while self.signals.take().is_some() {}
     }
 
     /// Takes back what was done last; `false` when there is nothing. What cannot be taken back is told and given up: the
@@ -280,6 +297,10 @@ impl Host {
             Step::Rule(rule) => match Handle::open()?.delete_rule(rule) {
                 // It was noted and not done, or somebody else has removed it.
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
+                done => done?,
+            },
+            Step::Unreachable { ipv6, table } => match Handle::open()?.delete_unreachable(*ipv6, *table) {
+                Err(error) if error.errno() == Some(libc::ESRCH) => {}
                 done => done?,
             },
             Step::Unknown => {

@@ -5,6 +5,9 @@
 //!  P - 1: from all lookup main suppress_prefixlength 0
 //!  P:     not from all fwmark M lookup M
 //! ```
+//!
+//! Behind the default route that table has an unreachable one. The first goes with the interface, also when that is only set
+//! down, or the process is killed; then packets are refused, and do not leave beside the tunnel.
 
 use std::fs;
 use std::io;
@@ -73,6 +76,8 @@ impl Host {
             self.look_for_marked_paths()?;
         }
         handle.add_route_in(index, net, mark)?;
+        self.journal.note(Step::Unreachable { ipv6, table: mark })?;
+        handle.add_unreachable(ipv6, mark)?;
         // As the kernel does it for a rule without a priority: before all others but the first, the one of local addresses.
         let second = handle.rule_priorities(ipv6)?.into_iter().nth(1).unwrap_or(u32::MAX);
         let priority = second.checked_sub(2).filter(|priority| *priority > 0).ok_or_else(|| {
@@ -154,7 +159,7 @@ pub(super) fn restore_setting(path: &Path, before: &str, others: &[Step]) -> io:
 }
 
 /// Whether the kernel has made a route with an address of the interface that leads there already.
-fn is_connected(addresses: &[IpNet], net: &IpNet) -> bool {
+pub(crate) fn is_connected(addresses: &[IpNet], net: &IpNet) -> bool {
     addresses.iter().any(|address| match address {
         // An address alone is local and gets no other route.
         IpNet::V4(v4) => v4.prefix_len() < 32 && address.contains(net),

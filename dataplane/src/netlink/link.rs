@@ -118,11 +118,18 @@ impl Handle {
                 message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
             }
         }
-        self.change(
+        let added = self.change(
             &format!("add address {net} to interface {index}"),
             RouteNetlinkMessage::NewAddress(message),
             NLM_F_CREATE | NLM_F_EXCL,
-        )
+        );
+        match (net, added) {
+            // A missing privilege is EPERM.
+            (IpNet::V6(_), Err(error)) if error.errno() == Some(libc::EACCES) => Err(error.with_remedy(
+                "IPv6 is switched off for new interfaces: sysctl -w net.ipv6.conf.all.disable_ipv6=0, or leave IPv6 out of Address",
+            )),
+            (_, added) => added,
+        }
     }
 
     /// All addresses of this network namespace.

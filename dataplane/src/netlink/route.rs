@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
@@ -66,6 +66,34 @@ impl Handle {
         )
     }
 
+    /// Has a table say that everything without another route there is unreachable. It is of no interface, and stays.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN. That it is there already is none.
+    pub fn add_unreachable(&mut self, ipv6: bool, table: u32) -> Result<(), Error> {
+        let added = self.change(
+            &format!("route what is unreachable in table {table}"),
+            RouteNetlinkMessage::NewRoute(unreachable(ipv6, table)),
+            NLM_F_CREATE | NLM_F_EXCL,
+        );
+        match added {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Takes [`Handle::add_unreachable`] back.
+    ///
+    /// # Errors
+    /// ESRCH when it is not there.
+    pub fn delete_unreachable(&mut self, ipv6: bool, table: u32) -> Result<(), Error> {
+        self.change(
+            &format!("remove the unreachable route of table {table}"),
+            RouteNetlinkMessage::DelRoute(unreachable(ipv6, table)),
+            0,
+        )
+    }
+
     /// The tables that hold a route, of either family.
     ///
     /// # Errors
@@ -108,6 +136,15 @@ fn table_of(route: &RouteMessage) -> u32 {
         _ => None,
     });
     given.unwrap_or_else(|| route.header.table.into())
+}
+
+/// The last of all default routes of a table, whatever metrics others have.
+fn unreachable(ipv6: bool, table: u32) -> RouteMessage {
+    let net = if ipv6 { IpNet::V6(Ipv6Net::default()) } else { IpNet::V4(Ipv4Net::default()) };
+    let mut message = to(net, RouteScope::Universe, table);
+    message.header.kind = RouteType::Unreachable;
+    message.attributes.push(RouteAttribute::Priority(u32::MAX));
+    message
 }
 
 /// A unicast route to a prefix, in a table.

@@ -120,7 +120,7 @@ pub(super) fn ask_all(
 ///
 /// # Errors
 /// Why it does not answer.
-pub(super) fn ask(directory: &Path, interface: &str, wanted: Wanted) -> Result<Tunnel, AskError> {
+pub(crate) fn ask(directory: &Path, interface: &str, wanted: Wanted) -> Result<Tunnel, AskError> {
     let path = path_of(directory, interface);
     let silent = |source| AskError::Silent { path: path.clone(), source };
     let stream = match UnixStream::connect(&path) {

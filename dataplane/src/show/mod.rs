@@ -10,6 +10,7 @@ mod log;
 mod text;
 mod watch;
 
+pub(crate) use self::client::ask;
 pub use self::client::{AskError, Tunnel};
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -102,7 +103,7 @@ fn follow(directory: &Path, name: &str, args: &ShowArgs) -> Result<(), ShowError
     let mut log = args.hlog.as_deref().map(log::Log::create).transpose()?;
     if !args.watch {
         let wanted = Wanted { allowed_ips: args.json, stages: true };
-        let tunnel = client::ask(directory, name, wanted)?;
+        let tunnel = ask(directory, name, wanted)?;
         if let Some(log) = &mut log {
             log.write_all(&tunnel)?;
         }
@@ -125,7 +126,7 @@ fn follow(directory: &Path, name: &str, args: &ShowArgs) -> Result<(), ShowError
 fn repeat(directory: &Path, name: &str, mut log: Option<&mut log::Log>) -> Result<(), ShowError> {
     let mut out = io::stdout();
     loop {
-        let tunnel = client::ask(directory, name, Wanted { allowed_ips: false, stages: true })?;
+        let tunnel = ask(directory, name, Wanted { allowed_ips: false, stages: true })?;
         if let Some(log) = &mut log {
             log.write_interval(&tunnel)?;
         }

@@ -42,7 +42,9 @@ fn device(text: &mut String, device: &Device) {
         line("fwmark", format!("{:#x}", device.fwmark));
     }
     if let Some(relay) = device.relay {
-        line("relay", relay.to_string());
+        let own =
+            device.relayed.map_or_else(|| "no address yet".to_owned(), |own| format!("our address {own}"));
+        line("relay", format!("{relay}, {own}"));
     }
     let state = if device.up { "" } else { ", down" };
     line("design", format!("{} out, {} in, MTU {}{state}", device.io, device.ingress_design, device.mtu));
@@ -166,6 +168,12 @@ peer: SILENT=
   allowed ips: (none)
 ";
         assert_eq!(of(&tunnel()), expected);
+
+        let mut relayed = tunnel();
+        relayed.device.relay = Some("203.0.113.5:3478".parse().unwrap());
+        assert!(of(&relayed).contains("\n  relay: 203.0.113.5:3478, no address yet\n"));
+        relayed.device.relayed = Some("203.0.113.5:49160".parse().unwrap());
+        assert!(of(&relayed).contains("\n  relay: 203.0.113.5:3478, our address 203.0.113.5:49160\n"));
     }
 
     #[test]

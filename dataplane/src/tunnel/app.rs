@@ -346,7 +346,11 @@ impl App {
     fn report_ready(&mut self) {
         if !std::mem::replace(&mut self.ready, true) {
             let name = self.tun.name();
-            tracing::info!(interface = name, public_key = %self.tunnel.public_key(), "ready");
+            match self.tunnel.private_key() {
+                Some(_) => tracing::info!(interface = name, public_key = %self.tunnel.public_key(), "ready"),
+                // The public key of zeros would look like one to hand out.
+                None => tracing::info!(interface = name, "ready, without a private key"),
+            }
         }
     }
 }

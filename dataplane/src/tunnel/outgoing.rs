@@ -49,6 +49,7 @@ impl Tunnel {
                     self.note_unanswered(index);
                     self.tell_of_silence(index, now);
                     let peer = &mut self.peers[index];
+                    peer.timers.end_attempts();
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
                 Due::Erase => {
@@ -119,6 +120,10 @@ impl Tunnel {
         let timers = &mut self.peers[index].timers;
         timers.restart_attempts();
         if timers.may_initiate(now) {
+            // Under traffic this comes before the time of the repetition, and in its place.
+            if timers.handshake_in_progress() {
+                self.note_unanswered(index);
+            }
             self.initiate(index, now);
         }
     }
@@ -133,6 +138,9 @@ impl Tunnel {
         };
         if self.initiate_by(index, path, now) {
             self.peers[index].timers.initiation_sent(jitter, now);
+            if self.peers[index].timers.take_silence(now) {
+                self.tell_of_silence(index, now);
+            }
         }
         self.arm(index, now);
     }

@@ -352,7 +352,9 @@ pub fn make_interface(
     let relayed = !config.relays.is_empty();
     fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, relayed);
     for address in &config.addresses {
-        handle.add_address(index, *address)?;
+        handle
+            .add_address(index, *address)
+            .map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
     }
     handle.set_up(index)?;
     Ok((tun, index))

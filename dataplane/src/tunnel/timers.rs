@@ -55,6 +55,8 @@ pub struct Timers {
     persistent_interval: Option<Duration>,
     attempts: u32,
     last_initiation: Option<Instant>,
+    /// The first initiation that was not answered, or when that was last told.
+    silent_since: Option<Instant>,
     /// The last initiation was repeated for a cookie.
     repeated: bool,
     retransmit: Option<Instant>,
@@ -73,6 +75,7 @@ impl Timers {
             persistent_interval: seconds.map(|seconds| Duration::from_secs(seconds.into())),
             attempts: 0,
             last_initiation: None,
+            silent_since: None,
             repeated: false,
             retransmit: None,
             keepalive: None,
@@ -113,7 +116,7 @@ impl Timers {
     /// Forgets the handshake that was under way: the next initiation may leave at once.
     pub fn stop_handshake(&mut self) {
         (self.attempts, self.last_initiation, self.retransmit) = (0, None, None);
-        self.new_handshake = None;
+        (self.new_handshake, self.silent_since) = (None, None);
     }
 
     /// Whether an initiation may be sent now: not within 5 s of the last.
@@ -141,6 +144,7 @@ impl Timers {
     /// An initiation was sent. `jitter` is up to [`JITTER_MS`] long and different each time.
     pub fn initiation_sent(&mut self, jitter: Duration, now: Instant) {
         self.last_initiation = Some(now);
+        self.silent_since.get_or_insert(now);
         self.repeated = false;
         self.retransmit = Some(now + REKEY_TIMEOUT + jitter);
         self.anything_sent(now);
@@ -154,7 +158,22 @@ impl Timers {
     /// The handshake is over on both sides.
     pub fn handshake_complete(&mut self) {
         self.retransmit = None;
+        self.silent_since = None;
         self.attempts = 0;
+    }
+
+    /// Whether no initiation has been answered for 90 s, which is told once in that time. The count of attempts does not say
+    /// so: each packet that wants to leave begins it anew.
+    pub fn take_silence(&mut self, now: Instant) -> bool {
+        self.silent_since
+            .take_if(|since| now.saturating_duration_since(*since) >= REKEY_ATTEMPT_TIME)
+            .inspect(|_| self.silent_since = Some(now))
+            .is_some()
+    }
+
+    /// Nothing is attempted any more: the next silence counts from the next initiation.
+    pub fn end_attempts(&mut self) {
+        self.silent_since = None;
     }
 
     /// A data message that is not empty was sent.

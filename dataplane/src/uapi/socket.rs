@@ -155,6 +155,14 @@ fn new_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
+/// Removes the file that a dead process has left for an interface, if any.
+///
+/// # Errors
+/// `AddrInUse` when a living one has it; a missing permission.
+pub fn clear_dead(interface: &str) -> io::Result<()> {
+    clear(&Path::new(DIRECTORY).join(format!("{interface}.sock")))
+}
+
 /// Removes the file of a socket that nobody serves. One that is served is looked at again for a moment: a process that was
 /// killed closes one descriptor after the other.
 fn clear(path: &Path) -> io::Result<()> {

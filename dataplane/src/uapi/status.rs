@@ -79,6 +79,9 @@ pub struct Device {
     pub ingress_design: String,
     /// The TURN relay, when there is one.
     pub relay: Option<SocketAddr>,
+    /// Our address there, which the other side has as Endpoint; none until the relay has given one.
+    #[serde(default)]
+    pub relayed: Option<SocketAddr>,
     /// What was lost, for every cause.
     pub drops: Counts,
     /// How packets leave.

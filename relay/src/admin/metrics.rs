@@ -40,6 +40,7 @@ fn about(metrics: &mut Metrics, status: &Status) {
         "The longest that a timer was overdue in the last minute or two.",
         status.timer_lag_s,
     );
+    metrics.log(status.log_lines_lost);
     metrics.gauge("figures_age_seconds", "How old the figures of the packet loop are.", status.age_s);
     metrics.gauge("ready", "1 while clients are served and the relay is not draining.", is(Phase::Serving));
     metrics.gauge("draining", "1 while the relay serves only the allocations it has.", is(Phase::Draining));

@@ -33,6 +33,9 @@ pub(super) struct Status {
     pub gso: bool,
     /// Every allocation needs one.
     pub open_files_limit: Option<u64>,
+    /// Log lines that standard error did not take.
+    #[serde(default)]
+    pub log_lines_lost: u64,
     /// Readings of the configuration since the start, by outcome.
     pub reloads: Counts,
     /// What is in force is older than the files.
@@ -160,6 +163,7 @@ impl Status {
             ingress_design: snapshot.design.1.to_owned(),
             gso: about.gso,
             open_files_limit: about.open_files_limit,
+            log_lines_lost: dataplane::log::lines_lost(),
             reloads: counts(reloads.into_iter()),
             last_reload_refused: snapshot.reloads.last_refused,
             allocations: Allocations {

@@ -220,6 +220,7 @@ fn metrics(totals: &Totals, now: Instant) -> String {
     metrics.gauge("start_time_seconds", "Start of the program, in seconds since 1970.", started);
     let age = now.saturating_duration_since(*taken).as_secs_f64();
     metrics.gauge("figures_age_seconds", "How old the figures of the packet loop are.", age);
+    metrics.log(crate::log::lines_lost());
     metrics.gauge("up", "1 while the interface is up.", f64::from(u8::from(device.up)));
     metrics.gauge("peers", "Peers.", census.peers as f64);
     let with_session = "Peers with a handshake that is no older than a session lives.";

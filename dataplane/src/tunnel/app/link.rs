@@ -95,7 +95,6 @@ impl App {
                 self.apply_link(state, ingress, egress, now);
                 Next::Continue
             }
-            // The device itself tells of its end too, where it is not ours to end in good order.
             Err(_) if self.tun.is_deleted() => self.device_deleted(),
             Err(_) => {
                 // It is elsewhere: we go after it.
@@ -176,9 +175,6 @@ impl App {
 
     /// What to do when the interface is gone.
     pub(super) fn device_deleted(&mut self) -> Next {
-        if !self.drop_in {
-            return Next::Continue;
-        }
         // Whoever meets it first says so: news of the interface, a read, or a write.
         if !std::mem::replace(&mut self.deleted, true) {
             tracing::info!("the interface was deleted");

@@ -96,6 +96,7 @@ impl App {
             io: egress.design().to_owned(),
             ingress_design: ingress.design().to_owned(),
             relay: self.relay.as_ref().map(|relay| relay.server),
+            relayed: self.relay.as_ref().and_then(|relay| relay.relayed),
             drops: status::losses(&self.drops(), &sent, &received),
             egress: status::Egress::new(&sent, egress.pending()),
             ingress: status::Ingress::from(&received),

@@ -85,6 +85,49 @@ fn a_peer_that_does_not_answer_is_told_of_at_every_attempt_and_at_the_end() {
     assert!(told[0].1 >= 5 * SECOND && told[0].1 <= 6 * SECOND, "{told:?}");
 }
 
+/// Each packet begins the count of attempts anew, and sends the initiation that the timer would have sent a little later.
+#[test]
+fn a_peer_that_does_not_answer_is_told_of_under_traffic_too() {
+    let mut pair = Pair::new();
+    let (start, mut asked) = (pair.now, Vec::new());
+    let log = logged(|| {
+        for tenths in 0..2_000 {
+            pair.now = start + tenths * SECOND / 10;
+            pair.a.handle_timeout(pair.now);
+            pair.a.stage(PEER, &packet(A_INSIDE, B_INSIDE, b"hello"), pair.now);
+            outgoing(&mut pair.a, pair.now);
+            asked.extend(std::iter::from_fn(|| pair.a.poll_unanswered()).map(|_| pair.now - start));
+            if pair.now - start == 89 * SECOND {
+                tracing::warn!("89 seconds are over");
+            }
+        }
+    });
+    assert!((35..=40).contains(&asked.len()), "once in five seconds, for 200: {asked:?}");
+    let lines: Vec<bool> = log.lines().map(|line| line.contains("no answer from the peer")).collect();
+    assert_eq!(lines, [false, true], "after 90 seconds, once: {log}");
+
+    // An answer ends that, and what comes after is counted from its own beginning.
+    let log = logged(|| {
+        pair.now += 10 * SECOND;
+        assert!(!pair.exchange().is_empty());
+        pair.pass(80 * SECOND);
+    });
+    assert_eq!(log, "");
+}
+
+/// What is logged meanwhile, from WARN on.
+fn logged(work: impl FnOnce()) -> String {
+    let file = tempfile::tempfile().expect("a file");
+    let writer = file.try_clone().expect("a descriptor");
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(move || writer.try_clone().expect("a descriptor"))
+        .finish();
+    tracing::subscriber::with_default(subscriber, work);
+    std::io::Seek::rewind(&mut &file).expect("a file");
+    std::io::read_to_string(file).expect("text")
+}
+
 #[test]
 fn nobody_has_to_ask_for_peers_that_do_not_answer() {
     let mut pair = Pair::with(|b, _| b.persistent_keepalive = Some(25));
