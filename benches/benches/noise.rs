@@ -13,8 +13,9 @@ use criterion::measurement::WallTime;
 use criterion::{
     BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
+use dataplane::tunnel::Path;
 use dataplane::tunnel::key::SecretKey;
-use dataplane::tunnel::noise::{CONTROL_LEN, Identity, Noise, World, public_key};
+use dataplane::tunnel::noise::{CONTROL_LEN, Identity, Noise, Outset, World, public_key};
 use dataplane::wire::wireguard::{self, DATA_OVERHEAD, Message};
 
 /// As in `crypto.rs`.
@@ -32,6 +33,12 @@ fn inner(len: usize) -> Vec<u8> {
     packet
 }
 
+/// By the only way that there is.
+fn outset(world: &World) -> Outset {
+    let to = ([192, 0, 2, 1], 1).into();
+    Outset { index: world.index(), path: Path::Direct { to, from: None } }
+}
+
 /// One of our ends.
 struct Ours {
     identity: Identity,
@@ -45,7 +52,7 @@ impl Ours {
         Self {
             identity: Identity::new(&secret(side), &[7; 32]),
             world: World::system(),
-            noise: Noise::new(public_key(&secret(other)), None, side.into()),
+            noise: Noise::new(public_key(&secret(other)), None),
             now: origin(),
         }
     }
@@ -53,7 +60,7 @@ impl Ours {
     fn initiate(&mut self) -> [u8; CONTROL_LEN] {
         let Self { identity, world, noise, now } = self;
         let mut out = [0; CONTROL_LEN];
-        noise.initiate(identity, world, &mut out, *now).expect("a good key");
+        noise.initiate(identity, world, outset(world), &mut out, *now).expect("a good key");
         out
     }
 
@@ -61,7 +68,8 @@ impl Ours {
         let Self { identity, world, noise, now } = self;
         let mut out = [0; CONTROL_LEN];
         let claim = identity.claim(initiation).expect("for us");
-        let len = noise.handle_initiation(identity, world, claim, &mut out, *now).expect("new");
+        let len =
+            noise.handle_initiation(identity, world, claim, outset(world), &mut out, *now).expect("new");
         out[..len].to_vec()
     }
 

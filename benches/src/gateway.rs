@@ -78,11 +78,16 @@ fn memory(world: &World, peers: usize, out: &mut impl Write) -> anyhow::Result<(
     Ok(())
 }
 
+/// What a stream is to keep of its rate beside the flood.
+const RATIO_MIN: f64 = 0.9;
+/// What one datagram may cost beyond being received, ns.
+const BEYOND_MAX: f64 = 1_000.0;
+
 fn beside(world: &World, programs: &Programs, runs: u32, out: &mut impl Write) -> anyhow::Result<()> {
     const SIDES: [(Beside, &str); 3] =
         [(Beside::Quiet, "quiet"), (Beside::NoMessage, "no message"), (Beside::WrongMac1, "wrong mac1")];
-    let plain = flood::plain_receive(world)?;
     let flooded = Flooded::start(world, programs)?;
+    let mut plain = Vec::new();
     writeln!(
         out,
         "a TCP stream of {:.2} Gbit/s, half of what the tunnel carries, and {}/s of 148 B to its far end",
@@ -96,18 +101,18 @@ fn beside(world: &World, programs: &Programs, runs: u32, out: &mut impl Write) -
             let side = if round % 2 == 0 { position } else { SIDES.len() - 1 - position };
             turns[side].push(flooded.turn(SIDES[side].0)?);
         }
+        plain.push(flood::plain_receive(world, flooded.half)?.as_secs_f64() * 1e9);
     }
     writeln!(
         out,
         "{:<12} {:>22} {:>22} {:>12} {:>26}",
         "beside it", "Gbit/s", "ratio to quiet", "flood /s", "CPU ns each above quiet"
     )?;
-    let [quiet, ..] = &turns;
+    let [quiet, _, wrong] = &turns;
     for ((_, name), side) in SIDES.iter().zip(&turns) {
         let of = |figure: &dyn Fn(&Turn, &Turn) -> f64| {
             spread(side.iter().zip(quiet).map(|(turn, quiet)| figure(turn, quiet)))
         };
-        let cost = |turn: &Turn, quiet: &Turn| (turn.cpu - quiet.cpu) * 1e9 / turn.flooded.max(1.0);
         writeln!(
             out,
             "{name:<12} {:>22} {:>22} {:>12.0} {:>26}",
@@ -117,13 +122,31 @@ fn beside(world: &World, programs: &Programs, runs: u32, out: &mut impl Write) -
             if side.iter().all(|turn| turn.flooded == 0.0) { "–".to_owned() } else { of(&cost).shown(0) },
         )?;
     }
-    writeln!(out, "receiving one by recvmmsg alone: {} ns", plain.as_nanos())?;
+    let receiving = spread(plain.iter().copied());
+    writeln!(out, "receiving one by recvmmsg beside as much: {} ns", receiving.shown(0))?;
     let [bad_tag, malformed] = flooded.stop()?;
     writeln!(out, "refused: {bad_tag} for their mac1, {malformed} for their form; none was answered")?;
     if bad_tag == 0 || malformed == 0 {
         bail!("the flood did not arrive");
     }
+    let pairs = || wrong.iter().zip(quiet);
+    let ratio = spread(pairs().map(|(turn, quiet)| turn.gbit_s / quiet.gbit_s));
+    let beyond = spread(pairs().zip(&plain).map(|((turn, quiet), plain)| cost(turn, quiet) - plain));
+    writeln!(
+        out,
+        "a wrong mac1: {} of the quiet rate (target {RATIO_MIN}), {} ns beyond receiving (target {BEYOND_MAX})",
+        ratio.shown(3),
+        beyond.shown(0)
+    )?;
+    if ratio.middle < RATIO_MIN || beyond.middle > BEYOND_MAX {
+        bail!("a target is missed");
+    }
     Ok(())
+}
+
+/// What one datagram of a flood costs, ns of CPU time.
+fn cost(turn: &Turn, quiet: &Turn) -> f64 {
+    (turn.cpu - quiet.cpu) * 1e9 / turn.flooded.max(1.0)
 }
 
 /// Middle, least and most.

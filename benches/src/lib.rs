@@ -1,5 +1,6 @@
 //! Side-by-side runs of Towpath and the programs it is compared with. Every figure is a ratio inside one run.
 
+pub mod cores;
 pub mod forward;
 pub mod gateway;
 pub mod instructions;

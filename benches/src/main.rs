@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{forward, gateway, instructions, middle, process, ring, slots, zero_copy};
+use benches::{cores, forward, gateway, instructions, middle, process, ring, slots, zero_copy};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::EngineArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -50,6 +50,8 @@ enum Command {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         runs: u32,
     },
+    /// What a second core is worth to one tunnel
+    Cores(cores::Arguments),
     /// What many peers cost a gateway, and what a flood beside a stream does
     Gateway(gateway::Arguments),
     /// Instructions of the hot functions, counted by callgrind and compared with a baseline
@@ -139,6 +141,10 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Slots { runs } => {
             compare_slots(runs)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Cores(arguments) => {
+            cores::run(&arguments, &mut std::io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Gateway(arguments) => {

@@ -1,16 +1,18 @@
 //! The loop: wait, hand over, flush, timers. The only place of the engine that reads the clock.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::crypto::crew::{CryptoStats, Sealed};
 use crate::drops::Drops;
 use crate::egress::uring::WAITING_TIME;
 use crate::egress::{Egress, EgressStats, Flush};
 use crate::engine::IngressKind;
 use crate::halt::Halt;
-use crate::ingress::{Ingress, IngressStats, Received, Source, Token};
+use crate::ingress::{Handler, Ingress, IngressStats, Received, Source, Token};
 use crate::stages::{Stages, Stopwatch, Timing};
 use crate::sys::signal::{Signal, StopSignals};
 use crate::sys::tun::Offloads;
@@ -40,6 +42,11 @@ pub trait Application {
     /// How packets come in on the ring where the flags do not say: what measurements favour for this application.
     fn default_ingress(&self) -> IngressKind;
 
+    /// Threads that seal and open beside the loop, where the design has them.
+    fn crypto_threads(&self) -> usize {
+        0
+    }
+
     /// How long a packet may wait for a busy socket. An application that slows its source down loses nothing by a longer
     /// time, because no more than a queue's worth can come to wait.
     fn waiting_time(&self) -> Duration {
@@ -59,6 +66,18 @@ pub trait Application {
 
     /// Takes one superpacket, appends what leaves to `egress`.
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant);
+
+    /// What can be opened ahead in a UDP superpacket, while others are dealt with: datagrams of `segment_size` bytes one after
+    /// another (the last may be shorter). [`Application::handle`] is told what was.
+    fn foresee(
+        &self,
+        _from: SocketAddr,
+        _bytes: &[u8],
+        _segment_size: usize,
+        _now: Instant,
+    ) -> Option<Sealed> {
+        None
+    }
 
     /// Called at least every 10 ms under load and whenever [`Application::poll_timeout`] has passed.
     fn handle_timeout<E: Egress>(&mut self, egress: &mut E, now: Instant);
@@ -135,6 +154,8 @@ pub struct Ledger {
     pub egress: EgressStats,
     /// What the application lost.
     pub application: Drops,
+    /// What the crypto threads did.
+    pub crypto: CryptoStats,
 }
 
 impl Ledger {
@@ -143,6 +164,7 @@ impl Ledger {
         self.ingress.merge(&other.ingress);
         self.egress.merge(&other.egress);
         self.application.merge(&other.application);
+        self.crypto.merge(&other.crypto);
     }
 }
 
@@ -186,8 +208,9 @@ pub fn run<A: Application, I: Ingress, E: Egress>(
     take_what_was_read(application, ingress, egress)?;
     application.stop(egress, Instant::now());
     drain(application, egress)?;
+    let crypto = egress.boss().map(|boss| boss.stats()).unwrap_or_default();
     let egress = egress.close();
-    Ok(Ledger { ingress: ingress.stats(), egress, application: application.drops() })
+    Ok(Ledger { ingress: ingress.stats(), egress, application: application.drops(), crypto })
 }
 
 /// Deals with what the ingress has read ahead, no faster than it leaves: it was accepted, so it is delivered or counted.
@@ -200,7 +223,7 @@ fn take_what_was_read<A: Application, I: Ingress, E: Egress>(
     let deadline = Instant::now() + DRAIN_TIME;
     loop {
         let now = Instant::now();
-        let more = ingress.finish(&mut |received| {
+        let more = ingress.finish(&mut |received: Received<'_>| {
             if received.token.0 < OWN_TOKENS {
                 application.handle(received, egress, now);
             }
@@ -221,7 +244,11 @@ fn flush(
     egress: &mut impl Egress,
     now: Instant,
 ) -> io::Result<(Flush, bool)> {
-    match egress.flush(now) {
+    outcome_of(egress.flush(now), application)
+}
+
+fn outcome_of(flushed: io::Result<Flush>, application: &mut impl Application) -> io::Result<(Flush, bool)> {
+    match flushed {
         Ok(flush) => Ok((flush, false)),
         Err(error) => application.handle_failure(error).map(|()| (Flush::Done, true)),
     }
@@ -257,6 +284,47 @@ fn begin_timing(egress: &mut impl Egress) -> Timing {
     Timing::new(egress.offered(), Instant::now())
 }
 
+/// Hands a batch of input over to the application.
+struct HandOver<'a, A, E> {
+    application: &'a mut A,
+    egress: &'a mut E,
+    timing: Option<&'a mut Timing>,
+    signalled: bool,
+    /// When the first of the batch came.
+    now: Option<Instant>,
+}
+
+impl<A, E> HandOver<'_, A, E> {
+    #[expect(clippy::disallowed_methods, reason = "the driver is where time enters, once a batch")]
+    fn now(&mut self) -> Instant {
+        *self.now.get_or_insert_with(Instant::now)
+    }
+}
+
+impl<A: Application, E: Egress> Handler for HandOver<'_, A, E> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the driver is where time enters, more often in a batch that is timed"
+    )]
+    fn handle(&mut self, received: Received<'_>) {
+        if received.token.0 >= OWN_TOKENS {
+            self.signalled |= received.token == SIGNALS;
+            return;
+        }
+        let now = self.now();
+        let begun = self.timing.is_some().then(Instant::now);
+        self.application.handle(received, self.egress, now);
+        if let (Some(timing), Some(begun)) = (&mut self.timing, begun) {
+            timing.handled(begun.elapsed());
+        }
+    }
+
+    fn foresee(&mut self, from: SocketAddr, bytes: &[u8], segment_size: usize) -> Option<Sealed> {
+        let now = self.now();
+        self.application.foresee(from, bytes, segment_size, now)
+    }
+}
+
 /// The state of the loop between two turns.
 struct Loop {
     now: Instant,
@@ -264,6 +332,8 @@ struct Loop {
     flush: Flush,
     slowed: bool,
     stopping: bool,
+    /// The last turn had input, so that there may be more.
+    had_input: bool,
     busy_poll: Duration,
     /// The loop does not sleep before this.
     awake_until: Instant,
@@ -277,6 +347,7 @@ impl Loop {
             flush: Flush::Done,
             slowed: false,
             stopping: false,
+            had_input: false,
             busy_poll,
             awake_until: now,
         }
@@ -293,7 +364,7 @@ impl Loop {
     ) -> io::Result<()> {
         let timing = if self.flush == Flush::Suspended {
             // The design stops the loop: only signals and timers get their turn.
-            self.now = Instant::now();
+            (self.now, self.had_input) = (Instant::now(), false);
             self.take_signals(application, ends);
             None
         } else {
@@ -304,7 +375,11 @@ impl Loop {
             application.handle_timeout(egress, self.now);
         }
         self.stopping |= application.maintain(ingress, egress, self.now) == Next::Stop;
-        let (flush, failed) = flush(application, egress, self.now)?;
+        let (flush, failed) = if self.had_input {
+            outcome_of(egress.flush_sealed(self.now), application)?
+        } else {
+            flush(application, egress, self.now)?
+        };
         self.flush = flush;
         self.stopping |= failed;
         if let (Some(timing), Some(stages)) = (timing, application.stages()) {
@@ -331,21 +406,10 @@ impl Loop {
         let timed = application.stages().is_some_and(Stages::is_due);
         let waited = ingress.wait(timeout);
         let mut timing = timed.then(|| begin_timing(egress));
-        let mut signalled = false;
-        let mut now = None;
-        let mut hand_over = |received: Received<'_>| {
-            if received.token.0 >= OWN_TOKENS {
-                signalled |= received.token == SIGNALS;
-                return;
-            }
-            let now = *now.get_or_insert_with(Instant::now);
-            let begun = timing.is_some().then(Instant::now);
-            application.handle(received, egress, now);
-            if let (Some(timing), Some(begun)) = (&mut timing, begun) {
-                timing.handled(begun.elapsed());
-            }
-        };
+        let mut hand_over =
+            HandOver { application, egress, timing: timing.as_mut(), signalled: false, now: None };
         let taken = waited.and_then(|()| ingress.take(&mut hand_over));
+        let HandOver { signalled, now, .. } = hand_over;
         if let Some(timing) = &mut timing {
             timing.all_handed_over(Instant::now());
         }
@@ -353,6 +417,7 @@ impl Loop {
             application.handle_failure(error)?;
             self.stopping = true;
         }
+        self.had_input = now.is_some();
         if let Some(now) = now {
             self.awake_until = now + self.busy_poll;
         }
@@ -373,7 +438,8 @@ impl Loop {
     /// How long the next wait may last.
     fn timeout(&self, application: &impl Application) -> Option<Duration> {
         // A busy socket is tried again by the clock, not as often as there are turns.
-        if self.now < self.awake_until && self.flush == Flush::Done {
+        let looks_on = self.now < self.awake_until && self.flush == Flush::Done;
+        if looks_on || self.flush == Flush::Sealing {
             return Some(Duration::ZERO);
         }
         let due = application.poll_timeout().map(|due| due.saturating_duration_since(self.now));

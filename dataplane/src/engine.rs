@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
+use crate::crypto::Boss;
 use crate::driver::{self, Application, Ends, Ledger};
 use crate::drops::Drops;
 use crate::egress::probe::{self, probe, setup_reason};
@@ -242,8 +243,22 @@ fn set_up_ring<A: Application>(
     let completions = args.completions.unwrap_or(Completions::Thread);
     let mut egress =
         Uring::new(args.uses(Offload::UdpGso), completions, application.device().is_some(), now())?;
+    let threads = application.crypto_threads();
+    if threads > 0 {
+        let slots = egress.slots().capacity;
+        egress.set_boss(Boss::start(threads, slots, UringIngress::BUFFERS_MAX)?);
+    }
     egress.set_waiting_time(application.waiting_time());
     Ok(egress)
+}
+
+/// The ingress of `--ingress uring`, with the crypto threads of the egress, if it has any.
+fn set_up_ingress<A: Application, E: Egress>(application: &A, egress: &E) -> io::Result<UringIngress> {
+    let mut ingress = UringIngress::new(application.device().is_some())?;
+    if let Some(boss) = egress.boss() {
+        ingress.set_boss(boss);
+    }
+    Ok(ingress)
 }
 
 /// The flag value of a design.
@@ -264,7 +279,7 @@ fn run_on_ring<A: Application, B: FnOnce() -> io::Result<()>, S: FnOnce()>(
     place: Place<'_, B, S>,
 ) -> io::Result<Ledger> {
     if args.ingress.is_none() && application.default_ingress() == IngressKind::Uring {
-        match UringIngress::new(application.device().is_some()) {
+        match set_up_ingress(application, &egress) {
             Ok(ingress) => return finish(application, ingress, egress, args, place),
             Err(error) => tracing::info!("ingress: epoll, because {}", setup_reason(&error)),
         }
@@ -280,7 +295,7 @@ fn run_with<A: Application, E: Egress, B: FnOnce() -> io::Result<()>, S: FnOnce(
     place: Place<'_, B, S>,
 ) -> io::Result<Ledger> {
     match args.ingress {
-        Some(IngressKind::Uring) => match UringIngress::new(application.device().is_some()) {
+        Some(IngressKind::Uring) => match set_up_ingress(application, &egress) {
             Ok(ingress) => finish(application, ingress, egress, args, place),
             Err(error) => {
                 let text = format!("--ingress uring: {}", setup_reason(&error));
@@ -329,6 +344,12 @@ fn figures(ledger: &Ledger, workers: usize) -> serde_json::Value {
         "cq_overflows": egress.cq_overflows,
         "resent": egress.resent,
         "kernel_workers": probe::kernel_workers(),
+        "crypto": {
+            "threads": ledger.crypto.threads,
+            "handed_over": ledger.crypto.handed_over,
+            "taken_back": ledger.crypto.taken_back,
+            "naps": ledger.crypto.naps,
+        },
         "egress_drops": causes(&egress.drops),
         "application_drops": causes(&ledger.application),
         "ingress": {

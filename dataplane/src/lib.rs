@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod crypto;
 pub mod driver;
 pub mod drops;
 pub mod egress;

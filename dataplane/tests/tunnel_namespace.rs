@@ -13,10 +13,17 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput as _, KeyInit as _, Update as _};
+use blake2::{Blake2s256, Blake2sMac, Digest as _};
+use dataplane::tunnel::key::SecretKey;
+use dataplane::tunnel::noise;
 use hosts::user_namespace::left_out::left_out;
 use hosts::{Namespace, PATIENCE, Running, TOWPATH};
+use socket2::{Domain, Socket, Type};
 
 /// The two hosts, and a folder for files.
 struct Cable {
@@ -110,18 +117,20 @@ fn stream(server: &Namespace, client: &Namespace, address: &str) {
 }
 
 /// Everything that goes through the tunnel when the cable is set up; then both ends stop with a clean ledger.
-fn exercise(cable: &Cable, a: Running, b: Running) {
+fn exercise(cable: &Cable, a: Running, b: Running) -> [serde_json::Value; 2] {
     echo_datagrams(cable, "10.99.0.1:7000", "10.99.0.2:7000");
     echo_datagrams(cable, "[fd99::1]:7000", "[fd99::2]:7000");
     stream(&cable.b, &cable.a, "10.99.0.2:7001");
     stream(&cable.a, &cable.b, "[fd99::1]:7001");
-    for ledger in [a.stop(), b.stop()] {
+    let ledgers = [a.stop(), b.stop()];
+    for ledger in &ledgers {
         assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
         let lost = &ledger["application_drops"];
         // The kernel's own neighbour and multicast reports on the new interface go nowhere.
         let others = lost.as_object().unwrap().keys().filter(|cause| *cause != "no_route").count();
         assert_eq!(others, 0, "{ledger:#}");
     }
+    ledgers
 }
 
 fn carries_packets(test: &str, io: &str, endpoint: &str, mtu: u16) {
@@ -147,6 +156,21 @@ fn packets_pass_with_uring_over_ipv6() {
 #[test]
 fn packets_pass_with_threaded_at_the_default_mtu() {
     carries_packets("packets_pass_with_threaded_at_the_default_mtu", "threaded", "192.0.2.2:51820", 1_280);
+}
+
+#[test]
+fn packets_pass_with_crypto_threads() {
+    let Some(cable) = Cable::enter("packets_pass_with_crypto_threads") else { return };
+    let flags = ["--io", "uring", "--ingress", "uring", "--crypto-threads", "2"];
+    let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.2:51820");
+    let b = cable.configuration(2, "MTU = 1420", "");
+    let b = start(&cable.b, &b, &flags);
+    let a = start(&cable.a, &a, &flags);
+    for ledger in exercise(&cable, a, b) {
+        assert_eq!(ledger["crypto"]["threads"], 2, "{ledger:#}");
+        // Each end sends a stream and receives one.
+        assert!(ledger["crypto"]["handed_over"].as_u64().unwrap() > 0, "{ledger:#}");
+    }
 }
 
 #[test]
@@ -260,6 +284,98 @@ fn handshakes_with_a_wrong_mac1_get_no_answer_and_disturb_nobody() {
     // What did not fit into the socket's buffer the kernel has dropped and counted, some of the stream's among it.
     let dropped = ledger["ingress"]["kernel_drops_skbs"].as_u64().unwrap();
     assert!(refused > 0 && refused <= FLOOD as u64 && refused + dropped >= FLOOD as u64, "{ledger:#}");
+}
+
+/// A handshake initiation that is nobody's, with mac1 as everybody can make it who knows the public key of host 2.
+fn strangers_initiation() -> Vec<u8> {
+    let key = noise::public_key(&SecretKey::new([2; 32]).clamped());
+    let key = Blake2s256::new().chain_update(b"mac1----").chain_update(key.0).finalize();
+    let mut message = vec![0x5a; 148];
+    message[..4].copy_from_slice(&[1, 0, 0, 0]);
+    let mac: Blake2sMac<U16> = Blake2sMac::new_from_slice(&key).unwrap();
+    let mac1 = mac.chain(&message[..116]).finalize_fixed();
+    message[116..132].copy_from_slice(&mac1);
+    message
+}
+
+/// W3 of the catalogue on the wire, at its worst: the addresses that are claimed are of neighbours that are not there, so that every
+/// answer waits in the kernel for three seconds.
+#[test]
+fn strangers_who_cannot_be_answered_hold_nobody_up() {
+    const SOURCES: u8 = 100;
+    let Some(cable) = Cable::enter("strangers_who_cannot_be_answered_hold_nobody_up") else { return };
+    let b = cable.configuration(2, "MTU = 1420", "");
+    let a = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.2:51820");
+    let b = start(&cable.b, &b, &[]);
+    let bind = |number: u8| {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        // It need not be an address of this host.
+        socket.set_ip_transparent_v4(true).unwrap();
+        let address: SocketAddr = format!("192.0.2.{}:7777", 100 + number).parse().unwrap();
+        socket.bind(&address.into()).unwrap();
+        UdpSocket::from(socket)
+    };
+    let strangers: Vec<UdpSocket> = cable.a.run(|| (0..SOURCES).map(bind).collect());
+    let (stop, initiation) = (AtomicBool::new(false), strangers_initiation());
+    let sent = AtomicUsize::new(0);
+    let (connected, mut waits) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Some 3,000 a second, whoever else has the processors.
+            let start = Instant::now();
+            for number in 0.. {
+                while start.elapsed() < Duration::from_millis(1) * (number / 3) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let stranger = &strangers[number as usize % strangers.len()];
+                sent.fetch_add(
+                    stranger.send_to(&initiation, "192.0.2.2:51820").map_or(0, |_| 1),
+                    Ordering::Relaxed,
+                );
+            }
+        });
+        // The answers to the first are still waiting, and all buffers that they can fill are full.
+        std::thread::sleep(Duration::from_millis(3_500));
+        let a = start(&cable.a, &a, &[]);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| round_trips(&cable, 60)));
+        stop.store(true, Ordering::Relaxed);
+        let waits = outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        a.stop();
+        (waits[0], waits)
+    });
+    let ledger = b.stop();
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent > 5_000, "{sent} is no flood");
+    assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
+    // Who comes is in within 2 s: by the cookie, without waiting until an initiation is repeated.
+    assert!(connected < Duration::from_secs(2), "the handshake took {connected:?}");
+    waits.sort();
+    assert!(waits[54] < Duration::from_millis(100), "{waits:?}");
+}
+
+/// How long datagrams took through the tunnel and back, one after the other; the first brings about the handshake.
+fn round_trips(cable: &Cable, count: usize) -> Vec<Duration> {
+    let bind = |side: &Namespace, address: &str| {
+        let address: SocketAddr = address.parse().unwrap();
+        side.run(|| {
+            let socket = UdpSocket::bind(address).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        })
+    };
+    let (ours, theirs) = (bind(&cable.a, "10.99.0.1:7000"), bind(&cable.b, "10.99.0.2:7000"));
+    let mut buffer = [0; 100];
+    let mut trip = || {
+        let start = Instant::now();
+        ours.send_to(b"there", theirs.local_addr().unwrap()).unwrap();
+        let (_, source) = theirs.recv_from(&mut buffer).unwrap();
+        theirs.send_to(b"back", source).unwrap();
+        ours.recv_from(&mut buffer).unwrap();
+        start.elapsed()
+    };
+    (0..count).map(|_| trip()).collect()
 }
 
 /// W27: the endpoint lies in AllowedIPs and its route leads back into the tunnel.

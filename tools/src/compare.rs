@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::format::bundle;
+use crate::judge::circumstances;
 use crate::report::{Cell, Curve, Report, Section, Table, Tone};
 use crate::run::ledger::loss_statement;
 use crate::run::verdict::Validity;
@@ -29,9 +30,10 @@ pub struct Row {
     pub max_ns: Option<u64>,
     /// Share of the sent datagrams that did not arrive in time.
     pub loss: f64,
-    /// CPU time of the observed processes per datagram carried one way.
+    /// CPU time of the observed processes per datagram delivered one way.
     pub cpu_ns_per_packet: Option<f64>,
-    /// Each of the figures divided by the first run's; absent for the first run and where one of the two is.
+    /// Each of the figures divided by the first run's; absent for the first run, for one with another load, and where one of the
+    /// two is.
     pub ratio: Option<Ratio>,
 }
 
@@ -50,21 +52,23 @@ pub struct Ratio {
 #[derive(Debug)]
 pub struct Comparison {
     runs: Vec<(String, PathBuf, RunResult)>,
+    /// Whether runs are divided by the first though they had another load.
+    any_load: bool,
 }
 
 impl Comparison {
-    /// Reads each directory or `run.json`.
+    /// Reads each directory or `run.json`. A run with another load than the first is not divided by it, unless `any_load`.
     ///
     /// # Errors
     /// As [`bundle::read`].
-    pub fn read(paths: &[PathBuf]) -> anyhow::Result<Self> {
+    pub fn read(paths: &[PathBuf], any_load: bool) -> anyhow::Result<Self> {
         let read = |path: &PathBuf| {
             let result = bundle::read(path)?;
             Ok((name(&result, path), path.clone(), result))
         };
         let mut runs = paths.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
         tell_apart(&mut runs);
-        Ok(Self { runs })
+        Ok(Self { runs, any_load })
     }
 
     /// The figures.
@@ -80,9 +84,13 @@ impl Comparison {
             max_ns: result.latency.response.max_ns,
             loss: result.ledger.loss_fraction(),
             cpu_ns_per_packet: result.dut_cpu_ns_per_packet,
-            ratio: (index > 0).then(|| ratio(result, &self.runs[0].2)),
+            ratio: (index > 0 && self.is_like_first(result)).then(|| ratio(result, &self.runs[0].2)),
         };
         self.runs.iter().enumerate().map(row).collect()
+    }
+
+    fn is_like_first(&self, run: &RunResult) -> bool {
+        self.any_load || circumstances::load(&self.runs[0].2.spec, &run.spec).is_empty()
     }
 
     /// Table, plot and what keeps the runs from being compared.
@@ -104,6 +112,7 @@ impl Comparison {
         notes.extend(
             self.runs.iter().map(|(name, _, result)| format!("{name}: {}", loss_statement(&result.ledger))),
         );
+        notes.extend(self.doubts());
         notes.extend(self.differences());
         let curves = self.runs.iter().map(|(name, _, result)| Curve::of(name.clone(), result)).collect();
         let section = Section {
@@ -116,39 +125,36 @@ impl Comparison {
         Report { title: "towpath-lab compare".to_owned(), notes: Vec::new(), sections: vec![section] }
     }
 
-    /// One warning for each way in which a run was made otherwise than the first, or cannot be believed.
+    /// One warning for each way in which a run was made otherwise than the first.
     fn differences(&self) -> Vec<String> {
         let (first_name, _, first) = &self.runs[0];
         let mut notes = Vec::new();
         for (name, _, run) in &self.runs {
-            if run.verdict.validity != Validity::Valid {
-                notes.push(format!("{name} is {}", run.verdict.line()));
-            }
-            if run.interrupted {
-                notes.push(format!("{name} was interrupted after {:.1} s", run.measured_s));
-            }
-            for (what, a, b) in differing(first, run) {
-                notes.push(format!("not the same {what}: {a} in {first_name}, {b} in {name}"));
-            }
+            let mut differing = circumstances::load(&first.spec, &run.spec);
+            differing.extend(circumstances::host(first, run));
+            notes.extend(differing.iter().map(|differs| circumstances::sentence(differs, first_name, name)));
         }
         notes
     }
-}
 
-/// In what the circumstances of two runs differ, with what each had.
-#[must_use]
-pub fn differing(first: &RunResult, run: &RunResult) -> Vec<(&'static str, String, String)> {
-    let (a, b) = (&first.spec, &run.spec);
-    let both = [
-        ("kind of load", a.kind.name().to_owned(), b.kind.name().to_owned()),
-        ("rate", units::rate(a.rate_pps), units::rate(b.rate_pps)),
-        ("size", format!("{} B", a.size), format!("{} B", b.size)),
-        ("flows", a.flows.to_string(), b.flows.to_string()),
-        ("burst", a.burst.to_string(), b.burst.to_string()),
-        ("kernel", first.environment.kernel.clone(), run.environment.kernel.clone()),
-        ("processor", first.environment.cpu_model.clone(), run.environment.cpu_model.clone()),
-    ];
-    both.into_iter().filter(|(_, a, b)| a != b).collect()
+    /// What keeps runs from being believed: a sentence on each that is not valid, or was ended early.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let doubts = |(name, _, run): &(String, PathBuf, RunResult)| {
+            let invalid = run.verdict.validity != Validity::Valid;
+            let invalid = invalid.then(|| format!("{name} is {}", run.verdict.line()));
+            let early =
+                run.interrupted.then(|| format!("{name} was interrupted after {:.1} s", run.measured_s));
+            [invalid, early]
+        };
+        self.runs.iter().flat_map(doubts).flatten().collect()
+    }
+
+    /// In what loads are another than that of the first.
+    #[must_use]
+    pub fn different(&self) -> Vec<String> {
+        circumstances::different(self.runs.iter().map(|(_, _, run)| &run.spec))
+    }
 }
 
 fn header() -> Vec<String> {

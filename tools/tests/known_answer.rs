@@ -95,12 +95,13 @@ fn a_thousand_flows_and_strangers_do_not_confuse_the_ledger() {
 
 #[test]
 fn what_comes_after_the_drain_is_late_and_has_no_latency() {
-    let late_after = Duration::from_millis(750);
+    // Half a second after the drain, and as long before it is given up: time enough for a machine that is busy.
+    let (drain, late_after) = (Duration::from_secs(2), Duration::from_millis(2_500));
     let plan = Plan { seed: 5, late: 50, late_after, ..Plan::default() };
-    let (result, log) = judged(plan, |spec| spec);
+    let (result, log) = judged(plan, |spec| RunSpec { drain, ..spec });
     assert!(log.late > 0);
     assert_eq!(result.ledger.lost, result.ledger.sent - log.returned);
-    assert!(result.latency.response.max_ns.unwrap() < 700_000_000);
+    assert!(result.latency.response.max_ns.unwrap() < 2_400_000_000);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The program as a person meets it: exit codes, files, messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bad_reflector;
 #[path = "program/browser.rs"]
 mod browser;
 #[path = "program/doctor.rs"]
@@ -20,8 +21,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bad_reflector::{BadReflector, Plan};
 use dataplane::hlog;
 use rustix::process::{Pid, Signal, kill_process};
 use tools::format::bundle;
@@ -135,16 +138,29 @@ fn a_run_writes_files_that_agree_with_each_other_and_compare_reads_them() {
 
     let page = dir.path().join("page.html");
     let (a, b, page_path) = (a.to_str().unwrap(), b.to_str().unwrap(), page.to_str().unwrap());
-    let (code, table, stderr) = output(&["compare", a, b, "--html", page_path]);
+    let (code, table, _) = output(&["compare", a, b, "--allow-invalid"]);
+    assert!(code == 4 && table.contains("bursts <&>") && !table.contains('×'), "{code} {table}");
+    for note in ["not the same size: 200 B in a, 1200 B in", "not the same gso", "not the same flows"] {
+        assert!(table.contains(note), "{note}: {table}");
+    }
+    assert!(
+        table.contains("not alike (burst, flows, gso, size)") && table.contains("--allow-different"),
+        "{table}"
+    );
+    let allowed = ["--allow-invalid", "--allow-different"];
+    let (code, table, stderr) = output(&[&["compare", a, b, "--html", page_path], &allowed[..]].concat());
     assert_eq!(code, 0, "{stderr}");
     assert!(table.contains("÷ a") && table.contains("bursts <&>") && table.contains('×'), "{table}");
     assert!(table.contains("not the same size"), "{table}");
     let html = fs::read_to_string(&page).unwrap();
     assert!(html.contains("bursts &lt;&amp;&gt;") && html.contains("<polyline") && !html.contains("<script"));
-    let (code, json, _) = output(&["compare", a, b, "--json"]);
+    let (code, json, _) = output(&[&["compare", a, b, "--json"], &allowed[..]].concat());
     let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, rows.as_array().unwrap().len()), (0, 2));
     assert!(rows[1]["ratio"]["quantiles"][0][1].as_f64().unwrap() > 0.0, "{rows}");
+    let (code, json, stderr) = output(&["compare", a, b, "--json", "--allow-invalid"]);
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(code == 4 && rows[1]["ratio"].is_null() && stderr.contains("not alike"), "{rows} {stderr}");
 }
 
 #[test]
@@ -168,8 +184,10 @@ fn comparing_shows_losses_doubts_and_files_of_other_versions() {
         json["interrupted"] = true.into();
         json["spec"]["label"] = "bad".into();
     });
-    let (code, table, stderr) = output(&["compare", good.to_str().unwrap(), &bad]);
-    assert_eq!(code, 0, "{stderr}");
+    let arguments = ["compare", good.to_str().unwrap(), &bad];
+    assert_eq!(output(&[&arguments[..], &["--allow-invalid"]].concat()).0, 0);
+    let (code, table, stderr) = output(&arguments);
+    assert_eq!(code, 4, "{stderr}");
     let line = table.lines().find(|line| line.starts_with("│ bad ")).unwrap();
     assert!(line.contains(" lost ") && line.contains("(500)") && line.contains("INVALID"), "{table}");
     let ratios = table.lines().find(|line| line.contains("÷ good")).unwrap();
@@ -274,15 +292,19 @@ fn missing_surroundings_end_with_5_and_missing_files_with_1() {
 
 #[test]
 fn an_interrupted_run_keeps_and_marks_what_it_has() {
-    let reflector = Reflector::start("127.0.0.1:0");
+    let reflector = BadReflector::start(Plan::default());
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_str().unwrap();
-    let arguments =
-        ["run", "udp", &reflector.address, "--duration", "60s", "--drain", "200ms", "--out", path];
+    let (path, target) = (dir.path().to_str().unwrap(), reflector.address.to_string());
+    let arguments = ["run", "udp", &target, "--duration", "60s", "--drain", "200ms", "--out", path];
     let mut child = lab(&arguments).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1_500));
+    while reflector.began_ns.load(Ordering::Relaxed) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "the run has ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    reflector.finish();
     let result = bundle::read(dir.path()).unwrap();
     assert!(result.interrupted && result.ledger.balances());
     assert!(

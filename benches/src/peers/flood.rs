@@ -127,27 +127,47 @@ fn flood(beside: Beside, source: &UdpSocket, to: SocketAddr, duration: Duration)
     load::send(load, &[flow], crate::process::now())
 }
 
-/// CPU time that the plain kernel takes to receive one datagram of the same flood, by recvmmsg(2) on a thread of its own.
+/// CPU time that the plain kernel takes to receive one datagram of the same flood beside a stream of `bits` a second: what a thread
+/// that receives both by recvmmsg(2), looks at none of it and does nothing else takes more than for the stream alone. By itself a
+/// flood costs more, because the thread is woken for it; the tunnel under a stream is awake already.
 ///
 /// # Errors
 /// When no socket can be had or nothing arrives.
-pub fn plain_receive(world: &World) -> anyhow::Result<Duration> {
-    let bind = |address: IpAddr, buffer| {
-        let options = UdpOptions { receive_buffer: buffer, ..UdpOptions::default() };
+pub fn plain_receive(world: &World, bits: f64) -> anyhow::Result<Duration> {
+    let bind = |address: IpAddr| {
+        let options = UdpOptions { receive_buffer: 8 << 20, ..UdpOptions::default() };
         UdpSocket::bind(SocketAddr::new(address, 0), &options)
     };
-    let source = world.topology.a.run(|| bind(Address::A_DIRECT.into(), 64 << 10))??;
-    let sink = world.topology.b.run(|| bind(Address::B_DIRECT.into(), 4 << 20))??;
-    let to = sink.local_addr();
-    let (used, taken) = std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| receive(&sink));
-        flood(Beside::WrongMac1, &source, to, MIDDLE);
-        receiver.join().map_err(|_| anyhow::anyhow!("the receiver ended in a panic"))
-    })?;
-    if taken == 0 {
-        bail!("nothing arrived");
-    }
-    Ok(used / u32::try_from(taken)?)
+    let sources = world
+        .topology
+        .a
+        .run(|| anyhow::Ok([bind(Address::A_DIRECT.into())?, bind(Address::A_DIRECT.into())?]))??;
+    let sink = world.topology.b.run(|| bind(Address::B_DIRECT.into()))??;
+    let turn = |beside| {
+        std::thread::scope(|scope| {
+            let receiver = scope.spawn(|| receive(&sink));
+            let stream = scope.spawn(|| stream(bits, &sources[0], sink.local_addr()));
+            let flooded = flood(beside, &sources[1], sink.local_addr(), MIDDLE);
+            let streamed = stream.join();
+            let received = receiver.join();
+            match (received, streamed) {
+                (Ok((used, taken)), Ok(streamed)) if taken > 0 && streamed > 0 => Ok((used, flooded)),
+                _ => bail!("the stream did not arrive"),
+            }
+        })
+    };
+    let (alone, _) = turn(Beside::Quiet)?;
+    let (both, flooded) = turn(Beside::WrongMac1)?;
+    Ok(both.saturating_sub(alone) / u32::try_from(flooded)?)
+}
+
+/// A stream as the tunnel's: superpackets of full datagrams.
+fn stream(bits: f64, source: &UdpSocket, to: SocketAddr) -> u64 {
+    const SIZE: usize = 1_452;
+    let flow = Flow { socket: source.clone(), to, header: Vec::new() };
+    let rate = (bits / 8.0 / SIZE as f64) as u64;
+    let load = Load { rate, size: SIZE, burst: 40, superpackets: true, duration: MIDDLE, patient: true };
+    load::send(load, &[flow], crate::process::now())
 }
 
 /// Receives until nothing has come for a while; CPU time of this thread, and datagrams.

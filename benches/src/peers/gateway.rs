@@ -9,9 +9,10 @@ use anyhow::{Context, bail};
 use dataplane::ingress::Meta;
 use dataplane::netlink::{Handle, Ipv4Net};
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
+use dataplane::tunnel::Path;
 use dataplane::tunnel::key::{PublicKey, SecretKey};
-use dataplane::tunnel::noise::{self, CONTROL_LEN, Identity, Noise};
-use dataplane::wire::wireguard::{COOKIE_REPLY, DATA_OVERHEAD, RESPONSE};
+use dataplane::tunnel::noise::{self, CONTROL_LEN, Identity, Noise, Outset};
+use dataplane::wire::wireguard::{COOKIE_REPLY, DATA_OVERHEAD, RESPONSE, SessionIndex};
 use tools::netns::Address;
 
 use super::figures::Ledger;
@@ -51,6 +52,8 @@ struct Far {
     identity: Identity,
     world: noise::World,
     noise: Noise,
+    /// Of the next session.
+    index: u32,
     inside: Ipv4Addr,
     address: IpAddr,
     done: bool,
@@ -116,7 +119,8 @@ pub fn measure(world: &World, peers: usize) -> anyhow::Result<Measured> {
         .map(|(number, key)| Far {
             identity: Identity::new(key, &[7; 32]),
             world: noise::World::system(),
-            noise: Noise::new(public, None, number),
+            noise: Noise::new(public, None),
+            index: number << 8,
             inside: inside(number),
             address: addresses[number as usize / AT_ONE_ADDRESS],
             done: false,
@@ -217,8 +221,12 @@ impl Far {
 
     fn initiate(&mut self, socket: &UdpSocket) -> anyhow::Result<()> {
         let mut message = [0; CONTROL_LEN];
+        // The upper bits say which end it is, so that answers find it.
+        self.index = self.index & !0xff | self.index.wrapping_add(1) & 0xff;
+        let to = SocketAddr::new(Address::B_DIRECT.into(), PORT);
+        let outset = Outset { index: SessionIndex(self.index), path: Path::Direct { to, from: None } };
         let Self { identity, world, noise, .. } = self;
-        let len = noise.initiate(identity, world, &mut message, now()).context("no initiation")?;
+        let len = noise.initiate(identity, world, outset, &mut message, now()).context("no initiation")?;
         self.send(socket, &message[..len])
     }
 

@@ -5,7 +5,7 @@ mod carriage;
 mod counter;
 mod crowd;
 mod ends;
-mod figures;
+pub mod figures;
 pub mod flood;
 pub mod gateway;
 mod list;

@@ -38,6 +38,19 @@ impl World {
                 format!("user namespaces are forbidden here ({refusal}): run as root, or sysctl kernel.unprivileged_userns_clone=1")
             })?;
         }
+        Self::build()
+    }
+
+    /// As [`World::new`], without a user namespace: root stays root, and may have socket buffers of any size.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_ADMIN.
+    pub fn of_root() -> anyhow::Result<Self> {
+        namespace::unshare_net().context("no network namespace without root")?;
+        Self::build()
+    }
+
+    fn build() -> anyhow::Result<Self> {
         let mut handle = Handle::open()?;
         let loopback = handle.link_index("lo")?;
         handle.set_up(loopback)?;

@@ -6,6 +6,7 @@
 //! | `WG_TUN_FD` | number of a descriptor that is attached to the device |
 //! | `WG_UAPI_FD` | number of a socket that listens for `wg` |
 //! | `WG_PROCESS_FOREGROUND` | `1`: as `-f` |
+//! | `TOWPATH_LINES` | `off`: does without the lines that begin with `#towpath:` in wg-quick's configuration |
 
 use std::env;
 use std::io::{self, Write as _};
@@ -17,15 +18,15 @@ use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::marking::MarkingArgs;
-use super::{Failure, bind_admin, now, randomness};
-use crate::config;
+use super::{Failure, bind_admin, keep_memory_private, now, randomness};
+use crate::config::{Lines, NoLines};
+use crate::crypto::CryptoArgs;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
 use crate::sys::tun::Tun;
 use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
-use crate::tunnel::marking::Marking;
 use crate::tunnel::{Tunnel, TunnelConfig, setup};
 use crate::uapi::Listener;
 
@@ -41,6 +42,8 @@ pub(super) struct Flags {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
+    crypto: CryptoArgs,
+    #[command(flatten)]
     marking: MarkingArgs,
     /// Where Prometheus finds totals: /metrics, without a password, so better on 127.0.0.1 [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -54,23 +57,14 @@ pub(super) struct Flags {
 pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     let name = flags.name.as_deref().unwrap_or_default();
     flags.engine.check().map_err(Failure::usage)?;
+    flags.crypto.check(flags.engine.io).map_err(Failure::usage)?;
     if name.contains('/') || name.ends_with(".conf") {
         return Err(Failure::usage(format!(
             "{name:?} is no interface name; for a configuration file run: towpath up {name}"
         )));
     }
     let level = env::var("LOG_LEVEL").unwrap_or_default();
-    if level != "silent"
-        && let Some(file) = config::with_lines_of_ours(name)
-    {
-        // Before it goes into the background, where nobody would see it. Nobody may see it now, either.
-        let _ = writeln!(
-            io::stderr(),
-            "towpath: {0} has lines that begin with #towpath:, which wg-quick does not pass on: relays, paths and marks \
-             are as if they were not there; to have them, run: towpath up {0}",
-            file.display()
-        );
-    }
+    let lines = lines_of_ours(name, level != "silent")?;
     let foreground =
         flags.foreground || env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
     let notice = if foreground {
@@ -82,10 +76,42 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         }
     };
     log::init(flags.log_format, log_level(&level));
-    let app = assemble(name, flags, notice);
+    keep_memory_private();
+    let app = assemble(name, flags, lines.as_ref(), notice);
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What wg-quick does not hand on of its configuration. Says in one line what is taken from where, as long as somebody sees it.
+fn lines_of_ours(name: &str, says: bool) -> Result<Option<Lines>, Failure> {
+    const VARIABLE: &str = "TOWPATH_LINES";
+    let say = |text: &str| {
+        if says {
+            // Nobody may see it.
+            let _ = writeln!(io::stderr(), "towpath: {text}");
+        }
+    };
+    match env::var(VARIABLE).unwrap_or_default().as_str() {
+        "" | "on" => {}
+        "off" => return Ok(None),
+        other => return Err(Failure::usage(format!("{VARIABLE} is {other:?}; write on or off"))),
+    }
+    match Lines::of_interface(name) {
+        Ok(lines) => {
+            say(&lines.summary());
+            for warning in &lines.warnings {
+                say(&format!("{}: {warning}", lines.file.display()));
+            }
+            Ok(Some(lines))
+        }
+        Err(NoLines::Absent) => Ok(None),
+        Err(NoLines::Distrusted(why)) => {
+            say(&why);
+            Ok(None)
+        }
+        Err(NoLines::Wrong(error)) => Err(Failure::usage(format!("{error} (or {VARIABLE}=off)"))),
+    }
 }
 
 /// What `LOG_LEVEL` asks for; errors when it asks for nothing that is known.
@@ -97,9 +123,18 @@ fn log_level(level: &str) -> LevelFilter {
     }
 }
 
-fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Failure> {
+fn assemble(
+    name: &str,
+    flags: &Flags,
+    lines: Option<&Lines>,
+    notice: Option<Notice>,
+) -> Result<App, Failure> {
     let options = flags.engine.tun_options();
     let (seeds, cookie_secret) = randomness()?;
+    let (waiting_relay, inquiries) = match lines {
+        Some(lines) => setup::relay_plan(lines, seeds[1])?,
+        None => (None, Inquiries::default()),
+    };
     let tun = match inherited("WG_TUN_FD")? {
         Some(fd) => Tun::inherited(fd, options).map_err(|error| of_variable("WG_TUN_FD", &error))?,
         None => setup::make_bare_interface(name, options)?,
@@ -121,15 +156,18 @@ fn assemble(name: &str, flags: &Flags, notice: Option<Notice>) -> Result<App, Fa
     // Until the interface is brought up.
     tunnel.set_running(false, now);
     let binding = Binding { listen_port: 0, firewall_mark: 0, gro: flags.engine.uses(Offload::UdpGro) };
-    let marking = flags.marking.over(Marking::default());
+    let marking = flags.marking.over(lines.map(|lines| lines.marking).unwrap_or_default());
     let management = Management {
         binding,
         marking,
-        inquiries: Inquiries::default(),
+        inquiries,
+        waiting_relay,
         listener: Some(listener),
+        own: None,
         drop_in: true,
         notice,
         admin,
+        crypto_threads: flags.crypto.threads(),
     };
     Ok(App::new(tunnel, tun, Sockets::NONE, None, management))
 }

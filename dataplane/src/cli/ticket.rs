@@ -43,8 +43,8 @@ fn print(interface: &str) -> Result<(), Failure> {
     let answer = ask(interface, "ticket=1\n\n")?;
     if number(&answer) == Some(NO_RELAY.number()) {
         return Err(Failure::usage(format!(
-            "{interface} has no address at a relay: write #towpath: Relay = turn:HOST:PORT into its file and bring it up by \
-             towpath up, because wg-quick does not pass that on; or wait until the relay has answered"
+            "{interface} has no address at a relay: write #towpath: Relay = turn:HOST:PORT into its file (with wg-quick, that \
+             is /etc/wireguard/{interface}.conf) and bring it up again; or wait until the relay has answered"
         )));
     }
     let ticket =
@@ -76,8 +76,8 @@ fn accept(interface: &str, text: &str) -> Result<(), Failure> {
         )
     } else if refused == NO_RELAY.number() {
         format!(
-            "{interface} has no relay: write #towpath: Relay = turn:HOST:PORT into its file and bring it up by towpath up, \
-             because wg-quick does not pass that on"
+            "{interface} has no relay: write #towpath: Relay = turn:HOST:PORT into its file (with wg-quick, that is \
+             /etc/wireguard/{interface}.conf) and bring it up again"
         )
     } else {
         format!("{interface} refuses the ticket: {}", io::Error::from_raw_os_error(refused))

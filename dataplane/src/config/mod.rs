@@ -17,6 +17,7 @@
 mod document;
 mod host;
 mod login;
+mod ours;
 mod parse;
 mod relay;
 mod value;
@@ -33,9 +34,10 @@ use zeroize::Zeroizing;
 
 pub use self::host::{Hooks, HostSection, Table};
 pub use self::login::{Credentials, Login, LoginKind};
+pub use self::ours::{Lines, NoLines};
 pub use self::relay::RelayConfig;
 pub use self::value::{Endpoint, Host, Transport};
-use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::marking::Marking;
 use crate::tunnel::paths::Policy;
 
@@ -170,6 +172,12 @@ impl Config {
         Ok((config, warnings))
     }
 
+    /// Wipes the private key and the preshared keys, for when the tunnel has its own.
+    pub fn forget_keys(&mut self) {
+        self.private_key = SecretKey::new([0; KEY_LEN]);
+        self.peers.iter_mut().for_each(|peer| peer.preshared_key = None);
+    }
+
     /// Whether IPv6 is used inside the tunnel.
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
@@ -220,15 +228,6 @@ pub fn find(given: &Path) -> Result<PathBuf, ConfigError> {
             "there is none of this name: write {first}, {second} or {third}, or give the path of a file{here}"
         ),
     })
-}
-
-/// The configuration that wg-quick has for an interface, if there are lines in it that are meant for us only.
-#[must_use]
-pub fn with_lines_of_ours(interface: &str) -> Option<PathBuf> {
-    let file = Path::new("/etc/wireguard").join(format!("{interface}.conf"));
-    // Whoever may not read it has not been started by wg-quick, which has read it.
-    let (text, _) = read(&file).ok()?;
-    text.lines().any(|line| parse::towpath_comment(line).is_some()).then_some(file)
 }
 
 /// Whether this is a name without a path and without the ending of a configuration.

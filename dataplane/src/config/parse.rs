@@ -106,18 +106,18 @@ pub(super) struct Interface {
     ecn: At<bool>,
     dscp: At<Dscp>,
     host: Reading,
-    relays: Relays,
+    pub(super) relays: Relays,
 }
 
 #[derive(Default)]
 pub(super) struct Peer {
     line: usize,
-    public_key: At<PublicKey>,
+    pub(super) public_key: At<PublicKey>,
     preshared_key: At<SecretKey>,
     allowed_ips: Vec<IpNet>,
     endpoint: At<Endpoint>,
     persistent_keepalive: At<u16>,
-    path: At<Policy>,
+    pub(super) path: At<Policy>,
 }
 
 impl Sections {
@@ -197,6 +197,10 @@ fn secret_key(value: &str) -> Result<SecretKey, String> {
     value.parse().map_err(|error: crate::tunnel::key::NotAKey| error.to_string())
 }
 
+/// What is wrong with a path over a relay that is not there.
+pub(super) const NO_RELAY: &str =
+    "Path is relay, and there is no relay; write #towpath: Relay = turn:HOST into [Interface]";
+
 /// Keys that are comments in wg-quick's format, as they are written for [`Interface::set_ours`] in lower case.
 pub(super) const OURS: [&str; 7] =
     ["relay", "relayusername", "relaypasswordfile", "relaysecretfile", "relaycertificate", "ecn", "dscp"];
@@ -254,7 +258,7 @@ impl Interface {
         }
     }
 
-    fn marking(&self) -> Marking {
+    pub(super) fn marking(&self) -> Marking {
         let Marking { ecn, dscp } = Marking::default();
         Marking {
             ecn: self.ecn.map_or(ecn, |(given, _)| given),
@@ -373,10 +377,7 @@ impl Peer {
             .ok_or("this peer has no PublicKey; add the one that `towpath pubkey` prints there")?;
         let path = self.path.map(|(path, _)| path).unwrap_or_default();
         if path == Policy::Relay && !relayed {
-            return Err(
-                "Path is relay, and there is no relay; write #towpath: Relay = turn:HOST into [Interface]"
-                    .to_owned(),
-            );
+            return Err(NO_RELAY.to_owned());
         }
         Ok(PeerSection {
             line: self.line,

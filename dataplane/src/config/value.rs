@@ -33,6 +33,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Whether it may have another address later than now.
+    #[must_use]
+    pub fn may_move(&self) -> bool {
+        matches!(self.host, Host::Name(_) | Host::Scoped(..))
+    }
+
     /// The address; looks a name up, which can take seconds, and takes the first answer.
     ///
     /// # Errors

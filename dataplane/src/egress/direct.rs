@@ -71,7 +71,10 @@ impl Direct {
     /// Writes what is queued, in order, until everything has left or something is busy.
     fn write_queue(&mut self) {
         let mut queue = std::mem::take(&mut self.queue);
-        self.staging.seal(&mut queue);
+        self.staging.close();
+        if let Err(error) = self.staging.take_sealed(0, &mut queue) {
+            self.failure = Some(error.into());
+        }
         self.busy = None;
         let since = self.stopwatch.begin();
         let mut rest = queue.drain(..);

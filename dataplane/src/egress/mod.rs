@@ -25,6 +25,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::crypto::{Boss, Secret, aead};
 use crate::drops::Drops;
 use crate::stages::Stopwatch;
 
@@ -66,6 +67,8 @@ pub enum Flush {
     /// Something waits for a socket or device to become writable; slow sources down and call [`Egress::flush`] again
     /// on write-readiness, and after 1 ms at the latest.
     Waiting,
+    /// Crypto threads are still sealing. After [`Egress::flush_sealed`] only: read on, and call it again at once.
+    Sealing,
     /// The design suspends the loop (`--io suspend`): read nothing more and call [`Egress::flush`] again at once; it
     /// waits for write-readiness itself, at most 10 ms a call.
     Suspended,
@@ -141,6 +144,22 @@ impl EgressStats {
     }
 }
 
+/// A data message at the end of a datagram that is written and has to be sealed.
+#[derive(Clone, Copy)]
+pub struct Unsealed<'k> {
+    /// The key.
+    pub key: &'k Secret,
+    /// Bytes of the datagram in front of the message.
+    pub front: usize,
+}
+
+impl Unsealed<'_> {
+    /// Seals it in its datagram.
+    pub fn seal(&self, datagram: &mut [u8]) {
+        aead::seal(&aead::cipher(self.key), &mut datagram[self.front..]);
+    }
+}
+
 /// How packets leave.
 ///
 /// `offered = sent + Σ drops + pending` holds at every return, where pending is what [`Egress::pending`] says.
@@ -164,6 +183,24 @@ pub trait Egress {
     /// When `fill` answers `false` nothing is appended. `len` is at most 65,507.
     fn append(&mut self, target: &Target, len: usize, class: Class, fill: impl FnOnce(&mut [u8]) -> bool);
 
+    /// As [`Egress::append`], of a datagram that `fill` may leave to be sealed under the key it returns; `None` appends nothing. It
+    /// is sealed before it leaves, here and now unless the design has others do it.
+    fn append_unsealed<'k>(
+        &mut self,
+        target: &Target,
+        len: usize,
+        class: Class,
+        fill: impl FnOnce(&mut [u8]) -> Option<Unsealed<'k>>,
+    ) {
+        self.append(target, len, class, |bytes| match fill(bytes) {
+            Some(unsealed) => {
+                unsealed.seal(bytes);
+                true
+            }
+            None => false,
+        });
+    }
+
     /// Appends one whole IP packet for a TUN device; neighbours of one flow leave as one TSO or USO superpacket.
     fn deliver(&mut self, device: Port, packet: &[u8]);
 
@@ -172,6 +209,15 @@ pub trait Egress {
     /// # Errors
     /// Only what ends the program: a broken ring or descriptor.
     fn flush(&mut self, now: Instant) -> io::Result<Flush>;
+
+    /// As [`Egress::flush`], when there may be more input at once: what crypto threads have not sealed yet may stay behind, a
+    /// bounded amount.
+    ///
+    /// # Errors
+    /// As [`Egress::flush`].
+    fn flush_sealed(&mut self, now: Instant) -> io::Result<Flush> {
+        self.flush(now)
+    }
 
     /// Called when the loop is about to wait for input: time to do what nobody waits for.
     fn idle(&mut self) {}
@@ -188,6 +234,11 @@ pub trait Egress {
     /// Packets appended so far, as in [`Egress::stats`].
     fn offered(&self) -> u64 {
         self.stats().offered
+    }
+
+    /// The crypto threads that seal beside the loop, if there are any; they can open as well.
+    fn boss(&self) -> Option<Boss> {
+        None
     }
 
     /// What is started when a batch is timed; `None` where other threads than the loop's write.

@@ -3,13 +3,20 @@
 //! Slots leave in the order in which they were opened, and a flow has at most one open slot, so the order of every flow
 //! is kept.
 
+mod filling;
+mod sealing;
+
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{Class, Port, Target};
+pub use self::filling::{Content, Filled};
+use self::filling::{Filling, Memory};
+use super::{Class, Port, Target, Unsealed};
+use crate::crypto::Boss;
 use crate::offload::candidate::{Flow, Kind as Mergeable, inspect};
 use crate::offload::coalesce::Superpacket;
-use crate::sys::slab::{SLOT_LEN, Slab, Slot};
+use crate::sys::slab::{Slab, Slot};
 use crate::sys::tun::Offloads;
 
 /// Segments in one UDP superpacket: UDP_MAX_SEGMENTS before Linux 6.11.
@@ -24,71 +31,6 @@ const OPEN_DEVICE_SLOTS: usize = 8;
 const REFUSED_MAX: usize = 8;
 /// Slots that only control packets may take.
 pub const RESERVED_SLOTS: usize = 4;
-
-/// A slot with something in it.
-#[derive(Debug)]
-pub struct Filled {
-    /// Its memory.
-    pub slot: Slot,
-    /// Bytes in it; set for a device when it is sealed.
-    pub len: usize,
-    /// Position in the order of opening.
-    pub order: u32,
-    /// What it holds.
-    pub content: Content,
-}
-
-/// What a slot holds.
-#[derive(Debug)]
-pub enum Content {
-    /// Datagrams of one size, the last may be shorter.
-    Datagrams {
-        /// Where they go.
-        target: Target,
-        /// Their size in bytes.
-        segment_size: usize,
-        /// How many.
-        segments: usize,
-        /// Which go first when there is not room for all.
-        class: Class,
-    },
-    /// A virtio_net header and an IP packet or superpacket.
-    Device {
-        /// The device.
-        port: Port,
-        /// IP packets in it.
-        segments: usize,
-        /// The state of coalescing; `None` once it is sealed.
-        superpacket: Option<Superpacket>,
-    },
-}
-
-impl Filled {
-    /// The port it leaves through.
-    pub fn port(&self) -> Port {
-        match &self.content {
-            Content::Datagrams { target, .. } => target.port,
-            Content::Device { port, .. } => *port,
-        }
-    }
-
-    /// Packets in it.
-    pub fn segments(&self) -> usize {
-        match &self.content {
-            Content::Datagrams { segments, .. } => *segments,
-            Content::Device { superpacket: Some(superpacket), .. } => superpacket.segments(),
-            Content::Device { segments, .. } => *segments,
-        }
-    }
-
-    /// Which go first.
-    pub fn class(&self) -> Class {
-        match &self.content {
-            Content::Datagrams { class, .. } => *class,
-            Content::Device { .. } => Class::Data,
-        }
-    }
-}
 
 /// Where a datagram can go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +50,15 @@ pub struct Staging {
     free_devices: Vec<Slot>,
     /// Slots from here on belong to devices.
     devices_from: usize,
-    filled: Vec<Filled>,
+    filled: Vec<Filling>,
+    /// Closed slots in the order in which they leave. They can once they are sealed.
+    leaving: VecDeque<Filling>,
+    /// Who seals beside the loop.
+    boss: Option<Boss>,
+    /// By number: slots that the crypto threads are through with.
+    back: Box<[Option<Slot>]>,
+    /// The last filled slot that is full and here. It is handed over when there is another.
+    full: Option<usize>,
     /// Index into `filled`, plus one, by hash of port and destination.
     open_sockets: [u16; OPEN_SOCKET_SLOTS],
     /// Index into `filled` of the open slot that took the last datagram: neighbours mostly have one destination.
@@ -132,6 +82,10 @@ impl Staging {
             free_devices: Vec::with_capacity(count),
             devices_from,
             filled: Vec::with_capacity(count),
+            leaving: VecDeque::with_capacity(count),
+            boss: None,
+            back: (0..count).map(|_| None).collect(),
+            full: None,
             open_sockets: [0; OPEN_SOCKET_SLOTS],
             last: None,
             open_devices: Vec::with_capacity(OPEN_DEVICE_SLOTS),
@@ -154,9 +108,19 @@ impl Staging {
         self.free_sockets.len() + self.free_devices.len()
     }
 
-    /// Slots being filled.
+    /// Has crypto threads seal what [`Staging::append_unsealed`] leaves to be sealed.
+    pub fn set_boss(&mut self, boss: Boss) {
+        self.boss = Some(boss);
+    }
+
+    /// Who does so.
+    pub fn boss(&self) -> Option<&Boss> {
+        self.boss.as_ref()
+    }
+
+    /// Slots being filled or sealed.
     pub fn filled_count(&self) -> usize {
-        self.filled.len()
+        self.filled.len() + self.leaving.len()
     }
 
     /// Takes a slot back.
@@ -224,8 +188,11 @@ impl Staging {
     /// Where a datagram of `len` bytes can go.
     pub fn place(&self, target: &Target, len: usize, wanted: Class) -> Place {
         if let Some(index) = self.open_slot(target)
-            && let Filled {
-                content: Content::Datagrams { segment_size, segments, class, .. }, len: used, ..
+            && let Filling {
+                memory: Memory::Here(_),
+                content: Content::Datagrams { segment_size, segments, class, .. },
+                len: used,
+                ..
             } = &self.filled[index]
         {
             // An empty datagram is none of the segments that the kernel cuts, so it would be lost among them.
@@ -291,38 +258,51 @@ impl Staging {
         class: Class,
         fill: impl FnOnce(&mut [u8]) -> bool,
     ) -> bool {
-        match place {
-            Place::Full => false,
+        self.append_unsealed(place, target, len, class, |bytes| fill(bytes).then_some(None))
+    }
+
+    /// As [`Staging::append`], of a datagram that may have to be sealed before it leaves, which is seen to.
+    pub fn append_unsealed<'k>(
+        &mut self,
+        place: Place,
+        target: &Target,
+        len: usize,
+        class: Class,
+        fill: impl FnOnce(&mut [u8]) -> Option<Option<Unsealed<'k>>>,
+    ) -> bool {
+        let (index, unsealed) = match place {
+            Place::Full => return false,
             Place::Open(index) => {
-                let filled = &mut self.filled[index];
-                let bytes = &mut self.slab.bytes(&mut filled.slot)[filled.len..filled.len + len];
-                if !fill(bytes) {
-                    return false;
-                }
-                filled.len += len;
-                if let Content::Datagrams { segments, .. } = &mut filled.content {
+                let filling = &mut self.filled[index];
+                let Some(bytes) = filling.bytes(&self.slab, filling.len, len) else { return false };
+                let Some(unsealed) = fill(bytes) else { return false };
+                filling.len += len;
+                if let Content::Datagrams { segments, .. } = &mut filling.content {
                     *segments += 1;
                 }
                 self.last = Some(index);
-                true
+                (index, unsealed)
             }
             Place::Fresh => {
                 let Some(mut slot) = self.free_sockets.pop() else { return false };
-                if !fill(&mut self.slab.bytes(&mut slot)[..len]) {
+                let Some(unsealed) = fill(&mut self.slab.bytes(&mut slot)[..len]) else {
                     self.free_sockets.push(slot);
                     return false;
-                }
+                };
                 // An empty datagram has no segment size, so it stays alone. So does one that must not be fragmented: the
                 // kernel leaves DF out where the superpacket as a whole is above the MTU.
                 let open = self.gso && len > 0 && !target.dont_fragment && self.may_join(target, len);
                 self.last = open.then_some(self.filled.len());
                 self.set_open(target, self.last);
                 let content = Content::Datagrams { target: *target, segment_size: len, segments: 1, class };
-                let order = self.filled.len() as u32;
-                self.filled.push(Filled { slot, len, order, content });
-                true
+                self.filled.push(Filling { memory: Memory::Here(slot), len, content, unsealed: None });
+                (self.filled.len() - 1, unsealed)
             }
+        };
+        if let Some(unsealed) = unsealed {
+            self.note_unsealed(index, len, unsealed);
         }
+        true
     }
 
     /// Appends an IP packet for a device; `false` when no slot is free.
@@ -346,8 +326,7 @@ impl Staging {
             self.open_devices.push(self.filled.len());
         }
         let content = Content::Device { port, segments: 1, superpacket: Some(superpacket) };
-        let order = self.filled.len() as u32;
-        self.filled.push(Filled { slot, len: 0, order, content });
+        self.filled.push(Filling { memory: Memory::Here(slot), len: 0, content, unsealed: None });
         true
     }
 
@@ -356,8 +335,7 @@ impl Staging {
         let Some(mut slot) = self.free_devices.pop() else { return false };
         self.slab.bytes(&mut slot)[..packet.len()].copy_from_slice(packet);
         let content = Content::Device { port, segments: 1, superpacket: None };
-        let order = self.filled.len() as u32;
-        self.filled.push(Filled { slot, len: packet.len(), order, content });
+        self.filled.push(Filling { memory: Memory::Here(slot), len: packet.len(), content, unsealed: None });
         true
     }
 
@@ -374,7 +352,8 @@ impl Staging {
             if let Content::Device { port, superpacket: Some(superpacket), .. } = &mut filled.content
                 && *port == device
                 && superpacket.flow() == candidate.flow()
-                && superpacket.try_append(self.slab.bytes(&mut filled.slot), packet, candidate)
+                && let Memory::Here(slot) = &mut filled.memory
+                && superpacket.try_append(self.slab.bytes(slot), packet, candidate)
             {
                 if !superpacket.is_open() {
                     self.open_devices.remove(position);
@@ -395,26 +374,6 @@ impl Staging {
             _ => false,
         });
     }
-
-    /// Closes every slot and moves them to `out` in order, each ready to leave.
-    pub fn seal(&mut self, out: &mut Vec<Filled>) {
-        if self.filled.is_empty() {
-            return;
-        }
-        self.open_sockets = [0; OPEN_SOCKET_SLOTS];
-        self.last = None;
-        self.open_devices.clear();
-        for filled in &mut self.filled {
-            if let Content::Device { segments, superpacket, .. } = &mut filled.content
-                && let Some(superpacket) = superpacket.take()
-            {
-                *segments = superpacket.segments();
-                filled.len = superpacket.finish(self.slab.bytes(&mut filled.slot));
-            }
-            debug_assert!(filled.len <= SLOT_LEN);
-        }
-        out.append(&mut self.filled);
-    }
 }
 
 /// A cheap, unkeyed hash: a collision only costs a superpacket.
@@ -429,7 +388,10 @@ fn bucket(target: &Target) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use zeroize::Zeroizing;
+
     use super::*;
+    use crate::crypto::Secret;
 
     fn staging(count: usize, gso: bool) -> Staging {
         let (slab, slots) = Slab::new(count).expect("mapped");
@@ -456,7 +418,8 @@ mod tests {
 
     fn sealed(staging: &mut Staging) -> Vec<(u16, usize, usize, Vec<u8>)> {
         let mut out = Vec::new();
-        staging.seal(&mut out);
+        staging.close();
+        staging.take_sealed(0, &mut out).expect("sealed");
         out.into_iter()
             .map(|mut filled| {
                 let bytes = staging.slab.bytes(&mut filled.slot)[..filled.len].to_vec();
@@ -603,5 +566,139 @@ mod tests {
         }
         let segments: Vec<_> = sealed(&mut staging).into_iter().map(|slot| (slot.1, slot.2)).collect();
         assert_eq!(segments, vec![(2, 2), (0, 1), (2, 1)]);
+    }
+
+    fn key() -> Secret {
+        Zeroizing::new([9; 32])
+    }
+
+    fn other() -> Secret {
+        Zeroizing::new([8; 32])
+    }
+
+    /// Length of a message, bytes, and how many fill a slot, with room for a short one behind them.
+    const MESSAGE: usize = 1_400;
+    const FULL: u64 = 46;
+
+    /// Puts a message of `len` bytes with this counter, unsealed, behind `front` bytes.
+    fn put_unsealed(
+        staging: &mut Staging,
+        target: &Target,
+        key: &Secret,
+        counter: u64,
+        front: usize,
+        len: usize,
+    ) {
+        let place = staging.place(target, front + len, Class::Data);
+        assert!(staging.append_unsealed(place, target, front + len, Class::Data, |bytes| {
+            bytes.copy_from_slice(&message(counter, front, len));
+            Some(Some(Unsealed { key, front }))
+        }));
+    }
+
+    fn message(counter: u64, front: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![counter as u8; front + len];
+        bytes[front + 8..front + 16].copy_from_slice(&counter.to_le_bytes());
+        bytes
+    }
+
+    /// The same, sealed.
+    fn sealed_message(key: &Secret, counter: u64, front: usize, len: usize) -> Vec<u8> {
+        let mut bytes = message(counter, front, len);
+        Unsealed { key, front }.seal(&mut bytes);
+        bytes
+    }
+
+    /// As many messages as fit into five slots, and a few, by way of one destination, in each of the ways in which they are sealed.
+    fn sealed_in_order(threads: Option<usize>) {
+        let mut staging = staging(16, true);
+        if let Some(threads) = threads {
+            staging.set_boss(Boss::start(threads, 16, 1).expect("threads"));
+        }
+        let (mut expected, mut counter) = (Vec::new(), 0);
+        for round in 0..50 {
+            for index in 0..330 {
+                // A shorter one closes its slot, and finds no room in one that is with a crypto thread.
+                let len = if index % (FULL + 1) == FULL { 100 } else { MESSAGE };
+                let (key, front) = match round % 3 {
+                    0 => (&key(), 0),
+                    1 => (&other(), 4),
+                    // From one to the next another key, and what is not to be sealed at all.
+                    _ if index % 7 == 0 => {
+                        let bytes = message(counter, 0, len);
+                        assert!(put(&mut staging, &target(1), &bytes));
+                        expected.extend(bytes);
+                        counter += 1;
+                        continue;
+                    }
+                    _ if index % 2 == 0 => (&key(), 0),
+                    _ => (&other(), 0),
+                };
+                put_unsealed(&mut staging, &target(1), key, counter, front, len);
+                expected.extend(sealed_message(key, counter, front, len));
+                counter += 1;
+            }
+            staging.close();
+            let mut out = Vec::new();
+            let mut found = Vec::new();
+            while staging.take_sealed(0, &mut out).expect("sealed") {
+                for mut filled in out.drain(..) {
+                    found.extend_from_slice(&staging.slab.bytes(&mut filled.slot)[..filled.len]);
+                    staging.release(filled.slot);
+                }
+            }
+            assert!(found == expected, "round {round}");
+            expected.clear();
+            assert_eq!((staging.free_count(), staging.filled_count()), (16, 0));
+        }
+        let stats = staging.boss().map(Boss::stats).unwrap_or_default();
+        assert_eq!(stats.handed_over > 0, threads.is_some(), "{stats:?}");
+    }
+
+    #[test]
+    fn what_the_loop_seals_is_what_was_appended() {
+        sealed_in_order(None);
+    }
+
+    #[test]
+    fn what_crypto_threads_seal_leaves_in_the_order_in_which_it_came() {
+        sealed_in_order(Some(2));
+    }
+
+    #[test]
+    fn with_crypto_threads_that_get_no_core_the_loop_seals() {
+        sealed_in_order(Some(0));
+    }
+
+    #[test]
+    fn one_superpacket_alone_is_not_handed_over() {
+        let mut staging = staging(8, true);
+        staging.set_boss(Boss::start(0, 8, 1).expect("no threads"));
+        (0..FULL).for_each(|counter| put_unsealed(&mut staging, &target(1), &key(), counter, 0, MESSAGE));
+        staging.close();
+        let mut out = Vec::new();
+        assert!(staging.take_sealed(0, &mut out).expect("sealed"));
+        assert_eq!((out.len(), staging.boss().map(|boss| boss.stats().handed_over)), (1, Some(0)));
+    }
+
+    #[test]
+    fn what_is_not_sealed_may_stay_behind_but_not_more_of_it() {
+        let mut staging = staging(16, true);
+        staging.set_boss(Boss::start(0, 16, 1).expect("no threads"));
+        (0..5 * FULL).for_each(|counter| put_unsealed(&mut staging, &target(1), &key(), counter, 0, MESSAGE));
+        staging.close();
+        let mut out = Vec::new();
+        assert!(!staging.take_sealed(5, &mut out).expect("behind"), "nobody has sealed anything");
+        assert_eq!(staging.filled_count(), 5);
+        while staging.take_sealed(2, &mut out).expect("sealed") {}
+        assert_eq!((out.len(), staging.filled_count()), (3, 2));
+        while staging.take_sealed(0, &mut out).expect("sealed") {}
+        let bytes: Vec<u8> = out
+            .iter_mut()
+            .flat_map(|filled| staging.slab.bytes(&mut filled.slot)[..filled.len].to_vec())
+            .collect();
+        let expected: Vec<u8> =
+            (0..5 * FULL).flat_map(|counter| sealed_message(&key(), counter, 0, MESSAGE)).collect();
+        assert!(bytes == expected);
     }
 }

@@ -85,12 +85,20 @@ impl Fifo {
 pub struct Waiting {
     control: Fifo,
     data: Fifo,
+    /// Bytes of data beyond what is usual.
+    extra: usize,
     /// A superpacket was refused with this errno, which may tell of an offload that does not work: its packets are what is
     /// sent next.
     suspicion: Option<i32>,
 }
 
 impl Waiting {
+    /// An empty queue that takes so many bytes more than [`WAITING_BYTES`].
+    #[must_use]
+    pub fn with_extra(extra: usize) -> Self {
+        Self { extra, ..Self::default() }
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.control.records.is_empty() && self.data.records.is_empty()
@@ -101,7 +109,7 @@ impl Waiting {
         self.control.records.iter().chain(&self.data.records).map(|record| record.segments as u64).sum()
     }
 
-    /// Payload bytes that wait; never above [`WAITING_BYTES`].
+    /// Payload bytes that wait; never above [`WAITING_BYTES`] and what is extra.
     pub fn len(&self) -> usize {
         self.control.bytes.len() + self.data.bytes.len()
     }
@@ -119,7 +127,7 @@ impl Waiting {
     ) {
         let (fifo, limit) = match class {
             Class::Control => (&mut self.control, CONTROL_BYTES),
-            Class::Data => (&mut self.data, WAITING_BYTES - CONTROL_BYTES),
+            Class::Data => (&mut self.data, WAITING_BYTES - CONTROL_BYTES + self.extra),
         };
         if bytes.len() > limit {
             drops.add(Cause::EgressQueueFull, segments as u64);

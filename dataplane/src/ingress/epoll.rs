@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
-use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, give_up_gro, read_errors};
+use super::{
+    DEVICE_BYTES, Handler, Ingress, IngressStats, Meta, Received, Source, Token, give_up_gro, read_errors,
+};
 use crate::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 /// Superpackets taken from one source before the next has its turn.
@@ -67,12 +69,7 @@ impl Epoll {
         let _ = epoll::modify(&self.epoll, &entry.fd, data, flags);
     }
 
-    fn read_source(
-        &mut self,
-        token: Token,
-        failed: bool,
-        handler: &mut impl FnMut(Received<'_>),
-    ) -> io::Result<()> {
+    fn read_source(&mut self, token: Token, failed: bool, handler: &mut impl Handler) -> io::Result<()> {
         if failed && let Some(Entry { source: Source::UdpWithErrors, fd, .. }) = self.sources.get(&token) {
             // First, so that what is pending fails neither the receive below nor a send of this batch.
             self.more |= read_errors(fd.as_fd(), token, &mut self.stats, handler);
@@ -89,14 +86,14 @@ impl Epoll {
             Some(Entry { source: Source::Tun, reading: true, .. }) => self.read_device(token, handler),
             // A paused one that has failed would be reported for ever, so it is handed over.
             Some(Entry { source: Source::Ready, reading, .. }) if *reading || failed => {
-                handler(Received { token, meta: Meta::Ready, bytes: &mut [] });
+                handler.handle(Received::new(token, Meta::Ready, &mut []));
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    fn read_socket(&mut self, token: Token, handler: &mut impl FnMut(Received<'_>)) {
+    fn read_socket(&mut self, token: Token, handler: &mut impl Handler) {
         let Some(entry) = self.sources.get_mut(&token) else { return };
         self.stats.system_calls += 1;
         let count = match UdpSocket::receive_from(entry.fd.as_fd(), &mut self.batch, entry.width) {
@@ -126,11 +123,11 @@ impl Epoll {
             };
             self.stats.superpackets += 1;
             self.stats.packets += (arrival.bytes.len().div_ceil(segment_size.max(1))).max(1) as u64;
-            handler(Received { token, meta, bytes: arrival.bytes });
+            handler.handle(Received::new(token, meta, arrival.bytes));
         }
     }
 
-    fn read_device(&mut self, token: Token, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+    fn read_device(&mut self, token: Token, handler: &mut impl Handler) -> io::Result<()> {
         let mut bytes = 0;
         while bytes < DEVICE_BYTES {
             let Some(entry) = self.sources.get(&token) else { break };
@@ -141,7 +138,7 @@ impl Epoll {
                     bytes += len;
                     self.stats.superpackets += 1;
                     self.stats.packets += 1;
-                    handler(Received { token, meta: Meta::Tun, bytes: &mut self.device[..len] });
+                    handler.handle(Received::new(token, Meta::Tun, &mut self.device[..len]));
                 }
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => break,
                 Err(errno) => return Err(super::device_gone(errno.into())),
@@ -200,7 +197,7 @@ impl Ingress for Epoll {
         }
     }
 
-    fn take(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+    fn take(&mut self, handler: &mut impl Handler) -> io::Result<()> {
         let events = std::mem::take(&mut self.events);
         let mut result = Ok(());
         for event in &events {
@@ -209,7 +206,7 @@ impl Ingress for Epoll {
             if flags.contains(epoll::EventFlags::OUT) {
                 self.modify(token, |entry| entry.writing = false);
                 if self.sources.get(&token).is_some_and(|entry| entry.source == Source::Ready) {
-                    handler(Received { token, meta: Meta::Writable, bytes: &mut [] });
+                    handler.handle(Received::new(token, Meta::Writable, &mut []));
                 }
             }
             if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
@@ -229,7 +226,7 @@ impl Ingress for Epoll {
     }
 
     /// Nothing is read before it is asked for.
-    fn finish(&mut self, _: &mut impl FnMut(Received<'_>)) -> io::Result<bool> {
+    fn finish(&mut self, _: &mut impl Handler) -> io::Result<bool> {
         Ok(false)
     }
 

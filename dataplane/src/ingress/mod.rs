@@ -1,5 +1,6 @@
 //! Ingress: how packets come in. Two implementations, one interface; a handler sees superpackets as the kernel gave them.
 
+mod ahead;
 mod epoll;
 mod uring;
 
@@ -12,6 +13,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::crypto::aead::Bodies;
+use crate::crypto::crew::Sealed;
 use crate::egress::errno::tells_of_offload;
 use crate::sys::error_queue::{self, IcmpError};
 use crate::sys::udp::UdpSocket;
@@ -68,9 +71,33 @@ pub struct Received<'a> {
     pub meta: Meta,
     /// Its bytes, writable so that headers can be changed in place.
     pub bytes: &'a mut [u8],
+    /// Which of its datagrams were opened ahead, as [`Handler::foresee`] asked for.
+    pub bodies: Bodies,
+}
+
+/// Takes what came in.
+pub trait Handler {
+    /// Takes one superpacket.
+    fn handle(&mut self, received: Received<'_>);
+
+    /// What can be opened in a UDP superpacket of datagrams of `segment_size` bytes, whose turn comes later.
+    fn foresee(&mut self, _from: SocketAddr, _bytes: &[u8], _segment_size: usize) -> Option<Sealed> {
+        None
+    }
+}
+
+impl<F: FnMut(Received<'_>)> Handler for F {
+    fn handle(&mut self, received: Received<'_>) {
+        self(received);
+    }
 }
 
 impl<'a> Received<'a> {
+    /// As it came.
+    pub fn new(token: Token, meta: Meta, bytes: &'a mut [u8]) -> Self {
+        Self { token, meta, bytes, bodies: Bodies::default() }
+    }
+
     /// The datagrams of a UDP superpacket in order. An empty datagram is yielded as an empty slice.
     pub fn segments(bytes: &'a mut [u8], segment_size: usize) -> Segments<'a> {
         Segments { once_empty: bytes.is_empty(), rest: bytes, segment_size: segment_size.max(1) }
@@ -102,6 +129,8 @@ impl<'a> Iterator for Segments<'a> {
 /// Bytes taken from a TUN device before what they became has been flushed: what a busy socket refuses of them has to
 /// fit into its waiting queue, after which the device is not read.
 pub const DEVICE_BYTES: usize = 64 * 1024;
+/// The same where there are crypto threads: of one superpacket there is nothing to share.
+pub const DEVICE_BYTES_AHEAD: usize = 4 * DEVICE_BYTES;
 
 /// ICMP errors taken from one socket before the next has its turn.
 const ERRORS: usize = 16;
@@ -187,13 +216,13 @@ pub trait Ingress {
     ///
     /// # Errors
     /// As [`Ingress::wait`].
-    fn take(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()>;
+    fn take(&mut self, handler: &mut impl Handler) -> io::Result<()>;
 
     /// Waits and hands over.
     ///
     /// # Errors
     /// As [`Ingress::wait`].
-    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
+    fn poll(&mut self, timeout: Option<Duration>, handler: &mut impl Handler) -> io::Result<()> {
         self.wait(timeout)?;
         self.take(handler)
     }
@@ -206,7 +235,7 @@ pub trait Ingress {
     ///
     /// # Errors
     /// As [`Ingress::poll`].
-    fn finish(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<bool>;
+    fn finish(&mut self, handler: &mut impl Handler) -> io::Result<bool>;
 
     /// Figures so far.
     fn stats(&self) -> IngressStats;
@@ -220,9 +249,9 @@ fn read_errors(
     fd: BorrowedFd<'_>,
     token: Token,
     stats: &mut IngressStats,
-    handler: &mut impl FnMut(Received<'_>),
+    handler: &mut impl Handler,
 ) -> bool {
-    let each = |error| handler(Received { token, meta: Meta::Icmp(error), bytes: &mut [] });
+    let each = |error| handler.handle(Received::new(token, Meta::Icmp(error), &mut []));
     let taken = error_queue::drain(fd, ERRORS, each);
     stats.errors += taken as u64;
     stats.system_calls += taken as u64 + 1;

@@ -6,8 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{DEVICE_BYTES, Ingress, IngressStats, Meta, Received, Source, Token, give_up_gro, read_errors};
-use crate::sys::receive_ring::{After, Event, ReceiveRing, parse_datagram};
+use super::ahead::Ahead;
+use super::{
+    DEVICE_BYTES, DEVICE_BYTES_AHEAD, Handler, Ingress, IngressStats, Meta, Received, Source, Token,
+    give_up_gro, read_errors,
+};
+use crate::crypto::Boss;
+use crate::crypto::aead::Bodies;
+use crate::sys::receive_ring::{After, BATCH, Event, ReceiveRing, parse_datagram};
 
 /// Provided buffers for datagrams, 64 KiB each; only what is used is ever touched.
 const BUFFERS: u16 = 32;
@@ -43,8 +49,10 @@ pub struct UringIngress {
     generation: u32,
     /// Receives that ended and are armed again once the buffers are back.
     ended: Vec<Token>,
+    ahead: Option<Ahead>,
     /// The end has come: nothing is armed any more.
     finishing: bool,
+    limit: usize,
     stats: IngressStats,
 }
 
@@ -53,6 +61,9 @@ fn user_data(token: Token, generation: u32, operation: u64) -> u64 {
 }
 
 impl UringIngress {
+    /// Buffers that there are.
+    pub const BUFFERS_MAX: usize = (BUFFERS + DEVICE_BUFFERS) as usize;
+
     /// Sets up the ring, for sockets and, if asked for, for TUN `devices`; the calling thread owns it from then on.
     ///
     /// # Errors
@@ -67,13 +78,25 @@ impl UringIngress {
             sources: HashMap::default(),
             generation: 0,
             ended: Vec::with_capacity(64),
+            ahead: None,
             finishing: false,
+            limit: DEVICE_BYTES,
             stats: IngressStats::default(),
         })
     }
 
-    /// Whether something is kept of a source that is not paused.
+    /// Has crypto threads open what waits for its turn, from now on, and takes larger batches.
+    pub fn set_boss(&mut self, boss: Boss) {
+        self.ahead = Some(Ahead::new(boss, usize::from(self.ring.buffers().count()), BATCH));
+        self.limit = DEVICE_BYTES_AHEAD;
+        self.ring.set_device_bytes(self.limit);
+    }
+
+    /// Whether something is kept of a source that is not paused, or waits for its turn.
     fn has_kept_to_hand_over(&self) -> bool {
+        if self.ahead.as_ref().is_some_and(|ahead| !ahead.is_empty()) {
+            return true;
+        }
         self.ring.has_kept() && self.sources.values().any(|entry| entry.kept > 0 && entry.reading)
     }
 
@@ -110,6 +133,7 @@ impl UringIngress {
 #[derive(Default)]
 struct Poll {
     device_bytes: usize,
+    limit: usize,
     failure: Option<io::Error>,
 }
 
@@ -117,11 +141,12 @@ struct Poll {
 fn complete(
     event: Event<'_>,
     kept: bool,
+    bodies: Bodies,
     poll: &mut Poll,
     sources: &mut HashMap<Token, Entry, foldhash::fast::RandomState>,
     ended: &mut Vec<Token>,
     stats: &mut IngressStats,
-    handler: &mut impl FnMut(Received<'_>),
+    handler: &mut impl Handler,
 ) -> After {
     let token = Token(event.user_data as u32);
     let Some(entry) = sources.get_mut(&token) else { return After::Return };
@@ -132,7 +157,7 @@ fn complete(
     if event.user_data >> 56 == WRITABLE {
         entry.writing = false;
         if entry.source == Source::Ready && event.result != -libc::ECANCELED {
-            handler(Received { token, meta: Meta::Writable, bytes: &mut [] });
+            handler.handle(Received::new(token, Meta::Writable, &mut []));
         }
         return After::Return;
     }
@@ -160,11 +185,11 @@ fn complete(
     match (entry.source, event.bytes) {
         // A poll that was answered just before its source was paused is asked again when the source is resumed.
         (Source::Ready, _) if !entry.reading => {}
-        (Source::Ready, _) => handler(Received { token, meta: Meta::Ready, bytes: &mut [] }),
+        (Source::Ready, _) => handler.handle(Received::new(token, Meta::Ready, &mut [])),
         (Source::Tun, Some(bytes)) if !bytes.is_empty() => {
             // Nothing overtakes what is kept.
             let behind = !kept && entry.kept > 0;
-            if !entry.reading || behind || poll.device_bytes >= DEVICE_BYTES {
+            if !entry.reading || behind || poll.device_bytes >= poll.limit {
                 entry.kept += usize::from(!kept);
                 return After::Keep;
             }
@@ -172,9 +197,11 @@ fn complete(
             poll.device_bytes += bytes.len();
             stats.superpackets += 1;
             stats.packets += 1;
-            handler(Received { token, meta: Meta::Tun, bytes });
+            handler.handle(Received::new(token, Meta::Tun, bytes));
         }
-        (Source::Udp | Source::UdpWithErrors, Some(bytes)) => hand_over(token, entry, bytes, stats, handler),
+        (Source::Udp | Source::UdpWithErrors, Some(bytes)) => {
+            hand_over(token, entry, bytes, bodies, stats, handler);
+        }
         _ => {}
     }
     After::Return
@@ -184,8 +211,9 @@ fn hand_over(
     token: Token,
     entry: &mut Entry,
     bytes: &mut [u8],
+    bodies: Bodies,
     stats: &mut IngressStats,
-    handler: &mut impl FnMut(Received<'_>),
+    handler: &mut impl Handler,
 ) {
     let Some(datagram) = parse_datagram(bytes) else {
         stats.truncated += 1;
@@ -204,7 +232,7 @@ fn hand_over(
     stats.superpackets += 1;
     stats.packets += len.div_ceil(segment_size.max(1)).max(1) as u64;
     let meta = Meta::Udp { from, to: datagram.info.to, segment_size, ecn: datagram.info.ecn };
-    handler(Received { token, meta, bytes: datagram.payload });
+    handler.handle(Received { token, meta, bytes: datagram.payload, bodies });
 }
 
 /// The error of a kernel that has io_uring and cannot read a TUN device by it.
@@ -285,13 +313,38 @@ impl Ingress for UringIngress {
         self.ring.wait(timeout)
     }
 
-    fn take(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<()> {
-        let Self { ring, sources, ended, stats, .. } = self;
-        let mut poll = Poll::default();
+    fn take(&mut self, handler: &mut impl Handler) -> io::Result<()> {
+        let Self { ring, sources, ended, stats, limit, ahead, finishing, .. } = self;
+        let finishing = *finishing;
+        let mut poll = Poll { limit: *limit, ..Poll::default() };
         if ring.has_kept() {
-            ring.hand_over_kept(|event| complete(event, true, &mut poll, sources, ended, stats, handler));
+            ring.hand_over_kept(|event| {
+                complete(event, true, Bodies::default(), &mut poll, sources, ended, stats, handler)
+            });
         }
-        ring.drain(|event| complete(event, false, &mut poll, sources, ended, stats, handler));
+        match ahead {
+            None => {
+                ring.drain(|event| {
+                    complete(event, false, Bodies::default(), &mut poll, sources, ended, stats, handler)
+                });
+            }
+            Some(ahead) => {
+                let is_datagram = |user_data: u64| {
+                    let source = sources.get(&Token(user_data as u32)).map(|entry| entry.source);
+                    user_data >> 56 == RECEIVE && matches!(source, Some(Source::Udp | Source::UdpWithErrors))
+                };
+                ahead.look_through(ring, BATCH, is_datagram, handler);
+                // The first is waited for: each call gets on.
+                let mut patient = false;
+                while let Some((taken, bodies)) = ahead.next(patient)? {
+                    patient = !finishing;
+                    ring.finish(taken, &mut |event| {
+                        complete(event, false, bodies, &mut poll, sources, ended, stats, handler)
+                    });
+                }
+                ring.refill();
+            }
+        }
         // Last come, first armed: a socket under a flood ends first and, armed first, would take every buffer again.
         for index in (0..self.ended.len()).rev() {
             self.stats.rearmed += 1;
@@ -307,7 +360,7 @@ impl Ingress for UringIngress {
         self.ring.has_completions() || self.has_kept_to_hand_over()
     }
 
-    fn finish(&mut self, handler: &mut impl FnMut(Received<'_>)) -> io::Result<bool> {
+    fn finish(&mut self, handler: &mut impl Handler) -> io::Result<bool> {
         if !std::mem::replace(&mut self.finishing, true) {
             self.ring.cancel_all();
             for entry in self.sources.values_mut() {

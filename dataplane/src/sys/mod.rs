@@ -14,6 +14,7 @@ pub mod error_queue;
 pub mod message;
 pub mod namespace;
 pub mod receive_batch;
+pub mod receive_buffers;
 pub mod receive_ring;
 pub mod ring;
 pub mod signal;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -16,21 +16,23 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::address::{self, ADDRESS_LEN};
 use super::message::{self, RECEIVE_CONTROL, ReceiveInfo};
+pub use super::receive_buffers::Buffer;
+use super::receive_buffers::{Buffers, Mapping};
 use super::ring::{REGISTER_SYNC_CANCEL, restrict};
 
 /// `struct io_uring_recvmsg_out`.
 const OUT_HEADER: usize = 16;
-/// What a multishot receive puts in front of the payload.
-const FRONT: usize = OUT_HEADER + ADDRESS_LEN.next_multiple_of(4) + RECEIVE_CONTROL;
+/// What a multishot receive puts in front of the payload of a datagram, bytes.
+pub const PAYLOAD_FROM: usize = OUT_HEADER + ADDRESS_LEN.next_multiple_of(4) + RECEIVE_CONTROL;
 /// Payload that fits, in bytes: a superpacket, or a TUN superpacket with its header.
 pub const PAYLOAD: usize = 65_536 + 64;
 /// Size of one buffer.
-const BUFFER: usize = (FRONT + PAYLOAD).next_multiple_of(64);
+const BUFFER: usize = (PAYLOAD_FROM + PAYLOAD).next_multiple_of(64);
 /// IORING_REGISTER_PROBE and IORING_UNREGISTER_PBUF_RING (linux/io_uring.h).
 const REGISTER_PROBE: u8 = 8;
 const UNREGISTER_BUFFERS: u8 = 23;
 /// Completions taken at a time.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 /// Bytes that may arrive before the kernel runs out of buffers, for datagrams and for devices. The kernel fills one buffer
 /// after the other: superpackets that walked through all of them would find none in the second-level cache, which cost a
 /// stream 2 to 3 % more CPU. Single packets fill a fraction of a buffer each and get as many as there are.
@@ -38,35 +40,6 @@ const DATAGRAM_BYTES: usize = 8 * 64 * 1024;
 const DEVICE_BYTES: usize = 4 * 64 * 1024;
 /// The kernel always has this many to fill.
 const PROVIDED_MIN: usize = 4;
-
-/// An anonymous mapping.
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-impl Mapping {
-    fn new(len: usize) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the range is the mapping just made.
-        let _ = unsafe { libc::madvise(base, len, libc::MADV_DONTFORK) };
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        Ok(Self { base, len })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping made in `new`; its owner drops it after the kernel has let go of it.
-        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
-    }
-}
 
 /// A completion.
 #[derive(Debug)]
@@ -95,7 +68,7 @@ pub struct Datagram<'a> {
 /// Takes a received buffer apart; `None` when it is shorter than its own header.
 #[must_use]
 pub fn parse_datagram(bytes: &mut [u8]) -> Option<Datagram<'_>> {
-    let (front, payload) = bytes.split_at_mut_checked(FRONT)?;
+    let (front, payload) = bytes.split_at_mut_checked(PAYLOAD_FROM)?;
     // struct io_uring_recvmsg_out: namelen, controllen, payloadlen, flags, each 32 bits wide.
     let word = |index: usize| -> Option<u32> {
         let bytes = front.get(index * 4..index * 4 + 4)?;
@@ -103,7 +76,7 @@ pub fn parse_datagram(bytes: &mut [u8]) -> Option<Datagram<'_>> {
     };
     let (control_len, payload_len, flags) = (word(1)? as usize, word(2)? as usize, word(3)?);
     let name = OUT_HEADER..OUT_HEADER + ADDRESS_LEN;
-    let control = FRONT - RECEIVE_CONTROL;
+    let control = PAYLOAD_FROM - RECEIVE_CONTROL;
     let info = message::parse_control(front.get(control..control + control_len.min(RECEIVE_CONTROL))?);
     let truncated = flags & libc::MSG_TRUNC as u32 != 0 || payload_len > payload.len();
     let from = address::decode(&front[name]).filter(|_| !truncated);
@@ -120,11 +93,23 @@ pub enum After {
     Keep,
 }
 
+/// A completion, with its buffer.
+#[derive(Debug)]
+pub struct Taken {
+    /// As given when it was armed.
+    pub user_data: u64,
+    /// Bytes or a negative errno.
+    pub result: i32,
+    /// Whether more completions of this operation follow; if not, arm it again.
+    pub more: bool,
+    /// The buffer, if one was used. It goes back by [`ReceiveRing::give_back`] or is kept by [`ReceiveRing::keep`].
+    pub buffer: Option<Buffer>,
+}
+
 /// A buffer that is neither the kernel's nor a callback's.
 struct Kept {
     user_data: u64,
-    buffer: u16,
-    len: usize,
+    buffer: Buffer,
 }
 
 /// A ring of provided buffers: those from `first` on, `count` of them, a power of two.
@@ -188,7 +173,7 @@ impl Group {
     /// Puts a buffer, which starts at `address`, into the ring.
     fn provide(&mut self, buffer: u16, address: *mut u8) {
         let index = usize::from(self.tail & (self.count - 1));
-        let base: *mut types::BufRingEntry = self.entries.base.as_ptr().cast();
+        let base: *mut types::BufRingEntry = self.entries.start().cast();
         // SAFETY: `index` is below the number of entries that the mapping holds.
         let entry = unsafe { base.add(index) };
         // SAFETY: the entry is ours until `publish` moves the tail past it; the mapping is zeroed, valid memory.
@@ -202,7 +187,7 @@ impl Group {
 
     /// Lets the kernel see the buffers provided so far.
     fn publish(&self) {
-        let base: *const types::BufRingEntry = self.entries.base.as_ptr().cast();
+        let base: *const types::BufRingEntry = self.entries.start().cast();
         // SAFETY: `base` is the registered ring; the tail lies inside its first entry.
         let tail = unsafe { types::BufRingEntry::tail(base) };
         // SAFETY: the kernel reads this aligned 16-bit word atomically; an atomic has the same layout.
@@ -211,17 +196,10 @@ impl Group {
     }
 }
 
-/// First byte of buffer number `buffer` of `count` in `buffers`.
-fn buffer_start(buffers: &Mapping, count: u16, buffer: u16) -> *mut u8 {
-    assert!(buffer < count);
-    // SAFETY: `buffer` is below the number of buffers that the mapping holds.
-    unsafe { buffers.base.as_ptr().add(usize::from(buffer) * BUFFER) }
-}
-
 /// The ring and its buffers.
 pub struct ReceiveRing {
     ring: IoUring,
-    buffers: Mapping,
+    buffers: Arc<Buffers>,
     datagrams: Group,
     devices: Group,
     kept: VecDeque<Kept>,
@@ -251,14 +229,14 @@ impl ReceiveRing {
             .setup_r_disabled();
         let ring: IoUring = builder.dontfork().build(256)?;
         let count = datagrams + devices;
-        let buffers = Mapping::new(usize::from(count) * BUFFER)?;
+        let buffers = Arc::new(Buffers::new(count, BUFFER)?);
         let datagrams = Group::new(0, 0, datagrams, DATAGRAM_BYTES)?;
         let devices = Group::new(1, datagrams.count, devices, DEVICE_BYTES)?;
         let mut template = Box::new(message::empty_message());
         template.msg_namelen = ADDRESS_LEN as u32;
         template.msg_controllen = RECEIVE_CONTROL;
         for group in [&datagrams, &devices] {
-            let address = group.entries.base.as_ptr() as u64;
+            let address = group.entries.start() as u64;
             // SAFETY: the mapping holds `count` entries, is page-aligned and lives until the ring is gone (see `drop`).
             unsafe { ring.submitter().register_buf_ring_with_flags(address, group.count, group.id, 0)? };
         }
@@ -272,6 +250,11 @@ impl ReceiveRing {
         let mut this = Self { ring, buffers, datagrams, devices, kept, template, enters: 0, overflows: 0 };
         this.refill();
         Ok(this)
+    }
+
+    /// How many bytes may come from devices before the kernel runs out of buffers.
+    pub fn set_device_bytes(&mut self, bytes: usize) {
+        self.devices.bytes_wanted = bytes;
     }
 
     /// Whether the kernel has multishot reads (IORING_OP_READ_MULTISHOT, Linux 6.7): [`ReceiveRing::arm_read`] needs them.
@@ -295,27 +278,23 @@ impl ReceiveRing {
         self.overflows
     }
 
-    /// How many buffers there are.
-    fn count(&self) -> u16 {
-        self.devices.first + self.devices.count
-    }
-
     /// The group that a buffer belongs to.
-    fn group(&mut self, buffer: u16) -> &mut Group {
-        if buffer < self.devices.first { &mut self.datagrams } else { &mut self.devices }
+    fn group(&mut self, buffer: &Buffer) -> &mut Group {
+        if buffer.index() < usize::from(self.devices.first) { &mut self.datagrams } else { &mut self.devices }
     }
 
-    /// Gives the kernel buffers to fill.
-    fn refill(&mut self) {
+    /// Gives the kernel buffers to fill: call it when a batch is dealt with.
+    pub fn refill(&mut self) {
         let Self { buffers, datagrams, devices, .. } = self;
-        let count = devices.first + devices.count;
-        let start = |buffer: u16| buffer_start(buffers, count, buffer);
+        let start = |buffer: u16| buffers.start_of(buffer);
         datagrams.refill(start);
         devices.refill(start);
     }
 
-    fn buffer_start(&self, buffer: u16) -> *mut u8 {
-        buffer_start(&self.buffers, self.count(), buffer)
+    /// The memory of the buffers.
+    #[must_use]
+    pub fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
     }
 
     /// Arms a multishot receive on a UDP socket.
@@ -421,33 +400,51 @@ impl ReceiveRing {
         unsafe { !self.ring.completion_shared().is_empty() }
     }
 
+    /// The next completion.
+    pub fn next_completion(&mut self) -> Option<Taken> {
+        let entry = self.ring.completion().next()?;
+        let (result, flags) = (entry.result(), entry.flags());
+        let len = usize::try_from(result).unwrap_or(0);
+        let buffer = cqueue::buffer_select(flags).and_then(|index| self.buffers.taken(index, len));
+        if let Some(buffer) = &buffer {
+            self.group(buffer).taken(buffer.len());
+        }
+        Some(Taken { user_data: entry.user_data(), result, more: cqueue::more(flags), buffer })
+    }
+
+    /// Done with a buffer: the kernel may have it at the next [`ReceiveRing::refill`].
+    pub fn give_back(&mut self, buffer: Buffer) {
+        self.group(&buffer).spare.push(buffer.index() as u16);
+    }
+
+    /// It is handed over again by [`ReceiveRing::hand_over_kept`].
+    pub fn keep(&mut self, user_data: u64, buffer: Buffer) {
+        self.kept.push_back(Kept { user_data, buffer });
+    }
+
     /// Hands over up to 64 completions, in order, and gives the buffers back that are not kept. The answer is how many
     /// there were.
     pub fn drain(&mut self, mut each: impl FnMut(Event<'_>) -> After) -> usize {
         let mut count = 0;
         while count < BATCH {
-            let Some(entry) = self.ring.completion().next() else { break };
+            let Some(taken) = self.next_completion() else { break };
             count += 1;
-            let (result, flags) = (entry.result(), entry.flags());
-            let user_data = entry.user_data();
-            let len = usize::try_from(result).unwrap_or(0).min(BUFFER);
-            let buffer = cqueue::buffer_select(flags).filter(|&buffer| buffer < self.count());
-            if let Some(buffer) = buffer {
-                self.group(buffer).taken(len);
-            }
-            let bytes = buffer.map(|buffer| {
-                // SAFETY: the completion has given this buffer to us; it goes back only below, after `each` is done.
-                unsafe { std::slice::from_raw_parts_mut(self.buffer_start(buffer), len) }
-            });
-            let after = each(Event { user_data, result, more: cqueue::more(flags), bytes });
-            match (buffer, after) {
-                (Some(buffer), After::Return) => self.group(buffer).spare.push(buffer),
-                (Some(buffer), After::Keep) => self.kept.push_back(Kept { user_data, buffer, len }),
-                (None, _) => {}
-            }
+            self.finish(taken, &mut each);
         }
         self.refill();
         count
+    }
+
+    /// Hands a completion over, and deals with its buffer.
+    pub fn finish(&mut self, taken: Taken, each: &mut impl FnMut(Event<'_>) -> After) {
+        let Taken { user_data, result, more, mut buffer } = taken;
+        let bytes = buffer.as_mut().map(|buffer| self.buffers.bytes(buffer));
+        let after = each(Event { user_data, result, more, bytes });
+        match (buffer, after) {
+            (Some(buffer), After::Return) => self.give_back(buffer),
+            (Some(buffer), After::Keep) => self.keep(user_data, buffer),
+            (None, _) => {}
+        }
     }
 
     /// Whether anything is kept.
@@ -459,15 +456,9 @@ impl ReceiveRing {
     /// Hands over what is kept, in order; what `each` keeps again stays in its place.
     pub fn hand_over_kept(&mut self, mut each: impl FnMut(Event<'_>) -> After) {
         for _ in 0..self.kept.len() {
-            let Some(kept) = self.kept.pop_front() else { break };
-            // SAFETY: whoever kept it took it from a completion, so the kernel has let go of it, and `pop_front` has just
-            // made this its only owner; it goes back only below, after `each` is done.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(self.buffer_start(kept.buffer), kept.len) };
-            let (user_data, result) = (kept.user_data, kept.len as i32);
-            match each(Event { user_data, result, more: true, bytes: Some(bytes) }) {
-                After::Return => self.group(kept.buffer).spare.push(kept.buffer),
-                After::Keep => self.kept.push_back(kept),
-            }
+            let Some(Kept { user_data, buffer }) = self.kept.pop_front() else { break };
+            let result = buffer.len() as i32;
+            self.finish(Taken { user_data, result, more: true, buffer: Some(buffer) }, &mut each);
         }
         self.refill();
     }

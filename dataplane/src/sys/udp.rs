@@ -116,6 +116,30 @@ impl UdpSocket {
         joined.map(|()| group).map_err(|error| on(address, &error))
     }
 
+    /// Binds another socket to the same address, which is for sending only: all that comes goes on to this one ([`steering`]).
+    /// What of the other's has to wait, as for a neighbour that does not answer, fills a send buffer of its own, of
+    /// `send_buffer` bytes.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::bind_group`].
+    pub fn beside(&self, send_buffer: usize) -> io::Result<Self> {
+        let options = UdpOptions {
+            gro: false,
+            receive_buffer: 0,
+            send_buffer,
+            packet_info: false,
+            ..UdpOptions::default()
+        };
+        let bound = steering::open_group(&*self.fd).and_then(|()| {
+            let other = Self::bind_plain(self.local, &options, |socket| steering::open_group(socket))?;
+            let family = if self.local.is_ipv4() { Family::V4 } else { Family::V6 };
+            // Of a group with one member that counts all goes to that one.
+            steering::steer(&*self.fd, family, 1, 0)?;
+            Ok(other)
+        });
+        bound.map_err(|error| on(self.local, &error))
+    }
+
     fn bind_plain(
         address: SocketAddr,
         options: &UdpOptions,
@@ -481,6 +505,28 @@ mod tests {
         let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
         assert_eq!(socket.receive_batch(&mut batch).expect("received"), 20);
         assert!(batch.iter_mut().all(|arrival| arrival.bytes == [2; 1000]));
+    }
+
+    #[test]
+    fn a_socket_beside_another_sends_from_its_address_and_receives_nothing() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let options = UdpOptions::default();
+            let bind = || UdpSocket::bind(any.parse().expect("address"), &options).expect("loopback socket");
+            let socket = bind();
+            let beside = socket.beside(1 << 20).expect("another one");
+            let mut batch = ReceiveBatch::new(32, RECEIVE_LEN);
+            for far in std::iter::repeat_with(bind).take(20) {
+                beside.send_segments(far.local_addr(), None, 0, b"aside", 5).expect("sent");
+                assert_eq!(far.receive_batch(&mut batch).expect("received"), 1);
+                let arrival = batch.iter_mut().next().expect("arrival");
+                assert!(matches!(arrival.meta, Some(Meta::Udp { from, .. }) if from == socket.local_addr()));
+                far.send_segments(socket.local_addr(), None, 0, b"answer", 6).expect("sent");
+                assert_eq!(socket.receive_batch(&mut batch).expect("received"), 1);
+            }
+            // Nobody else can have the address, as before.
+            let again = UdpSocket::bind(socket.local_addr(), &options).map(|_| ());
+            assert_eq!(again.map_err(|error| error.kind()), Err(io::ErrorKind::AddrInUse));
+        }
     }
 
     #[test]

@@ -13,6 +13,8 @@ mod names;
 mod outside;
 mod ports;
 mod relays;
+mod replies;
+mod sleep;
 mod status;
 mod stream;
 mod tickets;
@@ -22,6 +24,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,20 +37,25 @@ pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
 pub use self::ports::{Binding, Sockets};
 pub use self::relays::{Relay, RelayChoice, RelayPlan};
+use self::replies::Replies;
+use self::sleep::Alarm;
 pub use self::stream::Carrier;
 pub use self::tickets::{NO_RELAY, NOT_THE_NEXT};
 use self::way::{Way, seal_and_append};
 use super::key::{KEY_LEN, PublicKey};
 use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
+use crate::crypto::aead::{Bodies, Body};
+use crate::crypto::crew::Sealed;
 use crate::driver::{Application, Next, OWN_TOKENS};
 use crate::drops::{Cause, Drops};
-use crate::egress::{Class, Egress, Target};
+use crate::egress::{Class, Egress};
 use crate::engine::IngressKind;
 use crate::ingress::{Ingress, Meta, Received, Token};
 use crate::offload::split::Splitter;
 use crate::packet::Packet;
 use crate::stages::Stages;
+use crate::stun::channel_data;
 use crate::sys::daemon::Notice;
 use crate::sys::tun::{Offloads, Tun};
 use crate::uapi::Listener;
@@ -62,6 +70,8 @@ const STREAM: Token = Token(OWN_TOKENS - 4);
 const NAMES: Token = Token(OWN_TOKENS - 10);
 const ROUTES: Token = Token(OWN_TOKENS - 11);
 const ADDRESSES: Token = Token(OWN_TOKENS - 12);
+/// A while has passed, sleep included.
+const ALARM: Token = Token(OWN_TOKENS - 13);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
 
@@ -70,7 +80,11 @@ pub struct App {
     tunnel: Tunnel,
     tun: Tun,
     sockets: Sockets,
+    replies: Replies,
+    alarm: Option<Alarm>,
     relay: Option<Relay>,
+    /// One that is asked when the interface goes up.
+    waiting_relay: Option<RelayPlan>,
     ports: Ports,
     ready: bool,
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
@@ -79,8 +93,10 @@ pub struct App {
     marking: Marking,
     outside: Outside,
     drop_in: bool,
+    crypto_threads: usize,
     /// What is used up at the start.
     listener: Option<Listener>,
+    own: Option<UnixStream>,
     notice: Option<Notice>,
     control: Option<Control>,
     link: Option<Link>,
@@ -107,12 +123,26 @@ impl App {
         relay: Option<Relay>,
         management: Management,
     ) -> Self {
-        let Management { binding, marking, inquiries, listener, drop_in, notice, admin } = management;
+        let Management {
+            binding,
+            marking,
+            inquiries,
+            waiting_relay,
+            listener,
+            own,
+            drop_in,
+            notice,
+            admin,
+            crypto_threads,
+        } = management;
         Self {
             tunnel,
             tun,
             sockets,
+            replies: Replies::default(),
+            alarm: None,
             relay,
+            waiting_relay,
             ports: Ports::default(),
             ready: false,
             packet: Packet::new(),
@@ -120,7 +150,9 @@ impl App {
             marking,
             outside: Outside::new(inquiries),
             drop_in,
+            crypto_threads,
             listener,
+            own,
             notice,
             control: None,
             link: None,
@@ -214,47 +246,40 @@ impl App {
         seal_and_append(tunnel, peer, way, packet.as_slice(), egress, now)
     }
 
-    /// How messages leave for `path`.
-    fn way(&mut self, path: Path, now: Instant) -> Result<Way, Cause> {
-        match path {
-            Path::Direct { to, from } => {
-                let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
-                Ok(Way::new(Target { port, to, from, traffic_class: 0, dont_fragment: false }, None))
-            }
-            Path::Relayed { peer } => {
-                let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
-                let number = relay.channel(peer, now).ok_or(Cause::NoEndpoint)?;
-                let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
-                let target =
-                    Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
-                Ok(Way { is_stream: relay.is_stream(), ..Way::new(target, Some(number)) })
-            }
-        }
-    }
-
     fn handle_udp<E: Egress>(
         &mut self,
         from: SocketAddr,
         path: Path,
         ecn: u8,
-        segments: crate::ingress::Segments<'_>,
+        (segments, bodies): (crate::ingress::Segments<'_>, Bodies),
         egress: &mut E,
         now: Instant,
     ) {
-        if self.relay.as_ref().is_some_and(|relay| relay.server == from && !relay.is_stream()) {
-            for datagram in segments {
-                self.handle_relay(datagram, ecn, egress, now);
+        let relayed = self.is_relay(from);
+        for (index, datagram) in segments.enumerate() {
+            let datagram = (&*datagram, bodies.of(index));
+            match relayed {
+                true => self.handle_relay(datagram, ecn, egress, now),
+                false => self.open(datagram, path, ecn, egress, now),
             }
-            return;
-        }
-        for datagram in segments {
-            self.open(datagram, path, ecn, egress, now);
         }
     }
 
+    /// Whether datagrams from here are the relay's.
+    fn is_relay(&self, from: SocketAddr) -> bool {
+        self.relay.as_ref().is_some_and(|relay| relay.server == from && !relay.is_stream())
+    }
+
     /// Opens a datagram that came with these ECN bits, and delivers what is in it.
-    fn open<E: Egress>(&mut self, datagram: &[u8], path: Path, ecn: u8, egress: &mut E, now: Instant) {
-        let Opened::Packet(_) = self.tunnel.open(datagram, path, &mut self.packet, now) else {
+    fn open<E: Egress>(
+        &mut self,
+        (datagram, body): (&[u8], Body),
+        path: Path,
+        ecn: u8,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        let Opened::Packet(_) = self.tunnel.open_body(datagram, body, path, &mut self.packet, now) else {
             return;
         };
         match traffic_class::decapsulate(self.packet.as_mut_slice(), ecn) {
@@ -296,6 +321,9 @@ impl App {
 
     fn transmit<E: Egress>(&mut self, message: &Transmit, egress: &mut E, now: Instant) {
         let bytes = message.bytes();
+        if message.is_cookie_reply() && self.reply_aside(message, now) {
+            return;
+        }
         // A control message that cannot leave is repeated by its timer; only packets are counted.
         let Ok(mut way) = self.way(message.path, now) else {
             return;
@@ -334,6 +362,10 @@ impl Application for App {
         Some((Arc::clone(self.tun.fd()), self.tun.offloads()))
     }
 
+    fn crypto_threads(&self) -> usize {
+        self.crypto_threads
+    }
+
     /// The TUN device is not read while anything waits: a full queue drains at 10 Mbit/s in this time.
     fn waiting_time(&self) -> Duration {
         Duration::from_millis(200)
@@ -349,19 +381,26 @@ impl Application for App {
         self.open_device(ingress, egress)?;
         let sockets = std::mem::replace(&mut self.sockets, Sockets::NONE);
         self.open_sockets(sockets, ingress, egress)?;
-        if let Some(listener) = self.listener.take() {
-            self.open_control(listener, ingress, now)?;
-        }
+        let (listener, own) = (self.listener.take(), self.own.take());
+        self.open_control(listener, own, ingress, now)?;
         self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);
+        self.set_alarm(ingress);
         // Whoever can be reached directly need not wait for the relay.
-        if self.relay.as_ref().is_none_or(|relay| !relay.is_needed()) {
+        if self.relay.as_ref().is_none_or(|relay| !relay.needed) {
             self.report_ready();
         }
         self.tunnel.handle_timeout(now);
         self.send_control(egress, now);
         self.notice.take().map_or(Ok(()), Notice::tell)
+    }
+
+    fn foresee(&self, from: SocketAddr, bytes: &[u8], segment_size: usize, now: Instant) -> Option<Sealed> {
+        let front = if self.is_relay(from) { channel_data::HEADER_LEN } else { 0 };
+        let first = bytes.get(front..segment_size.min(bytes.len()))?;
+        let key = self.tunnel.receiving_key(first, now)?.clone();
+        Some(Sealed { key, segment_size, front })
     }
 
     fn handle<E: Egress>(&mut self, received: Received<'_>, egress: &mut E, now: Instant) {
@@ -370,7 +409,7 @@ impl Application for App {
             Meta::Udp { from, to, segment_size, ecn } => {
                 let path = Path::Direct { to: from, from: to };
                 let segments = Received::segments(received.bytes, segment_size);
-                self.handle_udp(from, path, ecn, segments, egress, now);
+                self.handle_udp(from, path, ecn, (segments, received.bodies), egress, now);
             }
             Meta::Ready if received.token == CONTROL => return self.note_control(now),
             Meta::Ready if received.token == FIGURES => return self.figures.handle_ready(now),
@@ -379,6 +418,7 @@ impl Application for App {
             Meta::Writable if received.token == STREAM => self.unblock_stream(),
             Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
             Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
+            Meta::Ready if received.token == ALARM => self.note_alarm(now),
             Meta::Ready if received.token == ADDRESSES => return self.outside.note_addresses(),
             Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
         }

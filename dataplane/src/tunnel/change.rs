@@ -8,14 +8,14 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use rand_xoshiro::rand_core::Rng as _;
 
 use super::key::{KEY_LEN, PublicKey, SecretKey};
-use super::noise::{Identity, Noise, PEER_TAG_BITS};
+use super::noise::{Identity, Noise};
 use super::paths::PathFigures;
 use super::peer::Peer;
 use super::{Path, PeerConfig, PeerIndex, PeerStats, Tunnel};
 use crate::drops::Cause;
+use crate::wire::wireguard::SessionIndex;
 
 /// What there is to say about a peer.
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +76,8 @@ impl Tunnel {
         if let Some(&index) = self.by_key.get(&config.public_key) {
             self.remove_peer(index);
         }
-        let tag = self.new_tag();
-        let noise = Noise::new(config.public_key, config.preshared_key.clone(), tag);
+        let noise = Noise::new(config.public_key, config.preshared_key.clone());
         let index = self.peers.insert(Peer::new(config, noise, self.epoch, now));
-        self.by_tag.insert(tag, index);
         self.by_key.insert(config.public_key, index);
         for prefix in &config.allowed_ips {
             self.add_allowed_ip(index, *prefix);
@@ -100,7 +98,9 @@ impl Tunnel {
         self.outside.forget(&peer.outside);
         self.wheel.clear(index.place());
         self.by_key.remove(&peer.public_key);
-        self.by_tag.remove(&peer.noise.tag());
+        for index in &peer.indices {
+            self.by_index.remove(index);
+        }
         for prefix in &peer.allowed_ips {
             self.routes.remove(*prefix, index);
         }
@@ -212,7 +212,9 @@ impl Tunnel {
             return false;
         }
         peer.epoch = self.epoch;
-        peer.end_sessions()
+        let ended = peer.end_sessions();
+        self.forget_indices(index);
+        ended
     }
 
     fn begin_epoch(&mut self) {
@@ -278,14 +280,32 @@ impl Tunnel {
         }
     }
 
-    /// A number for the upper bits of session indices that nobody has.
-    fn new_tag(&mut self) -> u32 {
+    /// A session index that leads to nobody, for the next handshake message to a peer.
+    pub(super) fn new_index(&mut self, peer: PeerIndex) -> SessionIndex {
+        self.forget_indices(peer);
         loop {
-            // Random, so that an index tells nothing about how many peers there are or which one it is.
-            let tag = self.rng.next_u32() >> (u32::BITS - PEER_TAG_BITS);
-            if !self.by_tag.contains_key(&tag) {
-                return tag;
+            let index = self.world.index();
+            if !self.by_index.contains_key(&index) {
+                return index;
             }
         }
+    }
+
+    /// From now on an index leads to a peer.
+    pub(super) fn note_index(&mut self, peer: PeerIndex, index: SessionIndex) {
+        self.by_index.insert(index, peer);
+        self.peers[peer].indices.push(index);
+    }
+
+    /// Takes out the indices of a peer's sessions that are gone.
+    pub(super) fn forget_indices(&mut self, index: PeerIndex) {
+        let Peer { indices, noise, .. } = &mut self.peers[index];
+        indices.retain(|index| {
+            let stays = noise.has_index(*index);
+            if !stays {
+                self.by_index.remove(index);
+            }
+            stays
+        });
     }
 }

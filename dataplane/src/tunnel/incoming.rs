@@ -1,13 +1,17 @@
 //! What arrives from the network: cheap checks first, Diffie-Hellman last, and no effect of anything unauthenticated.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use super::Tunnel;
+use super::apart::apart;
 use super::limiter::Verdict;
-use super::noise::CONTROL_LEN;
+use super::noise::{CONTROL_LEN, Outset};
 use super::peer::{Passed, Path};
 use super::peers::PeerIndex;
 use super::timers::REKEY_ON_RECEIVE;
-use super::{Tunnel, noise};
+use crate::crypto::Secret;
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::packet::Packet;
 use crate::wire::ip;
@@ -40,11 +44,32 @@ impl Tunnel {
     /// Takes one datagram that arrived by `path`. A packet inside ends up in `out`, without padding. Poll for control
     /// messages and staged packets afterwards.
     pub fn open(&mut self, datagram: &[u8], path: Path, out: &mut Packet, now: Instant) -> Opened {
+        self.open_body(datagram, Body::Sealed, path, out, now)
+    }
+
+    /// The key under which a data message may be opened ahead, before its turn comes; `None` where there is nothing to open or it
+    /// would be refused. Whatever [`Tunnel::open_body`] checks, it checks again.
+    #[must_use]
+    pub fn receiving_key(&self, message: &[u8], now: Instant) -> Option<&Secret> {
+        let Some(Message::Data { receiver, counter }) = wireguard::parse(message) else { return None };
+        let peer = self.peers.get(self.peer_of(receiver).ok()?)?;
+        peer.noise.receiving((receiver, counter), now)
+    }
+
+    /// As [`Tunnel::open`], of a datagram that may have been opened ahead under [`Tunnel::receiving_key`].
+    pub fn open_body(
+        &mut self,
+        datagram: &[u8],
+        body: Body,
+        path: Path,
+        out: &mut Packet,
+        now: Instant,
+    ) -> Opened {
         self.heard = None;
         let outcome = match wireguard::parse(datagram) {
             None => Err(Cause::MalformedOuter),
             Some(Message::Data { receiver, counter }) => {
-                self.open_data(datagram, (receiver, counter), path, out, now)
+                self.open_data((datagram, body), (receiver, counter), path, out, now)
             }
             Some(Message::Initiation { .. }) => self.open_initiation(datagram, path, now),
             Some(Message::Response { receiver, .. }) => self.open_response(datagram, receiver, path, now),
@@ -63,24 +88,26 @@ impl Tunnel {
 
     fn open_data(
         &mut self,
-        datagram: &[u8],
+        (datagram, body): (&[u8], Body),
         message: (SessionIndex, u64),
         path: Path,
         out: &mut Packet,
         now: Instant,
     ) -> Result<Opened, Cause> {
+        self.notice_sleep(now);
         let index = self.peer_of(message.0)?;
         let peer = &mut self.peers[index];
-        peer.forget_outlived(&self.world, now);
-        let opened = peer.noise.open(datagram, message, out.buffer(), now)?;
+        let opened = peer.noise.open_body((datagram, body), message, out.buffer(), now)?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.
         let news = self.authentic(index, path, now);
-        let peer = &mut self.peers[index];
         if opened.confirmed {
+            let handshake = self.handshake(now);
+            let peer = &mut self.peers[index];
+            peer.told_silent = false;
             peer.timers.handshake_complete();
-            if peer.stats.last_handshake.replace(now).is_none() {
+            if peer.stats.last_handshake.replace(handshake).is_none() {
                 tracing::info!(peer = %peer.public_key, "handshake complete");
             }
             self.unstage(index);
@@ -105,7 +132,7 @@ impl Tunnel {
     /// Decides whether the packet in an authentic message may be delivered.
     fn admit(&mut self, index: PeerIndex, header: ip::Header, out: &mut Packet) -> Result<Opened, Cause> {
         out.truncate(header.total_len);
-        if self.routes.find(header.source) != Some(index) {
+        if self.routes.find(header.source) != Some(index) || is_nobodys(header.source) {
             return Err(Cause::AllowedIps);
         }
         let stats = &mut self.peers[index].stats;
@@ -118,6 +145,10 @@ impl Tunnel {
         if !self.admit_handshake(datagram, path, now)? {
             return Ok(Opened::Consumed);
         }
+        self.at_its_cost(|tunnel| tunnel.take_initiation(datagram, path, now))
+    }
+
+    fn take_initiation(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<Opened, Cause> {
         let claim = self.identity.claim(datagram).ok_or(Cause::BadTag)?;
         let index = *self.by_key.get(&claim.sender).ok_or(Cause::BadTag)?;
         self.renew(index);
@@ -126,8 +157,14 @@ impl Tunnel {
         if last.is_some_and(|last| now.saturating_duration_since(last) < INITIATION_SPACING) {
             return Err(Cause::RateLimited);
         }
+        let path_back = peer.answers_by(path).unwrap_or(path);
+        let outset = Outset { index: self.new_index(index), path: path_back };
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_initiation(&self.identity, &self.world, claim, &mut bytes, now)?;
+        let peer = &mut self.peers[index];
+        let Self { identity, world, .. } = self;
+        let len = apart(|| peer.noise.handle_initiation(identity, world, claim, outset, &mut bytes, now))?;
+        self.note_index(index, outset.index);
+        let peer = &mut self.peers[index];
         peer.last_initiation_received = Some(now);
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
@@ -152,16 +189,29 @@ impl Tunnel {
         if !self.admit_handshake(datagram, path, now)? {
             return Ok(Opened::Consumed);
         }
+        self.at_its_cost(|tunnel| tunnel.take_response(index, datagram, path, now))
+    }
+
+    fn take_response(
+        &mut self,
+        index: PeerIndex,
+        datagram: &[u8],
+        path: Path,
+        now: Instant,
+    ) -> Result<Opened, Cause> {
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_response(&self.identity, &self.world, datagram, &mut bytes, now)?;
+        let Self { identity, world, .. } = self;
+        let len = apart(|| peer.noise.handle_response(identity, world, datagram, &mut bytes, now))?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
+        let handshake = self.handshake(now);
         let peer = &mut self.peers[index];
+        peer.told_silent = false;
         peer.timers.session_made(now);
         peer.timers.handshake_complete();
         peer.timers.anything_sent(now);
-        match peer.stats.last_handshake.replace(now) {
+        match peer.stats.last_handshake.replace(handshake) {
             None => tracing::info!(peer = %peer.public_key, "handshake complete"),
             Some(_) => tracing::debug!(peer = %peer.public_key, "handshake complete"),
         }
@@ -174,7 +224,24 @@ impl Tunnel {
         Ok(Opened::Consumed)
     }
 
-    /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it.
+    /// Takes a handshake message, and notes what that has cost: others may cost the less.
+    fn at_its_cost(
+        &mut self,
+        take: impl FnOnce(&mut Self) -> Result<Opened, Cause>,
+    ) -> Result<Opened, Cause> {
+        let before = self.world.worked();
+        let outcome = take(self);
+        self.limiter.spend(self.world.worked().saturating_sub(before));
+        outcome
+    }
+
+    /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it. But the initiation that it
+    /// answers is repeated with the cookie, once.
+    ///
+    /// The paper has the initiator wait for 5 s (section 6.6), so that nobody can have it send at will and the load is not added
+    /// to. Here a timer's initiation has one repetition at most, whatever arrives, and only who has seen that initiation can
+    /// ask for it; so it is 148 B in 5 s. The endpoint that asked for the cookie has nothing to fear from one message that has
+    /// it: it holds each address to a rate. Waiting would have all who come while an endpoint is flooded wait for 5 s.
     fn open_cookie_reply(
         &mut self,
         datagram: &[u8],
@@ -182,12 +249,17 @@ impl Tunnel {
         now: Instant,
     ) -> Result<Opened, Cause> {
         let index = self.peer_of(receiver)?;
-        self.peers[index].noise.handle_cookie_reply(datagram, now)?;
+        let peer = &mut self.peers[index];
+        let path = peer.noise.handle_cookie_reply(datagram, now)?;
+        if peer.timers.may_repeat() {
+            self.initiate_by(index, path, now);
+        }
         Ok(Opened::Consumed)
     }
 
     /// Whether a handshake message may cost a Diffie-Hellman; `false` when a cookie reply was sent instead.
     fn admit_handshake(&mut self, datagram: &[u8], path: Path, now: Instant) -> Result<bool, Cause> {
+        self.refuse_while_down()?;
         if self.private_key.is_none() {
             return Err(Cause::BadTag);
         }
@@ -238,8 +310,29 @@ impl Tunnel {
         news
     }
 
+    /// The sockets stay open where a relay knows them, and sessions of before end one after the other.
+    fn refuse_while_down(&self) -> Result<(), Cause> {
+        if self.running { Ok(()) } else { Err(Cause::TunDown) }
+    }
+
     fn peer_of(&self, receiver: SessionIndex) -> Result<PeerIndex, Cause> {
-        let tag = receiver.0 >> (u32::BITS - noise::PEER_TAG_BITS);
-        self.by_tag.get(&tag).copied().ok_or(Cause::UnknownIndex)
+        self.refuse_while_down()?;
+        self.by_index.get(&receiver).copied().ok_or(Cause::UnknownIndex)
+    }
+}
+
+/// Whether no host can have sent from this address, whatever is routed to its peer: it stands for none, for the receiver itself, or
+/// for several (RFC 1122, section 3.2.1.3; RFC 4291, sections 2.5.2, 2.5.3 and 2.7).
+fn is_nobodys(source: IpAddr) -> bool {
+    let of_v4 = |source: Ipv4Addr| match source.octets()[0] {
+        0 | 127 => true,
+        first => first >= 224 && (source.is_multicast() || source.is_broadcast()),
+    };
+    match source {
+        IpAddr::V4(source) => of_v4(source),
+        IpAddr::V6(source) => {
+            let is_special = source.is_unspecified() || source.is_loopback() || source.is_multicast();
+            is_special || source.to_ipv4_mapped().is_some_and(of_v4)
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! Who may have a handshake message looked at: Diffie-Hellman is the one expensive thing a stranger can ask for.
 //!
-//! A message with a right mac1 is taken at once while the whole endpoint and its source address are below their rates.
-//! Above either, the source must first prove that it receives what is sent to it, by the cookie in mac2
+//! A message with a right mac1 is taken at once while handshakes take no more than a share of the time and its source address is
+//! below its rate. Above either, the source must first prove that it receives what is sent to it, by the cookie in mac2
 //! (WireGuard paper, section 5.3); a source that has proved it is still held to its own rate. A flood from forged
 //! addresses thus costs cookies, and a flood from a real one costs only its own handshakes.
+//!
+//! The share is of processor time that was measured, not of a number of messages: what a stranger's message costs is a quarter of
+//! what a peer's does, and either takes ten times as long on a small machine.
 
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -11,14 +14,17 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 
+use super::bucket::{Bucket, Rate};
 use super::noise::{CookieCheck, Identity};
 use crate::drops::Cause;
 use crate::wire::wireguard::COOKIE_REPLY;
 
 /// Handshake messages a second for one source address (an IPv6 /64 counts as one), and how many may come at once.
 const SOURCE_RATE: Rate = Rate { per_second: 20, burst: 5 };
-/// Handshake messages a second for the whole endpoint without cookies, and how many may come at once.
-const ENDPOINT_RATE: Rate = Rate { per_second: 100, burst: 100 };
+/// Without cookies, handshakes take one part in so many of a processor's time: packets keep the rest.
+const SHARE: u32 = 10;
+/// How much of that may be saved up, and spent at once: packets wait so long for the handshakes before them.
+const SAVED_MAX: Duration = Duration::from_millis(20);
 /// How long a cookie is good for at most: all are of a period (WireGuard paper, section 5.4.7).
 const COOKIE_PERIOD: Duration = Duration::from_secs(120);
 /// Sources are spread over this many buckets by a keyed hash; two that share one share its rate.
@@ -35,9 +41,9 @@ pub enum Verdict {
     Drop(Cause),
 }
 
-/// Token buckets for the endpoint and for each source address, in fixed memory.
+/// Time for the endpoint and token buckets for each source address, in fixed memory.
 pub struct Limiter {
-    endpoint: Bucket,
+    budget: Budget,
     /// Sources whose address may be forged.
     claimed: Box<[Bucket]>,
     /// Sources that have sent a right cookie.
@@ -50,11 +56,11 @@ impl Limiter {
     /// `seed` keeps strangers from choosing addresses that share a bucket.
     #[must_use]
     pub fn new(seed: u64, now: Instant) -> Self {
-        let full = |rate: &Rate| Bucket { tokens: rate.burst * TOKEN, filled: now };
+        let sources: Box<[Bucket]> = vec![Bucket::full(&SOURCE_RATE, now); BUCKETS].into();
         Self {
-            endpoint: full(&ENDPOINT_RATE),
-            claimed: vec![full(&SOURCE_RATE); BUCKETS].into(),
-            proved: vec![full(&SOURCE_RATE); BUCKETS].into(),
+            budget: Budget { left: nanos(SAVED_MAX), filled: now },
+            claimed: sources.clone(),
+            proved: sources,
             hasher: FixedState::with_seed(seed),
             started: now,
         }
@@ -73,10 +79,8 @@ impl Limiter {
             return Verdict::Drop(Cause::BadTag);
         }
         let bucket = self.bucket_of(source.ip());
-        // Both are asked, so that a source above its rate counts for the endpoint too.
         let source_below = self.claimed[bucket].take(&SOURCE_RATE, now);
-        let endpoint_below = self.endpoint.take(&ENDPOINT_RATE, now);
-        if source_below && endpoint_below {
+        if source_below && self.budget.has_some(now) {
             return Verdict::Accept;
         }
         let period = now.saturating_duration_since(self.started).as_secs() / COOKIE_PERIOD.as_secs();
@@ -87,10 +91,15 @@ impl Limiter {
         }
     }
 
-    /// What is left of the endpoint's rate, for tests that nothing may have been taken.
+    /// Says how much processor time a message took that was accepted.
+    pub fn spend(&mut self, work: Duration) {
+        self.budget.spend(work);
+    }
+
+    /// What is left of the endpoint's time, nanoseconds, for tests that nothing may have been taken.
     #[cfg(test)]
-    pub fn left(&self) -> u64 {
-        self.endpoint.tokens
+    pub fn left(&self) -> i64 {
+        self.budget.left
     }
 
     fn bucket_of(&self, source: IpAddr) -> usize {
@@ -103,42 +112,39 @@ impl Limiter {
     }
 }
 
-/// How fast a bucket fills, and how much it holds, in messages.
-struct Rate {
-    per_second: u64,
-    burst: u64,
-}
-
-/// One message's worth of a bucket: nanoseconds per second, so that no fraction is lost while it fills.
-const TOKEN: u64 = 1_000_000_000;
-
-#[derive(Clone)]
-struct Bucket {
-    tokens: u64,
+/// Time that may be spent, in nanoseconds.
+struct Budget {
+    left: i64,
     filled: Instant,
 }
 
-impl Bucket {
-    /// Takes one message's worth, if it is there.
-    fn take(&mut self, rate: &Rate, now: Instant) -> bool {
-        let full = rate.burst * TOKEN;
-        let passed = now.saturating_duration_since(self.filled).min(Duration::from_secs(rate.burst));
+impl Budget {
+    /// Whether anything is left. What one message costs is known afterwards, so that the last may cost more than that.
+    fn has_some(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.filled).min(SAVED_MAX * 2 * SHARE);
         self.filled = self.filled.max(now);
-        self.tokens = full.min(self.tokens + passed.as_nanos() as u64 * rate.per_second);
-        let enough = self.tokens >= TOKEN;
-        if enough {
-            self.tokens -= TOKEN;
-        }
-        enough
+        self.left = nanos(SAVED_MAX).min(self.left + nanos(passed / SHARE));
+        self.left > 0
     }
+
+    /// Debts are bounded: those who have proved their addresses may be many, and others are not shut out for long after them.
+    fn spend(&mut self, work: Duration) {
+        self.left = (-nanos(SAVED_MAX)).max(self.left - nanos(work.min(SAVED_MAX * 2)));
+    }
+}
+
+/// Of a time of some seconds at most.
+fn nanos(time: Duration) -> i64 {
+    time.as_nanos() as i64
 }
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
 mod tests {
     use super::*;
+    use crate::tunnel::Path;
     use crate::tunnel::key::SecretKey;
-    use crate::tunnel::noise::{self, CONTROL_LEN, Noise, World};
+    use crate::tunnel::noise::{self, CONTROL_LEN, Noise, Outset, World};
 
     struct Bench {
         server: Identity,
@@ -147,6 +153,8 @@ mod tests {
         client: Noise,
         world: World,
         start: Instant,
+        /// What a message costs that is accepted.
+        cost: Duration,
     }
 
     fn bench() -> Bench {
@@ -154,23 +162,30 @@ mod tests {
         let server_key = SecretKey::new([1; 32]);
         let server = Identity::new(&server_key, &[9; 32]);
         let identity = Identity::new(&SecretKey::new([2; 32]), &[8; 32]);
-        let client = Noise::new(noise::public_key(&server_key), None, 7);
+        let client = Noise::new(noise::public_key(&server_key), None);
         let (limiter, world) = (Limiter::new(3, start), World::system());
-        Bench { server, limiter, identity, client, world, start }
+        let cost = Duration::from_micros(100);
+        Bench { server, limiter, identity, client, world, start, cost }
     }
 
     impl Bench {
         fn initiation(&mut self) -> [u8; CONTROL_LEN] {
             let mut message = [0; CONTROL_LEN];
             let Self { identity, client, world, start, .. } = self;
-            assert_eq!(client.initiate(identity, world, &mut message, *start), Some(CONTROL_LEN));
+            let path = Path::Direct { to: SocketAddr::from(([192, 0, 2, 1], 1)), from: None };
+            let outset = Outset { index: world.index(), path };
+            assert_eq!(client.initiate(identity, world, outset, &mut message, *start), Some(CONTROL_LEN));
             message
         }
 
         fn check(&mut self, message: &[u8], source: &str, now: Instant) -> (Verdict, [u8; COOKIE_REPLY]) {
             let mut reply = [0; COOKIE_REPLY];
             let source = source.parse().expect("address");
-            (self.limiter.check(&self.server, message, source, &mut reply, now), reply)
+            let verdict = self.limiter.check(&self.server, message, source, &mut reply, now);
+            if verdict == Verdict::Accept {
+                self.limiter.spend(self.cost);
+            }
+            (verdict, reply)
         }
     }
 
@@ -253,19 +268,56 @@ mod tests {
         assert!((395..=410).contains(&accepted), "{accepted}");
     }
 
-    #[test]
-    fn a_flood_from_forged_addresses_gets_cookies_beyond_the_endpoint_rate() {
-        let mut bench = bench();
+    /// How many messages of a flood from as many addresses are accepted, `per_second` of them for so long.
+    fn accepted(bench: &mut Bench, per_second: u32, seconds: u32) -> u32 {
         let message = bench.initiation();
         let mut accepted = 0;
-        for host in 0..10_000_u32 {
+        for host in 0..per_second * seconds {
             let source = format!("10.{}.{}.{}:5", host >> 16, host >> 8 & 255, host & 255);
-            let now = bench.start + Duration::from_micros(u64::from(host) * 100);
+            let now = bench.start + Duration::from_secs(1) * host / per_second;
             match bench.check(&message, &source, now).0 {
                 Verdict::Accept => accepted += 1,
                 verdict => assert_eq!(verdict, Verdict::Reply),
             }
         }
-        assert!((150..=205).contains(&accepted), "{accepted} in one second");
+        accepted
+    }
+
+    #[test]
+    fn a_flood_from_forged_addresses_gets_a_tenth_of_the_time_and_cookies_beyond() {
+        // 100 us each: 1,000 in a second, and 200 that were saved up.
+        assert!((1_190..=1_201).contains(&accepted(&mut bench(), 10_000, 1)));
+        for (micros, expected) in [(25, 4_800), (1_000, 120)] {
+            let cost = Duration::from_micros(micros);
+            let taken = accepted(&mut Bench { cost, ..bench() }, 10_000, 1);
+            assert!((expected * 98 / 100..=expected + 1).contains(&taken), "{taken} of {micros} us each");
+        }
+    }
+
+    #[test]
+    fn what_the_endpoint_can_do_is_done_without_cookies() {
+        for per_second in [90, 150, 300, 990] {
+            let mut bench = bench();
+            // So many addresses that few share a bucket of theirs.
+            assert_eq!(accepted(&mut bench, per_second, 2), per_second * 2, "{per_second}/s");
+        }
+    }
+
+    #[test]
+    fn a_debt_is_paid_within_a_fifth_of_a_second() {
+        let mut bench = bench();
+        let message = bench.initiation();
+        // As many as have proved their addresses, and one message that took very long.
+        for work in [Duration::from_micros(100); 5_000].into_iter().chain([Duration::MAX]) {
+            bench.limiter.spend(work);
+        }
+        let owed = SAVED_MAX * SHARE;
+        assert_eq!(bench.check(&message, "192.0.2.1:1", bench.start + owed).0, Verdict::Reply);
+        let paid = bench.start + owed + Duration::from_micros(1);
+        assert_eq!(bench.check(&message, "192.0.2.2:1", paid).0, Verdict::Accept);
+        // After any rest no more is saved than ever.
+        let later = paid + Duration::from_secs(1 << 40);
+        assert_eq!(bench.check(&message, "192.0.2.2:1", later).0, Verdict::Accept);
+        assert!(bench.limiter.left() < nanos(SAVED_MAX));
     }
 }

@@ -8,6 +8,7 @@
 //! The caller's clock decides everything but the time stamps of initiations, which are of the time of day, and that sessions grow
 //! old while the machine sleeps: see [`noise::World`].
 
+pub mod apart;
 pub mod app;
 pub mod key;
 pub mod marking;
@@ -19,6 +20,7 @@ pub mod routes;
 pub mod setup;
 pub mod ticket;
 
+mod bucket;
 mod change;
 mod incoming;
 mod limiter;
@@ -26,6 +28,7 @@ mod looped;
 mod missing;
 mod outgoing;
 pub mod path_mtu;
+mod sleep;
 mod staged;
 mod switch;
 mod timers;
@@ -49,18 +52,21 @@ use self::limiter::Limiter;
 use self::looped::Outside;
 pub use self::looped::RelayServer;
 use self::noise::{CONTROL_LEN, Identity, World};
+use self::outgoing::Silence;
 use self::paths::PathFigures;
 use self::peer::Passed;
-pub use self::peer::{Path, PeerConfig, PeerStats};
+pub use self::peer::{Handshake, Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
 use self::peers::Peers;
 use self::routes::AllowedIps;
+use self::sleep::Sleep;
 use self::timers::JITTER_MS;
 use self::wheel::Wheel;
+use crate::crypto::{Secret, aead};
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
-use crate::wire::wireguard::{DATA_OVERHEAD, PADDING};
+use crate::wire::wireguard::{self, DATA_OVERHEAD, PADDING, SessionIndex};
 
 /// Control messages that may wait to be polled. An input makes two at most; what timers ask for stops at half.
 const CONTROL_MAX: usize = 512;
@@ -97,12 +103,19 @@ impl Transmit {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
+
+    /// Whether it answers somebody who has proved nothing, not even that he is where he says.
+    #[must_use]
+    pub fn is_cookie_reply(&self) -> bool {
+        matches!(wireguard::parse(self.bytes()), Some(wireguard::Message::CookieReply { .. }))
+    }
 }
 
 /// A WireGuard endpoint.
 pub struct Tunnel {
     identity: Identity,
     world: World,
+    sleep: Sleep,
     /// The key that the identity is made of, or none.
     private_key: Option<SecretKey>,
     cookie_secret: [u8; 32],
@@ -115,8 +128,8 @@ pub struct Tunnel {
     mtu: usize,
     peers: Peers,
     by_key: std::collections::HashMap<PublicKey, PeerIndex, FixedState>,
-    /// By the upper 24 bits of the session indices we choose.
-    by_tag: std::collections::HashMap<u32, PeerIndex, FixedState>,
+    /// By the session indices that we chose. Those of sessions that are gone are taken out at the next handshake, or when all are.
+    by_index: std::collections::HashMap<SessionIndex, PeerIndex, FixedState>,
     routes: AllowedIps,
     outside: Outside,
     limiter: Limiter,
@@ -127,6 +140,7 @@ pub struct Tunnel {
     unstaging: VecDeque<PeerIndex>,
     /// Peers that did not answer; taken out after every look at the timers.
     unanswered: Vec<PeerIndex>,
+    silence: Silence,
     staged_bytes: usize,
     rng: Xoshiro256PlusPlus,
     /// When each peer's next timer runs out, by its place.
@@ -147,6 +161,7 @@ impl Tunnel {
         let mut tunnel = Self {
             identity: Identity::new(&config.private_key, &config.cookie_secret),
             world: World::system(),
+            sleep: Sleep::default(),
             private_key: Some(config.private_key.clone()).filter(|key| !key.is_zero()),
             cookie_secret: config.cookie_secret,
             running: true,
@@ -155,7 +170,7 @@ impl Tunnel {
             mtu: config.mtu,
             peers: Peers::with_capacity(config.peers.len()),
             by_key: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
-            by_tag: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
+            by_index: std::collections::HashMap::with_hasher(FixedState::with_seed(rng.next_u64())),
             routes: AllowedIps::new(rng.next_u64()),
             outside: Outside::new(rng.next_u64()),
             limiter: Limiter::new(rng.next_u64(), now),
@@ -163,6 +178,7 @@ impl Tunnel {
             heard: None,
             unstaging: VecDeque::new(),
             unanswered: Vec::new(),
+            silence: Silence::new(now),
             staged_bytes: 0,
             rng,
             wheel: Wheel::new(config.peers.len(), now),
@@ -190,15 +206,7 @@ impl Tunnel {
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
         let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
-        if self.outside.is_own(packet, &header) {
-            return Err(Cause::RoutingLoop);
-        }
-        match self.path(index) {
-            Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
-                Err(Cause::RoutingLoop)
-            }
-            _ => Ok(index),
-        }
+        if self.is_own(packet, &header) { Err(Cause::RoutingLoop) } else { Ok(index) }
     }
 
     /// Pads a packet as it has to be before [`Tunnel::seal`]: with zeros to a multiple of 16, not beyond the MTU.
@@ -223,25 +231,33 @@ impl Tunnel {
 
     /// Where packets for `peer` can be sent to at once; `None` when they have to be staged.
     pub fn ready(&mut self, peer: PeerIndex, now: Instant) -> Option<Path> {
-        let peer = self.peers.get_mut(peer)?;
-        peer.forget_outlived(&self.world, now);
+        self.notice_sleep(now);
+        let peer = self.peers.get(peer)?;
         peer.noise.usable(now)?;
-        peer.path
+        peer.path.filter(Path::is_usable)
     }
 
     /// Seals a padded packet for `peer` into `out`, which is exactly [`Tunnel::sealed_len`] long: the memory it
     /// leaves from. `false`, and nothing counted, when [`Tunnel::ready`] would have said no.
     #[must_use]
     pub fn seal(&mut self, index: PeerIndex, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
-        let Some(peer) = self.peers.get_mut(index) else {
-            return false;
-        };
-        if !peer.noise.seal(packet, out, now) {
-            return false;
-        }
-        peer.stats.sent_packets += 1;
-        peer.stats.sent_bytes += packet.len() as u64;
-        peer.stats.sent_message_bytes += out.len() as u64;
+        let Some(key) = self.write(index, packet, out, now) else { return false };
+        aead::seal(&aead::cipher(key), out);
+        true
+    }
+
+    /// As [`Tunnel::seal`], but for the sealing: that is to be done by [`aead::seal`], once, under the key returned, before the
+    /// message leaves.
+    #[must_use]
+    pub fn write(
+        &mut self,
+        index: PeerIndex,
+        packet: &[u8],
+        out: &mut [u8],
+        now: Instant,
+    ) -> Option<&Secret> {
+        let peer = self.peers.get_mut(index)?;
+        peer.noise.usable(now)?;
         if peer.is_news(Passed::DataSent, now) {
             if let Some(paths) = &mut peer.paths {
                 paths.sent(now);
@@ -253,7 +269,13 @@ impl Tunnel {
             self.renew_if_worn(index, now);
             self.arm(index, now);
         }
-        true
+        let peer = &mut self.peers[index];
+        let len = out.len();
+        let key = peer.noise.write(packet, out, now)?;
+        peer.stats.sent_packets += 1;
+        peer.stats.sent_bytes += packet.len() as u64;
+        peer.stats.sent_message_bytes += len as u64;
+        Some(key)
     }
 
     /// Keeps a packet until a handshake is over, and starts one. What cannot be kept is counted.
@@ -262,7 +284,7 @@ impl Tunnel {
             self.drops.count(Cause::NoRoute);
             return;
         };
-        if peer.path.is_none() && !peer.awaits_path {
+        if !peer.path.as_ref().map_or(peer.awaits_path, Path::is_usable) {
             self.drops.count(Cause::NoEndpoint);
             return;
         }
@@ -278,7 +300,7 @@ impl Tunnel {
                 self.unstaging.pop_front();
                 continue;
             };
-            let usable = peer.noise.usable(now).is_some() && peer.path.is_some();
+            let usable = peer.noise.usable(now).is_some() && peer.path.as_ref().is_some_and(Path::is_usable);
             if usable
                 && let Some(packet) = peer.staged.pop(&mut self.staged_bytes)
                 && out.copy_from(&packet).is_some()
@@ -311,6 +333,7 @@ impl Tunnel {
     /// Does what is due, for some peers: poll for control messages, and it may be due again at once. Costs nothing when
     /// nothing is due, however many peers there are.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.notice_sleep(now);
         if !self.running {
             return;
         }
@@ -333,6 +356,18 @@ impl Tunnel {
     #[must_use]
     pub fn stats(&self, peer: PeerIndex) -> PeerStats {
         self.peers.get(peer).map(|peer| peer.stats).unwrap_or_default()
+    }
+
+    /// How long ago a handshake was, sleep included.
+    #[must_use]
+    pub fn age_of(&self, handshake: &Handshake, now: Instant) -> Duration {
+        let slept = (self.world.slept)().saturating_sub(handshake.slept);
+        now.saturating_duration_since(handshake.at) + slept
+    }
+
+    /// One that is completed now.
+    fn handshake(&self, now: Instant) -> Handshake {
+        Handshake { at: now, slept: (self.world.slept)(), wall: (self.world.wall)() }
     }
 
     /// Counts a packet the caller could not hand over.

@@ -27,12 +27,15 @@ use std::time::{Duration, Instant};
 
 use self::cookies::Jar;
 pub use self::handshake::Claim;
-use self::handshake::{Pending, Secret, SessionKeys};
+use self::handshake::{Pending, SessionKeys};
 pub use self::identity::{CookieCheck, Identity, contributes, public_key};
 use self::session::{Origin, Session};
 use self::sessions::Sessions;
 pub use self::world::{Stamp, World};
 use super::key::{PublicKey, SecretKey};
+use super::peer::Path;
+use crate::crypto::Secret;
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::wire::wireguard::{self, DATA_OVERHEAD, INITIATION, Message, RESPONSE, SessionIndex};
 
@@ -42,11 +45,18 @@ pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// Length of the longest message that is not data, bytes.
 pub const CONTROL_LEN: usize = INITIATION;
-/// Peers are told apart by the upper 24 bits of a session index.
-pub const PEER_TAG_BITS: u32 = 24;
 
 /// Initiations that may wait for their responses: a later one leaves by another way than an earlier, and either may be answered.
 const PENDING_MAX: usize = 2;
+
+/// What a handshake message of ours is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outset {
+    /// The index by which we know the session that comes of it: nothing else has it, see [`World::index`].
+    pub index: SessionIndex,
+    /// How it leaves: a cookie is good for one way, because each has another address of ours.
+    pub path: Path,
+}
 
 /// What sending under the current session would look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,8 +88,6 @@ pub struct OpenedData {
 pub struct Noise {
     peer: PublicKey,
     preshared: Option<SecretKey>,
-    /// The upper 24 bits of every session index that this side chooses.
-    tag: u32,
     /// Time stamp of the last initiation taken: older ones are replays, also when all else is forgotten.
     heard: Option<Stamp>,
     /// A peer without sessions and handshakes has none.
@@ -94,8 +102,6 @@ struct State {
     /// Initiations not answered yet, the last one first.
     pending: [Option<Box<Pending>>; PENDING_MAX],
     jar: Jar,
-    /// The lower bits of the next session index.
-    next: u8,
 }
 
 impl State {
@@ -105,28 +111,15 @@ impl State {
             sessions: Sessions::default(),
             pending: [const { None }; PENDING_MAX],
             jar: Jar::default(),
-            next: 0,
-        }
-    }
-
-    /// An index that neither a session nor a handshake has.
-    fn new_index(&mut self, tag: u32) -> SessionIndex {
-        loop {
-            let index = SessionIndex(tag << (u32::BITS - PEER_TAG_BITS) | u32::from(self.next));
-            self.next = self.next.wrapping_add(1);
-            let pending = self.pending.iter().flatten().any(|pending| pending.local == index);
-            if !pending && self.sessions.get_mut(index).is_none() {
-                return index;
-            }
         }
     }
 }
 
 impl Noise {
-    /// `tag` (below 2^24) becomes the upper 24 bits of every session index this side chooses.
+    /// With nobody else, and nothing yet with this one.
     #[must_use]
-    pub fn new(peer: PublicKey, preshared: Option<SecretKey>, tag: u32) -> Self {
-        Self { peer, preshared, tag, heard: None, state: None }
+    pub fn new(peer: PublicKey, preshared: Option<SecretKey>) -> Self {
+        Self { peer, preshared, heard: None, state: None }
     }
 
     /// The preshared key.
@@ -141,10 +134,12 @@ impl Noise {
         self.preshared = preshared;
     }
 
-    /// The upper 24 bits of the session indices of this side.
+    /// Whether a session or a handshake under way has this index of ours.
     #[must_use]
-    pub fn tag(&self) -> u32 {
-        self.tag
+    pub fn has_index(&self, index: SessionIndex) -> bool {
+        self.state.as_ref().is_some_and(|state| {
+            state.pending.iter().flatten().any(|pending| pending.local == index) || state.sessions.has(index)
+        })
     }
 
     /// Writes a handshake initiation and returns its length; the one before stays valid, if it is unanswered. `None` when the
@@ -153,24 +148,24 @@ impl Noise {
         &mut self,
         identity: &Identity,
         world: &mut World,
+        outset: Outset,
         out: &mut [u8; CONTROL_LEN],
         now: Instant,
     ) -> Option<usize> {
         let static_secret = self.static_secret(identity)?;
         let state = self.state.get_or_insert_with(|| Box::new(State::new(static_secret)));
-        let local = state.new_index(self.tag);
         let pending = handshake::initiate(
             &identity.keys,
             &self.peer,
             &state.static_secret,
             *world.secret(),
-            local,
+            outset.index,
             &world.stamp(),
             out,
         )?;
         state.pending.rotate_right(1);
         state.pending[0] = Some(Box::new(pending));
-        state.jar.complete(&self.peer, local, out, now);
+        state.jar.complete(&self.peer, outset, out, now);
         Some(INITIATION)
     }
 
@@ -184,6 +179,7 @@ impl Noise {
         identity: &Identity,
         world: &World,
         claim: Claim,
+        outset: Outset,
         out: &mut [u8; CONTROL_LEN],
         now: Instant,
     ) -> Result<usize, Cause> {
@@ -198,11 +194,11 @@ impl Noise {
         }
         let response = out.first_chunk_mut::<RESPONSE>().ok_or(Cause::MalformedOuter)?;
         let state = self.state.get_or_insert_with(|| Box::new(State::new(static_secret)));
-        let local = state.new_index(self.tag);
+        let local = outset.index;
         let keys =
             proved.respond(self.preshared.as_ref(), *world.secret(), local, response).ok_or(Cause::BadTag)?;
         self.heard = Some(stamp);
-        state.jar.complete(&self.peer, local, response, now);
+        state.jar.complete(&self.peer, outset, response, now);
         let origin = Origin { local, remote, initiator: false, born: now, slept: world.slept() };
         state.sessions.add(Session::new(origin, keys), now);
         Ok(RESPONSE)
@@ -243,11 +239,12 @@ impl Noise {
         Ok(DATA_OVERHEAD)
     }
 
-    /// Takes a cookie reply: the next handshake messages will carry the cookie.
+    /// Takes a cookie reply: the next handshake messages by the way that the one took which it answers will carry the cookie. That
+    /// way is returned.
     ///
     /// # Errors
-    /// [`Cause::UnknownIndex`] or [`Cause::BadTag`] when it does not answer our last handshake message.
-    pub fn handle_cookie_reply(&mut self, datagram: &[u8], now: Instant) -> Result<(), Cause> {
+    /// [`Cause::UnknownIndex`] or [`Cause::BadTag`] when it does not answer the last handshake message by some way.
+    pub fn handle_cookie_reply(&mut self, datagram: &[u8], now: Instant) -> Result<Path, Cause> {
         let Some(Message::CookieReply { receiver }) = wireguard::parse(datagram) else {
             return Err(Cause::MalformedOuter);
         };
@@ -267,15 +264,29 @@ impl Noise {
     /// `false`, and `out` as it was, when there is no usable session.
     #[must_use]
     pub fn seal(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> bool {
-        let session = self.state.as_mut().and_then(|state| state.sessions.current_mut());
-        let Some(session) = session.filter(|session| session.usable(now)) else {
-            return false;
-        };
-        if out.len() != packet.len() + DATA_OVERHEAD {
-            return false;
-        }
+        let Some(session) = self.sending(packet, out, now) else { return false };
         session.seal(packet, out);
         true
+    }
+
+    /// As [`Noise::seal`], but for the sealing: that is to be done by [`crate::crypto::aead::seal`], once, under the key returned.
+    #[must_use]
+    pub fn write(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Option<&Secret> {
+        let session = self.sending(packet, out, now)?;
+        session.write(packet, out);
+        Some(session.sending())
+    }
+
+    /// The session under which `packet` can be sealed into `out`.
+    fn sending(&mut self, packet: &[u8], out: &[u8], now: Instant) -> Option<&mut Session> {
+        let session = self.state.as_mut()?.sessions.current_mut()?;
+        (session.usable(now) && out.len() == packet.len() + DATA_OVERHEAD).then_some(session)
+    }
+
+    /// The key under which a data message, which says to be for `receiver` and to have this counter, may be opened ahead.
+    #[must_use]
+    pub fn receiving(&self, (receiver, counter): (SessionIndex, u64), now: Instant) -> Option<&Secret> {
+        self.state.as_ref()?.sessions.get(receiver)?.receiving(counter, now)
     }
 
     /// Opens a data message, which says to be for `receiver` and to have this counter, into `out`. Nothing is changed unless it is
@@ -287,16 +298,36 @@ impl Noise {
     pub fn open(
         &mut self,
         datagram: &[u8],
+        message: (SessionIndex, u64),
+        out: &mut [u8],
+        now: Instant,
+    ) -> Result<OpenedData, Cause> {
+        self.open_body((datagram, Body::Sealed), message, out, now)
+    }
+
+    /// As [`Noise::open`], of a message that may have been opened ahead under [`Noise::receiving`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_body(
+        &mut self,
+        (datagram, body): (&[u8], Body),
         (receiver, counter): (SessionIndex, u64),
         out: &mut [u8],
         now: Instant,
     ) -> Result<OpenedData, Cause> {
         let sessions = self.state.as_mut().map(|state| &mut state.sessions).ok_or(Cause::UnknownIndex)?;
         let session = sessions.get_mut(receiver).ok_or(Cause::UnknownIndex)?;
-        let (len, missing) = session.open(counter, datagram, out, now)?;
+        let (len, missing) = session.open(counter, (datagram, body), out, now)?;
         let (age, initiator) = (session.age(now), session.origin.initiator);
         let confirmed = sessions.confirm(receiver);
         Ok(OpenedData { len, confirmed, age, initiator, missing })
+    }
+
+    /// Whether data messages that we seal are for this index of the peer's.
+    #[must_use]
+    pub fn seals_for(&self, receiver: SessionIndex) -> bool {
+        self.state.as_ref().is_some_and(|state| state.sessions.any(|origin| origin.remote == receiver))
     }
 
     /// Wipes every session key; handshakes under way go on.

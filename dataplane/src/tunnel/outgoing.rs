@@ -2,11 +2,29 @@
 
 use std::time::Instant;
 
-use super::noise::CONTROL_LEN;
+use super::apart::apart;
+use super::bucket::{Bucket, Rate};
+use super::noise::{CONTROL_LEN, Outset};
 use super::timers::{Due, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
 use super::{CONTROL_MAX, Path, PeerIndex, Transmit, Tunnel};
 use crate::drops::Cause;
 use crate::wire::wireguard::DATA_OVERHEAD;
+
+/// Lines about peers that do not answer.
+const SILENCE: Rate = Rate { per_second: 1, burst: 10 };
+
+/// What has been said about peers that do not answer.
+pub(super) struct Silence {
+    lines: Bucket,
+    /// How many peers have had no line since the last line.
+    left_out: u64,
+}
+
+impl Silence {
+    pub fn new(now: Instant) -> Self {
+        Self { lines: Bucket::full(&SILENCE, now), left_out: 0 }
+    }
+}
 
 impl Tunnel {
     pub(super) fn handle_peer_timeout(&mut self, index: PeerIndex, now: Instant) {
@@ -29,13 +47,36 @@ impl Tunnel {
                 Due::Keepalive { persistent } => self.send_keepalive(index, persistent, now),
                 Due::GiveUp => {
                     self.note_unanswered(index);
+                    self.tell_of_silence(index, now);
                     let peer = &mut self.peers[index];
-                    let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
-                    tracing::warn!(peer = %peer.public_key, %to, "no answer from the peer: check its key, Endpoint and firewall");
                     peer.staged.clear(&mut self.staged_bytes, Cause::StagedExpired, &mut self.drops);
                 }
-                Due::Erase => self.peers[index].rest(),
+                Due::Erase => {
+                    self.peers[index].rest();
+                    self.forget_indices(index);
+                }
             }
+        }
+    }
+
+    /// Says that a peer does not answer: once until it has, and not of too many at a time.
+    fn tell_of_silence(&mut self, index: PeerIndex, now: Instant) {
+        let peer = &mut self.peers[index];
+        let is_new = !std::mem::replace(&mut peer.told_silent, true);
+        let to = peer.path.map(|path| path.remote().to_string()).unwrap_or_default();
+        let (peer, told) = (&peer.public_key, &mut self.silence);
+        if !is_new {
+            tracing::debug!(%peer, %to, "still no answer from the peer");
+        } else if told.lines.take(&SILENCE, now) {
+            let others = std::mem::take(&mut told.left_out);
+            let text = "no answer from the peer: check its key, Endpoint and firewall";
+            match others {
+                0 => tracing::warn!(%peer, %to, "{text}"),
+                _ => tracing::warn!(%peer, %to, others, "{text}; nor from others, of which debug lines tell"),
+            }
+        } else {
+            told.left_out += 1;
+            tracing::debug!(%peer, %to, "no answer from the peer");
         }
     }
 
@@ -48,7 +89,7 @@ impl Tunnel {
 
     fn send_keepalive(&mut self, index: PeerIndex, persistent: bool, now: Instant) {
         let peer = &mut self.peers[index];
-        let Some(path) = peer.path else {
+        let Some(path) = peer.path.filter(Path::is_usable) else {
             return;
         };
         let mut bytes = [0; CONTROL_LEN];
@@ -96,13 +137,21 @@ impl Tunnel {
         self.arm(index, now);
     }
 
-    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had.
+    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had, or it could not go there: as
+    /// with the kernel, an address that is none of one host may be given.
     pub(super) fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
-        let peer = &mut self.peers[index];
+        if !path.is_usable() {
+            return false;
+        }
+        let outset = Outset { index: self.new_index(index), path };
         let mut bytes = [0; CONTROL_LEN];
-        let Some(len) = peer.noise.initiate(&self.identity, &mut self.world, &mut bytes, now) else {
+        let Self { identity, world, peers, .. } = self;
+        let noise = &mut peers[index].noise;
+        let Some(len) = apart(|| noise.initiate(identity, world, outset, &mut bytes, now)) else {
             return false;
         };
+        self.note_index(index, outset.index);
+        let peer = &mut self.peers[index];
         if let Some(paths) = &mut peer.paths {
             paths.initiated(path, now);
         }

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use super::key::{PublicKey, SecretKey};
-use super::noise::{Noise, World};
+use super::noise::Noise;
 use super::path_mtu::PathMtu;
 use super::paths::{PathFigures, Paths};
 use super::staged::Staged;
 use super::timers::Timers;
+use crate::wire::wireguard::SessionIndex;
 
 /// How a peer is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,12 @@ impl Path {
             Self::Direct { to, .. } => to,
             Self::Relayed { peer } => peer,
         }
+    }
+
+    /// Whether it is the same way, whatever local address it begins at.
+    #[must_use]
+    pub fn leads_as(&self, other: Self) -> bool {
+        self.remote() == other.remote() && std::mem::discriminant(self) == std::mem::discriminant(&other)
     }
 
     /// Whether anything can be sent there: not to port 0, and not to an address that is none of one host.
@@ -99,8 +106,19 @@ pub struct PeerStats {
     /// Data messages that it has sent and that did not arrive: by their counters, in which nothing else leaves gaps. One that
     /// is only late counts until it comes.
     pub missing_messages: u64,
-    /// When the last handshake was completed.
-    pub last_handshake: Option<Instant>,
+    /// The last handshake that was completed.
+    pub last_handshake: Option<Handshake>,
+}
+
+/// When a handshake was completed. Later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Handshake {
+    /// By the clock that stands still while the machine sleeps.
+    pub at: Instant,
+    /// How long the machine had slept by then.
+    pub slept: Duration,
+    /// The time of day, since 1970. It is noted because it cannot be found out later: clocks are set.
+    pub wall: Duration,
 }
 
 impl PeerStats {
@@ -132,6 +150,8 @@ impl PeerStats {
 pub(super) struct Peer {
     pub(super) public_key: PublicKey,
     pub(super) noise: Noise,
+    /// Session indices that lead to it, some of them of sessions that are gone: see [`super::Tunnel`].
+    pub(super) indices: Vec<SessionIndex>,
     /// When its sessions are from: see [`super::Tunnel`].
     pub(super) epoch: u64,
     /// The prefixes that are routed to it, and to nobody else.
@@ -147,9 +167,10 @@ pub(super) struct Peer {
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
     pub(super) unstaging: bool,
+    /// Its silence has been logged, and it has not answered since.
+    pub(super) told_silent: bool,
     pub(super) last_initiation_received: Option<Instant>,
     pub(super) stats: PeerStats,
-    next_age_check: Instant,
     /// What the timers were last told of, and when: a batch of packets has one `now`, and they need to hear of it once.
     noted: Option<(Passed, Instant)>,
 }
@@ -173,6 +194,7 @@ impl Peer {
         Self {
             public_key: config.public_key,
             noise,
+            indices: Vec::new(),
             epoch,
             allowed_ips: BTreeSet::new(),
             timers,
@@ -183,9 +205,9 @@ impl Peer {
             path_mtu: PathMtu::default(),
             staged: Staged::default(),
             unstaging: false,
+            told_silent: false,
             last_initiation_received: None,
             stats: PeerStats::default(),
-            next_age_check: now,
             noted: None,
         }
     }
@@ -242,15 +264,6 @@ impl Peer {
             self.noise.forget_sessions();
         } else {
             self.noise.rest();
-        }
-    }
-
-    /// Wipes sessions that have outlived their time while the machine was suspended; looks once a second.
-    pub(super) fn forget_outlived(&mut self, world: &World, now: Instant) {
-        const INTERVAL: Duration = Duration::from_secs(1);
-        if now >= self.next_age_check {
-            self.next_age_check = now + INTERVAL;
-            self.noise.forget_outlived(world, now);
         }
     }
 }

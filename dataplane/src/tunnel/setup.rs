@@ -1,5 +1,6 @@
 //! From a configuration to a running interface: names are looked up, sockets bound, addresses and routes set.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path as FilePath;
@@ -12,7 +13,8 @@ use super::app::{AutoMtu, Carrier, Inquiries, RelayChoice, RelayPlan, Sockets, a
 use super::paths::Policy;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig, tls};
 use crate::config::{
-    self, Config, ConfigError, Endpoint, Host, MTU_MIN_IPV4, MTU_MIN_IPV6, RelayConfig, Table, Transport,
+    self, Config, ConfigError, Endpoint, Host, Lines, MTU_MIN_IPV4, MTU_MIN_IPV6, RelayConfig, Table,
+    Transport,
 };
 use crate::egress;
 use crate::netlink;
@@ -58,14 +60,8 @@ pub fn plan(
     let mut relayed = Vec::new();
     let mut inquiries = Inquiries::default();
     let mut called = Vec::new();
-    let mut policies = Vec::new();
-    let mut choices = Vec::with_capacity(config.relays.len());
-    for relay in &config.relays {
-        let server = resolve(file, &relay.server, Some(relay.line))?;
-        let (login, credentials) = (relay.login.clone(), relay.credentials.clone());
-        let carrier = carrier(file, relay)?;
-        choices.push(RelayChoice { server, carrier, login, credentials });
-    }
+    let mut policies = HashMap::new();
+    let choices = choices(file, &config.relays, &mut inquiries)?;
     let mut outside: Vec<SocketAddr> = choices.iter().map(|choice| choice.server).collect();
     let has_relay = !choices.is_empty();
     for (index, section) in (0..).map(PeerIndex).zip(&config.peers) {
@@ -73,9 +69,7 @@ pub fn plan(
             Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
             None => None,
         };
-        if let Some((endpoint @ Endpoint { host: Host::Name(_) | Host::Scoped(..), .. }, _)) =
-            &section.endpoint
-        {
+        if let Some((endpoint, _)) = section.endpoint.as_ref().filter(|(endpoint, _)| endpoint.may_move()) {
             inquiries.names.push((index, section.public_key, endpoint.clone()));
         }
         called.extend(address.map(|_| index));
@@ -83,7 +77,7 @@ pub fn plan(
         let goes_over_relay = has_relay && section.path != Policy::Direct;
         outside.extend(address.filter(|_| goes_direct));
         relayed.extend(address.filter(|_| goes_over_relay).map(|address| (index, address)));
-        policies.extend(has_relay.then_some((index, section.public_key, section.path)));
+        policies.extend(has_relay.then_some((section.public_key, section.path)));
         peers.push(PeerConfig {
             public_key: section.public_key,
             preshared_key: section.preshared_key.clone(),
@@ -122,6 +116,37 @@ pub fn plan(
         cookie_secret,
     };
     Ok(Plan { tunnel, relay, inquiries, warnings })
+}
+
+/// The relays of a configuration; how names may be looked up again is left in `inquiries`.
+fn choices(
+    file: &FilePath,
+    relays: &[RelayConfig],
+    inquiries: &mut Inquiries,
+) -> Result<Vec<RelayChoice>, ConfigError> {
+    let mut choices = Vec::with_capacity(relays.len());
+    for (place, relay) in relays.iter().enumerate() {
+        if relay.server.may_move() {
+            inquiries.relay_names.push((place, relay.server.clone()));
+        }
+        let server = resolve(file, &relay.server, Some(relay.line))?;
+        let (login, credentials) = (relay.login.clone(), relay.credentials.clone());
+        let carrier = carrier(file, relay)?;
+        choices.push(RelayChoice { server, carrier, login, credentials });
+    }
+    Ok(choices)
+}
+
+/// The relays of lines whose peers `wg` sets later, and what is found out about them while it runs.
+///
+/// # Errors
+/// As [`plan`].
+pub fn relay_plan(lines: &Lines, seed: u64) -> Result<(Option<RelayPlan>, Inquiries), ConfigError> {
+    let mut inquiries = Inquiries::default();
+    let choices = choices(&lines.file, &lines.relays, &mut inquiries)?;
+    let policies = lines.policies.iter().copied().collect();
+    let plan = RelayPlan { choices, peers: Vec::new(), policies, family: None, seed };
+    Ok(((!plan.choices.is_empty()).then_some(plan), inquiries))
 }
 
 /// How a relay is spoken to, with what is trusted there.
@@ -206,7 +231,10 @@ fn clamp_mtu(
 }
 
 /// A relayed address has one family, and reaches peers of that family.
-fn relay_family(peers: &[(PeerIndex, SocketAddr)], warnings: &mut Vec<String>) -> Option<AddressFamily> {
+pub(super) fn relay_family(
+    peers: &[(PeerIndex, SocketAddr)],
+    warnings: &mut Vec<String>,
+) -> Option<AddressFamily> {
     let (_, first) = peers.first()?;
     if let Some((_, other)) = peers.iter().find(|(_, address)| address.is_ipv4() != first.is_ipv4()) {
         warnings.push(format!(
@@ -238,7 +266,7 @@ pub fn bind_sockets(port: u16, gro: bool, patience: Duration) -> io::Result<Sock
             Ok(None) if v4.is_none() => {
                 return Err(io::Error::other("this machine has neither IPv4 nor IPv6: enable one of them"));
             }
-            Ok(v6) => return Ok(Sockets { v4, v6 }),
+            Ok(v6) => return Ok(Sockets::new(v4, v6)),
         }
     }
 }
@@ -248,7 +276,7 @@ pub fn bind_sockets(port: u16, gro: bool, patience: Duration) -> io::Result<Sock
 /// # Errors
 /// EPERM without CAP_NET_ADMIN.
 pub fn mark_sockets(sockets: &Sockets, mark: u32) -> io::Result<()> {
-    for socket in sockets.iter() {
+    for socket in sockets.iter().chain(sockets.aside.iter().flatten()) {
         let option = socket2::SockRef::from(&**socket.fd());
         // Without privileges it may be left as it is.
         if option.mark()? != mark {
@@ -307,8 +335,8 @@ pub fn fit_superpackets(handle: &mut netlink::Handle, index: u32, mtu: u32, rela
     }
 }
 
-/// Creates the interface, gives it its addresses and MTU, and brings it up. It goes away with the descriptor. The index is
-/// for whoever routes packets into it.
+/// Creates the interface, gives it its addresses and MTU, and brings it up. It goes away with the descriptor; one that is there
+/// already is left alone. The index is for whoever routes packets into it.
 ///
 /// # Errors
 /// One sentence that names what the kernel refused, and the remedy.
@@ -319,7 +347,7 @@ pub fn make_interface(
     mtu: usize,
     options: TunOptions,
 ) -> io::Result<(Tun, u32)> {
-    let tun = open_device(name, options)?;
+    let tun = open_device(|| Tun::create(name, options))?;
     let index = set_device(handle, name, mtu)?;
     let relayed = !config.relays.is_empty();
     fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, relayed);
@@ -331,23 +359,24 @@ pub fn make_interface(
 }
 
 /// Creates an interface that is down and has no address, as `ip link add type wireguard` does, with the same MTU of 1,420
-/// bytes. It goes away with the descriptor.
+/// bytes. It goes away with the descriptor. As wireguard-go does, it takes a device that somebody has made to be taken
+/// (`ip tuntap add`).
 ///
 /// # Errors
 /// As [`make_interface`].
 pub fn make_bare_interface(name: &str, options: TunOptions) -> io::Result<Tun> {
-    let tun = open_device(name, options)?;
+    let tun = open_device(|| Tun::open(name, options))?;
     set_device(&mut netlink::Handle::open()?, name, BARE_MTU)?;
     Ok(tun)
 }
 
 /// Opens the device. One that is taken is tried again for a moment: of the descriptors of a process that was killed a ring
 /// lets go a little later.
-fn open_device(name: &str, options: TunOptions) -> io::Result<Tun> {
+fn open_device(open: impl Fn() -> io::Result<Tun>) -> io::Result<Tun> {
     const PAUSE: Duration = Duration::from_millis(25);
     let mut left = LISTEN_PATIENCE;
     loop {
-        match Tun::open(name, options) {
+        match open() {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !left.is_zero() => {
                 std::thread::sleep(PAUSE);
                 left = left.saturating_sub(PAUSE);

@@ -1,4 +1,7 @@
 //! Packets that wait for a handshake: bounded in number, bytes and age; the oldest goes first when there is no room.
+//!
+//! No peer gets more than a share of what the others leave free, so that some is always left: who sends to many that do not answer
+//! cannot keep others from waiting for theirs.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,6 +14,8 @@ pub const PACKETS_MAX: usize = 128;
 pub const BYTES_MAX: usize = 256 << 10;
 /// Bytes that may wait for all peers together.
 pub const ALL_BYTES_MAX: usize = 16 << 20;
+/// One peer may have this part of what is free, at most: all of [`BYTES_MAX`] while nothing else waits.
+const SHARE: usize = ALL_BYTES_MAX / BYTES_MAX;
 /// How long a packet waits: three initiations' time. A TCP sender has long repeated it by then.
 pub const AGE_MAX: Duration = Duration::from_secs(15);
 
@@ -36,15 +41,15 @@ impl Staged {
 
     /// Adds a packet. `all_bytes` is the sum over all peers. What had to go for it is counted in `drops`.
     pub fn push(&mut self, packet: &[u8], all_bytes: &mut usize, drops: &mut Drops, now: Instant) {
-        while self.packets.len() >= PACKETS_MAX || self.bytes + packet.len() > BYTES_MAX {
+        let fits = |staged: &Self, all: usize| {
+            let share = ALL_BYTES_MAX.saturating_sub(all - staged.bytes) / SHARE;
+            staged.packets.len() < PACKETS_MAX && staged.bytes + packet.len() <= BYTES_MAX.min(share)
+        };
+        while !fits(self, *all_bytes) {
+            drops.count(Cause::StagedFull);
             if self.pop(all_bytes).is_none() {
-                break;
+                return;
             }
-            drops.count(Cause::StagedFull);
-        }
-        if *all_bytes + packet.len() > ALL_BYTES_MAX {
-            drops.count(Cause::StagedFull);
-            return;
         }
         self.bytes += packet.len();
         *all_bytes += packet.len();
@@ -103,20 +108,26 @@ mod tests {
     }
 
     #[test]
-    fn all_peers_together_are_bounded() {
+    fn all_peers_together_are_bounded_and_leave_room_for_another() {
         let (mut bytes, mut drops) = (0, Drops::default());
         let now = Instant::now();
         let mut peers: Vec<Staged> = (0..1_000).map(|_| Staged::default()).collect();
-        for peer in &mut peers {
-            peer.push(&vec![0; 50_000], &mut bytes, &mut drops, now);
+        // Somebody has much to say to many that are not there.
+        for _ in 0..200 {
+            for peer in &mut peers {
+                peer.push(&[0; 1_400], &mut bytes, &mut drops, now);
+            }
         }
-        assert!(bytes <= ALL_BYTES_MAX);
-        assert_eq!(drops.get(Cause::StagedFull), 1_000 - (ALL_BYTES_MAX / 50_000) as u64);
-        for peer in &mut peers {
+        assert!(bytes <= ALL_BYTES_MAX * 19 / 20, "{bytes}");
+        let (mut other, before) = (Staged::default(), drops.total());
+        for _ in 0..8 {
+            other.push(&[1; 1_400], &mut bytes, &mut drops, now);
+        }
+        assert_eq!((other.bytes, drops.total()), (8 * 1_400, before));
+        for peer in peers.iter_mut().chain([&mut other]) {
             peer.clear(&mut bytes, Cause::Shutdown, &mut drops);
         }
-        assert_eq!(bytes, 0);
-        assert_eq!(drops.total(), 1_000);
+        assert_eq!((bytes, drops.total()), (0, 200_008));
     }
 
     #[test]

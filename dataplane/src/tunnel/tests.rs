@@ -5,6 +5,7 @@ mod abuse;
 mod changes;
 mod clocks;
 mod forge;
+mod indices;
 mod loops;
 mod outside;
 mod paths;

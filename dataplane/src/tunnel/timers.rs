@@ -55,6 +55,8 @@ pub struct Timers {
     persistent_interval: Option<Duration>,
     attempts: u32,
     last_initiation: Option<Instant>,
+    /// The last initiation was repeated for a cookie.
+    repeated: bool,
     retransmit: Option<Instant>,
     keepalive: Option<Instant>,
     new_handshake: Option<Instant>,
@@ -71,6 +73,7 @@ impl Timers {
             persistent_interval: seconds.map(|seconds| Duration::from_secs(seconds.into())),
             attempts: 0,
             last_initiation: None,
+            repeated: false,
             retransmit: None,
             keepalive: None,
             new_handshake: None,
@@ -125,6 +128,11 @@ impl Timers {
         self.retransmit.is_some()
     }
 
+    /// Whether the initiation that waits for its answer may be repeated before its time; says so once.
+    pub fn may_repeat(&mut self) -> bool {
+        self.handshake_in_progress() && !std::mem::replace(&mut self.repeated, true)
+    }
+
     /// An initiation that is not a repetition begins a new series of attempts.
     pub fn restart_attempts(&mut self) {
         self.attempts = 0;
@@ -133,6 +141,7 @@ impl Timers {
     /// An initiation was sent. `jitter` is up to [`JITTER_MS`] long and different each time.
     pub fn initiation_sent(&mut self, jitter: Duration, now: Instant) {
         self.last_initiation = Some(now);
+        self.repeated = false;
         self.retransmit = Some(now + REKEY_TIMEOUT + jitter);
         self.anything_sent(now);
     }

@@ -79,7 +79,7 @@ pub fn collect(
     if let Some(out) = &plan.out {
         refuse_used(out, &plan.sides)?;
     }
-    let group = |name: &String| Group { name: name.clone(), runs: Vec::new() };
+    let group = |name: &String| Group { name: name.clone(), ..Group::default() };
     let groups = plan.sides.iter().map(group).collect();
     let mut collected = Collected { groups, interrupted: false, repeated: 0, failure: None };
     let begin = bar.position() / progress::STEPS;

@@ -223,12 +223,18 @@ fn compare(
 ) -> Compared {
     let groups: Vec<&Group> = collected.groups.iter().collect();
     let (baseline, others) = (groups[0], &groups[1..]);
-    let judgements = if judging.fail.is_empty() {
-        Vec::new()
-    } else {
+    let doubts = !judging.allow_invalid && groups.iter().any(|group| !group.doubts().is_empty());
+    let mut judgements: Vec<(String, Vec<Judgement>)> = Vec::new();
+    let mut notes = notes(&groups);
+    if !judging.fail.is_empty() {
         let names = others.iter().map(|other| other.name.clone());
-        names.zip(judging.judge_all(baseline, others, seed)).collect()
-    };
+        judgements.extend(names.zip(judging.judge_all(baseline, others, seed)));
+    }
+    if doubts && !judgements.is_empty() {
+        // Nobody may read a PASS out of figures that cannot be believed.
+        judgements.iter_mut().flat_map(|(_, judged)| judged).for_each(Judgement::take_back);
+        notes.push(format!("no verdict: {}", judging::INVALID));
+    }
     Compared {
         title,
         sides,
@@ -236,8 +242,8 @@ fn compare(
         repeated: collected.repeated,
         differences: differences(baseline, others, metrics, seed),
         judgements,
-        notes: notes(&groups),
-        doubts: !judging.allow_invalid && groups.iter().any(|group| !group.doubts().is_empty()),
+        notes,
+        doubts,
     }
 }
 
@@ -262,7 +268,7 @@ fn report(compared: &[Compared], interrupted: bool, failed: bool) -> Report {
         if compared.repeated > 0 {
             notes.push(format!("{} runs were repeated because they were not VALID", compared.repeated));
         }
-        notes.extend(compared.differences.iter().filter_map(open));
+        notes.extend(compared.differences.iter().filter_map(judging::open));
         notes.extend(compared.notes.iter().cloned());
         report.sections.push(Section {
             title: format!(
@@ -289,18 +295,6 @@ fn report(compared: &[Compared], interrupted: bool, failed: bool) -> Report {
         }
     }
     report
-}
-
-/// Why a comparison is open, where there is something to say.
-fn open(difference: &Difference) -> Option<String> {
-    let what = format!("{} {}", difference.side, difference.metric.name());
-    match (&difference.why, difference.runs_needed) {
-        (Some(why), _) => Some(format!("{what}: {why}")),
-        (None, Some(runs)) => {
-            Some(format!("{what}: open; about {runs} runs a side would show it, if the ratio is right"))
-        }
-        (None, None) => None,
-    }
 }
 
 /// The metrics that are compared.

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::EXIT_INVALID;
-use super::judging::{self, Judging};
-use crate::judge::{self, Group, Judgement, Verdict, verdict_table};
+use super::judging::{self, Allowed, Judging};
+use crate::judge::{self, Group, Judgement, Verdict, circumstances, verdict_table};
 use crate::report::junit::{self, Case, Outcome};
 use crate::report::{Cell, Report, Section};
 use crate::run::Problem;
@@ -24,6 +24,9 @@ pub(super) struct Args {
     b: Vec<PathBuf>,
     #[command(flatten)]
     judging: Judging,
+    /// Judge all the same though the loads of the sides were not alike
+    #[arg(long)]
+    allow_different: bool,
     /// What an undecided rule counts as
     #[arg(long, value_enum, default_value = "inconclusive", value_name = "VERDICT")]
     inconclusive: Undecided,
@@ -52,8 +55,10 @@ enum Undecided {
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Output {
-    /// The worst of the rules'; absent where runs cannot be believed.
+    /// The worst of the rules'; absent where runs cannot be believed, or compared.
     verdict: Option<Verdict>,
+    /// Why there is none.
+    obstacle: Option<String>,
     runs: [usize; 2],
     rules: Vec<Judgement>,
     notes: Vec<String>,
@@ -65,17 +70,24 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(Problem::Usage("gate needs a rule, for example --fail 'p99>+5%'".to_owned()).into());
     }
     let (a, b) = (Group::read("A", &args.a)?, Group::read("B", &args.b)?);
-    let judged = args.judging.judge(&a, &b, 1);
+    let mut judged = args.judging.judge(&a, &b, 1);
     let worst = judged.iter().map(|judged| judged.verdict).max();
-    let invalid = !(args.judging.allow_invalid || a.doubts().is_empty() && b.doubts().is_empty());
+    let doubts = [a.doubts(), b.doubts()].concat();
+    let different = circumstances::different(a.runs.iter().chain(&b.runs).map(|run| &run.spec));
+    let allowed =
+        Allowed { allow_invalid: args.judging.allow_invalid, allow_different: args.allow_different };
+    let obstacle = allowed.obstacle(&doubts, &different);
     let mut notes = judging::reasons(&judged);
     notes.extend(judge::notes(&[&a, &b]));
     notes.extend(args.judging.noise()?);
-    if invalid {
-        notes.push("no verdict: runs are not VALID; make them again, or add --allow-invalid".to_owned());
+    notes.extend(obstacle.as_ref().map(|why| format!("no verdict: {why}")));
+    let verdict = worst.filter(|_| obstacle.is_none());
+    if verdict.is_none() {
+        // Nobody may read a PASS out of figures that cannot be compared.
+        judged.iter_mut().for_each(Judgement::take_back);
     }
-    let verdict = worst.filter(|_| !invalid);
-    let output = Output { verdict, runs: [a.runs.len(), b.runs.len()], rules: judged, notes };
+    let runs = [a.runs.len(), b.runs.len()];
+    let output = Output { verdict, obstacle, runs, rules: judged, notes };
     if let Some(path) = &args.junit {
         let xml = junit::document("towpath-lab gate", &cases(&output));
         std::fs::write(path, xml).with_context(|| format!("cannot write {}", path.display()))?;
@@ -103,7 +115,10 @@ fn cases(output: &Output) -> Vec<Case> {
         let figures: Vec<String> = cells.map(|(name, cell)| format!("{name} {}", cell.text)).collect();
         let figures = figures.join(", ");
         let outcome = match (output.verdict, judged.verdict) {
-            (None, _) => Outcome::Failed("no verdict: runs are not VALID".to_owned()),
+            (None, _) => {
+                let why = output.obstacle.as_deref().unwrap_or("there is none");
+                Outcome::Failed(format!("no verdict: {why}"))
+            }
             (_, Verdict::Pass) => Outcome::Passed,
             (_, Verdict::Fail) => Outcome::Failed(figures.clone()),
             (_, Verdict::Inconclusive) => {
@@ -117,7 +132,7 @@ fn cases(output: &Output) -> Vec<Case> {
 
 fn report(output: &Output) -> Report {
     let [a, b] = output.runs;
-    let verdict = output.verdict.map_or("INVALID", Verdict::name);
+    let verdict = output.verdict.map_or("NO VERDICT", Verdict::name);
     let mut notes = vec![
         "Each run is one sample; exact permutation of their logarithms. at least, at most: each for sure at the rule's confidence. \
          p fail is corrected by Holm over all rules; for the whole to pass, every rule has to."

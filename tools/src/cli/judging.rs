@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::{EXIT_FAILED, EXIT_INCONCLUSIVE};
 use crate::ab::Noise;
 use crate::format::bounded;
-use crate::judge::{Group, Judgement, Rule, Verdict, judge};
+use crate::judge::{Difference, Group, Judgement, Rule, Verdict, judge};
 
 /// Most bytes of an aa.json.
 const NOISE_BYTES_MAX: u64 = 1 << 20;
@@ -74,6 +74,51 @@ fn floor(noise: &Noise, date: &str) -> String {
         100.0 * noise.deviation,
         noise.per_side
     )
+}
+
+/// Why there is no verdict on runs that cannot be believed.
+pub(super) const INVALID: &str = "runs are not VALID, or died; make them again, or add --allow-invalid";
+
+/// What must not be overlooked when runs are compared, for commands that read them.
+#[derive(Debug, clap::Args)]
+pub(super) struct Allowed {
+    /// Compare runs that are not VALID, or died, all the same
+    #[arg(long)]
+    pub(super) allow_invalid: bool,
+    /// Compare runs all the same whose loads were not alike
+    #[arg(long)]
+    pub(super) allow_different: bool,
+}
+
+impl Allowed {
+    /// Why runs are not compared, with the fix; `None` when they are. `doubts` are those of the runs, `different` is in what loads
+    /// are not alike.
+    pub(super) fn obstacle(&self, doubts: &[String], different: &[String]) -> Option<String> {
+        let loads = || {
+            format!(
+                "the loads were not alike ({}); measure all with one, or add --allow-different",
+                different.join(", ")
+            )
+        };
+        match (doubts.is_empty() || self.allow_invalid, different.is_empty() || self.allow_different) {
+            (true, true) => None,
+            (false, true) => Some(INVALID.to_owned()),
+            (true, false) => Some(loads()),
+            (false, false) => Some(format!("{INVALID}; and {}", loads())),
+        }
+    }
+}
+
+/// Why a comparison is open, where there is something to say.
+pub(super) fn open(difference: &Difference) -> Option<String> {
+    let what = format!("{} {}", difference.side, difference.metric.name());
+    match (&difference.why, difference.runs_needed) {
+        (Some(why), _) => Some(format!("{what}: {why}")),
+        (None, Some(runs)) => {
+            Some(format!("{what}: open; about {runs} runs a side would show it, if the ratio is right"))
+        }
+        (None, None) => None,
+    }
 }
 
 /// Why rules are not decided, and what would decide them.

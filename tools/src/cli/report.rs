@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use serde_json::json;
 
-use crate::format::csv;
 use crate::format::input::Unit;
+use crate::format::{csv, find};
 use crate::report::junit::{self, Case, Outcome};
 use crate::report::runs::{By, Run, Runs};
 use crate::report::summary;
@@ -82,7 +82,13 @@ fn cases(runs: &Runs) -> Vec<Case> {
         let time_s = run.result.as_ref().map_or(0.0, |result| result.measured_s);
         Case { name: format!("{}/{}", runs.sides[run.side], run.name), time_s, outcome, output }
     };
-    runs.runs.iter().map(case).collect()
+    let dead = |path: &PathBuf| Case {
+        name: path.display().to_string(),
+        time_s: 0.0,
+        outcome: Outcome::Failed(find::epitaph(path)),
+        output: String::new(),
+    };
+    runs.runs.iter().map(case).chain(runs.dead.iter().map(dead)).collect()
 }
 
 const QUANTILES: [&str; 5] = ["p50", "p90", "p99", "p99.9", "p99.99"];

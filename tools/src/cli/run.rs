@@ -397,10 +397,13 @@ pub(super) fn text(result: &RunResult, out: Option<&Path>) -> String {
         format!("process {} {}: {} on a processor{early}", dut.pid, dut.name, units::nanoseconds(dut.cpu_ns))
     }));
     notes.extend(
-        result
-            .dut_cpu_ns_per_packet
-            .map(|ns| format!("CPU per datagram carried one way: {}", units::nanoseconds(ns as u64))),
+        result.dut_cpu_ns_per_offered.map(|ns| {
+            format!("CPU per datagram offered, each way counted: {}", units::nanoseconds(ns as u64))
+        }),
     );
+    notes.extend(result.dut_cpu_ns_per_packet.map(|ns| {
+        format!("CPU per datagram delivered, each way counted: {}", units::nanoseconds(ns as u64))
+    }));
     notes.push(format!(
         "the sender took {} of its core for each datagram",
         units::nanoseconds(result.sender_cpu_ns_per_packet as u64)

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::run::{self, Load};
 use super::{EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_INVALID};
+use crate::judge::Metric;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::{Kind, Problem, RunSpec};
 use crate::search::calibrate::{Calibration, calibrate, ceiling, with_reflector};
@@ -283,7 +284,7 @@ pub(super) fn calibrate_main(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn calibration(found: &Calibration, base: &RunSpec) -> Report {
-    let time = |ns: Option<f64>| ns.map_or("–".to_owned(), |ns| units::nanoseconds(ns as u64));
+    let time = |ns: Option<f64>| ns.map_or("–".to_owned(), |ns| Metric::Max.text(ns));
     let rate = |rate: Option<f64>| rate.map_or("–".to_owned(), units::rate);
     let [middle, tail] = found.response_ns;
     let row =

@@ -9,15 +9,15 @@ use serde::Serialize;
 
 use super::run::{self, Load};
 use super::search::{self, Range};
-use super::{EXIT_INTERRUPTED, EXIT_INVALID};
+use super::{EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::ab::{Plan, collect};
 use crate::judge::{Group, Metric, notes};
 use crate::progress;
-use crate::report::plots::{self, LOAD_QUANTILES, Load as LoadPoint};
+use crate::report::plots::{self, LOAD_QUANTILES, Level, Load as LoadPoint};
 use crate::report::{Cell, Curve, Report, Section, Table};
-use crate::run::{Kind, Problem, RunSpec, run as run_once};
-use crate::search::Goal;
+use crate::run::{Kind, Problem, RunResult, RunSpec, run as run_once};
 use crate::search::measure::End;
+use crate::search::{Found, Goal};
 use crate::statistics::sample::median;
 use crate::units::{self, Rate};
 
@@ -94,18 +94,20 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     base.check()?;
     base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
-    let whole = match args.of {
-        Some(rate) => rate.packets_per_second(base.mean_size()),
+    let (whole, of) = match args.of {
+        Some(rate) => (rate.packets_per_second(base.mean_size()), None),
         None => {
             let goal: Goal = "pdr:0.5%".parse().map_err(anyhow::Error::msg)?;
             let outcome = search::outcome(&base, vec![goal], &args.range, &stop)?;
-            let lower = outcome.found[0].lower;
-            match (outcome.end, lower) {
-                (Some(End::Interrupted), _) => return Err(Problem::Interrupted.into()),
-                (_, Some(lower)) => lower,
-                (_, None) => {
-                    let why = outcome.found[0].note.clone().unwrap_or_default();
-                    return Err(Problem::Setup(format!("no rate holds ({why}); give one with --of")).into());
+            if outcome.end == Some(End::Interrupted) {
+                return Err(Problem::Interrupted.into());
+            }
+            match whole(&outcome.found[0]) {
+                Whole::Rate(rate, of) => (rate, of),
+                Whole::Nothing(why) => return Err(Problem::Setup(why).into()),
+                Whole::Undecided(why) => {
+                    super::tell(&why);
+                    return Ok(ExitCode::from(EXIT_INCONCLUSIVE));
                 }
             }
         }
@@ -142,12 +144,14 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         .zip(&groups)
         .map(|((&percent, &rate), group)| point(percent, rate, group))
         .collect();
-    let report = report(&points, &groups, whole, &base);
+    let mut report = report(&points, &groups, whole, &base);
+    report.sections[0].notes.extend(of.clone());
     if let Some(path) = &args.html {
         std::fs::write(path, report.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.json {
-        let json = serde_json::json!({ "of": whole, "points": points, "notes": notes(&groups) });
+        let notes: Vec<String> = said(&groups).into_iter().chain(of).collect();
+        let json = serde_json::json!({ "of": whole, "points": points, "notes": notes });
         super::print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
     } else {
         super::print(&report.to_text())?;
@@ -159,6 +163,37 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }))
 }
 
+/// What a search makes of 100 %.
+#[derive(Debug, PartialEq)]
+enum Whole {
+    /// A rate, with what a reader has to know of it.
+    Rate(f64, Option<String>),
+    /// No rate holds; why.
+    Nothing(String),
+    /// It did not come to an end; what it knows.
+    Undecided(String),
+}
+
+fn whole(found: &Found) -> Whole {
+    let give = "give the rate with --of";
+    if !found.complete {
+        let bound = |rate: Option<f64>| rate.map_or("unknown".to_owned(), units::rate);
+        let (lower, upper) = (bound(found.lower), bound(found.upper));
+        return Whole::Undecided(format!(
+            "100 % is undecided: a rate that holds is {lower}, one that does not is {upper}, and the time was up; raise --budget, or {give}"
+        ));
+    }
+    let note = || found.note.clone().unwrap_or_default();
+    match (found.lower, found.upper) {
+        (None, _) => Whole::Nothing(format!("no rate holds ({}); {give}", note())),
+        (Some(rate), Some(_)) => Whole::Rate(rate, None),
+        (Some(rate), None) => Whole::Rate(
+            rate,
+            Some(format!("100 % is no limit of the device ({}); {give}, or raise --max", note())),
+        ),
+    }
+}
+
 fn point(percent: f64, rate: f64, group: &Group) -> Point {
     let metric = |metric: Metric| {
         let values = group.side(metric).values;
@@ -167,6 +202,12 @@ fn point(percent: f64, rate: f64, group: &Group) -> Point {
         Some((metric, [median(&values)?, least, most]))
     };
     Point { percent, rate, metrics: METRICS.into_iter().filter_map(metric).collect() }
+}
+
+/// What a reader has to know; that the rates differ is no surprise.
+fn said(groups: &[&Group]) -> Vec<String> {
+    let missed = groups.iter().flat_map(|group| group.missed(&METRICS));
+    missed.chain(notes(groups).into_iter().filter(|note| !note.starts_with("not the same rate"))).collect()
 }
 
 fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Report {
@@ -199,17 +240,20 @@ fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Re
         base.flows,
         base.burst
     )];
-    lines.extend(notes(groups).into_iter().filter(|note| !note.starts_with("not the same rate")));
+    lines.extend(said(groups));
     // The middle run by p99 stands for its point.
     let middle = |group: &&Group| {
         let mut runs: Vec<_> = group.runs.iter().collect();
-        runs.sort_by_key(|run| run.latency.response.quantile("p99").and_then(|quantile| quantile.value_ns));
+        // What was lost is later than any other.
+        let p99 =
+            |run: &RunResult| run.latency.response.quantile("p99").and_then(|quantile| quantile.value_ns);
+        runs.sort_by_key(|run| p99(run).unwrap_or(u64::MAX));
         Some(Curve::of(group.name.clone(), runs.get(runs.len() / 2)?))
     };
     let curves = groups.iter().filter_map(middle).collect();
     let load = |point: &Point| LoadPoint {
         rate_pps: point.rate,
-        values_ns: LOAD_QUANTILES.map(|name| Some(value(point, Metric::Quantile(name))?.round() as u64)),
+        levels: LOAD_QUANTILES.map(|name| level(value(point, Metric::Quantile(name)))),
     };
     let mut loads: Vec<LoadPoint> = points.iter().map(load).collect();
     loads.sort_by(|a, b| a.rate_pps.total_cmp(&b.rate_pps));
@@ -219,8 +263,53 @@ fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Re
     Report { title, notes: Vec::new(), sections: vec![section] }
 }
 
+/// A median of runs, in which what was lost took as long as can be.
+fn level(value: Option<f64>) -> Level {
+    match value {
+        None => Level::Unknown,
+        Some(ns) if Metric::is_lost(ns) => Level::Lost,
+        Some(ns) => Level::Ns(ns.round() as u64),
+    }
+}
+
 /// A stroke whose length is the logarithm of the value between the ends.
 fn stroke(value: f64, (low, high): (f64, f64)) -> String {
     let share = if high > low { (value / low).ln() / (high / low).ln() } else { 0.0 };
     "█".repeat(1 + (share * WIDTH) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(complete: bool, lower: Option<f64>, upper: Option<f64>) -> Found {
+        let goal = "pdr:0.5%".parse().unwrap();
+        let note = Some("as it is".to_owned());
+        Found { goal, lower, upper, throughput: lower, complete, sent: 0, lost: 0, exceeded: 0.0, note }
+    }
+
+    #[test]
+    fn a_bound_that_is_undecided_is_not_a_hundred_percent() {
+        assert_eq!(whole(&found(true, Some(5e3), Some(6e3))), Whole::Rate(5e3, None));
+        let Whole::Undecided(why) = whole(&found(false, Some(5e3), Some(6e3))) else { panic!("decided") };
+        assert!(why.contains("5.00 kpps") && why.contains("6.00 kpps") && why.contains("--budget"), "{why}");
+        let Whole::Nothing(why) = whole(&found(true, None, Some(1e3))) else { panic!("a rate") };
+        assert!(why.contains("as it is") && why.contains("--of"), "{why}");
+        let Whole::Rate(rate, Some(note)) = whole(&found(true, Some(5e3), None)) else { panic!("no note") };
+        assert!(rate == 5e3 && note.contains("no limit of the device (as it is)"), "{note}");
+    }
+
+    #[test]
+    fn a_median_that_was_lost_is_no_time() {
+        let lost = crate::run::distribution::HIGHEST_NS as f64;
+        assert_eq!(
+            (level(None), level(Some(lost)), level(Some(5e3))),
+            (Level::Unknown, Level::Lost, Level::Ns(5_000))
+        );
+        assert_eq!(
+            level(Some(f64::midpoint(5e3, lost))),
+            Level::Lost,
+            "of one that was lost and one that was not"
+        );
+    }
 }

@@ -139,7 +139,8 @@ fn settle(difference: &mut Difference, tests: usize) {
         return;
     }
     if same {
-        difference.found = Found::Same;
+        difference.why = difference.a.own.as_ref().or(difference.b.own.as_ref()).cloned();
+        difference.found = if difference.why.is_none() { Found::Same } else { Found::Open };
         return;
     }
     let alpha = ALPHA / 2.0 / tests as f64;

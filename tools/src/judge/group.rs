@@ -1,15 +1,13 @@
 //! The runs of one side.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use serde::Serialize;
 
 use super::metric::Metric;
-use crate::compare;
 use crate::format::bundle;
-use crate::run::verdict::Validity;
+use crate::format::find::{Found, epitaph};
+use crate::run::verdict::{Validity, is_own};
 use crate::run::{Problem, RunResult};
 use crate::statistics::Proportion;
 
@@ -20,6 +18,8 @@ pub struct Group {
     pub name: String,
     /// The runs.
     pub runs: Vec<RunResult>,
+    /// What is known of those that died: a sentence on each.
+    pub dead: Vec<String>,
 }
 
 /// One side's values of one metric.
@@ -33,6 +33,9 @@ pub struct Side {
     /// Why a run has no value; then there is no verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
+    /// Where the metric is the sender's own lateness in good part, which hides differences: then it shows no equality.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<String>,
 }
 
 impl Group {
@@ -41,10 +44,12 @@ impl Group {
     /// # Errors
     /// As [`bundle::read`]; [`Problem::Usage`] when a directory holds no run.
     pub fn read(name: &str, paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut there = Vec::new();
+        let (mut there, mut dead) = (Vec::new(), Vec::new());
         for path in paths {
-            there.extend(runs_under(path)?);
+            let found = runs_at(path)?;
+            there.extend(found.runs);
             bundle::check_number(there.len())?;
+            dead.extend(found.dead.iter().map(|path| epitaph(path)));
         }
         let mut runs = there.iter().map(|path| bundle::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
@@ -56,26 +61,59 @@ impl Group {
             ))
             .into());
         }
-        Ok(Self { name: name.to_owned(), runs })
+        Ok(Self { name: name.to_owned(), runs, dead })
     }
 
     /// The values of `metric`.
     #[must_use]
     pub fn side(&self, metric: Metric) -> Side {
-        let values: Result<Vec<f64>, String> = self.runs.iter().map(|run| metric.value(run)).collect();
+        let value = |(index, run): (usize, &RunResult)| {
+            metric.value(run).map_err(|why| format!("run {} of {}: {why}", index + 1, self.name))
+        };
+        let values: Result<Vec<f64>, String> = self.runs.iter().enumerate().map(value).collect();
         let gone = |run: &RunResult| run.ledger.lost + run.ledger.late;
         let lost = Proportion {
             some: self.runs.iter().map(gone).sum(),
             all: self.runs.iter().map(|run| run.ledger.sent).sum(),
         };
         match values {
-            Ok(values) => Side { values, lost, missing: None },
-            Err(missing) => Side { values: Vec::new(), lost, missing: Some(missing) },
+            Ok(values) => Side { values, lost, missing: None, own: self.own(metric) },
+            Err(missing) => Side { lost, missing: Some(missing), ..Side::default() },
         }
     }
 
-    /// What keeps runs from being believed: a sentence on the first that is not valid, and on the first that was ended early,
-    /// with how many there are.
+    /// What to say of a latency that is the sender's own in half of the runs or more.
+    fn own(&self, metric: Metric) -> Option<String> {
+        if !matches!(metric, Metric::Quantile(_) | Metric::Max) {
+            return None;
+        }
+        let is_own = |run: &&RunResult| is_own(&run.latency.lateness, &run.latency.service, metric.name());
+        let (own, all) = (self.runs.iter().filter(is_own).count(), self.runs.len());
+        (2 * own >= all && own > 0).then(|| {
+            format!(
+                "the sender's own lateness is more than a quarter of what the service took in {own} of {all} runs of {}, which \
+                 hides differences; free a core, try --pace spin, or send less",
+                self.name
+            )
+        })
+    }
+
+    /// Whether any run has a value of `metric`: then one that has none is missed.
+    #[must_use]
+    pub fn has(&self, metric: Metric) -> bool {
+        self.runs.iter().any(|run| metric.value(run).is_ok())
+    }
+
+    /// Why runs have no value of a metric that others have, for each of `metrics`.
+    #[must_use]
+    pub fn missed(&self, metrics: &[Metric]) -> Vec<String> {
+        let missed = |metric: &&Metric| self.has(**metric);
+        let say = |metric: &Metric| Some(format!("{}: {}", metric.name(), self.side(*metric).missing?));
+        metrics.iter().filter(missed).filter_map(say).collect()
+    }
+
+    /// What keeps runs from being believed: a sentence on the first that is not valid, on the first that was ended early, on the
+    /// first whose server was, with how many there are, and on each that died: those that are left may be the better ones.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
         let first = |is: &dyn Fn(&RunResult) -> bool, say: &dyn Fn(&RunResult) -> String| {
@@ -89,76 +127,56 @@ impl Group {
         };
         let invalid = |run: &RunResult| run.verdict.validity != Validity::Valid;
         let early = |run: &RunResult| format!("was interrupted after {:.1} s", run.measured_s);
-        [first(&invalid, &|run| format!("is {}", run.verdict.line())), first(&|run| run.interrupted, &early)]
-            .into_iter()
-            .flatten()
-            .collect()
+        let ended = |run: &RunResult| {
+            let ended = run.dut.iter().find(|process| process.ended_early)?;
+            Some(format!("outlived process {} {}", ended.pid, ended.name))
+        };
+        [
+            first(&invalid, &|run| format!("is {}", run.verdict.line())),
+            first(&|run| run.interrupted, &early),
+            first(&|run| ended(run).is_some(), &|run| ended(run).unwrap_or_default()),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.dead.iter().map(|dead| format!("{}: {dead}", self.name)))
+        .collect()
     }
 }
 
-/// The runs at `path`, by name.
-fn runs_under(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if !path.is_dir() || path.join(bundle::RUN_JSON).exists() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut runs: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.join(bundle::RUN_JSON).exists())
-        .collect();
-    runs.sort();
-    if runs.is_empty() {
+/// The runs at `path`, by name, and the directories beside them whose runs died.
+fn runs_at(path: &Path) -> anyhow::Result<Found> {
+    let found = Found::at(path, 0)?;
+    if found.runs.is_empty() {
         return Err(Problem::Usage(format!(
             "{} holds no run; give directories written by `towpath-lab run … --out DIR` or `towpath-lab ab … --out DIR`",
             path.display()
         ))
         .into());
     }
-    Ok(runs)
-}
-
-/// How runs of several groups differ from the first of all in what they were asked to do and where: one sentence each.
-pub(super) fn circumstances(groups: &[&Group]) -> Vec<String> {
-    let Some((first, first_group)) = groups.iter().find_map(|group| Some((group.runs.first()?, group)))
-    else {
-        return Vec::new();
-    };
-    let mut notes = Vec::new();
-    for group in groups {
-        for run in &group.runs {
-            for (what, a, b) in compare::differing(first, run) {
-                let note = format!("not the same {what}: {a} in {}, {b} in {}", first_group.name, group.name);
-                if !notes.contains(&note) {
-                    notes.push(note);
-                }
-            }
-        }
-    }
-    notes
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn a_directory_of_runs_stands_for_all_of_them() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["2", "1", "other"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["1", "2"] {
+            fs::create_dir(at(name)).unwrap();
         }
-        let error = runs_under(dir.path()).unwrap_err();
+        let error = runs_at(dir.path()).unwrap_err();
         assert!(
             error.downcast_ref::<Problem>().is_some() && error.to_string().contains("--out DIR"),
             "{error}"
         );
-        for name in ["2", "1"] {
-            fs::write(dir.path().join(name).join(bundle::RUN_JSON), "{}").unwrap();
+        for name in ["1", "2"] {
+            fs::write(at(name).join(bundle::RUN_JSON), "{}").unwrap();
         }
-        let found = runs_under(dir.path()).unwrap();
-        assert_eq!(found, ["1", "2"].map(|name| dir.path().join(name)));
-        assert_eq!(runs_under(&found[0]).unwrap(), [found[0].clone()]);
-        let missing = dir.path().join("none");
-        assert_eq!(runs_under(&missing).unwrap(), [missing]);
+        assert_eq!(runs_at(dir.path()).unwrap().runs, ["1", "2"].map(at));
     }
 }

@@ -17,7 +17,7 @@ pub enum Metric {
     Max,
     /// Share of the sent datagrams that did not come back in time.
     Loss,
-    /// CPU time of the observed processes per datagram carried one way.
+    /// CPU time of the observed processes per datagram delivered one way.
     Cpu,
     /// Datagrams that came back per second.
     Rate,
@@ -67,12 +67,10 @@ impl Metric {
                 max.map(|ns| ns.max(1) as f64).ok_or_else(|| "nothing came back".to_owned())
             }
             Self::Loss => Ok(run.ledger.loss_fraction()),
-            Self::Cpu => run
-                .dut_cpu_ns_per_packet
-                .filter(|&ns| ns > 0.0)
-                .ok_or_else(|| "no process was observed: run with --dut-pid".to_owned()),
-            Self::Rate if run.received_pps > 0.0 => Ok(run.received_pps),
-            Self::Rate => Err("nothing came back".to_owned()),
+            Self::Cpu => cpu(run),
+            Self::Rate if run.ledger.sent == 0 => Err("nothing was sent".to_owned()),
+            // Of a device that died, less than one datagram: the ratio to it has to exist.
+            Self::Rate => Ok(run.received_pps.max(1.0 / run.measured_s)),
         }
     }
 
@@ -88,16 +86,34 @@ impl Metric {
         !matches!(self, Self::Loss)
     }
 
+    /// Whether a latency stands for datagrams that were lost; the mean of one that does and one that does not, does.
+    #[must_use]
+    pub fn is_lost(latency_ns: f64) -> bool {
+        latency_ns >= HIGHEST_NS as f64 * 0.499
+    }
+
     /// A value with its unit.
     #[must_use]
     pub fn text(self, value: f64) -> String {
         match self {
-            Self::Quantile(_) | Self::Max if value >= HIGHEST_NS as f64 * 0.999 => "lost".to_owned(),
+            Self::Quantile(_) | Self::Max if Self::is_lost(value) => "lost".to_owned(),
             Self::Quantile(_) | Self::Max | Self::Cpu => units::nanoseconds(value as u64),
             Self::Loss => units::share(value),
             Self::Rate => units::rate(value),
         }
     }
+}
+
+fn cpu(run: &RunResult) -> Result<f64, String> {
+    if run.dut.is_empty() {
+        return Err("no process was observed: run with --dut-pid".to_owned());
+    }
+    if let Some(ended) = run.dut.iter().find(|process| process.ended_early) {
+        return Err(format!("process {} {} ended before it", ended.pid, ended.name));
+    }
+    run.dut_cpu_ns_per_packet
+        .filter(|&ns| ns > 0.0)
+        .ok_or_else(|| "no datagram was carried, or no processor time was seen".to_owned())
 }
 
 impl FromStr for Metric {

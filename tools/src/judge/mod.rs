@@ -7,6 +7,7 @@
 //!  runs of B ─┘
 //! ```
 
+pub mod circumstances;
 mod differences;
 mod group;
 mod metric;

@@ -1,7 +1,8 @@
 //! Verdicts and differences as tables.
 
+use super::circumstances::{hosts, loads};
 use super::differences::{Difference, Found};
-use super::group::{Group, Side, circumstances};
+use super::group::{Group, Side};
 use super::metric::Metric;
 use super::verdict::{Judgement, Verdict};
 use crate::report::{Cell, Table, Tone};
@@ -64,7 +65,8 @@ pub fn difference_table(baseline: &str, differences: &[Difference]) -> Table {
 /// What a reader of a table has to know: how runs were made otherwise, what cannot be believed, and what was lost.
 #[must_use]
 pub fn notes(groups: &[&Group]) -> Vec<String> {
-    let mut notes = circumstances(groups);
+    let mut notes = loads(groups);
+    notes.extend(hosts(groups));
     notes.extend(groups.iter().flat_map(|group| group.doubts()));
     for group in groups {
         let lost = group.side(Metric::Loss).lost;

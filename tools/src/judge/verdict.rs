@@ -63,6 +63,13 @@ pub struct Judgement {
     pub runs_needed: Option<u32>,
 }
 
+impl Judgement {
+    /// Takes the verdict back, because the runs cannot be believed or compared; the figures stay.
+    pub fn take_back(&mut self) {
+        self.verdict = Verdict::Inconclusive;
+    }
+}
+
 /// Values on a scale on which more is worse and a shift means the same everywhere.
 struct Scale {
     /// -1 where more is better.
@@ -186,6 +193,12 @@ fn decide(tested: Tested, p_fail: f64, rules: usize) -> Judgement {
     } else {
         Verdict::Inconclusive
     };
+    // What both sides have in common makes them look alike, and never different.
+    let hidden = judgement.a.own.as_ref().or(judgement.b.own.as_ref()).cloned();
+    if let (Verdict::Pass, Some(_)) = (verdict, &hidden) {
+        let p_fail = Some(p_fail);
+        return Judgement { p_fail, verdict: Verdict::Inconclusive, why: hidden, ..judgement };
+    }
     let (mut why, mut runs_needed) = (None, None);
     if verdict == Verdict::Inconclusive {
         // A verdict of FAIL has to hold beside those of all other rules.
@@ -306,7 +319,7 @@ mod tests {
         let side = |values: &[f64], some, all| Side {
             values: values.to_vec(),
             lost: Proportion { some, all },
-            missing: None,
+            ..Side::default()
         };
         let none = |all| side(&[0.0; 5], 0, all);
         let judged = |a: Side, b: Side| judge(&[("loss>+1e-5".parse().unwrap(), a, b)], 0.0, 1).remove(0);
@@ -320,6 +333,17 @@ mod tests {
         // All of it in one run: the counts alone would be sure.
         let burst = side(&[5e-3, 0.0, 0.0, 0.0, 0.0], 500, 500_000);
         assert_eq!(judged(none(500_000), burst).verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn what_the_sender_hides_does_not_pass_and_what_shows_all_the_same_fails() {
+        let judged = |b: &[f64]| {
+            let a = Side { own: Some("late".to_owned()), ..side(&CALM) };
+            judge(&[("p99>+5%".parse().unwrap(), a, side(b))], 0.0, 1).remove(0)
+        };
+        let alike = judged(&CALM);
+        assert_eq!((alike.verdict, alike.why.as_deref()), (Verdict::Inconclusive, Some("late")));
+        assert_eq!(judged(&times(1.1)).verdict, Verdict::Fail);
     }
 
     #[test]

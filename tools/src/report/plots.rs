@@ -20,7 +20,8 @@ const SHADES: usize = 8;
 pub(super) fn shift(title: &str, pairs: &[(String, Shift)]) -> Plot {
     const BOTTOM: f64 = 300.0;
     let points = || pairs.iter().flat_map(|(_, shift)| &shift.points);
-    let x = NinesAxis::of(points().map(|point| point.quantile));
+    let lost_from = pairs.iter().flat_map(|(_, shift)| shift.lost_from).flatten();
+    let x = NinesAxis::of(points().map(|point| point.quantile).chain(lost_from.filter(|from| *from < 1.0)));
     let y = LogAxis::ratios(points().flat_map(|point| [point.ratio, point.low, point.high]), BOTTOM);
     let mut html = String::new();
     svg::open(&mut html, "shift", title, BOTTOM + 52.0 + LEGEND_LINE * pairs.len() as f64);
@@ -35,7 +36,7 @@ pub(super) fn shift(title: &str, pairs: &[(String, Shift)]) -> Plot {
     svg::axis_name(
         &mut html,
         BOTTOM,
-        "quantile of the sent datagrams; above 1× is slower than the first side",
+        "quantile of the sent datagrams; above 1× is slower than the first side; beyond a triangle datagrams were lost",
     );
     for (index, (name, shift)) in pairs.iter().enumerate() {
         // The colours of the sides, of which the first is the baseline.
@@ -54,6 +55,23 @@ pub(super) fn shift(title: &str, pairs: &[(String, Shift)]) -> Plot {
             svg::points(shift.points.iter().map(at(|point| point.ratio))),
             stroke(index)
         );
+        for (from, side, direction) in
+            [(shift.lost_from[0], "first", 1.0), (shift.lost_from[1], "second", -1.0)]
+        {
+            let Some(from) = from else { continue };
+            // What is lost is later than all others: the ratio leaves the picture, upwards when it is the second's.
+            let (at, edge) = (x.x(from), if direction > 0.0 { BOTTOM } else { TOP });
+            let _ = writeln!(
+                html,
+                "<path class=\"lost\" d=\"M{at:.1} {edge}l-6 {0}h12z\" fill=\"{1}\"><title>{2}: beyond {3:.4} % datagrams of the {side} \
+                 side were lost</title></path><line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{BOTTOM}\" stroke=\"{1}\" \
+                 stroke-dasharray=\"2 3\"/>",
+                -10.0 * direction,
+                colour(index),
+                escape(name),
+                100.0 * from
+            );
+        }
         svg::legend(&mut html, index - 1, BOTTOM + 52.0, &stroke(index), name);
     }
     svg::close(&mut html);
@@ -173,13 +191,42 @@ fn median<'a>(runs: impl Iterator<Item = &'a Dot>) -> Option<u64> {
     values.get(values.len().checked_sub(1)? / 2).copied().filter(|value| *value < u64::MAX)
 }
 
+/// A quantile at one load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Nanoseconds.
+    Ns(u64),
+    /// That part of the datagrams was lost: later than any other.
+    Lost,
+    /// Samples are too few for it.
+    Unknown,
+}
+
+impl Level {
+    /// Nanoseconds, where it is known and not lost.
+    #[must_use]
+    pub const fn ns(self) -> Option<u64> {
+        if let Self::Ns(ns) = self { Some(ns) } else { None }
+    }
+
+    /// As printed.
+    #[must_use]
+    pub fn text(self) -> String {
+        match self {
+            Self::Ns(ns) => units::nanoseconds(ns),
+            Self::Lost => "lost".to_owned(),
+            Self::Unknown => "–".to_owned(),
+        }
+    }
+}
+
 /// A side at one rate.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Datagrams per second.
     pub rate_pps: f64,
-    /// p50, p99 and p99.9 in nanoseconds; `None` where that part was lost or samples are too few.
-    pub values_ns: [Option<u64>; 3],
+    /// p50, p99 and p99.9.
+    pub levels: [Level; 3],
 }
 
 /// The quantiles of the plot of loads.
@@ -191,7 +238,7 @@ pub fn loads(title: &str, sides: &[(String, Vec<Load>)]) -> Plot {
     const BOTTOM: f64 = 320.0;
     let points = || sides.iter().flat_map(|(_, loads)| loads);
     let y = LogAxis::decades(
-        points().flat_map(|load| load.values_ns).flatten().map(|value| value as f64),
+        points().flat_map(|load| load.levels).filter_map(Level::ns).map(|value| value as f64),
         BOTTOM,
     );
     let x = LinearAxis::new(0.0, points().map(|load| load.rate_pps).fold(0.0, f64::max));
@@ -206,9 +253,8 @@ pub fn loads(title: &str, sides: &[(String, Vec<Load>)]) -> Plot {
     );
     for (index, (name, loads)) in sides.iter().enumerate() {
         for (quantile, dash) in [(0, ""), (1, "7 3"), (2, "2 3")] {
-            let line = loads
-                .iter()
-                .filter_map(|load| Some((x.x(load.rate_pps), y.y(load.values_ns[quantile]? as f64))));
+            let line =
+                loads.iter().filter_map(|load| Some((x.x(load.rate_pps), height(load.levels[quantile], y)?)));
             let _ = writeln!(
                 html,
                 "<polyline points=\"{}\" stroke=\"{}\" stroke-dasharray=\"{dash}\"/>",
@@ -219,12 +265,12 @@ pub fn loads(title: &str, sides: &[(String, Vec<Load>)]) -> Plot {
         for load in loads {
             marks(&mut html, load, index, x, y);
         }
-        if let Some((rate, value)) = knee(loads) {
+        if let Some((rate, level)) = knee(loads) {
             let _ = writeln!(
                 html,
                 "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"9\" fill=\"none\" stroke=\"{}\"><title>knee</title></circle>",
                 x.x(rate),
-                y.y(value as f64),
+                height(level, y).unwrap_or(TOP),
                 colour(index)
             );
         }
@@ -234,25 +280,94 @@ pub fn loads(title: &str, sides: &[(String, Vec<Load>)]) -> Plot {
     Plot(html)
 }
 
+/// Where a level is drawn: what was lost beyond the axis.
+fn height(level: Level, y: LogAxis) -> Option<f64> {
+    match level {
+        Level::Ns(ns) => Some(y.y(ns as f64)),
+        Level::Lost => Some(TOP),
+        Level::Unknown => None,
+    }
+}
+
 fn marks(html: &mut String, load: &Load, side: usize, x: LinearAxis, y: LogAxis) {
-    for (name, value) in LOAD_QUANTILES.iter().zip(load.values_ns) {
-        let Some(value) = value else { continue };
+    for (name, level) in LOAD_QUANTILES.iter().zip(load.levels) {
+        let Some(height) = height(level, y) else { continue };
+        // As in the plot of runs, what was lost is hollow.
+        let fill = if level == Level::Lost { "none".to_owned() } else { colour(side) };
         let _ = writeln!(
             html,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{}\"><title>{name} at {}: {}</title></circle>",
+            "<circle cx=\"{:.1}\" cy=\"{height:.1}\" r=\"3\" fill=\"{fill}\" stroke=\"{}\"><title>{name} at {}: {}</title></circle>",
             x.x(load.rate_pps),
-            y.y(value as f64),
             colour(side),
             units::rate(load.rate_pps),
-            units::nanoseconds(value)
+            level.text()
         );
     }
 }
 
-/// The first rate whose p99 is more than twice that of the lowest rate.
-pub(super) fn knee(loads: &[Load]) -> Option<(f64, u64)> {
-    let lowest = loads.first()?.values_ns[1]?;
-    loads
-        .iter()
-        .find_map(|load| Some((load.rate_pps, load.values_ns[1].filter(|value| *value > 2 * lowest)?)))
+/// The first rate whose p99 is lost, or more than twice that of the lowest rate that has one.
+#[must_use]
+pub fn knee(loads: &[Load]) -> Option<(f64, Level)> {
+    let mut lowest = None;
+    for load in loads {
+        let level = load.levels[1];
+        let beyond = match level {
+            Level::Ns(ns) => ns > 2 * *lowest.get_or_insert(ns),
+            Level::Lost => true,
+            Level::Unknown => false,
+        };
+        if beyond {
+            return Some((load.rate_pps, level));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn knee_of(levels: &[Level]) -> Option<(f64, Level)> {
+        let load = |(index, &p99): (usize, &Level)| Load {
+            rate_pps: (index + 1) as f64,
+            levels: [Level::Ns(1), p99, Level::Unknown],
+        };
+        knee(&levels.iter().enumerate().map(load).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_load_whose_p99_is_lost_is_beyond_the_knee() {
+        use Level::{Lost, Ns, Unknown};
+        assert_eq!(knee_of(&[Ns(100), Ns(150), Ns(200)]), None);
+        assert_eq!(knee_of(&[Ns(100), Ns(150), Ns(201), Lost]), Some((3.0, Ns(201))));
+        assert_eq!(knee_of(&[Ns(100), Ns(150), Lost]), Some((3.0, Lost)));
+        assert_eq!(knee_of(&[Lost, Ns(100)]), Some((1.0, Lost)), "the lowest as well");
+        assert_eq!(knee_of(&[Unknown, Ns(100), Ns(201)]), Some((3.0, Ns(201))));
+        assert_eq!(knee_of(&[Unknown, Unknown]), None);
+    }
+
+    #[test]
+    fn the_shift_shows_where_a_side_lost_its_datagrams() {
+        let point = super::super::shift::Point { quantile: 0.5, ratio: 1.1, low: 1.0, high: 1.2 };
+        let plot = |lost_from| {
+            let shift = Shift { points: vec![point], lost_from, of_intervals: false };
+            let Plot(html) = super::shift("t", &[("b ÷ a".to_owned(), shift)]);
+            html
+        };
+        assert!(!plot([None, None]).contains("class=\"lost\""));
+        let html = plot([None, Some(0.98)]);
+        assert!(html.contains("beyond 98.0000 % datagrams of the second side were lost"), "{html}");
+        assert!(html.contains(&format!("{TOP}l-6 10h12z")), "it points upwards: {html}");
+        let html = plot([Some(0.9), Some(0.98)]);
+        assert!(html.contains("of the first side") && html.contains("300l-6 -10h12z"), "{html}");
+    }
+
+    #[test]
+    fn what_was_lost_is_drawn_at_the_top_and_hollow() {
+        let load = |rate_pps, p99| Load { rate_pps, levels: [Level::Ns(1_000), p99, Level::Unknown] };
+        let sides = [("a".to_owned(), vec![load(1e3, Level::Ns(2_000)), load(2e3, Level::Lost)])];
+        let Plot(html) = loads("t", &sides);
+        assert!(html.contains("fill=\"none\"") && html.contains("p99 at 2.00 kpps: lost"), "{html}");
+        assert!(html.contains("<title>knee</title>"), "{html}");
+    }
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use super::shift;
 use crate::format::bundle;
 use crate::format::counts::Counts;
+use crate::format::find::{self, Found};
 use crate::format::input::{self, Unit};
 use crate::format::log::Line;
 use crate::run::distribution::curve;
@@ -22,8 +23,8 @@ pub enum By {
     Path,
 }
 
-/// Directories within directories that are looked into: `ab` and `sweep` have one for each side.
-const DEPTH_MAX: u32 = 2;
+/// Levels of directories within a directory that are looked into: `ab` and `sweep` have one for each side.
+const LEVELS: u32 = 2;
 
 /// Most counts that are not zero in the logs of all runs together, 16 bytes each.
 const ENTRIES_MAX: usize = 1 << 24;
@@ -66,6 +67,8 @@ pub struct Runs {
     pub runs: Vec<Run>,
     /// What was left out or guessed.
     pub notes: Vec<String>,
+    /// Directories beside runs whose runs died; there is a note on each.
+    pub dead: Vec<PathBuf>,
     /// How many runs have which name.
     names: BTreeMap<String, usize>,
     /// Counts that are not zero in all logs.
@@ -81,8 +84,11 @@ impl Runs {
     pub fn read(paths: &[PathBuf], unit: Option<Unit>, by: By) -> anyhow::Result<Self> {
         let mut all = Self::default();
         for path in paths {
-            let within = inside(path)?;
-            let several = if within.is_empty() { vec![path.clone()] } else { within };
+            let Found { runs: found, dead } = Found::at(path, LEVELS)?;
+            all.notes.extend(dead.iter().map(|dead| find::epitaph(dead)));
+            all.dead.extend(dead);
+            // What holds none is named by the attempt to read it.
+            let several = if found.is_empty() { vec![path.clone()] } else { found };
             bundle::check_number(all.runs.len() + several.len())?;
             let mut runs = Vec::with_capacity(several.len());
             for path in &several {
@@ -182,32 +188,12 @@ impl Runs {
             curves: runs.iter().map(|run| run.curve.as_slice()).collect(),
             intervals: runs.iter().flat_map(counts).collect(),
             lost: runs.iter().map(|run| run.response.lost).sum(),
+            lost_shares: runs
+                .iter()
+                .map(|run| run.response.lost as f64 / (run.response.count + run.response.lost).max(1) as f64)
+                .collect(),
         }
     }
-}
-
-/// The runs in a directory that is not itself one, by name.
-fn inside(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if !path.is_dir() || path.join(bundle::RUN_JSON).exists() {
-        return Ok(Vec::new());
-    }
-    let mut runs = Vec::new();
-    within(path, DEPTH_MAX, &mut runs).with_context(|| format!("cannot read {}", path.display()))?;
-    runs.sort();
-    Ok(runs)
-}
-
-/// Adds the runs in a directory, and in directories in it.
-fn within(directory: &Path, depth: u32, runs: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.join(bundle::RUN_JSON).exists() {
-            runs.push(path);
-        } else if depth > 0 && path.is_dir() {
-            within(&path, depth - 1, runs)?;
-        }
-    }
-    Ok(())
 }
 
 /// The name of a directory, or of a file without its ending; of a run.json that of its directory.

@@ -32,6 +32,8 @@ pub struct Side<'a> {
     pub intervals: Vec<&'a Counts>,
     /// Datagrams that never arrived, of all runs.
     pub lost: u64,
+    /// The share of the datagrams that never arrived, of each run.
+    pub lost_shares: Vec<f64>,
 }
 
 /// The second by the first at one quantile.
@@ -52,6 +54,9 @@ pub struct Point {
 pub struct Shift {
     /// By rising quantile, as far as both sides reach.
     pub points: Vec<Point>,
+    /// The quantile beyond which datagrams of the first, and of the second side were lost, so that there is no ratio: where the band
+    /// is of the runs, in the run that lost most.
+    pub lost_from: [Option<f64>; 2],
     /// Whether the band is of intervals, for want of runs: it then says nothing about chance from run to run.
     pub of_intervals: bool,
 }
@@ -62,7 +67,20 @@ impl Shift {
     pub fn new(a: &Side<'_>, b: &Side<'_>, seed: u64) -> Self {
         let of_intervals = a.curves.len().min(b.curves.len()) < RUNS_MIN;
         let points = if of_intervals { by_intervals(a, b, seed) } else { by_runs(a, b) };
-        Self { points, of_intervals }
+        let lost_from = [a, b].map(|side| side.lost_from(of_intervals));
+        Self { points, lost_from, of_intervals }
+    }
+}
+
+impl Side<'_> {
+    fn lost_from(&self, of_intervals: bool) -> Option<f64> {
+        let share = if of_intervals {
+            let received: u64 = self.intervals.iter().map(|counts| counts.total()).sum();
+            self.lost as f64 / (received + self.lost).max(1) as f64
+        } else {
+            self.lost_shares.iter().copied().fold(0.0, f64::max)
+        };
+        (share > 0.0).then_some(1.0 - share)
     }
 }
 
@@ -232,11 +250,15 @@ mod tests {
             curves: curves.iter().map(Vec::as_slice).collect(),
             intervals: Vec::new(),
             lost: 0,
+            lost_shares: vec![0.0; curves.len()],
         };
         let (a, b): (&'static [Vec<CurvePoint>], &'static [Vec<CurvePoint>]) = (a.leak(), b.leak());
         let shift = Shift::new(&side(a), &side(b), 7);
         let median = shift.points.iter().find(|point| point.quantile > 0.5).unwrap();
         assert!(!shift.of_intervals && median.low > 1.0 && median.high < 2.0, "{median:?}");
+        assert_eq!(shift.lost_from, [None, None]);
+        let lossy = Side { lost_shares: vec![0.0, 0.02, 0.01, 0.0], ..side(b) };
+        assert_eq!(Shift::new(&side(a), &lossy, 7).lost_from, [None, Some(0.98)], "the run that lost most");
         let fewer = Shift::new(&side(&a[..3]), &side(b), 7);
         assert!(fewer.of_intervals && fewer.points.is_empty(), "without intervals nothing is to be said");
     }
@@ -249,6 +271,7 @@ mod tests {
             curves: vec![curve],
             intervals: intervals.iter().collect(),
             lost,
+            lost_shares: vec![lost as f64 / (20_000 + lost) as f64],
         };
         let (a, b): (&'static [Counts], &'static [Counts]) = (a.leak(), b.leak());
         let (a_curve, b_curve) = (a_curve.leak(), b_curve.leak());
@@ -263,6 +286,10 @@ mod tests {
         let lossy = Shift::new(&side(a, a_curve, 0), &side(b, b_curve, 2_222), 7);
         let last = lossy.points.last().unwrap().quantile;
         assert!(last > 0.85 && last <= 0.9, "{last}");
+        assert!(
+            lossy.lost_from[0].is_none() && (lossy.lost_from[1].unwrap() - 0.9).abs() < 1e-4,
+            "{lossy:?}"
+        );
     }
 
     #[test]
@@ -273,7 +300,8 @@ mod tests {
         assert!(Counts::of(&ours).iter().all(|(value, _)| coarse(value) == value));
         let mut fine = Counts::new(Layout::new(1, 60_000_000_000, 5).unwrap());
         (0..500_000).for_each(|step| fine.push(1_000_000 + step, 1).unwrap());
-        let side = Side { curves: Vec::new(), intervals: vec![&fine, &fine], lost: 0 };
+        let side =
+            Side { curves: Vec::new(), intervals: vec![&fine, &fine], lost: 0, lost_shares: Vec::new() };
         let blocks = Blocks::new(&side);
         assert!(blocks.values.len() < 1_200 && blocks.counts[0].len() == blocks.values.len());
         assert_eq!(blocks.counts[1].iter().map(|(_, count)| count).sum::<u64>(), 500_000);

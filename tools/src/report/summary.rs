@@ -1,6 +1,6 @@
 //! The report over repeated runs: a table of all runs, the sides beside each other, and every plot.
 
-use super::plots::{self, Dot, LOAD_QUANTILES, Load};
+use super::plots::{self, Dot, LOAD_QUANTILES, Level, Load};
 use super::runs::{Run, Runs};
 use super::shift::Shift;
 use super::{Cell, Curve, Plot, Report, Section, Table, Tone};
@@ -95,14 +95,19 @@ fn by_load(runs: &Runs) -> Option<Section> {
     let mut notes = vec!["Each figure is the median of the runs at that load.".to_owned()];
     for (name, loads) in &sides {
         table.rows.extend(loads.iter().map(|load| {
-            let values =
-                load.values_ns.map(|value| Cell::from(value.map_or("–".to_owned(), units::nanoseconds)));
+            let values = load.levels.map(|level| match level {
+                Level::Lost => Cell::new(level.text(), Tone::Bad),
+                Level::Ns(_) | Level::Unknown => Cell::from(level.text()),
+            });
             [Cell::from(name.clone()), Cell::from(units::rate(load.rate_pps))]
                 .into_iter()
                 .chain(values)
                 .collect()
         }));
         notes.push(match plots::knee(loads) {
+            Some((rate, Level::Lost)) => {
+                format!("{name}: the knee is at {}, the first load whose p99 is lost", units::rate(rate))
+            }
             Some((rate, _)) => {
                 format!(
                     "{name}: the knee is at {}, the first load with a p99 above twice that of the lowest",
@@ -121,20 +126,26 @@ fn loads(runs: &Runs, side: usize) -> Vec<Load> {
         let there: Vec<&Run> =
             runs.runs.iter().filter(|run| run.side == side && run.rate_pps() == Some(rate_pps)).collect();
         (!there.is_empty())
-            .then(|| Load { rate_pps, values_ns: LOAD_QUANTILES.map(|name| median(&there, name)) })
+            .then(|| Load { rate_pps, levels: LOAD_QUANTILES.map(|name| median(&there, name)) })
     };
     rates(runs).into_iter().flatten().filter_map(at).collect()
 }
 
-/// The median of a quantile over runs; `None` where it was lost or has too few samples in half of them.
-fn median(runs: &[&Run], name: &str) -> Option<u64> {
+/// The median of a quantile over runs, of two in the middle the later; unknown where half of them have too few samples for it.
+fn median(runs: &[&Run], name: &str) -> Level {
     let value = |run: &&Run| {
-        let quantile = run.response.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted);
-        quantile.and_then(|quantile| quantile.value_ns).unwrap_or(u64::MAX)
+        let quantile = run.response.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted)?;
+        Some(quantile.value_ns.unwrap_or(u64::MAX))
     };
-    let mut values: Vec<u64> = runs.iter().map(value).collect();
+    let mut values: Vec<u64> = runs.iter().filter_map(value).collect();
     values.sort_unstable();
-    values.get(values.len().checked_sub(1)? / 2).copied().filter(|value| *value < u64::MAX)
+    if 2 * values.len() <= runs.len() {
+        return Level::Unknown;
+    }
+    match values[values.len() / 2] {
+        u64::MAX => Level::Lost,
+        ns => Level::Ns(ns),
+    }
 }
 
 /// All plots of the runs at one load.
@@ -157,6 +168,7 @@ fn at_rate(runs: &Runs, rate: Option<f64>) -> Section {
                     .to_owned(),
             );
         }
+        notes.extend(lost_notes(&shifts));
         all.push(plots::shift(&format!("Shift by quantile, against {}", runs.sides[0]), &shifts));
     }
     all.push(dots_of(runs, &here));
@@ -178,8 +190,12 @@ fn shifts(runs: &Runs, rate: Option<f64>) -> Vec<(String, Shift)> {
     }
     let other = |index: usize| {
         let other = side(index);
+        if other.curves.is_empty() {
+            return None;
+        }
         let shift = Shift::new(&first, &other, SEED);
-        (!shift.points.is_empty()).then(|| (format!("{} ÷ {}", runs.sides[index], runs.sides[0]), shift))
+        let something = !shift.points.is_empty() || shift.lost_from.iter().any(Option::is_some);
+        something.then(|| (format!("{} ÷ {}", runs.sides[index], runs.sides[0]), shift))
     };
     (1..runs.sides.len()).filter_map(other).collect()
 }
@@ -191,6 +207,9 @@ fn sides_table(shifts: &[(String, Shift)]) -> Table {
     }
     let header = ["sides"].into_iter().chain(SHIFTS.map(|(name, _)| name)).map(str::to_owned).collect();
     let cell = |shift: &Shift, quantile: f64| {
+        if let Some(cell) = lost_cell(shift, quantile) {
+            return cell;
+        }
         let point = shift
             .points
             .iter()
@@ -213,6 +232,31 @@ fn sides_table(shifts: &[(String, Shift)]) -> Table {
         [Cell::from(name.clone())].into_iter().chain(cells).collect()
     };
     Table { header, rows: shifts.iter().map(row).collect() }
+}
+
+/// What stands where a side has no latency at a quantile.
+fn lost_cell(shift: &Shift, quantile: f64) -> Option<Cell> {
+    let [first, second] = shift.lost_from.map(|from| from.is_some_and(|from| quantile > from));
+    match (first, second) {
+        (false, false) => None,
+        (false, true) => Some(Cell::new("lost ▲", Tone::Bad)),
+        (true, false) => Some(Cell::new("lost in the first ▼", Tone::Bad)),
+        (true, true) => Some(Cell::new("lost in both", Tone::Bad)),
+    }
+}
+
+/// From where on there is no ratio because datagrams were lost: a sentence on each side of each pair.
+fn lost_notes(shifts: &[(String, Shift)]) -> Vec<String> {
+    let note = |(name, shift): &(String, Shift)| {
+        let of = |which: &str, from: Option<f64>| {
+            let from = 100.0 * from?;
+            Some(format!(
+                "{name}: beyond p{from:.4} there is no ratio, because datagrams of the {which} side were lost: these are later than all others"
+            ))
+        };
+        [of("first", shift.lost_from[0]), of("second", shift.lost_from[1])]
+    };
+    shifts.iter().flat_map(note).flatten().collect()
 }
 
 fn dots_of(runs: &Runs, here: &[&Run]) -> Plot {

@@ -24,7 +24,7 @@ pub fn rfc3339(unix_ns: u64) -> String {
 /// Nanoseconds that the calling thread has spent on a processor.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {
-    nanoseconds(Clock::ThreadCpu)
+    nanoseconds(Clock::Thread)
 }
 
 /// Beyond what two readings leave open, a change by less than this is not called a step, in nanoseconds.

@@ -143,6 +143,11 @@ impl Recorder {
         Some(Self { live: Arc::clone(live), second: live.empty.pop()?, began_ns: start_ns })
     }
 
+    /// Measured sending begins at another time than was planned.
+    pub fn begin(&mut self, start_ns: u64) {
+        self.began_ns = start_ns;
+    }
+
     /// One datagram came back; times in nanoseconds.
     pub fn record(&mut self, response: u64, service: u64) {
         self.second.response.saturating_record(response);

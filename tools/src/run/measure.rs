@@ -8,7 +8,7 @@ use anyhow::Context;
 use dataplane::sys::udp::UdpSocket;
 
 use super::account::{Account, Own};
-use super::clock::{Offset, StepWatch, monotonic_ns, realtime_ns, rfc3339, suspended_ns};
+use super::clock::{Offset, StepWatch, monotonic_ns, rfc3339, suspended_ns};
 use super::devices;
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
@@ -31,18 +31,23 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often the sockets of a run that is looked at are asked for what they dropped.
 const LOOK_NS: u64 = 1_000_000_000;
 
+/// Time between the warm-up and reading what was dropped and used until then: what is on its way comes through meanwhile.
+const SETTLE_NS: u64 = 10_000_000;
+/// Time between that and the first measured datagram.
+const HEAD_NS: u64 = 2_000_000;
+/// How often it is looked whether the warm-up is over, once it should be.
+const LOOK_SOON: Duration = Duration::from_millis(1);
 /// Shortest and longest silence between warm-up and measured sending, in which servers are asked what they have lost so far;
 /// the drain in between.
 const SILENCE_NS: (u64, u64) = (200_000_000, 2_000_000_000);
 
-/// What the main thread reads before and after measured sending.
+/// What the main thread reads before measured sending, and after it once more.
 struct Surroundings {
     cpu: Snapshot,
-    servers: Option<(server::Snapshot, devices::Snapshot)>,
+    servers: (server::Snapshot, devices::Snapshot),
     drops: u64,
     steal: Option<(u64, u64)>,
     suspended_ns: u64,
-    started_unix_ns: u64,
 }
 
 /// What the threads found.
@@ -75,7 +80,7 @@ pub(super) fn measure<S, R>(
     progress: impl Fn(f64),
 ) -> anyhow::Result<RunResult>
 where
-    S: FnOnce(Timing, &AtomicBool) -> std::io::Result<Outcome> + Send,
+    S: FnOnce(Timing, &Shared, &AtomicBool) -> std::io::Result<Outcome> + Send,
     R: FnOnce(&mut Receiver, u64, &Shared) -> std::io::Result<()> + Send,
 {
     let Ends { send, receive, sockets, peers } = ends;
@@ -86,11 +91,11 @@ where
     let warmup_end_ns = warmup_ns + spec.warmup.as_nanos() as u64;
     let drain_ns = spec.drain.as_nanos() as u64;
     let silence_ns = if spec.server_admins.is_empty() && spec.hosts.is_empty() {
-        0
+        SETTLE_NS
     } else {
         drain_ns.clamp(SILENCE_NS.0, SILENCE_NS.1)
     };
-    let start_ns = warmup_end_ns + silence_ns;
+    let start_ns = warmup_end_ns + silence_ns + HEAD_NS;
     let timing = Timing { warmup_ns, warmup_end_ns, start_ns, end_ns: start_ns + duration_ns };
     if let Some(live) = &spec.live {
         live.begin(timing);
@@ -121,14 +126,24 @@ where
         let sending = named("lab-sender")
             .spawn_scoped(scope, move || {
                 let _done = sender_done;
-                let outcome = send(timing, stop)?;
+                let outcome = send(timing, shared, stop)?;
                 let sent = outcome.sent.iter().map(|flow| flow.sent).sum();
                 shared.sent.store(sent, Ordering::Relaxed);
                 Ok(outcome)
             })
             .context("cannot start the sender thread")?;
-        let mut steps = StepWatch::default();
-        let before = watch(spec, &sockets, timing, stop, &sending, &mut steps, &progress);
+        let mut watch = Watch {
+            spec,
+            sockets: &sockets,
+            timing,
+            shared,
+            stop,
+            sending: &sending,
+            steps: StepWatch::default(),
+            progress: &progress,
+        };
+        let before = watch.until_sent(silence_ns);
+        let mut steps = watch.steps;
         let outcome = sending.join().map_err(|_| anyhow::anyhow!("the sender thread failed"))?;
         receiving.join().map_err(|_| anyhow::anyhow!("the receiver thread failed"))?.context("receiving")?;
         let returned =
@@ -138,6 +153,7 @@ where
         Ok((outcome.context("sending")?, returned, before?, steps.largest_ns()))
     })?;
     progress(1.0);
+    let timing = timing.begun_at(shared.start().unwrap_or(start_ns));
     let interrupted = stop.load(Ordering::Relaxed);
     let found = Found { outcome, receiver, peer, before, clock_step_ns, interrupted };
     Ok(assemble(spec, &sockets, run_id, timing, found))
@@ -165,65 +181,94 @@ fn named(name: &str) -> thread::Builder {
     thread::Builder::new().name(name.to_owned())
 }
 
-/// Reports progress and watches the clock until the sender has ended, and reads the surroundings when measured sending
-/// starts.
-fn watch(
-    spec: &RunSpec,
-    sockets: &[UdpSocket],
+/// What the main thread does while the others work.
+struct Watch<'a, P> {
+    spec: &'a RunSpec,
+    sockets: &'a [UdpSocket],
     timing: Timing,
-    stop: &AtomicBool,
-    sending: &ScopedJoinHandle<'_, std::io::Result<Outcome>>,
-    steps: &mut StepWatch,
-    progress: &impl Fn(f64),
-) -> anyhow::Result<Surroundings> {
-    let mut surroundings: Option<anyhow::Result<Surroundings>> = None;
-    let mut next_look_ns = 0;
-    let mut servers = None;
-    // What the warm-up lost has been counted by then.
-    let ask_ns = timing.start_ns - (timing.start_ns - timing.warmup_end_ns) / 2;
-    while !sending.is_finished() {
-        let now = monotonic_ns();
-        steps.note(Offset::read());
-        progress(
-            (now.saturating_sub(timing.warmup_ns) as f64 / (timing.end_ns - timing.warmup_ns) as f64)
-                .min(1.0),
-        );
-        if now >= ask_ns && servers.is_none() {
-            let asked = server::Snapshot::take(&spec.server_admins)
-                .and_then(|admins| Ok((admins, devices::Snapshot::take(&spec.hosts)?)));
-            servers = Some(asked.inspect_err(|_| stop.store(true, Ordering::Relaxed)));
-            continue;
-        }
-        let until_start = Duration::from_nanos(timing.start_ns.saturating_sub(now));
-        if until_start.is_zero() && surroundings.is_none() {
-            let read = read_surroundings(spec, sockets);
-            if read.is_err() {
-                stop.store(true, Ordering::Relaxed);
-            }
-            surroundings = Some(read);
-        }
-        if let (Some(live), Some(Ok(before)), true) = (&spec.live, &surroundings, now >= next_look_ns) {
-            next_look_ns = now + LOOK_NS;
-            live.observe(socket_drops(sockets).saturating_sub(before.drops));
-        }
-        let until_question = Duration::from_nanos(ask_ns.saturating_sub(now));
-        let until_next = if until_question.is_zero() { until_start } else { until_question };
-        let left = if until_next.is_zero() { TICK } else { until_next.min(TICK) };
-        thread::sleep(left);
-    }
-    let mut surroundings = surroundings.unwrap_or_else(|| read_surroundings(spec, sockets))?;
-    surroundings.servers = servers.transpose()?;
-    Ok(surroundings)
+    shared: &'a Shared,
+    stop: &'a AtomicBool,
+    sending: &'a ScopedJoinHandle<'a, std::io::Result<Outcome>>,
+    steps: StepWatch,
+    progress: &'a P,
 }
 
-fn read_surroundings(spec: &RunSpec, sockets: &[UdpSocket]) -> anyhow::Result<Surroundings> {
+impl<P: Fn(f64)> Watch<'_, P> {
+    /// Reads the surroundings between warm-up and measured sending, which it lets begin, and watches until the sender has ended.
+    /// `silence_ns` lie between the two.
+    fn until_sent(&mut self, silence_ns: u64) -> anyhow::Result<Surroundings> {
+        let before = self.before_start(silence_ns);
+        if before.is_err() {
+            // The sender waits to be told when to begin.
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        let mut next_look_ns = 0;
+        while !self.sending.is_finished() {
+            let now = monotonic_ns();
+            if let (Some(live), Ok(before), true) = (&self.spec.live, &before, now >= next_look_ns) {
+                next_look_ns = now + LOOK_NS;
+                live.observe(socket_drops(self.sockets).saturating_sub(before.drops));
+            }
+            self.pass(TICK);
+        }
+        before
+    }
+
+    fn before_start(&mut self, silence_ns: u64) -> anyhow::Result<Surroundings> {
+        while !(self.shared.is_warm.load(Ordering::Acquire) || self.sending.is_finished()) {
+            let left = Duration::from_nanos(self.timing.warmup_end_ns.saturating_sub(monotonic_ns()));
+            self.pass(left.clamp(LOOK_SOON, TICK));
+        }
+        let end_ns = monotonic_ns() + silence_ns;
+        // What the warm-up lost has been counted by then.
+        self.pass_until(end_ns - silence_ns / 2);
+        let servers =
+            (server::Snapshot::take(&self.spec.server_admins)?, devices::Snapshot::take(&self.spec.hosts)?);
+        self.pass_until(end_ns);
+        let before = read_surroundings(self.spec, self.sockets, servers)?;
+        let start_ns = monotonic_ns() + HEAD_NS;
+        if let Some(live) = &self.spec.live {
+            live.begin(self.timing.begun_at(start_ns));
+        }
+        self.shared.start_ns.store(start_ns, Ordering::Release);
+        Ok(before)
+    }
+
+    fn pass_until(&mut self, end_ns: u64) {
+        loop {
+            let left = Duration::from_nanos(end_ns.saturating_sub(monotonic_ns()));
+            if left.is_zero() || self.sending.is_finished() {
+                return;
+            }
+            self.pass(left.min(TICK));
+        }
+    }
+
+    /// Reports progress, looks at the clock and lets some time pass.
+    fn pass(&mut self, time: Duration) {
+        let start_ns = self.shared.start();
+        let Timing { warmup_ns, end_ns, .. } = self.timing.begun_at(start_ns.unwrap_or(self.timing.start_ns));
+        // Late as this thread may be, nothing measured is sent before it lets that begin.
+        let last_ns = if start_ns.is_some() { end_ns } else { self.timing.start_ns };
+        let now = monotonic_ns().min(last_ns);
+        self.steps.note(Offset::read());
+        let share = now.saturating_sub(warmup_ns) as f64 / (end_ns - warmup_ns) as f64;
+        (self.progress)(share);
+        thread::sleep(time);
+    }
+}
+
+fn read_surroundings(
+    spec: &RunSpec,
+    sockets: &[UdpSocket],
+    servers: (server::Snapshot, devices::Snapshot),
+) -> anyhow::Result<Surroundings> {
     Ok(Surroundings {
         cpu: Snapshot::take(&spec.dut_pids)?,
-        servers: None,
+        servers,
         drops: socket_drops(sockets),
         steal: steal_ticks(),
         suspended_ns: suspended_ns(),
-        started_unix_ns: realtime_ns(),
     })
 }
 
@@ -255,6 +300,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
     let dut = before.cpu.until_now();
     let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
     let ledger = ledgers.round;
+    let carried = Carried::of(spec, &ledgers);
     let gone = |ledger: &Ledger| ledger.lost + ledger.late;
     let measured_ns = measured_ns(timing, interrupted);
     let latency = Latency {
@@ -280,11 +326,10 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         slack_error: outcome.slack_error,
     };
     let tolerance = Tolerance { lateness_ns: spec.lateness_limit.as_nanos() as u64, steal: spec.steal_limit };
-    let mut servers = Vec::new();
-    if let Some((admins, devices)) = before.servers {
-        servers.extend(admins.until_now());
-        servers.extend(devices.until_now());
-    }
+    let (admins, devices) = before.servers;
+    let mut servers = admins.until_now();
+    servers.extend(devices.until_now());
+    let started_unix_ns = timing.start_ns.saturating_add_signed(Offset::read().ns);
     let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
     let account = Account::new(&ledger, own, &servers, !spec.server_admins.is_empty());
     let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, tolerance);
@@ -299,8 +344,8 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         spec: spec.clone(),
         schedule: Some(schedule::digest(spec)),
         run_id: format!("{run_id:016x}"),
-        started: rfc3339(before.started_unix_ns),
-        started_unix_ns: before.started_unix_ns,
+        started: rfc3339(started_unix_ns),
+        started_unix_ns,
         environment: Environment::read(),
         verdict: Verdict { notes, ..verdict },
         interrupted,
@@ -319,7 +364,8 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         ledger_by_flow: ledgers.by_flow,
         latency,
         curve: curve(&receiver.response, gone(&ledger)),
-        dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried(spec, &ledger)),
+        dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried.delivered),
+        dut_cpu_ns_per_offered: cpu_per_packet(&dut, carried.offered),
         dut,
         histograms: Some(Histograms {
             intervals: receiver.take_intervals(measured_ns),
@@ -333,9 +379,25 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
     }
 }
 
-/// Datagrams that the device under test carried, each way counted.
-fn carried(spec: &RunSpec, ledger: &Ledger) -> u64 {
-    if spec.kind.is_one_way() { ledger.sent } else { ledger.sent + ledger.received }
+/// What the device under test had to do, in datagrams, each way counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Carried {
+    /// It was given, as far as that is known: what came back had been sent back.
+    offered: u64,
+    /// It delivered in time.
+    delivered: u64,
+}
+
+impl Carried {
+    fn of(spec: &RunSpec, ledgers: &Ledgers) -> Self {
+        let Ledger { sent, received, .. } = ledgers.round;
+        match (&ledgers.up, &ledgers.down) {
+            _ if spec.kind.is_one_way() => Self { offered: sent, delivered: received },
+            (Some(up), Some(down)) => Self { offered: sent + down.sent, delivered: up.received + received },
+            // Of what was lost nobody knows on which way.
+            _ => Self { offered: sent + received, delivered: 2 * received },
+        }
+    }
 }
 
 /// The length of measured sending; an interrupted run ended now at the latest.
@@ -352,4 +414,66 @@ fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
 fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
     let ((all_before, stolen_before), (all, stolen)) = (before?, steal_ticks()?);
     (all > all_before).then(|| stolen.saturating_sub(stolen_before) as f64 / (all - all_before) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::clock::thread_cpu_ns;
+    use super::super::distribution::histogram;
+    use super::super::ledger::Sent;
+    use super::super::spec::Kind;
+    use super::*;
+
+    fn spec() -> RunSpec {
+        RunSpec {
+            duration: Duration::from_millis(50),
+            warmup: Duration::ZERO,
+            drain: Duration::ZERO,
+            dut_pids: vec![std::process::id()],
+            ..RunSpec::new(Kind::Udp, "127.0.0.1:9".parse().unwrap())
+        }
+    }
+
+    #[test]
+    fn measured_sending_waits_for_a_main_thread_that_is_late() {
+        const BUSY_NS: u64 = 50_000_000;
+        // Takes as much processor time as soon as it may begin, and then is done.
+        let send = |_, shared: &Shared, _: &AtomicBool| {
+            shared.is_warm.store(true, Ordering::Release);
+            while shared.start().is_none() {
+                thread::yield_now();
+            }
+            let begin = thread_cpu_ns();
+            while thread_cpu_ns() - begin < BUSY_NS {}
+            let sent = vec![Sent::default()];
+            Ok(Outcome { sent, bytes: 0, cpu_ns: 0, lateness: histogram(), refusal: None, slack_error: None })
+        };
+        let receive = |_: &mut Receiver, _, shared: &Shared| {
+            while shared.sender_done_ns.load(Ordering::Acquire) == 0 {
+                thread::yield_now();
+            }
+            Ok(())
+        };
+        let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
+        // Longer than the sender needs.
+        let late = |_| thread::sleep(Duration::from_millis(150));
+        let result = measure(&spec(), 5, ends, late).unwrap();
+        assert!(result.dut[0].cpu_ns >= BUSY_NS, "{:?}", result.dut);
+    }
+
+    #[test]
+    fn processor_time_is_divided_by_what_was_delivered() {
+        let round = Ledger { sent: 100, received: 60, ..Ledger::default() };
+        let up = Ledger { sent: 100, received: 80, ..Ledger::default() };
+        let down = Ledger { sent: 80, received: 60, ..Ledger::default() };
+        let alone = Ledgers { by_flow: Vec::new(), round, up: None, down: None };
+        assert_eq!(Carried::of(&spec(), &alone), Carried { offered: 160, delivered: 120 });
+        let one_way = RunSpec { kind: Kind::WgRx, ..spec() };
+        assert_eq!(Carried::of(&one_way, &alone), Carried { offered: 100, delivered: 60 });
+        let both = Ledgers { up: Some(up), down: Some(down), ..alone };
+        assert_eq!(Carried::of(&spec(), &both), Carried { offered: 180, delivered: 140 });
+        let dut = DutCpu { pid: 1, name: String::new(), cpu_ns: 280, threads: 1, ended_early: false };
+        assert_eq!(cpu_per_packet(std::slice::from_ref(&dut), 140), Some(2.0));
+        assert_eq!(cpu_per_packet(&[dut], 0), None, "nothing was carried");
+    }
 }

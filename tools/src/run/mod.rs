@@ -146,8 +146,8 @@ fn run_wireguard(spec: &RunSpec, run_id: u64, progress: impl Fn(f64)) -> anyhow:
 fn run_tcp(spec: &RunSpec, run_id: u64, progress: impl Fn(f64)) -> anyhow::Result<RunResult> {
     let streams = tcp::connect(spec, run_id)?;
     let ends = Ends {
-        send: |timing, stop: &AtomicBool| {
-            sender::send(spec, &mut tcp::Streams::new(spec, &streams, run_id), timing, stop)
+        send: |timing, shared: &Shared, stop: &AtomicBool| {
+            sender::send(spec, &mut tcp::Streams::new(spec, &streams, run_id), timing, shared, stop)
         },
         receive: |receiver: &mut Receiver, drain_ns, shared: &Shared| {
             tcp::receive(&streams, receiver, drain_ns, shared)
@@ -178,9 +178,9 @@ fn measure_datagrams<W: Wrap + Send, F: Framing + Send>(
     let (out, back) = (way.out, way.back);
     let (wrap, framing) = (&mut way.wrap, &mut way.framing);
     let ends = Ends {
-        send: move |timing, stop: &AtomicBool| {
+        send: move |timing, shared: &Shared, stop: &AtomicBool| {
             let mut outlet = Datagrams::new(spec, out, run_id, wrap)?;
-            sender::send(spec, &mut outlet, timing, stop)
+            sender::send(spec, &mut outlet, timing, shared, stop)
         },
         receive: move |receiver: &mut Receiver, drain_ns, shared: &Shared| {
             receiver.run(back, framing, drain_ns, shared)
@@ -212,6 +212,7 @@ fn probe<W: Wrap, F: Framing>(
     let mut next_probe = 0;
     let mut last_error = None;
     let mut answered = false;
+    let nothing_yet = Shared::default();
     while !answered {
         let now = monotonic_ns();
         if spec.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
@@ -235,7 +236,7 @@ fn probe<W: Wrap, F: Framing>(
         framing.tick();
         way.wrap.tick();
         if let Some(peer) = &mut peer {
-            peer.poll(u64::MAX).map_err(failed)?;
+            peer.poll(u64::MAX, &nothing_yet).map_err(failed)?;
         }
     }
     Ok(())

@@ -107,6 +107,12 @@ pub fn parse(datagram: &[u8]) -> Parsed {
     })
 }
 
+/// Whether a harmed datagram says that it is of the warm-up. No single bit makes that of a measured one.
+#[must_use]
+pub fn claims_warmup(datagram: &[u8]) -> bool {
+    datagram.get(5).is_some_and(|byte| byte >> 1 == Phase::Warmup as u8)
+}
+
 /// How long the message that starts here says it is; `None` when it is none of ours, or has fewer than [`LEN_KNOWN`] bytes.
 #[must_use]
 pub fn claimed_len(start: &[u8]) -> Option<usize> {

@@ -12,7 +12,7 @@ use super::clock::monotonic_ns;
 use super::distribution::histogram;
 use super::ledger::{Arrival, Arrivals, Sent};
 use super::payload::{self, Header, Parsed, Phase};
-use super::receiver::{Poller, Shared};
+use super::receiver::{Poller, Shared, When};
 use super::spec::GSO_SEGMENTS_MAX;
 
 /// Books and returns what arrives.
@@ -53,21 +53,23 @@ impl<'a> Peer<'a> {
     pub(super) fn run(mut self, drain_ns: u64, shared: &Shared) -> io::Result<Books> {
         while !shared.finished.load(Ordering::Acquire) {
             let done = shared.sender_done_ns.load(Ordering::Acquire);
-            self.poll(if done == 0 { u64::MAX } else { done + drain_ns })?;
+            self.poll(if done == 0 { u64::MAX } else { done + drain_ns }, shared)?;
         }
         Ok(self.books)
     }
 
     /// Waits up to 5 ms and returns what arrives; after `late_after_ns` it is late.
-    pub(super) fn poll(&mut self, late_after_ns: u64) -> io::Result<()> {
+    pub(super) fn poll(&mut self, late_after_ns: u64, shared: &Shared) -> io::Result<()> {
         let Self { sockets, poller, books } = self;
         poller.receive_superpackets(sockets, |index, arrival, segment_size, now| {
             let Some(dataplane::ingress::Meta::Udp { from, .. }) = arrival.meta else { return };
+            let late = now > late_after_ns;
+            let when = When { arrived_ns: now, kernel_ns: None, late, start_ns: shared.start() };
             for datagram in arrival.bytes.chunks_mut(segment_size.max(1)) {
                 if !books.has_room(datagram.len()) {
                     books.give_back(&sockets[index], from);
                 }
-                books.handle(datagram, now, now > late_after_ns);
+                books.handle(datagram, when);
             }
             books.give_back(&sockets[index], from);
         })
@@ -99,18 +101,19 @@ impl Books {
         self.out.is_empty() || (len == self.out_size && self.out_flows.len() < GSO_SEGMENTS_MAX as usize)
     }
 
-    fn handle(&mut self, datagram: &mut [u8], now: u64, late: bool) {
+    pub(super) fn handle(&mut self, datagram: &mut [u8], when: When) {
+        let now = when.arrived_ns;
         let header = match payload::parse(datagram) {
             Parsed::Good(header) if header.run_id == self.run_id && !header.returned => header,
-            Parsed::Corrupt => {
+            Parsed::Corrupt if when.harmed_may_count(datagram) => {
                 self.arrivals.corrupt();
                 return;
             }
-            Parsed::Good(_) | Parsed::Foreign => return,
+            Parsed::Corrupt | Parsed::Good(_) | Parsed::Foreign => return,
         };
         let counted = header.phase == Phase::Measured;
         if counted {
-            match self.arrivals.arrive(header.flow, header.seq, late) {
+            match self.arrivals.arrive(header.flow, header.seq, when.late) {
                 Arrival::First => {
                     self.clock_backwards += u64::from(now < header.actual_ns);
                     self.up.saturating_record(now.saturating_sub(header.intended_ns).max(1));

@@ -29,15 +29,33 @@ const QUIET_NS: u64 = 100_000_000;
 /// grows with longer runs.
 const INTERVALS_MAX: u64 = 256;
 
-/// What sender and receivers tell each other.
+/// What the threads of a run tell each other.
+///
+/// ```text
+///  sender        warm-up ─► is_warm ─────────── waits ───────────► measured sending
+///  main thread                 └─► reads what was so far ─► start_ns ─┘
+/// ```
 #[derive(Debug, Default)]
 pub struct Shared {
+    /// Whether the warm-up has been sent.
+    pub is_warm: AtomicBool,
+    /// When measured sending begins (0 until that is known): what was dropped and used until then has been read by then.
+    pub start_ns: AtomicU64,
     /// When the last datagram left (0 until then).
     pub sender_done_ns: AtomicU64,
     /// Measured datagrams that were sent; valid once `sender_done_ns` is set.
     pub sent: AtomicU64,
     /// Set when the main receiver has ended, for the peer thread.
     pub finished: AtomicBool,
+}
+
+impl Shared {
+    /// When measured sending begins, once that is known.
+    #[must_use]
+    pub fn start(&self) -> Option<u64> {
+        let start_ns = self.start_ns.load(Ordering::Acquire);
+        (start_ns > 0).then_some(start_ns)
+    }
 }
 
 /// When something arrived (CLOCK_MONOTONIC, nanoseconds).
@@ -49,6 +67,16 @@ pub(super) struct When {
     pub kernel_ns: Option<u64>,
     /// Whether the drain was over.
     pub late: bool,
+    /// When measured sending began, or will; `None` while that is not known.
+    pub start_ns: Option<u64>,
+}
+
+impl When {
+    /// Whether a harmed datagram may be one of those that count: it cannot say so itself.
+    pub fn harmed_may_count(&self, datagram: &[u8]) -> bool {
+        let begun = self.start_ns.is_some_and(|start_ns| self.arrived_ns >= start_ns);
+        begun && !payload::claims_warmup(datagram)
+    }
 }
 
 /// Takes the payloads out of what arrives on a socket: nothing to do for plain UDP, the TURN client for a relay.
@@ -152,7 +180,8 @@ impl Receiver {
         while let Some(late_after_ns) = self.goes_on(drain_ns, shared) {
             poller.receive_superpackets(sockets, |socket, arrival, segment_size, arrived_ns| {
                 let kernel_ns = arrival.stamp_ns.map(|stamp| offset.to_monotonic(stamp));
-                let when = When { arrived_ns, kernel_ns, late: arrived_ns > late_after_ns };
+                let late = arrived_ns > late_after_ns;
+                let when = When { arrived_ns, kernel_ns, late, start_ns: shared.start() };
                 for datagram in arrival.bytes.chunks(segment_size.max(1)) {
                     let Some(payload) = framing.payload(socket, datagram) else { continue };
                     self.handle(payload, when);
@@ -191,11 +220,22 @@ impl Receiver {
     pub(super) fn handle(&mut self, datagram: &[u8], when: When) {
         match payload::parse(datagram) {
             Parsed::Good(header) if header.run_id == self.run_id && header.phase == Phase::Measured => {
+                self.begin(when);
                 self.last_arrival_ns = when.arrived_ns;
                 self.book(&header, datagram.len(), when);
             }
-            Parsed::Corrupt => self.arrivals.corrupt(),
-            Parsed::Good(_) | Parsed::Foreign => {}
+            Parsed::Corrupt if when.harmed_may_count(datagram) => self.arrivals.corrupt(),
+            Parsed::Corrupt | Parsed::Good(_) | Parsed::Foreign => {}
+        }
+    }
+
+    /// Measured sending may have begun later than planned.
+    fn begin(&mut self, when: When) {
+        if let Some(start_ns) = when.start_ns.filter(|&start_ns| start_ns != self.start_ns) {
+            self.start_ns = start_ns;
+            if let Some(live) = &mut self.live {
+                live.begin(start_ns);
+            }
         }
     }
 
@@ -343,7 +383,45 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::run::Kind;
+    use crate::run::peer::Books;
+    use crate::run::{Kind, RunSpec};
+
+    /// A datagram with a bit of its filling changed.
+    fn harmed(phase: Phase) -> Vec<u8> {
+        let mut datagram = vec![0; 100];
+        let header = Header {
+            phase,
+            returned: false,
+            run_id: 5,
+            flow: 0,
+            seq: 0,
+            intended_ns: 1,
+            actual_ns: 1,
+            turned_ns: 0,
+        };
+        payload::write(&mut datagram, &header);
+        datagram[80] ^= 4;
+        datagram
+    }
+
+    #[test]
+    fn what_the_warm_up_had_harmed_does_not_count() {
+        let timing = Timing { warmup_ns: 0, warmup_end_ns: 500, start_ns: 500, end_ns: 1_500 };
+        let spec = RunSpec::new(Kind::Udp, "127.0.0.1:9".parse().unwrap());
+        let mut receiver = Receiver::new(&spec, 5, timing, &[10]);
+        let mut books = Books::new(5, &[10]);
+        let mut arrive = |phase, arrived_ns, start_ns| {
+            let when = When { arrived_ns, kernel_ns: None, late: false, start_ns };
+            receiver.handle(&harmed(phase), when);
+            books.handle(&mut harmed(phase), when);
+            let count = |arrivals: &Arrivals| arrivals.close(&[]).1.corrupt;
+            (count(&receiver.arrivals), count(&books.arrivals))
+        };
+        assert_eq!(arrive(Phase::Measured, 400, None), (0, 0), "before the start is known");
+        assert_eq!(arrive(Phase::Measured, 999, Some(1_000)), (0, 0), "before the start");
+        assert_eq!(arrive(Phase::Warmup, 1_200, Some(1_000)), (0, 0), "a straggler");
+        assert_eq!(arrive(Phase::Measured, 1_000, Some(1_000)), (1, 1));
+    }
 
     #[test]
     fn long_runs_have_longer_intervals_and_no_more_memory() {

@@ -81,9 +81,13 @@ pub struct RunResult {
     pub curve: Vec<CurvePoint>,
     /// CPU time of each observed process.
     pub dut: Vec<DutCpu>,
-    /// CPU time of all observed processes divided by datagrams carried one way (sent + received).
+    /// CPU time of all observed processes divided by the datagrams that were delivered, each way counted: one that drops does not
+    /// get cheaper by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dut_cpu_ns_per_packet: Option<f64>,
+    /// The same divided by the datagrams that were offered, as far as that is known: those that were sent, and sent back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dut_cpu_ns_per_offered: Option<f64>,
     /// The histograms themselves; written as `.hlog` and `.hgrm`, not into the JSON.
     #[serde(skip)]
     pub histograms: Option<Histograms>,

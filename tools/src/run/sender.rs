@@ -12,13 +12,18 @@ use super::ledger::Sent;
 use super::live::Live;
 use super::pace::Pacer;
 use super::payload::Phase;
+use super::receiver::Shared;
 use super::schedule::{Burst, Schedule};
 use super::spec::RunSpec;
 
 /// How far behind the end of the run the sender may still be before it gives up on the rest of the schedule.
 const OVERTIME_NS: u64 = 100_000_000;
 
-/// When the phases of a run begin and end (CLOCK_MONOTONIC, nanoseconds).
+/// How often it is looked whether measured sending may begin.
+const LOOK_NS: u64 = 500_000;
+
+/// When the phases of a run begin and end, as planned (CLOCK_MONOTONIC, nanoseconds). Measured sending begins when [`Shared`]
+/// says.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// Start of the warm-up.
@@ -29,6 +34,14 @@ pub struct Timing {
     pub start_ns: u64,
     /// End of measured sending.
     pub end_ns: u64,
+}
+
+impl Timing {
+    /// The same with measured sending from `start_ns` on.
+    #[must_use]
+    pub fn begun_at(self, start_ns: u64) -> Self {
+        Self { start_ns, end_ns: start_ns + (self.end_ns - self.start_ns), ..self }
+    }
 }
 
 /// What the sender did.
@@ -118,7 +131,7 @@ pub trait Outlet {
     fn is_idle(&self) -> bool;
 }
 
-/// Sends warm-up and measured phase; returns at the end or soon after `stop` is set.
+/// Sends warm-up and, once `shared` says when, the measured phase; returns at the end or soon after `stop` is set.
 ///
 /// # Errors
 /// What the outlet answers.
@@ -126,6 +139,7 @@ pub fn send(
     spec: &RunSpec,
     outlet: &mut impl Outlet,
     timing: Timing,
+    shared: &Shared,
     stop: &AtomicBool,
 ) -> io::Result<Outcome> {
     let (pacer, slack_error) = Pacer::new(spec.pace);
@@ -138,6 +152,9 @@ pub fn send(
     if let Some(live) = &spec.live {
         live.restart();
     }
+    shared.is_warm.store(true, Ordering::Release);
+    let start_ns = sender.wait_for_start(shared)?;
+    let timing = timing.begun_at(start_ns);
     let cpu_before_ns = thread_cpu_ns();
     sender.phase(Phase::Measured, timing.start_ns, timing.end_ns)?;
     sender.finish(timing.end_ns)?;
@@ -157,6 +174,20 @@ struct Sender<'a, O> {
 }
 
 impl<O: Outlet> Sender<'_, O> {
+    /// When measured sending begins; now, when the run is to end before that is known: nothing is sent then.
+    fn wait_for_start(&mut self, shared: &Shared) -> io::Result<u64> {
+        loop {
+            if let Some(start_ns) = shared.start() {
+                return Ok(start_ns);
+            }
+            let until = monotonic_ns() + LOOK_NS.min(self.outlet.patience_ns());
+            self.outlet.flush(&mut self.tally)?;
+            if self.pacer.wait_until(until, self.stop).is_none() || self.stop.load(Ordering::Relaxed) {
+                return Ok(monotonic_ns());
+            }
+        }
+    }
+
     fn phase(&mut self, phase: Phase, start_ns: u64, end_ns: u64) -> io::Result<()> {
         let mut schedule = Schedule::new(self.spec, phase as u64 - 1, end_ns - start_ns);
         while let Some(burst) = schedule.next_burst() {

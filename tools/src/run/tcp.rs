@@ -207,7 +207,8 @@ pub fn receive(
                 Ok(0) | Err(_) => watch.remove(&streams[index])?,
                 Ok(len) => {
                     let arrived_ns = monotonic_ns();
-                    let when = When { arrived_ns, kernel_ns: None, late: arrived_ns > late_after_ns };
+                    let late = arrived_ns > late_after_ns;
+                    let when = When { arrived_ns, kernel_ns: None, late, start_ns: shared.start() };
                     let mut each = |message: &[u8]| receiver.handle(message, when);
                     pieces[index].take(&chunk[..len], &mut each);
                 }

@@ -35,6 +35,9 @@ pub struct Point {
 pub struct Trace {
     /// The file.
     pub file: PathBuf,
+    /// CRC 32 of what it said, once it was read: files of one name may hold different traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crc: Option<String>,
     #[serde(skip)]
     points: Option<Arc<Points>>,
 }
@@ -78,7 +81,7 @@ impl Trace {
     /// The trace in `file`, not read yet.
     #[must_use]
     pub fn new(file: PathBuf) -> Self {
-        Self { file, points: None }
+        Self { file, crc: None, points: None }
     }
 
     /// What it says, once it is loaded.
@@ -138,7 +141,8 @@ impl Trace {
             return Err(wrong(0, "a trace needs two datagrams that are not due at the same time"));
         }
         let round_ns = last + last.div_ceil(gaps);
-        Ok(Self { file: file.to_owned(), points: Some(Arc::new(Points { list, round_ns, raised })) })
+        let crc = Some(format!("{:08x}", crc32fast::hash(text.as_bytes())));
+        Ok(Self { file: file.to_owned(), crc, points: Some(Arc::new(Points { list, round_ns, raised })) })
     }
 }
 

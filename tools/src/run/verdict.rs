@@ -2,12 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::distribution::Distribution;
+use super::distribution::{Distribution, Grade};
 use super::ledger::Ledger;
 use crate::units;
 
 /// Smallest share of the schedule that must have been sent.
 const OFFERED_MIN: f64 = 0.999;
+/// What of the lateness is looked at, and how many times the limit each may be: the limit is that of p99.9. Half of the datagrams
+/// must not be late by much of that, and no stall be much longer, which a fraction of a thousand would hide.
+const LATENESS: [(&str, f64); 4] = [("p50", 0.1), ("p99.9", 1.0), ("p99.99", 10.0), ("max", 10.0)];
 
 /// Whether a run can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,8 +90,8 @@ pub struct Observations {
 /// What is still believed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// p99.9 of the sender's lateness in nanoseconds, unless that is below a quarter of the service latency's p99.9: it
-    /// then hardly moves the figures.
+    /// p99.9 of the sender's lateness in nanoseconds; a tenth of it is the limit of p50, ten times that of p99.99 and of the
+    /// longest. What is below a quarter of the same figure of the service latency hardly moves it, and is believed all the same.
     pub lateness_ns: u64,
     /// Share of processor time that the hypervisor may take, 0 to 1.
     pub steal: f64,
@@ -110,7 +113,9 @@ pub fn judge(
         (true, true) => Validity::Valid,
     };
     let reasons = faults.into_iter().chain(limits).collect();
-    Verdict { validity, reasons, notes: notes(observed) }
+    let mut notes = notes(observed);
+    notes.extend(own(lateness, service));
+    Verdict { validity, reasons, notes }
 }
 
 /// What makes the figures wrong.
@@ -178,14 +183,14 @@ fn limits(
             ledger.unsent
         ));
     }
-    let (late, quarter) = (p999(lateness), p999(service) / 4);
-    if late > lateness_limit_ns && late > quarter {
-        limits.push(format!(
-            "p99.9 of the sender's lateness is {} (limit {}); free a core, or send less",
-            units::nanoseconds(late),
-            units::nanoseconds(lateness_limit_ns.max(quarter))
-        ));
-    }
+    let too_late = |(name, times): (&str, f64)| {
+        let limit = ((lateness_limit_ns as f64 * times) as u64).max(figure(service, name).unwrap_or(0) / 4);
+        let late = figure(lateness, name).filter(|&late| late > limit)?;
+        let (late, limit) = (units::nanoseconds(late), units::nanoseconds(limit));
+        Some(format!("{name} of the sender's lateness is {late} (limit {limit}); free a core, or send less"))
+    };
+    // One tells of the others.
+    limits.extend(LATENESS.into_iter().find_map(too_late));
     if observed.peer_refused > 0 {
         limits.push(format!("the in-process peer could not send {} datagrams back", observed.peer_refused));
     }
@@ -210,14 +215,35 @@ fn notes(observed: &Observations) -> Vec<String> {
     .collect()
 }
 
+/// Which figures of the response are the sender's own in good part.
+fn own(lateness: &Distribution, service: &Distribution) -> Option<String> {
+    let known = service.quantiles.iter().filter(|quantile| quantile.grade != Grade::Omitted);
+    let names = known.map(|quantile| quantile.name.as_str()).chain(["max"]);
+    let own: Vec<&str> = names.filter(|name| is_own(lateness, service, name)).collect();
+    (!own.is_empty()).then(|| {
+        format!(
+            "the sender's own lateness is more than a quarter of what the service took in {}",
+            own.join(", ")
+        )
+    })
+}
+
 /// Why the kernel refused the first send, to be put behind how many it refused.
 fn refusal(observed: &Observations) -> String {
     observed.refusal.as_ref().map(|error| format!(" with {error:?}")).unwrap_or_default()
 }
 
-/// The p99.9, or the largest value when there are too few samples for it.
-fn p999(distribution: &Distribution) -> u64 {
-    distribution.quantile("p99.9").and_then(|quantile| quantile.value_ns).or(distribution.max_ns).unwrap_or(0)
+/// A quantile, or the largest value where samples are too few for it; `None` without any.
+fn figure(distribution: &Distribution, name: &str) -> Option<u64> {
+    let quantile = distribution.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted);
+    quantile.and_then(|quantile| quantile.value_ns).or(distribution.max_ns)
+}
+
+/// Whether more than a quarter of what the device needed was added to a figure by the sender's own lateness: `p50` and the like, or
+/// `max`. Differences between devices are then smaller in the response than they are.
+#[must_use]
+pub fn is_own(lateness: &Distribution, service: &Distribution, name: &str) -> bool {
+    figure(lateness, name).is_some_and(|late| figure(service, name).is_some_and(|needed| late > needed / 4))
 }
 
 #[cfg(test)]
@@ -298,6 +324,42 @@ mod tests {
     fn a_little_steal_is_a_note() {
         let found = verdict(&Observations { steal: Some(0.03), ..fine() }, 1_000, 50_000);
         assert_eq!((found.validity, found.notes.len()), (Validity::Valid, 1));
+    }
+
+    /// So many of each.
+    fn mixture(values: &[(u64, u64)]) -> Distribution {
+        let mut histogram = histogram();
+        values.iter().for_each(|&(value, count)| histogram.record_n(value, count).unwrap());
+        Distribution::new(&histogram, 0)
+    }
+
+    #[test]
+    fn lateness_of_the_half_of_the_last_and_of_the_longest_counts_as_that_of_a_thousandth_does() {
+        let tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05 };
+        let limited = |lateness: &[(u64, u64)]| {
+            let found = judge(&fine(), &mixture(lateness), &constant(50_000), tolerance);
+            (found.validity == Validity::GeneratorLimited, found.reasons.join("; "))
+        };
+        let on_time = 100;
+        assert_eq!(limited(&[(on_time, 1_000_000)]), (false, String::new()));
+        assert!(!limited(&[(90_000, 1_000_000)]).0, "a little late, always");
+        let (found, why) = limited(&[(on_time, 400_000), (200_000, 600_000)]);
+        assert!(found && why.starts_with("p50 of the sender's lateness is 200"), "{why}");
+        let (found, why) = limited(&[(on_time, 990_000), (2_000_000, 10_000)]);
+        assert!(found && why.starts_with("p99.9 of the sender's lateness is 2.00 ms"), "{why}");
+        let (found, why) = limited(&[(on_time, 999_500), (20_000_000, 500)]);
+        assert!(found && why.starts_with("p99.99 of the sender's lateness is 20.0 ms"), "{why}");
+        let (found, why) = limited(&[(on_time, 999_999), (20_000_000, 1)]);
+        assert!(found && why.starts_with("max of the sender's lateness is 20.0 ms (limit 10.0 ms)"), "{why}");
+        assert!(!limited(&[(on_time, 999_900), (8_000_000, 100)]).0, "a stall that is no longer than others");
+    }
+
+    #[test]
+    fn figures_that_are_the_senders_own_are_named() {
+        let found = verdict(&fine(), 40_000, 50_000);
+        assert_eq!(found.validity, Validity::Valid);
+        assert!(found.notes[0].ends_with("in p50, p90, p99, max"), "{found:?}");
+        assert!(verdict(&fine(), 10_000, 50_000).notes.is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::machine::{Found, Search};
 use super::measure::{End, Unoffered, carry_out, start_over};
 use crate::progress;
 use crate::reflect::Reflector;
+use crate::run::distribution::HIGHEST_NS;
 use crate::run::{Kind, RunResult, RunSpec, run};
 use crate::statistics::sample::{deviation, median};
 
@@ -110,8 +111,10 @@ pub fn calibrate(
     let of = |value: &dyn Fn(&RunResult) -> Option<u64>| -> Vec<f64> {
         runs.iter().filter_map(value).map(|ns| ns as f64).collect()
     };
-    let quantile =
-        |name: &'static str| of(&|run| run.latency.response.quantile(name)?.value_ns.filter(|&ns| ns > 0));
+    // What was lost took as long as can be: without it the rest would look better than all.
+    let quantile = |name: &'static str| {
+        of(&|run| Some(run.latency.response.quantile(name)?.value_ns.unwrap_or(HIGHEST_NS).max(1)))
+    };
     let (middle, tail) = (quantile("p50"), quantile("p99"));
     let logs = |values: &[f64]| deviation(&values.iter().map(|value| value.ln()).collect::<Vec<_>>());
     let lateness = of(&|run| run.latency.lateness.quantile("p99.9")?.value_ns);

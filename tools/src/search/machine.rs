@@ -404,6 +404,20 @@ mod tests {
     }
 
     #[test]
+    fn a_load_whose_quantile_is_lost_does_not_hold() {
+        let mut search = Search::new(goals(&["slo:p99<500us"]), 1_000.0, 1e6, 0.005);
+        while let Next::Measure { rate, seconds } = search.next_trial() {
+            // Above 20 kpps 2 % are lost, and what arrives does so in time.
+            let lost = if rate > 20_000.0 { 20 } else { 0 };
+            let latency = vec![("p50", Some(1e5)), ("p99", (lost == 0).then_some(1e5))];
+            search.record(Trial { latency, ..Trial::new(rate, seconds, 1_000, lost) });
+        }
+        let found = search.found().remove(0);
+        let (lower, upper) = (found.lower.unwrap(), found.upper.unwrap());
+        assert!(lower <= 20_000.0 && 20_000.0 < upper && upper < 20_200.0, "{found:?}");
+    }
+
+    #[test]
     fn a_rate_that_does_better_than_a_lower_one_does_not_count() {
         // Between 30,000 and 40,000 everything is lost, above nothing up to 100,000.
         let mut search = Search::new(goals(&["ndr"]), 1_000.0, 100_000.0, 0.01);

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use dataplane::sys::namespace;
 use dataplane::sys::tun::{Tun, TunOptions};
 
+use super::paths;
 use super::world::{Process, World, command, enter, enter_beside_others, keys, sh, try_sh};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -206,22 +207,94 @@ fn wg_quick_brings_a_tunnel_up_and_down() {
 }
 
 #[test]
-fn lines_that_wg_quick_does_not_pass_on_are_told_of() {
-    let Some(bench) = modest_bench("lines_that_wg_quick_does_not_pass_on_are_told_of") else { return };
+fn lines_that_wg_quick_does_not_pass_on_are_read() {
+    let Some(bench) = modest_bench("lines_that_wg_quick_does_not_pass_on_are_read") else { return };
     sh("mount -t tmpfs tmpfs /etc/wireguard");
-    let conf = End::new(1).interface(0);
-    fs::write("/etc/wireguard/told7.conf", format!("{conf}#towpath: Relay = turn:192.0.2.1\n")).unwrap();
-    fs::write("/etc/wireguard/told8.conf", format!("{conf}# towpath is a program\n")).unwrap();
-    for (interface, told) in [("told7", true), ("told8", false)] {
-        let output = bench.try_on("a", &format!("wg-quick up {interface}"));
-        let said = String::from_utf8_lossy(&output.stderr);
+    let (a, b) = (End::new(1), End::new(2));
+    let (lines, relay) = paths::relay(&bench.world, &["--listen-tcp", "10.1.0.1:3478"]);
+    let quick = |end: &End| format!("Address = 10.77.0.{0}/24, fd77::{0}/64\n", end.number);
+    let conf_b = b.interface(51820) + &quick(&b) + &a.peer(None, "");
+    let conf_b = bench.world.file("wgb.conf", &conf_b).display().to_string();
+    bench.on("b", &format!("wg-quick up {conf_b}"));
+    // Everything goes through the tunnel, but what is marked, as soon as it is.
+    let default = "AllowedIPs = 0.0.0.0/0\n";
+    let write = |lines: &str, path: &str| {
+        let peer = b.peer(Some("10.2.0.2:51820"), default);
+        fs::write("/etc/wireguard/wga.conf", a.interface(0) + &quick(&a) + lines + "\n" + &peer + path)
+            .unwrap();
+        sh("chmod 600 /etc/wireguard/wga.conf");
+    };
+    // What it says, and from where the other end hears of it.
+    let up = |environment: &str| {
+        let output = bench.try_on("a", &format!("{environment} wg-quick up wga"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
-        assert_eq!(said.contains("run: towpath up /etc/wireguard/told7.conf"), told, "{said}");
-        let refused = bench.try_on("a", &format!("towpath ticket {interface}"));
-        let said = String::from_utf8_lossy(&refused.stderr);
-        assert!(!refused.status.success() && said.contains("bring it up by towpath up"), "{said}");
-        bench.on("a", &format!("wg-quick down {interface}"));
+        bench.on("a", PING);
+        let endpoints = bench.on("b", "wg show wgb endpoints");
+        (said, endpoints.split_whitespace().last().unwrap().split(':').next().unwrap().to_owned())
+    };
+    let down = || {
+        bench.on("a", "wg-quick down wga");
+        until("the end", || !socket("wga").exists());
+    };
+    for transport in ["", "?transport=tcp"] {
+        let uri = format!("turn:10.1.0.1:3478{transport}");
+        let lines = lines.replace("turn:10.1.0.1:3478", &uri);
+        write(&lines, "#towpath: Path = relay\n");
+        let (said, heard) = up("");
+        assert!(
+            said.contains(&format!("wga.conf: its lines that begin with #towpath: are followed ({uri}")),
+            "{said}"
+        );
+        assert_eq!(heard, "10.1.0.1", "over {uri}");
+        let relayed = |what: &str| {
+            let shown = bench.on("a", "towpath show wga");
+            assert!(shown.contains("path: relayed by 10.1.0.1:3478"), "{what}: {shown}");
+        };
+        relayed("at first");
+        if transport.ends_with("tcp") {
+            // It was begun before wg-quick gave it the mark, without which it would go through the tunnel.
+            bench.on("a", "ss -tne dst 10.1.0.1 dport = 3478 | grep fwmark:0xca6c");
+        }
+        assert!(!bench.on("a", "towpath ticket wga").is_empty());
+        // A peer that is made anew, and an interface that goes down and up.
+        bench.on("a", "wg-quick strip wga > /run/stripped; wg set wga peer $(wg show wga peers) remove");
+        bench.on("a", &format!("wg syncconf wga /run/stripped; {PING}"));
+        relayed("made anew");
+        bench.on("a", "ip link set wga down; ip link set wga up; ip route add default dev wga table 51820");
+        bench.on("a", PING);
+        relayed("up again");
+        down();
     }
+    // Directly while that works, and without the lines.
+    write(&lines, "");
+    let (said, heard) = up("");
+    assert!(said.contains("are followed"), "{said}");
+    assert_eq!(heard, "10.1.0.2");
+    sh(
+        "ip netns exec r nft 'table inet cut { chain forward { type filter hook forward priority 0; policy drop; }; }'",
+    );
+    until("the relay takes over", || bench.try_on("a", "ping -c 1 -W 1 10.77.0.2").status.success());
+    sh("ip netns exec r nft delete table inet cut");
+    down();
+    let (said, _) = up("TOWPATH_LINES=off");
+    assert!(!said.contains("#towpath"), "{said}");
+    let refused = bench.try_on("a", "towpath ticket wga");
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && words.contains("no address at a relay"), "{words}");
+    down();
+    // Lines that anybody may have written, and such as cannot be followed.
+    sh("chmod 606 /etc/wireguard/wga.conf");
+    let (said, _) = up("");
+    assert!(said.contains("are left out, because others may write it; run: chmod go-w"), "{said}");
+    down();
+    write("#towpath: Relay = turn:10.1.0.1", "");
+    let refused = bench.try_on("a", "wg-quick up wga");
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && words.contains("wga.conf:5: Relay, RelayUsername"), "{words}");
+    assert!(!bench.try_on("a", "ip link show wga").status.success());
+    bench.on("b", &format!("wg-quick down {conf_b}"));
+    drop(relay);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 mod dropin;
+mod garbage;
 #[path = "../../../dataplane/tests/support/left_out.rs"]
 mod left_out;
 mod load;
@@ -16,6 +17,7 @@ mod path;
 mod paths;
 mod relay;
 mod shutdown;
+mod start;
 mod tunnel;
 mod updown;
 mod world;

@@ -1,8 +1,9 @@
-//! Offloads left out by a flag, and given up while packets pass: errors that this kernel does not make come from strace.
+//! Offloads left out by a flag, and given up while packets pass: errors that this kernel does not make come from strace, where it
+//! sees the system calls; those of io_uring's operations come from the device.
 
 use std::collections::BTreeSet;
 
-use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch};
+use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 use super::shutdown::ledger;
 use super::tunnel::{End, start_towpath_with};
@@ -134,6 +135,88 @@ fn superpackets_that_the_device_refuses_are_given_up() {
         assert_eq!(figures["resent"], 40, "{figures}");
         assert_eq!(said(&lines, "tun-gro"), 1);
     }
+}
+
+/// Whether a thread of a process is in an `io_uring_enter` that submits, as far as strace holds it there.
+fn submits(process: &Process) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
+    tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("syscall")).ok()).any(|call| {
+        let mut words = call.split_whitespace();
+        // Its number, the ring, and how many are to be submitted.
+        words.next() == Some("426") && words.nth(1).is_some_and(|count| count != "0x0")
+    })
+}
+
+/// Waits until something is so, looking often.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..5_000 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    panic!("not within 10 s: {what}");
+}
+
+/// Bytes that arrive at a socket within a time.
+fn arrived(to: &UdpSocket, wanted: usize) -> usize {
+    let (mut batch, mut arrived) = (ReceiveBatch::new(16, RECEIVE_LEN), 0);
+    for _ in 0..2_500 {
+        to.receive_batch(&mut batch).unwrap();
+        arrived += batch.iter_mut().map(|arrival| arrival.bytes.len()).sum::<usize>();
+        if arrived >= wanted {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    arrived
+}
+
+#[test]
+fn a_superpacket_that_the_ring_writes_in_vain_is_written_packet_by_packet() {
+    let Some(world) =
+        enter("offload::a_superpacket_that_the_ring_writes_in_vain_is_written_packet_by_packet")
+    else {
+        return;
+    };
+    let [caller, mut callee] = pair(&world, &[], &["--io", "uring"]);
+    let (from, to) = (socket("a", "10.77.0.1:5000"), socket("b", "10.77.0.2:5000"));
+    let send = || from.send_segments(to.local_addr(), None, 0, &[7; 40_000], 1_000).unwrap();
+    send();
+    assert_eq!(arrived(&to, 40_000), 40_000);
+    // The kernel answers EIO for a device that is down. strace holds the program before and after each submission, so that the
+    // device is down for the superpacket and up again for its packets.
+    let refused = || -> u64 {
+        sh("ip netns exec b cat /sys/class/net/towb/statistics/rx_dropped").trim().parse().unwrap()
+    };
+    let hold =
+        ["-e", "trace=io_uring_enter", "-e", "inject=io_uring_enter:delay_enter=400ms:delay_exit=1500ms"];
+    let before = refused();
+    let failing = Failing::new(&world, &callee, &hold);
+    send();
+    until("it is about to be written", || submits(&callee));
+    sh("ip -n b link set towb down");
+    until("it was refused", || refused() > before);
+    sh("ip -n b link set towb up");
+    // What waits would expire if the next submissions were held as well.
+    drop(failing);
+    assert_eq!(arrived(&to, 40_000), 40_000);
+    callee.wait_for("(tun-gro)");
+    // The others are still there.
+    for _ in 0..3 {
+        send();
+        assert_eq!(arrived(&to, 40_000), 40_000);
+    }
+    caller.stop();
+    let lines = callee.stop();
+    let figures = ledger(&lines);
+    assert_eq!((&figures["unexplained"], &figures["egress_drops"]), (&0.into(), &serde_json::json!({})));
+    assert_eq!(figures["resent"], 40, "{figures}");
+    assert_eq!(["tun-gro", "udp-gso", "udp-gro"].map(|offload| said(&lines, offload)), [1, 0, 0]);
+    assert!(
+        figures["ingress"]["packets"].as_u64()
+            >= Some(8 * figures["ingress"]["superpackets"].as_u64().unwrap())
+    );
 }
 
 #[test]

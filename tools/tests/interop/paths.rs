@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::tunnel::ticket::{Candidate, Ticket};
 
-use super::world::{Process, World, enter, keys, sh, try_sh};
+use super::world::{Process, World, enter, enter_beside_others, keys, sh, try_sh};
 
 /// What a relay needs to forward to `b`.
 const RELAY: [&str; 4] = ["--realm", "test", "--allow-peer", "10.2.0.0/24"];
@@ -216,6 +216,55 @@ fn the_next_relay_takes_over_from_a_silent_one() {
     println!("without a relay for {outage:.2} s");
     assert!(outage < 2.5, "{outage}");
     drop((caller, callee, first, second));
+}
+
+#[test]
+fn a_relay_whose_name_leads_elsewhere_is_followed_there() {
+    let Some(world) = enter_beside_others("paths::a_relay_whose_name_leads_elsewhere_is_followed_there")
+    else {
+        return;
+    };
+    sh("ip -n r addr add 10.1.0.3/24 dev ra");
+    let hosts = world.file("hosts", "").display().to_string();
+    sh(&format!("chmod 644 {hosts}; mount --bind {hosts} /etc/hosts"));
+    let leads_to = |address: &str| {
+        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{address} relay.example\n")).unwrap();
+    };
+    let pair = Pair::new("tow", 77);
+    let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
+    world.file("users", "user:secret\n");
+    let password = world.file("password", "secret\n").display().to_string();
+    for (transport, listen) in [("udp", "--listen"), ("tcp", "--listen-tcp")] {
+        leads_to("10.1.0.1");
+        // One that speaks TCP speaks UDP as well.
+        let flags = |address: &'static str| -> Vec<&str> {
+            if transport == "udp" {
+                vec![listen, address]
+            } else {
+                vec![listen, address, "--listen", address]
+            }
+        };
+        let first = start_relay(&world, &flags("10.1.0.1:3478"));
+        let lines = format!(
+            "#towpath: Relay = turn:relay.example?transport={transport}\n#towpath: RelayUsername = user\n\
+             #towpath: RelayPasswordFile = {password}"
+        );
+        let mut caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
+        sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
+        let mut second = None;
+        let outage = longest_outage(&world, "a", 5, |world| {
+            pass(Duration::from_millis(500));
+            // Before the name is looked up, which is not done again soon.
+            leads_to("10.1.0.3");
+            sh(&format!("kill -9 {}", first.pid()));
+            second = Some(start_relay(world, &flags("10.1.0.3:3478")));
+            caller.wait_for("going over to relay 10.1.0.3:3478");
+        });
+        println!("over {transport}, away from the relay for {outage:.2} s");
+        assert!(outage < 3.0, "{outage}");
+        drop((caller, first, second));
+    }
+    drop(callee);
 }
 
 #[test]

@@ -224,7 +224,8 @@ pub struct Process {
 }
 
 impl Process {
-    fn new(mut child: Child) -> Self {
+    /// Reads the lines of one whose output goes to pipes.
+    pub fn new(mut child: Child) -> Self {
         let (sender, lines) = std::sync::mpsc::channel();
         let streams: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];

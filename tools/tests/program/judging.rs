@@ -20,6 +20,11 @@ fn side(dir: &Path, from: &Value, p99_ns: &[u64]) -> String {
             quantile["value_ns"] = ns.into();
             quantile["grade"] = "solid".into();
         }
+        // A sender that was on time.
+        run["latency"]["lateness"]["max_ns"] = 1.into();
+        for quantile in run["latency"]["lateness"]["quantiles"].as_array_mut().unwrap() {
+            quantile["value_ns"] = 1.into();
+        }
         run["verdict"] = json!({ "validity": "VALID", "reasons": [], "notes": [] });
         run["started_unix_ns"] = (index as u64).into();
         run["run_id"] = format!("{index:016x}").into();
@@ -89,7 +94,10 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
         code == 4 && text.contains("run 1 of B is INVALID") && text.contains("--allow-invalid"),
         "{code} {text}"
     );
+    assert!(text.starts_with("NO VERDICT") && !text.contains("FAIL"), "{text}");
     assert_eq!(gate(&worse, &["--allow-invalid"]).0, 1);
+    assert_eq!(output(&["compare", &a, "--", &worse]).0, 4);
+    assert_eq!(output(&["compare", &a, "--", &worse, "--allow-invalid"]).0, 0);
 
     let second = dir.path().join("worse/3").join(bundle::RUN_JSON);
     fs::write(&second, fs::read_to_string(&second).unwrap().replace("\"VALID\"", "\"INVALID\"")).unwrap();
@@ -106,11 +114,150 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
 
     let (code, text, _) = output(&["compare", &a, "--", &wide]);
     assert!(code == 0 && text.contains("open"), "{text}");
-    let (code, text, _) = output(&["compare", &a, "--", &worse, "--json"]);
+    let (code, text, _) = output(&["compare", &a, "--", &worse, "--json", "--allow-invalid"]);
     let json: Value = serde_json::from_str(&text).unwrap();
     let p99 = json["differences"].as_array().unwrap().iter().find(|found| found["metric"] == "p99").unwrap();
     assert_eq!((code, &p99["found"]), (0, &json!("worse")), "{json}");
     assert_eq!(json["quantile_ratios"][0]["ratio"], 1.0);
+}
+
+/// Changes every run of a side.
+fn alter(side: &str, which: impl Fn(usize) -> bool, change: impl Fn(&mut Value)) {
+    for index in (0..5).filter(|index| which(*index)) {
+        let path = Path::new(side).join(index.to_string()).join(bundle::RUN_JSON);
+        let mut run: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut run);
+        fs::write(&path, run.to_string()).unwrap();
+    }
+}
+
+/// A side of five runs like those of a short real one, and the directory for more.
+fn calm_side(dir: &Path) -> (Value, String) {
+    let reflector = Reflector::start("127.0.0.1:0");
+    short_run(&reflector.address, &dir.join("run"), &[]);
+    let run: Value = serde_json::from_str(&fs::read_to_string(dir.join("run/run.json")).unwrap()).unwrap();
+    let a = side(&dir.join("a"), &run, &[50_000, 50_500, 49_500, 50_200, 49_800]);
+    (run, a)
+}
+
+#[test]
+fn sides_with_different_loads_get_no_verdict_unless_that_is_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, a) = calm_side(dir.path());
+    let b = side(&dir.path().join("b"), &run, &[50_100, 50_300, 49_700, 50_000, 49_900]);
+    let gate = |more: &[&str]| output(&[&["gate", &a, "--", &b, "--fail", "p99>+5%"], more].concat());
+    // Who is measured may differ.
+    alter(
+        &b,
+        |_| true,
+        |run| {
+            run["spec"]["seed"] = 99.into();
+            run["spec"]["label"] = "new".into();
+            run["spec"]["target"] = "127.0.0.1:77".into();
+            run["spec"]["dut_pids"] = json!([7]);
+        },
+    );
+    let (code, text, stderr) = gate(&[]);
+    assert!(code == 0 && text.starts_with("PASS"), "{code} {text} {stderr}");
+
+    // One run of a side is enough.
+    alter(&b, |index| index == 3, |run| run["spec"]["gso"] = true.into());
+    alter(&b, |_| true, |run| run["spec"]["mix"] = json!([{ "size": 64, "weight": 1 }]));
+    let (code, text, _) = gate(&[]);
+    assert!(code == 4 && text.starts_with("NO VERDICT") && !text.contains("PASS"), "{code} {text}");
+    assert!(text.contains("not alike (mix, gso)") && text.contains("--allow-different"), "{text}");
+    assert!(text.contains("not the same gso: false in A, true in B"), "{text}");
+    let junit = dir.path().join("junit.xml");
+    let (code, text, _) = gate(&["--json", "--inconclusive", "pass", "--junit", junit.to_str().unwrap()]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert!(code == 4 && json["verdict"].is_null(), "{json}");
+    assert!(json["obstacle"].as_str().unwrap().contains("mix, gso"), "{json}");
+    assert_eq!(json["rules"][0]["verdict"], "INCONCLUSIVE");
+    assert!(fs::read_to_string(&junit).unwrap().contains("not alike (mix, gso)"));
+    let (code, text, _) = gate(&["--allow-different"]);
+    assert!(code == 0 && text.starts_with("PASS") && text.contains("not the same gso"), "{code} {text}");
+
+    let (code, text, _) = output(&["compare", &a, "--", &b]);
+    assert!(code == 4 && text.contains("not alike (mix, gso)") && !text.contains("│ B"), "{code} {text}");
+    let (code, text, _) = output(&["compare", &a, "--", &b, "--allow-different"]);
+    assert!(code == 0 && text.contains("│ B"), "{code} {text}");
+}
+
+#[test]
+fn a_sender_that_was_as_late_as_the_device_shows_no_equality() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, a) = calm_side(dir.path());
+    let b = side(&dir.path().join("b"), &run, &[50_100, 50_300, 49_700, 50_000, 49_900]);
+    alter(
+        &b,
+        |index| index < 3,
+        |run| {
+            for (figures, ns) in [("service", 40_000), ("lateness", 11_000)] {
+                run["latency"][figures]["max_ns"] = ns.into();
+                for quantile in run["latency"][figures]["quantiles"].as_array_mut().unwrap() {
+                    quantile["value_ns"] = ns.into();
+                }
+            }
+        },
+    );
+    let (code, text, _) = output(&["gate", &a, "--", &b, "--fail", "p99>+5%"]);
+    assert!(code == 3 && text.contains("lateness is more than a quarter"), "{code} {text}");
+    assert!(text.contains("3 of 5 runs of B"), "{text}");
+    assert_eq!(output(&["gate", &a, "--", &b, "--fail", "pps<-2%"]).0, 0);
+    let (code, text, _) = output(&["compare", &a, "--", &b]);
+    assert!(code == 0 && text.contains("B p50: the sender's own lateness"), "{code} {text}");
+}
+
+#[test]
+fn a_run_that_died_takes_no_rule_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, a) = calm_side(dir.path());
+    let p99 = [50_100, 50_300, 49_700, 50_000, 49_900];
+    let made = |name: &str| side(&dir.path().join(name), &run, &p99);
+    let gate =
+        |b: &str, rule: &str, more: &[&str]| output(&[&["gate", &a, "--", b, "--fail", rule], more].concat());
+
+    // It wrote nothing.
+    let unwritten = made("unwritten");
+    fs::create_dir(Path::new(&unwritten).join("5")).unwrap();
+    let (code, text, stderr) = gate(&unwritten, "p99>+5%", &["--inconclusive", "pass"]);
+    assert!(
+        code == 4 && text.starts_with("NO VERDICT") && text.contains("its run died"),
+        "{code} {text} {stderr}"
+    );
+    assert_eq!(gate(&unwritten, "p99>+5%", &["--allow-invalid"]).0, 0);
+    let (code, text, _) = output(&["compare", &a, "--", &unwritten]);
+    assert!(code == 4 && text.contains("its run died"), "{code} {text}");
+    let junit = dir.path().join("junit.xml");
+    let (code, text, _) = output(&["report", &a, &unwritten, "--junit", junit.to_str().unwrap()]);
+    assert!(code == 0 && text.contains("its run died"), "{code} {text}");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains("tests=\"11\" failures=\"1\"") && xml.contains("its run died"), "{xml}");
+    super::files::is_valid_junit(&junit);
+
+    // Its server answered nothing any more.
+    let silent = made("silent");
+    alter(&silent, |_| true, |run| run["received_pps"] = 0.into());
+    let (code, text, _) = gate(&silent, "pps<-2%", &[]);
+    assert!(code == 1 && text.starts_with("FAIL"), "{code} {text}");
+
+    // Its server ended, and what it took by then is not what it takes.
+    let ended = made("ended");
+    let cpu = |run: &mut Value, ended_early: bool| {
+        run["dut"] =
+            json!([{ "pid": 7, "name": "relay", "cpu_ns": 9, "threads": 1, "ended_early": ended_early }]);
+        run["dut_cpu_ns_per_packet"] = 500.0.into();
+    };
+    alter(&a, |_| true, |run| cpu(run, false));
+    alter(&ended, |_| true, |run| cpu(run, false));
+    assert_eq!(gate(&ended, "cpu/pkt>+3%", &[]).0, 0);
+    alter(&ended, |index| index == 2, |run| cpu(run, true));
+    let (code, text, _) = gate(&ended, "cpu/pkt>+3%", &["--inconclusive", "pass"]);
+    assert!(code == 4 && text.contains("run 3 of B outlived process 7 relay"), "{code} {text}");
+    let (code, text, _) = gate(&ended, "cpu/pkt>+3%", &["--allow-invalid"]);
+    assert!(code == 3 && text.contains("run 3 of B: process 7 relay ended before it"), "{code} {text}");
+    let (code, text, _) = output(&["compare", &a, "--", &ended, "--allow-invalid"]);
+    assert!(code == 0 && text.contains("cpu/pkt: run 3 of B: process 7 relay"), "{code} {text}");
 }
 
 /// Options of runs that are over in a moment.
@@ -317,6 +464,11 @@ fn a_sweep_has_a_row_for_each_load_and_a_calibration_one_for_each_figure() {
         assert!(text.contains(row), "{row}: {text}");
     }
     assert!(fs::read_to_string(page).unwrap().contains("<polyline"));
+
+    // A search that came to no end does not say what 100 % is.
+    let (code, text, stderr) =
+        output(&["sweep", "udp", &reflector.address, "--max", "8kpps", "--budget", "0s", "--blocks", "1"]);
+    assert!(code == 3 && text.is_empty() && stderr.contains("100 % is undecided"), "{code} {text} {stderr}");
 
     let mut arguments = vec!["calibrate", "--budget", "0s"];
     arguments.extend(SHORT);

@@ -16,6 +16,8 @@ use super::bad_reflector::{BadReflector, Plan};
 use super::user_namespace;
 
 const MS: u64 = 1_000_000;
+/// How often figures that the machine itself can spoil are tried for.
+const TRIES: u32 = 10;
 
 /// Tests that keep a processor busy, or need one that is not.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -59,6 +61,40 @@ fn until_began(reflector: &BadReflector, child: &mut Child, more: Duration) {
 }
 
 #[test]
+fn a_modest_run_on_loopback_ends_valid() {
+    let _alone = alone();
+    let reflector = BadReflector::start(Plan::default());
+    let spec = RunSpec {
+        rate_pps: 500.0,
+        size: 120,
+        duration: Duration::from_millis(400),
+        warmup: Duration::from_millis(50),
+        drain: Duration::from_millis(300),
+        pace: Pace::Sleep,
+        ..RunSpec::new(Kind::Udp, reflector.address)
+    };
+    let valid = |spec: &RunSpec| {
+        let result = run(spec, |_| {}).unwrap();
+        let (verdict, ledger) = (&result.verdict, &result.ledger);
+        if verdict.validity == Validity::Valid {
+            assert!(ledger.balances() && ledger.sent == ledger.intended && ledger.sent > 100, "{ledger:?}");
+            return true;
+        }
+        // On a busy machine the sender may be late, or the hypervisor take the processor. Nothing else is an excuse.
+        let machine = |reason: &String| reason.contains("lateness") || reason.contains("hypervisor took");
+        assert!(verdict.reasons.iter().all(machine), "{verdict:?}");
+        println!("not VALID, and the machine is why: {:?}", verdict.reasons);
+        false
+    };
+    if !(0..6).any(|_| valid(&spec)) {
+        println!("the machine is too busy for the usual tolerance; a wide one leaves it no excuse");
+        let wide = RunSpec { lateness_limit: Duration::from_secs(60), steal_limit: 1.0, ..spec };
+        assert!(valid(&wide));
+    }
+    reflector.finish();
+}
+
+#[test]
 fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
     let _alone = alone();
     let stall_each_second = Some(Duration::from_millis(100));
@@ -66,7 +102,7 @@ fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
     // One datagram in ten is due while the far end does nothing and waits for the rest of that time, 0 to 100 ms alike: 1 in 100
     // waits more than 90 ms, 1 in 20 more than 50. The machine may stall, too; then it is tried again.
     let mut seen = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..TRIES {
         let reflector = BadReflector::start(Plan { stall_each_second, ..Plan::default() });
         let spec = RunSpec {
             size: 120,
@@ -95,6 +131,19 @@ fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
 #[test]
 fn a_generator_that_is_stopped_blames_itself_and_not_the_service() {
     let _alone = alone();
+    // What else stops it, or the reflector, spoils the figures; then it is tried again.
+    let mut seen = Vec::new();
+    for _ in 0..TRIES {
+        match stopped_generator() {
+            Ok(()) => return,
+            Err(figures) => seen.push(figures),
+        }
+    }
+    panic!("{seen:#?}");
+}
+
+/// Stops a generator twice; what is not as it should be in its figures.
+fn stopped_generator() -> Result<(), String> {
     let reflector = BadReflector::start(Plan::default());
     let mut child = start(&reflector, &["--rate", "1kpps", "--duration", "2s", "--pace", "sleep"]);
     let mut stopped = Vec::new();
@@ -109,6 +158,8 @@ fn a_generator_that_is_stopped_blames_itself_and_not_the_service() {
     }
     let (code, result) = finish(child);
     reflector.finish();
+    assert_eq!((code, result.verdict.validity), (Some(4), Validity::GeneratorLimited));
+    assert!(result.verdict.reasons[0].contains("lateness"), "{:?}", result.verdict);
     let quantile =
         |distribution: &tools::run::Distribution| distribution.quantile("p99").unwrap().value_ns.unwrap();
     let (response, service) = (quantile(&result.latency.response), quantile(&result.latency.service));
@@ -116,11 +167,10 @@ fn a_generator_that_is_stopped_blames_itself_and_not_the_service() {
     // As with a far end that stalls, p99 lies 10 ms below the length of a stop.
     let (shortest, longest) = (stopped.iter().min().unwrap(), stopped.iter().max().unwrap());
     let plausible = shortest - 20 * MS..longest + 30 * MS;
-    println!("stopped {stopped:?}, response {response}, service {service}, lateness {lateness}");
-    assert!(plausible.contains(&response) && plausible.contains(&lateness), "{response} {lateness}");
-    assert!(service < 30 * MS, "the service shows the stop: {service}");
-    assert_eq!((code, result.verdict.validity), (Some(4), Validity::GeneratorLimited));
-    assert!(result.verdict.reasons[0].contains("lateness"), "{:?}", result.verdict);
+    let figures = format!("stopped {stopped:?}, response {response}, service {service}, lateness {lateness}");
+    println!("{figures}");
+    let good = plausible.contains(&response) && plausible.contains(&lateness) && service < 30 * MS;
+    if good { Ok(()) } else { Err(figures) }
 }
 
 #[test]

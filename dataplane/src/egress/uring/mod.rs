@@ -10,33 +10,38 @@ pub mod handover;
 mod resend;
 mod retry;
 mod settle;
+mod submission;
 mod sync;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use self::completion::{Completer, Expected};
+use self::completion::Completer;
 pub use self::halves::{Reap, Submit};
 use self::settle::Flight;
 use super::ports::{Kind, Ports};
-use super::staging::{Content, Filled, Place, Staging};
-use super::waiting::{To, Waiting};
+use super::staging::{Filled, Staging};
+use super::waiting::Waiting;
 pub use super::waiting::{WAITING_BYTES, WAITING_TIME};
-use super::{Class, Egress, EgressStats, Flush, Port, Target};
+use super::{Class, Egress, EgressStats, Flush, Port, Target, Unsealed};
+use crate::crypto::crew::Boss;
 use crate::drops::Cause;
 use crate::engine::Completions;
+use crate::ingress::{DEVICE_BYTES, DEVICE_BYTES_AHEAD};
 use crate::stages::Stopwatch;
 use crate::sys::ring::{self, ReapHalf, SubmitHalf};
-use crate::sys::slab::{Slab, Slot};
+use crate::sys::slab::{SLOT_LEN, Slab, Slot};
 use crate::sys::tun::Offloads;
 
 /// Slots for datagrams: more than the superpackets of one batch, few enough to stay in the last-level cache.
 const SOCKET_SLOTS: usize = 64;
 /// Slots for a device: registered, 15 × 66 KiB stays below 1 MiB of locked memory.
 const DEVICE_SLOTS: usize = 15;
+/// Slots that may be with the crypto threads while the loop reads on: enough for one that has just been woken to catch up.
+const SEALING_MAX: usize = 12;
 /// How long one wait for completions lasts before everything is looked at again.
 const WAIT: Duration = Duration::from_millis(100);
 /// Waits without any progress before the ring is given up as broken.
@@ -69,6 +74,8 @@ pub struct Uring<S, R: Reap> {
     /// Of the last flush: a full ring is submitted between two flushes.
     now: Instant,
     waiting_time: Duration,
+    /// Bytes that may wait for a socket beyond [`WAITING_BYTES`].
+    waiting_extra: usize,
     capacity: usize,
     stats: EgressStats,
     stopwatch: Stopwatch,
@@ -131,6 +138,7 @@ impl<S: Submit, R: Reap> Uring<S, R> {
             refusals_until: None,
             now,
             waiting_time: WAITING_TIME,
+            waiting_extra: 0,
             capacity,
             stats: EgressStats::default(),
             stopwatch: Stopwatch::default(),
@@ -148,9 +156,17 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         SlotCount { free, filling, in_flight, capacity: self.capacity }
     }
 
-    /// How long a packet may wait for a busy socket, from now on.
+    /// Has crypto threads seal beside the loop, from before the first port on. Devices are read in larger batches then, and what a
+    /// busy socket refuses of one has to fit into its waiting queue, and to leave it in time.
+    pub fn set_boss(&mut self, boss: Boss) {
+        self.staging.set_boss(boss);
+        self.waiting_extra = DEVICE_BYTES_AHEAD + SEALING_MAX * SLOT_LEN - DEVICE_BYTES;
+    }
+
+    /// How long a packet may wait for a busy socket, from now on: so long where [`WAITING_BYTES`] may wait, and longer in proportion.
     pub fn set_waiting_time(&mut self, time: Duration) {
-        self.waiting_time = time;
+        let bytes = (WAITING_BYTES + self.waiting_extra) as f64;
+        self.waiting_time = time.mul_f64(bytes / WAITING_BYTES as f64);
     }
 
     /// Bytes that wait for a socket or device; at most [`WAITING_BYTES`].
@@ -168,137 +184,6 @@ impl<S: Submit, R: Reap> Uring<S, R> {
         while let Some(slot) = self.completer.handover.take_free() {
             self.staging.release(slot);
         }
-    }
-
-    /// A full ring: everything is submitted, and the submitter waits until a slot of the wanted kind is free.
-    fn make_room(&mut self, has_room: impl Fn(&Self) -> bool) -> io::Result<()> {
-        self.recycle();
-        if has_room(self) {
-            return Ok(());
-        }
-        self.stats.ring_full += 1;
-        let since = self.stopwatch.begin();
-        let made = self.submit_until(has_room);
-        self.stopwatch.made_room(since);
-        made
-    }
-
-    fn submit_until(&mut self, has_room: impl Fn(&Self) -> bool) -> io::Result<()> {
-        for _ in 0..WAITS_MAX {
-            self.submit_filled(self.now)?;
-            self.completer.try_reap();
-            self.recycle();
-            if has_room(self) {
-                return Ok(());
-            }
-            self.completer.reap();
-            self.recycle();
-            if has_room(self) {
-                return Ok(());
-            }
-            self.completer.wait(WAIT)?;
-            self.recycle();
-        }
-        Err(stuck())
-    }
-
-    /// Submits every filled slot, socket by socket, unless its socket is busy: then it waits behind the others.
-    fn submit_filled(&mut self, now: Instant) -> io::Result<()> {
-        if self.unsettled && !self.settle(Duration::from_millis(1), now)? {
-            return Ok(());
-        }
-        let mut sealed = std::mem::take(&mut self.sealed);
-        self.staging.seal(&mut sealed);
-        if !sealed.is_sorted_by_key(Filled::port) {
-            sealed.sort_unstable_by_key(|filled| (filled.port(), filled.order));
-        }
-        let mut pushed = 0;
-        let mut rest = sealed.drain(..).peekable();
-        while let Some(filled) = rest.next() {
-            let link = rest.peek().is_some_and(|next| next.port() == filled.port());
-            pushed += self.push(filled, link, now);
-        }
-        drop(rest);
-        self.sealed = sealed;
-        if pushed > 0 { self.submit_and_settle(pushed, now) } else { Ok(()) }
-    }
-
-    /// Pushes one slot, or puts its content into the waiting queue of a busy socket. The answer is how many operations
-    /// were pushed.
-    fn push(&mut self, mut filled: Filled, link: bool, now: Instant) -> usize {
-        let segments = filled.segments();
-        let Some(entry) = self.ports.get_mut(filled.port()) else {
-            self.stats.drops.add(Cause::EgressClosed, segments as u64);
-            self.staging.release(filled.slot);
-            return 0;
-        };
-        let class = filled.class();
-        let to = match filled.content {
-            Content::Datagrams { target, segment_size, .. } => To::Target(target, segment_size),
-            Content::Device { port, .. } => To::Device(port),
-        };
-        if !entry.state.is_empty() {
-            let bytes = &self.staging.slab().bytes(&mut filled.slot)[..filled.len];
-            entry.state.push(to, segments, 0, class, bytes, now, &mut self.stats.drops);
-            self.stats.waited += segments as u64;
-            self.staging.release(filled.slot);
-            return 0;
-        }
-        let (index, len) = (filled.slot.index(), filled.len);
-        self.pushed += 1;
-        self.pushed_bytes += len;
-        self.flights[index] = Some(Flight { to, len, segments, class, forgiven: 0, order: self.pushed });
-        self.completer.expect(index, Expected { len, segments });
-        match to {
-            To::Target(target, size) => {
-                self.submit.push_send(filled.slot, entry.fd.as_fd(), &target, len, size, link);
-            }
-            To::Device(_) => self.submit.push_write(filled.slot, entry.fd.as_fd(), len),
-        }
-        1
-    }
-
-    /// Submits everything and waits until every outcome is known, at most `waits` times 100 ms.
-    fn quiesce(&mut self, waits: usize) -> io::Result<()> {
-        for _ in 0..waits {
-            self.submit_filled(self.now)?;
-            let settled = !self.unsettled || self.settle(WAIT, self.now)?;
-            if settled && self.staging.filled_count() == 0 {
-                return Ok(());
-            }
-        }
-        Err(stuck())
-    }
-
-    /// Submits `pushed` operations and looks at their results.
-    fn submit_and_settle(&mut self, pushed: usize, now: Instant) -> io::Result<()> {
-        let bytes = std::mem::take(&mut self.pushed_bytes);
-        let since = self.stopwatch.begin();
-        self.enter(pushed)?;
-        self.stats.operations += pushed as u64;
-        let wake = self.completer.handover.submitted(pushed);
-        if let Some(thread) = &self.thread {
-            // By the sum, because chains of different sockets complete in any order.
-            let (mut failed, mut taken) = (false, 0);
-            let all = self.completer.peek_last(pushed, |result| match usize::try_from(result) {
-                Ok(len) => taken += len,
-                Err(_) => failed = true,
-            });
-            let succeeded = !failed && taken == bytes;
-            self.stopwatch.in_kernel(since);
-            if wake {
-                self.stats.completion_wakeups += 1;
-                thread.thread().unpark();
-            }
-            if all && succeeded {
-                return Ok(());
-            }
-        } else {
-            // Reaped here, below: that takes no system call.
-            self.stopwatch.in_kernel(since);
-        }
-        self.settle(Duration::ZERO, now)?;
-        Ok(())
     }
 }
 
@@ -322,11 +207,11 @@ pub struct SlotCount {
 
 impl<S: Submit, R: Reap> Egress for Uring<S, R> {
     fn add_socket(&mut self, fd: Arc<OwnedFd>) -> io::Result<Port> {
-        self.ports.add(fd, Kind::Socket, Waiting::default())
+        self.ports.add(fd, Kind::Socket, Waiting::with_extra(self.waiting_extra))
     }
 
     fn add_device(&mut self, fd: Arc<OwnedFd>, offloads: Offloads) -> io::Result<Port> {
-        self.ports.add(fd, Kind::Device(offloads), Waiting::default())
+        self.ports.add(fd, Kind::Device(offloads), Waiting::with_extra(self.waiting_extra))
     }
 
     fn remove(&mut self, port: Port) {
@@ -341,24 +226,23 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
     }
 
     fn append(&mut self, target: &Target, len: usize, class: Class, fill: impl FnOnce(&mut [u8]) -> bool) {
-        let mut place = self.staging.place(target, len, class);
-        // An open slot was opened while the port was there, and leaves before the port goes.
-        if !matches!(place, Place::Open(_)) && self.ports.get(target.port).is_none() {
+        if let Some(place) = self.find_place(target, len, class)
+            && self.staging.append(place, target, len, class, fill)
+        {
             self.stats.offered += 1;
-            self.stats.drops.count(Cause::EgressClosed);
-            return;
         }
-        if place == Place::Full {
-            let made = self.make_room(|this| this.staging.place(target, len, class) != Place::Full);
-            place = self.staging.place(target, len, class);
-            if made.is_err() || place == Place::Full {
-                // The ring is broken: the next flush says so and ends the program.
-                self.stats.offered += 1;
-                self.stats.drops.count(Cause::Shutdown);
-                return;
-            }
-        }
-        if self.staging.append(place, target, len, class, fill) {
+    }
+
+    fn append_unsealed<'k>(
+        &mut self,
+        target: &Target,
+        len: usize,
+        class: Class,
+        fill: impl FnOnce(&mut [u8]) -> Option<Unsealed<'k>>,
+    ) {
+        if let Some(place) = self.find_place(target, len, class)
+            && self.staging.append_unsealed(place, target, len, class, |bytes| fill(bytes).map(Some))
+        {
             self.stats.offered += 1;
         }
     }
@@ -379,19 +263,11 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
     }
 
     fn flush(&mut self, now: Instant) -> io::Result<Flush> {
-        self.now = now;
-        if self.refusals_until.is_some_and(|until| until <= now) {
-            self.refusals_until = None;
-            self.staging.forget_refusals();
-        }
-        if self.unsettled {
-            self.settle(Duration::ZERO, now)?;
-        }
-        if !self.waiting.is_empty() && !self.unsettled {
-            self.retry_all(now)?;
-        }
-        self.submit_filled(now)?;
-        Ok(if self.waiting.is_empty() && !self.unsettled { Flush::Done } else { Flush::Waiting })
+        self.flush_but(0, now)
+    }
+
+    fn flush_sealed(&mut self, now: Instant) -> io::Result<Flush> {
+        self.flush_but(SEALING_MAX, now)
     }
 
     /// Reaps before the loop goes to sleep: the slot used next is then the one still in the cache, and the completion
@@ -425,6 +301,10 @@ impl<S: Submit, R: Reap> Egress for Uring<S, R> {
 
     fn offered(&self) -> u64 {
         self.stats.offered
+    }
+
+    fn boss(&self) -> Option<Boss> {
+        self.staging.boss().cloned()
     }
 
     fn stopwatch(&mut self) -> Option<&mut Stopwatch> {

@@ -1,30 +1,72 @@
 //! What the relay says and what is said to it, and what becomes of the peers behind it.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::App;
 use super::relays::Relay;
 use super::stream::RelayStream;
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::egress::{Class, Egress, Target};
-use crate::tunnel::{Path, RelayServer};
+use crate::tunnel::paths::Policy;
+use crate::tunnel::{Path, PeerIndex, RelayServer, setup};
 use crate::turn::{Event, Input};
 
 impl App {
     /// Prepares the peers for having a relay beside the direct way.
     pub(super) fn open_relay(&mut self, now: Instant) {
-        let Some(relay) = &self.relay else {
+        let Some(relay) = &mut self.relay else {
             return;
         };
         tracing::info!("asking the relay {} for an address", relay.server);
-        for (index, policy, has_address) in relay.policies() {
+        let addressed: HashSet<PeerIndex> = relay.plan.peers.iter().map(|(index, _)| *index).collect();
+        relay.needed = true;
+        let mut last = None;
+        while let Some(index) = self.tunnel.next_peer(last) {
+            last = Some(index);
+            let policy =
+                self.tunnel.view(index).map(|view| relay.policy_of(&view.public_key)).unwrap_or_default();
+            let has_address = addressed.contains(&index);
+            relay.needed &= policy == Policy::Relay || !has_address;
             self.tunnel.choose_paths(index, policy, has_address, now);
         }
         self.note_relay_server();
     }
 
-    pub(super) fn handle_relay<E: Egress>(&mut self, datagram: &[u8], ecn: u8, egress: &mut E, now: Instant) {
+    /// Asks the relay that waits for the interface to go up, for the peers that there are by now.
+    pub(super) fn begin_relay(&mut self, now: Instant) {
+        let Some(mut plan) = self.waiting_relay.take() else {
+            return;
+        };
+        let mut last = None;
+        while let Some(index) = self.tunnel.next_peer(last) {
+            last = Some(index);
+            if let Some(view) = self.tunnel.view(index)
+                && let Some(path) = view.path
+                && plan.policies.get(&view.public_key) != Some(&Policy::Direct)
+            {
+                plan.peers.push((index, path.remote()));
+            }
+        }
+        let mut warnings = Vec::new();
+        plan.family = setup::relay_family(&plan.peers, &mut warnings);
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        self.relay = Some(Relay::new(plan, now));
+        self.open_relay(now);
+        self.refit_superpackets();
+    }
+
+    pub(super) fn handle_relay<E: Egress>(
+        &mut self,
+        (datagram, body): (&[u8], Body),
+        ecn: u8,
+        egress: &mut E,
+        now: Instant,
+    ) {
         let Some(relay) = &mut self.relay else {
             return;
         };
@@ -33,7 +75,7 @@ impl App {
             Input::Ignored(cause) => self.tunnel.count_drop(cause),
             Input::Data { peer, payload } => {
                 if let Some(inner) = datagram.get(payload) {
-                    self.open(inner, Path::Relayed { peer }, ecn, egress, now);
+                    self.open((inner, body), Path::Relayed { peer }, ecn, egress, now);
                     self.note_heard(peer, now);
                 }
             }
@@ -145,17 +187,50 @@ impl App {
         if stays {
             return;
         }
+        if alternate.is_none() && relay.relayed.is_none() {
+            relay.in_use_by_name().into_iter().for_each(|index| self.outside.names.doubt_relay(index));
+        }
         let mut last_words = Vec::new();
         if relay.go_on(alternate, &mut last_words, now) {
-            // The end of a connection says as much.
-            self.note_relay_server();
-            for bytes in last_words.into_iter().filter(|_| !over_stream) {
-                self.send_to_relay(former, &bytes, egress);
-            }
-            let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();
-            for (index, _) in relayed {
-                self.tunnel.set_relayed(index, None, now);
-            }
+            self.went_over(former, over_stream, last_words, egress, now);
+        }
+    }
+
+    /// The name of a relay leads to another address: goes over there where it is the one that is asked in vain.
+    pub(super) fn move_relay<E: Egress>(
+        &mut self,
+        index: usize,
+        address: SocketAddr,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        let Some(relay) = &mut self.relay else {
+            return;
+        };
+        let (former, over_stream) = (relay.server, relay.is_stream());
+        let mut last_words = Vec::new();
+        if relay.move_to(index, address, &mut last_words, now) {
+            self.went_over(former, over_stream, last_words, egress, now);
+        }
+    }
+
+    /// Another relay is asked now: says its last words to the former, and no peer is behind one any more.
+    fn went_over<E: Egress>(
+        &mut self,
+        former: SocketAddr,
+        over_stream: bool,
+        last_words: Vec<Vec<u8>>,
+        egress: &mut E,
+        now: Instant,
+    ) {
+        self.note_relay_server();
+        // The end of a connection says as much.
+        for bytes in last_words.into_iter().filter(|_| !over_stream) {
+            self.send_to_relay(former, &bytes, egress);
+        }
+        let relayed: Vec<_> = self.relay.iter().flat_map(|relay| relay.plan.peers.clone()).collect();
+        for (index, _) in relayed {
+            self.tunnel.set_relayed(index, None, now);
         }
     }
 

@@ -162,8 +162,16 @@ impl App {
             self.bind_at = Some(now + BIND_AGAIN);
             return;
         }
+        self.begin_relay(now);
         self.tunnel.set_running(true, now);
         self.send_control(egress, now);
+    }
+
+    /// What a superpacket may hold has changed: looks at the interface again.
+    pub(super) fn refit_superpackets(&mut self) {
+        if let Some(link) = &mut self.link {
+            (link.mtu, self.link_news) = (None, true);
+        }
     }
 
     /// What to do when the interface is gone.

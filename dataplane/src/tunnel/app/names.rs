@@ -1,4 +1,4 @@
-//! Names of endpoints, looked up again when nobody answers at the address that they had.
+//! Names of endpoints and relays, looked up again when nobody answers at the address that they had.
 //!
 //! Looking up blocks for as long as name servers are silent, so that a thread does it. It is started when it is needed first.
 
@@ -21,19 +21,27 @@ use crate::tunnel::PeerIndex;
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::paths::Paths;
 
-/// How soon the name of one peer is looked up again.
+/// How soon one name is looked up again.
 const AGAIN: Duration = Duration::from_secs(15);
 /// How long the end of the program waits for a look-up under way. One that takes longer ends with the process.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The names of peers.
+/// Who has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Subject {
+    Peer(PeerIndex),
+    /// A relay, by its place among the choices.
+    Relay(usize),
+}
+
+/// The names of peers and relays.
 #[derive(Default)]
 pub(super) struct Names {
     /// What the configuration calls peers, those that are gone as well: `wg setconf` makes all of them anew.
     written: HashMap<PublicKey, Endpoint, foldhash::fast::RandomState>,
-    peers: HashMap<PeerIndex, Named, foldhash::fast::RandomState>,
-    /// Peers of which somebody gave an address that is perhaps their name's.
-    doubted: Vec<PeerIndex>,
+    named: HashMap<Subject, Named, foldhash::fast::RandomState>,
+    /// Peers of which somebody gave an address that is perhaps their name's, and relays that do not answer.
+    doubted: Vec<Subject>,
     lookups: Option<Lookups>,
     /// There are answers.
     pub news: bool,
@@ -47,28 +55,41 @@ struct Named {
     pending: bool,
     /// The address that somebody gave: unless the name has it too, the name is no longer of interest.
     given: Option<SocketAddr>,
+    /// Of a relay, what was found last: its next address is tried without another look-up, when it was lately.
+    found: Vec<SocketAddr>,
 }
 
 impl Named {
     fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, asked: None, pending: false, given: None }
+        Self { endpoint, asked: None, pending: false, given: None, found: Vec::new() }
     }
 }
 
 impl Names {
-    /// Of these peers, by what the configuration calls them.
-    pub fn new(names: Vec<(PeerIndex, PublicKey, Endpoint)>) -> Self {
+    /// Of these peers and relays, by what the configuration calls them.
+    pub fn new(peers: Vec<(PeerIndex, PublicKey, Endpoint)>, relays: Vec<(usize, Endpoint)>) -> Self {
         let mut all = Self::default();
-        for (peer, key, endpoint) in names {
-            all.peers.insert(peer, Named::new(endpoint.clone()));
+        for (peer, key, endpoint) in peers {
+            all.named.insert(Subject::Peer(peer), Named::new(endpoint.clone()));
             all.written.insert(key, endpoint);
+        }
+        for (relay, endpoint) in relays {
+            all.named.insert(Subject::Relay(relay), Named::new(endpoint));
         }
         all
     }
 
+    /// Nobody answers at the address of this relay.
+    pub fn doubt_relay(&mut self, relay: usize) {
+        let relay = Subject::Relay(relay);
+        if self.named.contains_key(&relay) && !self.doubted.contains(&relay) {
+            self.doubted.push(relay);
+        }
+    }
+
     /// A peer is gone.
     pub fn forget(&mut self, peer: PeerIndex) {
-        self.peers.remove(&peer);
+        self.named.remove(&Subject::Peer(peer));
     }
 
     /// Somebody gave the address of a peer, which had another one or none so far. `wg syncconf` looks names up itself and tells
@@ -80,24 +101,25 @@ impl Names {
         address: SocketAddr,
         current: Option<SocketAddr>,
     ) {
-        if current == Some(address) && self.peers.contains_key(&peer) {
+        let subject = Subject::Peer(peer);
+        if current == Some(address) && self.named.contains_key(&subject) {
             return;
         }
         if let Some(endpoint) = self.written.get(&key) {
-            let named = self.peers.entry(peer).or_insert_with(|| Named::new(endpoint.clone()));
+            let named = self.named.entry(subject).or_insert_with(|| Named::new(endpoint.clone()));
             named.given = Some(address);
-            self.doubted.push(peer);
+            self.doubted.push(subject);
         }
     }
 
-    /// Asks for a peer's name, unless that was done a moment ago.
-    fn ask<I: Ingress>(&mut self, peer: PeerIndex, ingress: &mut I, now: Instant) {
-        let Some(named) = self.peers.get_mut(&peer) else {
-            return;
+    /// Asks for a name, unless that was done a moment ago: then answers what was found, as far as that was kept.
+    fn ask<I: Ingress>(&mut self, subject: Subject, ingress: &mut I, now: Instant) -> &[SocketAddr] {
+        let Some(named) = self.named.get_mut(&subject) else {
+            return &[];
         };
         let soon = named.asked.is_some_and(|asked| now.saturating_duration_since(asked) < AGAIN);
         if named.pending || soon && named.given.is_none() {
-            return;
+            return &named.found;
         }
         if self.lookups.is_none() {
             let started = Lookups::start().and_then(|lookups| {
@@ -106,32 +128,39 @@ impl Names {
             });
             match started {
                 Ok(lookups) => self.lookups = Some(lookups),
-                Err(error) => return tracing::warn!("names cannot be looked up: {error}"),
+                Err(error) => {
+                    tracing::warn!("names cannot be looked up: {error}");
+                    return &[];
+                }
             }
         }
         if named.given.is_none() {
             named.asked = Some(now);
         }
-        named.pending = self.lookups.as_ref().is_some_and(|lookups| lookups.ask(peer, &named.endpoint));
+        named.pending = self.lookups.as_ref().is_some_and(|lookups| lookups.ask(subject, &named.endpoint));
+        &[]
     }
 
-    /// The next answer that came, of a peer that is still there and has still its name.
-    fn next(&mut self) -> Option<(PeerIndex, Endpoint, io::Result<Vec<SocketAddr>>)> {
+    /// The next answer that came, of somebody who is still there and has still its name.
+    fn next(&mut self) -> Option<(Subject, Endpoint, io::Result<Vec<SocketAddr>>)> {
         loop {
-            let (peer, answer) = self.lookups.as_ref()?.answers.try_recv().ok()?;
-            let Some(named) = self.peers.get_mut(&peer) else {
+            let (subject, answer) = self.lookups.as_ref()?.answers.try_recv().ok()?;
+            let Some(named) = self.named.get_mut(&subject) else {
                 continue;
             };
             named.pending = false;
+            if let (Subject::Relay(_), Ok(found)) = (subject, &answer) {
+                named.found.clone_from(found);
+            }
             match named.given.take() {
-                None => return Some((peer, named.endpoint.clone(), answer)),
+                None => return Some((subject, named.endpoint.clone(), answer)),
                 Some(given) if answer.is_ok_and(|found| found.contains(&given)) => {}
                 Some(given) => {
                     tracing::info!(
                         "{} is not looked for by its name any more: it is at {given}",
                         named.endpoint
                     );
-                    self.peers.remove(&peer);
+                    self.named.remove(&subject);
                 }
             }
         }
@@ -139,7 +168,7 @@ impl Names {
 }
 
 impl App {
-    /// Looks names up of peers that did not answer, and turns to the addresses that were found.
+    /// Looks names up of peers and relays that did not answer, and turns to the addresses that were found.
     pub(super) fn serve_names<I: Ingress, E: Egress>(
         &mut self,
         ingress: &mut I,
@@ -147,10 +176,14 @@ impl App {
         now: Instant,
     ) {
         while let Some(peer) = self.tunnel.poll_unanswered() {
-            self.outside.names.ask(peer, ingress, now);
+            self.outside.names.ask(Subject::Peer(peer), ingress, now);
         }
-        while let Some(peer) = self.outside.names.doubted.pop() {
-            self.outside.names.ask(peer, ingress, now);
+        while let Some(subject) = self.outside.names.doubted.pop() {
+            let known = self.outside.names.ask(subject, ingress, now);
+            if let (Subject::Relay(relay), false) = (subject, known.is_empty()) {
+                let known = known.to_vec();
+                self.seek_relay(relay, &known, egress, now);
+            }
         }
         if !std::mem::take(&mut self.outside.names.news) {
             return;
@@ -159,23 +192,38 @@ impl App {
             // It is only read to be no longer readable.
             let _ = rustix::io::read(&*lookups.ready, &mut [0; 8]);
         }
-        while let Some((peer, endpoint, answer)) = self.outside.names.next() {
-            // Over the relay it is reached where it was found first.
-            let direct = self.tunnel.paths(peer).and_then(Paths::direct);
-            let current = direct.or_else(|| self.tunnel.path(peer).map(|path| path.remote()));
-            let has_socket = |address: &SocketAddr| self.ports.of(*address).is_some();
-            match answer {
-                Ok(found) => {
-                    let found: Vec<_> = found.into_iter().filter(has_socket).collect();
-                    if let Some(address) = next_address(&found, current) {
-                        tracing::info!("{endpoint} is looked for at {address} now");
-                        self.set_endpoint(peer, address, now);
-                    }
-                }
-                Err(error) => tracing::debug!("{endpoint}: {error}"),
+        while let Some((subject, endpoint, answer)) = self.outside.names.next() {
+            match (answer, subject) {
+                (Ok(found), Subject::Peer(peer)) => self.seek_peer(peer, &endpoint, &found, now),
+                (Ok(found), Subject::Relay(relay)) => self.seek_relay(relay, &found, egress, now),
+                (Err(error), _) => tracing::debug!("{endpoint}: {error}"),
             }
         }
         self.send_control(egress, now);
+    }
+
+    /// Turns to the address of a peer's name that is behind the present one.
+    fn seek_peer(&mut self, peer: PeerIndex, endpoint: &Endpoint, found: &[SocketAddr], now: Instant) {
+        // Over the relay it is reached where it was found first.
+        let direct = self.tunnel.paths(peer).and_then(Paths::direct);
+        let current = direct.or_else(|| self.tunnel.path(peer).map(|path| path.remote()));
+        if let Some(address) = next_address(&self.with_socket(found), current) {
+            tracing::info!("{endpoint} is looked for at {address} now");
+            self.set_endpoint(peer, address, now);
+        }
+    }
+
+    /// The same of a relay.
+    fn seek_relay<E: Egress>(&mut self, relay: usize, found: &[SocketAddr], egress: &mut E, now: Instant) {
+        let current = self.relay.as_ref().and_then(|plan| plan.server_of(relay));
+        if let Some(address) = next_address(&self.with_socket(found), current) {
+            self.move_relay(relay, address, egress, now);
+        }
+    }
+
+    /// Those of the families that this machine has.
+    fn with_socket(&self, found: &[SocketAddr]) -> Vec<SocketAddr> {
+        found.iter().copied().filter(|address| self.ports.of(*address).is_some()).collect()
     }
 }
 
@@ -191,8 +239,8 @@ fn next_address(found: &[SocketAddr], current: Option<SocketAddr>) -> Option<Soc
 
 /// The thread that looks up, and the loop's end of it.
 struct Lookups {
-    jobs: Option<Sender<(PeerIndex, Endpoint)>>,
-    answers: Receiver<(PeerIndex, io::Result<Vec<SocketAddr>>)>,
+    jobs: Option<Sender<(Subject, Endpoint)>>,
+    answers: Receiver<(Subject, io::Result<Vec<SocketAddr>>)>,
     /// Readable when there are answers.
     ready: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -201,13 +249,13 @@ struct Lookups {
 impl Lookups {
     fn start() -> io::Result<Self> {
         let ready = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (jobs, receive_job) = channel::<(PeerIndex, Endpoint)>();
+        let (jobs, receive_job) = channel::<(Subject, Endpoint)>();
         let (send_answer, answers) = channel();
         let theirs = Arc::clone(&ready);
         // Owns its ends of the channels; ends when the loop's are gone, by the drop of `Self`.
         let thread = std::thread::Builder::new().name("towpath-names".to_owned()).spawn(move || {
-            while let Ok((peer, endpoint)) = receive_job.recv() {
-                if send_answer.send((peer, endpoint.addresses())).is_err() {
+            while let Ok((subject, endpoint)) = receive_job.recv() {
+                if send_answer.send((subject, endpoint.addresses())).is_err() {
                     return;
                 }
                 // It fails only when so many answers wait that it is readable anyway.
@@ -217,8 +265,8 @@ impl Lookups {
         Ok(Self { jobs: Some(jobs), answers, ready, thread: Some(thread) })
     }
 
-    fn ask(&self, peer: PeerIndex, endpoint: &Endpoint) -> bool {
-        self.jobs.as_ref().is_some_and(|jobs| jobs.send((peer, endpoint.clone())).is_ok())
+    fn ask(&self, subject: Subject, endpoint: &Endpoint) -> bool {
+        self.jobs.as_ref().is_some_and(|jobs| jobs.send((subject, endpoint.clone())).is_ok())
     }
 }
 
@@ -271,9 +319,10 @@ mod tests {
     fn a_name_is_looked_up_beside_the_loop_and_the_thread_ends() {
         let lookups = Lookups::start().expect("a thread");
         let endpoint = Endpoint { host: crate::config::Host::Name("localhost".to_owned()), port: 9 };
-        assert!(lookups.ask(PeerIndex(1), &endpoint));
-        let (peer, found) = lookups.answers.recv_timeout(Duration::from_secs(60)).expect("an answer");
-        assert_eq!(peer, PeerIndex(1));
+        let subject = Subject::Peer(PeerIndex(1));
+        assert!(lookups.ask(subject, &endpoint));
+        let (answered, found) = lookups.answers.recv_timeout(Duration::from_secs(60)).expect("an answer");
+        assert_eq!(answered, subject);
         assert!(found.expect("localhost").iter().all(|address| address.ip().is_loopback()));
         let thread = lookups.thread.as_ref().map(|thread| thread.thread().id());
         assert!(thread.is_some());

@@ -2,6 +2,7 @@
 //! all, and where names lead.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
@@ -15,14 +16,20 @@ use crate::drops::Cause;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::netlink::{AddressWatch, Handle, RouteWatch};
+use crate::tunnel::bucket::{Bucket, Rate};
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::{Path, PeerIndex, setup};
+use crate::wire::ip;
 use crate::wire::too_big::Message;
 
 /// Peers whose path MTU is asked for in one turn: some 5 µs each.
 const ASKED: usize = 16;
-/// Errors for senders in a second, and at once.
-const ERRORS: u32 = 100;
+/// Errors for one sender.
+const ONE: Rate = Rate { per_second: 100, burst: 100 };
+/// Errors for all senders.
+const ALL: Rate = Rate { per_second: 2_000, burst: 2_000 };
+/// Senders are spread over this many buckets by a keyed hash.
+const SENDERS: usize = 256;
 /// Changes of routes come in crowds: this long they are let come.
 const SETTLING: Duration = Duration::from_millis(200);
 /// How often the MTU is looked at without a change: of a path MTU that is no longer true nobody tells.
@@ -33,6 +40,8 @@ const LOOK: Duration = Duration::from_secs(60);
 pub struct Inquiries {
     /// Names of endpoints, looked up again when a handshake fails.
     pub names: Vec<(PeerIndex, PublicKey, Endpoint)>,
+    /// Names of relays by their place in the plan, looked up again when one does not answer.
+    pub relay_names: Vec<(usize, Endpoint)>,
     /// The MTU of the interface follows the routes to these peers; given when it does.
     pub auto_mtu: Option<AutoMtu>,
 }
@@ -51,7 +60,7 @@ pub(super) struct Outside {
     pub names: Names,
     /// Peers whose path MTU is to be asked for.
     asking: Vec<PeerIndex>,
-    errors: Budget,
+    errors: Errors,
     auto: Option<Auto>,
     addresses: Option<AddressWatch>,
     /// Addresses of this machine came or went.
@@ -69,9 +78,9 @@ impl Outside {
     pub fn new(inquiries: Inquiries) -> Self {
         let auto = |of| Auto { of, watch: None, at: None };
         Self {
-            names: Names::new(inquiries.names),
+            names: Names::new(inquiries.names, inquiries.relay_names),
             asking: Vec::new(),
-            errors: Budget { left: ERRORS, filled: None },
+            errors: Errors::new(),
             auto: inquiries.auto_mtu.map(auto),
             addresses: None,
             address_news: false,
@@ -98,23 +107,28 @@ impl Outside {
     }
 }
 
-/// A bucket of tokens, full at first.
-struct Budget {
-    left: u32,
-    filled: Option<Instant>,
+/// How many errors there may be.
+struct Errors {
+    all: Option<Bucket>,
+    /// By the address they are for.
+    each: Box<[Bucket]>,
+    hasher: RandomState,
 }
 
-impl Budget {
-    fn take(&mut self, now: Instant) -> bool {
-        let filled = *self.filled.get_or_insert(now);
-        let tokens = (now.saturating_duration_since(filled).as_secs_f64() * f64::from(ERRORS)) as u32;
-        if tokens > 0 {
-            self.left = self.left.saturating_add(tokens).min(ERRORS);
-            self.filled = Some(now);
+impl Errors {
+    fn new() -> Self {
+        Self { all: None, each: Box::default(), hasher: RandomState::new() }
+    }
+
+    /// Whether this one may be sent.
+    fn admit(&mut self, to: IpAddr, now: Instant) -> bool {
+        if self.each.is_empty() {
+            self.each = vec![Bucket::full(&ONE, now); SENDERS].into();
         }
-        let taken = self.left > 0;
-        self.left -= u32::from(taken);
-        taken
+        let bucket = self.hasher.hash_one(to) as usize % SENDERS;
+        // In this order, so that a sender that is above its own rate leaves that of all alone.
+        self.each[bucket].take(&ONE, now)
+            && self.all.get_or_insert_with(|| Bucket::full(&ALL, now)).take(&ALL, now)
     }
 }
 
@@ -131,8 +145,9 @@ impl App {
     pub(super) fn refuse<E: Egress>(&mut self, message: Option<Message>, egress: &mut E, now: Instant) {
         self.tunnel.count_drop(Cause::Mtu);
         if let Some(message) = message
-            && self.outside.errors.take(now)
             && let Some(device) = self.ports.device
+            && let Some(header) = ip::parse(message.as_slice())
+            && self.outside.errors.admit(header.destination, now)
         {
             egress.deliver(device, message.as_slice());
         }
@@ -278,14 +293,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_bounded_and_come_back_with_time() {
-        let mut budget = Budget { left: ERRORS, filled: None };
+    fn errors_are_bounded_for_each_sender_and_in_all() {
+        let mut errors = Errors::new();
         let start = Instant::now();
-        let taken = |budget: &mut Budget, now| (0..1_000).filter(|_| budget.take(now)).count();
-        assert_eq!(taken(&mut budget, start), ERRORS as usize);
-        assert_eq!(taken(&mut budget, start + Duration::from_millis(9)), 0);
-        assert_eq!(taken(&mut budget, start + Duration::from_millis(20)), 2);
-        assert_eq!(taken(&mut budget, start + Duration::from_secs(3_600)), ERRORS as usize);
+        let mut taken = |host: u32, after| {
+            let to = IpAddr::V4((0x0a00_0000 + host).into());
+            (0..1_000).filter(|_| errors.admit(to, start + after)).count()
+        };
+        assert_eq!(taken(1, Duration::ZERO), 100);
+        // Who comes after one that has used up its own gets as many: of ten, those in other buckets.
+        let others = (2..12).filter(|host| taken(*host, Duration::ZERO) == 100).count();
+        assert!(others >= 8, "{others}");
+        assert_eq!(taken(1, Duration::from_millis(20)), 2);
+        let all: usize = (100..1_100).map(|host| taken(host, Duration::from_millis(20))).sum();
+        assert!((800..=1_100).contains(&all), "{all}");
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::ingress::{Ingress, Source, Token};
 use crate::sys::udp::UdpSocket;
 use crate::tunnel::setup;
 
+/// The send buffer for answers to strangers, bytes: some 5,000.
+const ASIDE_BUFFER: usize = 4 << 20;
+
 /// The UDP sockets, one for each family the machine has.
 #[derive(Debug)]
 pub struct Sockets {
@@ -18,11 +21,33 @@ pub struct Sockets {
     pub v4: Option<UdpSocket>,
     /// IPv6.
     pub v6: Option<UdpSocket>,
+    /// From which strangers are answered, by family as above: see [`super::Replies`].
+    pub aside: [Option<UdpSocket>; 2],
 }
 
 impl Sockets {
     /// None yet.
-    pub const NONE: Self = Self { v4: None, v6: None };
+    pub const NONE: Self = Self { v4: None, v6: None, aside: [None, None] };
+
+    /// Those that there are, with others beside them for answers to strangers. Where there can be none, answers leave by the same.
+    #[must_use]
+    pub fn new(v4: Option<UdpSocket>, v6: Option<UdpSocket>) -> Self {
+        let beside = |socket: &Option<UdpSocket>| {
+            let other = socket.as_ref()?.beside(ASIDE_BUFFER);
+            if let Err(error) = &other {
+                tracing::debug!("strangers are answered from the same socket as peers: {error}");
+            }
+            other.ok()
+        };
+        let aside = [beside(&v4), beside(&v6)];
+        Self { v4, v6, aside }
+    }
+
+    /// From where strangers at such an address are answered.
+    #[must_use]
+    pub fn aside(&self, address: SocketAddr) -> Option<&UdpSocket> {
+        self.aside[usize::from(address.is_ipv6())].as_ref()
+    }
 
     /// The port they are bound to; 0 when there is none.
     #[must_use]
@@ -30,7 +55,7 @@ impl Sockets {
         self.iter().next().map_or(0, |socket| socket.local_addr().port())
     }
 
-    /// Those that there are.
+    /// Those that there are and receive.
     pub fn iter(&self) -> impl Iterator<Item = &UdpSocket> {
         [&self.v4, &self.v6].into_iter().flatten()
     }
@@ -99,6 +124,7 @@ impl App {
         if registered.is_ok() {
             self.sockets = sockets;
             self.tunnel.set_own_port(self.sockets.port());
+            self.tunnel.set_marked(self.binding.firewall_mark != 0);
         }
         registered
     }

@@ -1,5 +1,6 @@
 //! The relays: which one is in use, and which peers are behind it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,8 @@ pub struct RelayPlan {
     pub choices: Vec<RelayChoice>,
     /// Which peer is reached over them at which address.
     pub peers: Vec<(PeerIndex, SocketAddr)>,
-    /// By which ways each peer may be reached; one that is removed and made again is known by its key.
-    pub policies: Vec<(PeerIndex, PublicKey, Policy)>,
+    /// By which ways peers may be reached, those too that are still to be made, or are made again; of others, the usual one.
+    pub policies: HashMap<PublicKey, Policy>,
     /// The family of the relayed address.
     pub family: Option<AddressFamily>,
     /// For the TURN client; random.
@@ -77,6 +78,8 @@ pub struct Relay {
     lost_at: Option<Instant>,
     /// Where peers were, whose new channels are being bound.
     left: Vec<SocketAddr>,
+    /// All peers that can be called have to wait for it.
+    pub(super) needed: bool,
     /// How many were found unusable since one was usable.
     pub(super) failures: usize,
     /// When the files are looked at.
@@ -106,6 +109,7 @@ impl Relay {
             addresses: Vec::new(),
             current: 0,
             server: choice.server,
+            needed: false,
             failures: 0,
             look_at: now + CREDENTIALS_INTERVAL,
         };
@@ -117,21 +121,9 @@ impl Relay {
         relay
     }
 
-    /// By which ways each peer may be reached, and whether it waits for a channel.
-    pub(super) fn policies(&self) -> impl Iterator<Item = (PeerIndex, Policy, bool)> {
-        let has_address = |index| self.plan.peers.iter().any(|(peer, _)| *peer == index);
-        self.plan.policies.iter().map(move |&(index, _, policy)| (index, policy, has_address(index)))
-    }
-
     /// By which ways the peer with this key may be reached, as the configuration has it.
     pub(super) fn policy_of(&self, key: &PublicKey) -> Policy {
-        let of_key = self.plan.policies.iter().find(|(_, known, _)| known == key);
-        of_key.map(|&(_, _, policy)| policy).unwrap_or_default()
-    }
-
-    /// Whether all peers that can be called have to wait for the relay.
-    pub(super) fn is_needed(&self) -> bool {
-        self.policies().all(|(_, policy, has_address)| policy == Policy::Relay || !has_address)
+        self.plan.policies.get(key).copied().unwrap_or_default()
     }
 
     /// Whether no peer's address is known yet.
@@ -339,17 +331,56 @@ impl Relay {
         {
             return false;
         }
+        if alternate.is_none() {
+            self.current = next;
+        }
+        let server = alternate.unwrap_or(self.plan.choices[self.current].server);
+        self.turn_to(server, last_words, now);
+        true
+    }
+
+    /// The relay in use, unless it was named by another one.
+    pub(super) fn in_use_by_name(&self) -> Option<usize> {
+        (self.server_of(self.current) == Some(self.server)).then_some(self.current)
+    }
+
+    /// The address of a relay, as far as is known.
+    pub(super) fn server_of(&self, index: usize) -> Option<SocketAddr> {
+        self.plan.choices.get(index).map(|choice| choice.server)
+    }
+
+    /// The name of a relay leads to `address`: goes over there at once where that relay is the one that is asked, and has given
+    /// no address; whether it did. One that has is left where it is, and the former has to be told what is left in `last_words`.
+    pub(super) fn move_to(
+        &mut self,
+        index: usize,
+        address: SocketAddr,
+        last_words: &mut Vec<Vec<u8>>,
+        now: Instant,
+    ) -> bool {
+        let is_in_use = self.in_use_by_name() == Some(index);
+        if is_in_use && self.relayed.is_some() {
+            return false;
+        }
+        if let Some(choice) = self.plan.choices.get_mut(index) {
+            choice.server = address;
+        }
+        if is_in_use {
+            self.turn_to(address, last_words, now);
+        }
+        is_in_use
+    }
+
+    /// Leaves the relay in use, and asks the one at `server`, by the current choice.
+    fn turn_to(&mut self, server: SocketAddr, last_words: &mut Vec<Vec<u8>>, now: Instant) {
         self.client.close(now);
         last_words.extend(std::iter::from_fn(|| self.client.poll_transmit()));
         self.leave_stream();
         (self.relayed, self.mapped) = (None, None);
         self.left.clear();
         self.failures += 1;
-        if alternate.is_none() {
-            self.current = next;
-        }
+        self.server = server;
         let choice = &self.plan.choices[self.current];
-        self.server = alternate.unwrap_or(choice.server);
         self.client = connect(&self.plan, choice, self.server, self.seeds.next_u64(), now);
         if let Some((_, address)) = self.addresses.iter().find(|(server, _)| *server == self.server) {
             self.client.prefer(*address);
@@ -366,7 +397,6 @@ impl Relay {
         } else {
             tracing::debug!("going over to relay {}", self.server);
         }
-        true
     }
 }
 

@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::relays::Relay;
 use super::way::Way;
 use super::{App, STREAM};
+use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
@@ -244,7 +245,7 @@ impl App {
                 let mut used = 0;
                 loop {
                     match stream.framer.next(&mut stream.plain[..len], &mut used) {
-                        Ok(Some(message)) => self.handle_relay(message, 0, egress, now),
+                        Ok(Some(message)) => self.handle_relay((message, Body::Sealed), 0, egress, now),
                         Ok(None) => break,
                         Err(unframed) => {
                             stream.end(&unframed);
@@ -268,6 +269,14 @@ impl App {
     pub(super) fn unblock_stream(&mut self) {
         if let Some(stream) = self.relay.as_mut().and_then(|relay| relay.stream.as_mut()) {
             (stream.is_blocked, stream.is_waking) = (false, false);
+        }
+    }
+
+    /// Marks what leaves by the connection from now on (SO_MARK); the kernel looks for its route again.
+    pub(super) fn mark_stream(&self, mark: u32) -> io::Result<()> {
+        match self.relay.as_ref().and_then(|relay| relay.stream.as_ref()) {
+            Some(stream) => socket2::SockRef::from(&stream.transport.fd()).set_mark(mark),
+            None => Ok(()),
         }
     }
 

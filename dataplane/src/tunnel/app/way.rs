@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use super::App;
 use crate::drops::Cause;
-use crate::egress::{Class, Egress, Target};
+use crate::egress::{Class, Egress, Target, Unsealed};
 use crate::stun::{ChannelNumber, channel_data};
 use crate::tunnel::marking::Marking;
-use crate::tunnel::{PeerIndex, Tunnel};
+use crate::tunnel::{Path, PeerIndex, Tunnel};
 use crate::wire::too_big;
 
 /// The longest UDP payload over IPv4, bytes.
@@ -67,6 +68,26 @@ impl std::ops::Deref for Front {
     }
 }
 
+impl App {
+    /// How messages leave for `path`.
+    pub(super) fn way(&mut self, path: Path, now: Instant) -> Result<Way, Cause> {
+        match path {
+            Path::Direct { to, from } => {
+                let port = self.ports.of(to).ok_or(Cause::NoEndpoint)?;
+                Ok(Way::new(Target { port, to, from, traffic_class: 0, dont_fragment: false }, None))
+            }
+            Path::Relayed { peer } => {
+                let relay = self.relay.as_mut().ok_or(Cause::NoEndpoint)?;
+                let number = relay.channel(peer, now).ok_or(Cause::NoEndpoint)?;
+                let port = self.ports.of(relay.server).ok_or(Cause::NoEndpoint)?;
+                let target =
+                    Target { port, to: relay.server, from: None, traffic_class: 0, dont_fragment: false };
+                Ok(Way { is_stream: relay.is_stream(), ..Way::new(target, Some(number)) })
+            }
+        }
+    }
+}
+
 /// Seals a padded packet into the memory it leaves from, or counts it; `false` when there is no session for it.
 pub(super) fn seal_and_append<E: Egress>(
     tunnel: &mut Tunnel,
@@ -82,12 +103,13 @@ pub(super) fn seal_and_append<E: Egress>(
         return true;
     };
     let mut refused = false;
-    egress.append(&way.target, front.len() + sealed_len, Class::Data, |slot| {
+    let len = front.len() + sealed_len;
+    egress.append_unsealed(&way.target, len, Class::Data, |slot| {
         let (head, rest) = slot.split_at_mut(front.len());
         head.copy_from_slice(&front);
-        let sealed = tunnel.seal(peer, packet, rest, now);
-        refused = !sealed;
-        sealed
+        let key = tunnel.write(peer, packet, rest, now);
+        refused = key.is_none();
+        key.map(|key| Unsealed { key, front: front.len() })
     });
     if refused {
         tunnel.count_drop(Cause::NoSession);

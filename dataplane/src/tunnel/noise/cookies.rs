@@ -11,8 +11,10 @@ use chacha20poly1305::{AeadInPlace as _, Tag, XChaCha20Poly1305, XNonce};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+use super::Outset;
 use crate::drops::Cause;
 use crate::tunnel::key::PublicKey;
+use crate::tunnel::peer::Path;
 use crate::wire::wireguard::{COOKIE_REPLY, INITIATION, RESPONSE, SessionIndex};
 
 /// A received cookie is used for so long (section 5.4.7).
@@ -123,48 +125,77 @@ impl Checker {
     }
 }
 
-/// Completes messages to one peer, with the cookie it gave.
+/// Ways to a peer whose cookies are kept: messages leave by two at a time at most. More ways than these take turns.
+const WAYS: usize = 2;
+
+/// Completes messages to one peer, with the cookies it gave. A cookie is for the address that the peer sees, and that is another
+/// one by each way: over a relay, or to another address of the peer's.
 #[derive(Default)]
 pub(super) struct Jar {
-    /// Index and mac1 of the last message.
+    /// The one used last is first.
+    ways: [Option<Way>; WAYS],
+}
+
+/// What there is of one way.
+struct Way {
+    path: Path,
+    /// Index and mac1 of the last message, until it is answered: a reply is good once.
     last: Option<(SessionIndex, Mac)>,
     cookie: Option<(Mac, Instant)>,
 }
 
 impl Jar {
-    /// Writes both MACs of a message to `peer` in which `index` is ours.
-    pub fn complete(&mut self, peer: &PublicKey, index: SessionIndex, message: &mut [u8], now: Instant) {
+    /// Writes both MACs of a message to `peer`.
+    pub fn complete(&mut self, peer: &PublicKey, outset: Outset, message: &mut [u8], now: Instant) {
         let (covered, macs) = message.split_at_mut(message.len() - MACS);
         let mac1 = mac(&mac1_key(peer), covered);
         macs[..MAC].copy_from_slice(&mac1);
         macs[MAC..].fill(0);
-        self.last = Some((index, mac1));
-        self.cookie.take_if(|(_, since)| now.saturating_duration_since(*since) >= COOKIE_AGE_MAX);
-        if let Some((cookie, _)) = &self.cookie {
+        let way = self.way(outset.path);
+        (way.path, way.last) = (outset.path, Some((outset.index, mac1)));
+        way.cookie.take_if(|(_, since)| now.saturating_duration_since(*since) >= COOKIE_AGE_MAX);
+        if let Some((cookie, _)) = &way.cookie {
             let (covered, mac2) = message.split_at_mut(message.len() - MAC);
             mac2.copy_from_slice(&mac(cookie, covered));
         }
     }
 
-    /// Takes the cookie out of a reply of `peer`.
+    /// Takes the cookie out of a reply of `peer`, and says by which way the message had left.
     ///
     /// # Errors
-    /// [`Cause::UnknownIndex`] or [`Cause::BadTag`] when it does not answer our last message.
+    /// [`Cause::UnknownIndex`] or [`Cause::BadTag`] when it does not answer the last message by some way.
     pub fn take(
         &mut self,
         peer: &PublicKey,
         receiver: SessionIndex,
         reply: &[u8; COOKIE_REPLY],
         now: Instant,
-    ) -> Result<(), Cause> {
-        let (_, mac1) = self.last.filter(|(index, _)| *index == receiver).ok_or(Cause::UnknownIndex)?;
+    ) -> Result<Path, Cause> {
+        let mut ways = self.ways.iter_mut().flatten();
+        let (way, mac1) = ways
+            .find_map(|way| {
+                let (_, mac1) = way.last.filter(|(index, _)| *index == receiver)?;
+                Some((way, mac1))
+            })
+            .ok_or(Cause::UnknownIndex)?;
         let nonce = XNonce::from_slice(&reply[REPLY_NONCE..REPLY_COOKIE]);
         let mut cookie = Mac::default();
         cookie.copy_from_slice(&reply[REPLY_COOKIE..REPLY_TAG]);
         cookie_cipher(peer)
             .decrypt_in_place_detached(nonce, &mac1, &mut cookie, Tag::from_slice(&reply[REPLY_TAG..]))
             .map_err(|_| Cause::BadTag)?;
-        self.cookie = Some((cookie, now));
-        Ok(())
+        (way.last, way.cookie) = (None, Some((cookie, now)));
+        Ok(way.path)
+    }
+
+    /// What there is of a way, in the place of the one that was not used for longest if it is new.
+    fn way(&mut self, path: Path) -> &mut Way {
+        let known = self.ways.iter().position(|way| way.as_ref().is_some_and(|way| way.path.leads_as(path)));
+        let place = known.unwrap_or(WAYS - 1);
+        self.ways[..=place].rotate_right(1);
+        if known.is_none() {
+            self.ways[0] = None;
+        }
+        self.ways[0].get_or_insert(Way { path, last: None, cookie: None })
     }
 }

@@ -8,11 +8,13 @@
 
 use blake2::{Blake2s256, Digest as _};
 use hkdf::SimpleHkdf;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
+use ring::aead::{Aad, Tag};
 use x25519_dalek::{PublicKey as Point, SharedSecret, StaticSecret};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::world::Stamp;
+use crate::crypto::Secret;
+use crate::crypto::aead::{cipher, nonce};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::wire::wireguard::{self, INITIATION, Message, RESPONSE, SessionIndex, TAG};
 
@@ -20,12 +22,10 @@ const PATTERN: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const PROLOGUE: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
 const STAMP_LEN: usize = size_of::<Stamp>();
 
-/// A secret that is wiped when dropped.
-pub(super) type Secret = Zeroizing<[u8; KEY_LEN]>;
-
 /// A private key and the public one that belongs to it.
 pub(super) struct KeyPair {
-    private: StaticSecret,
+    /// In memory of its own, because what holds the pair is moved.
+    private: Box<StaticSecret>,
     /// The public key.
     pub public: PublicKey,
 }
@@ -33,8 +33,8 @@ pub(super) struct KeyPair {
 impl KeyPair {
     /// Clamps the private key.
     pub fn new(private: [u8; KEY_LEN]) -> Self {
-        let private = StaticSecret::from(private);
-        let public = PublicKey(*Point::from(&private).as_bytes());
+        let private = Box::new(StaticSecret::from(private));
+        let public = PublicKey(*Point::from(&*private).as_bytes());
         Self { private, public }
     }
 
@@ -133,19 +133,6 @@ fn last_key(keys: &[u8]) -> Secret {
     let mut key = Zeroizing::new([0; KEY_LEN]);
     key.copy_from_slice(&keys[keys.len() - KEY_LEN..]);
     key
-}
-
-/// ring's form of a key. It is sixteen times as long as the key, most of it room for other ciphers, and takes a few
-/// nanoseconds to make: it is made where it is used.
-pub(super) fn cipher(key: &[u8; KEY_LEN]) -> LessSafeKey {
-    LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).expect("32 bytes"))
-}
-
-/// The nonce of message `counter`.
-pub(super) fn nonce(counter: u64) -> Nonce {
-    let mut bytes = [0; 12];
-    bytes[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(bytes)
 }
 
 /// What both ends of two static keys know, whatever the handshake; `None` as in [`KeyPair::agree`].

@@ -6,13 +6,13 @@ impl Noise {
     /// Sessions and what passed under them, handshakes under way and what was heard last, in words.
     pub fn picture(&self) -> String {
         use std::fmt::Write as _;
-        let mut text = format!("{:?} {:?}", self.tag, self.heard);
+        let mut text = format!("{:?}", self.heard);
         let Some(state) = &self.state else {
             return text;
         };
         let pending: Vec<_> = state.pending.iter().flatten().map(|pending| pending.local).collect();
         let current = state.sessions.current().map(|session| session.origin.local);
-        write!(text, " {pending:?} {} {current:?}", state.next).expect("memory");
+        write!(text, " {pending:?} {current:?}").expect("memory");
         for session in state.sessions.iter() {
             let (origin, window) = (&session.origin, session.window.digest());
             write!(text, "\n{origin:?} {} {} {window:x?}", session.confirmed, session.sent).expect("memory");

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use ring::aead::Aad;
 
-use super::handshake::{Secret, SessionKeys, cipher, nonce};
+use super::handshake::SessionKeys;
 use super::window::Window;
 use super::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+use crate::crypto::Secret;
+use crate::crypto::aead::{self, Body, cipher, nonce};
 use crate::drops::Cause;
 use crate::tunnel::missing::Arrived;
-use crate::wire::wireguard::{DATA_HEADER, DATA_OVERHEAD, SessionIndex};
+use crate::wire::wireguard::{DATA_HEADER, DATA_OVERHEAD, SessionIndex, TAG};
 
 /// How a session came about.
 #[derive(Clone, Copy, Debug)]
@@ -75,19 +77,33 @@ impl Session {
 
     /// Seals `packet` into `out`, which is [`DATA_OVERHEAD`] longer. The session must be usable.
     pub fn seal(&mut self, packet: &[u8], out: &mut [u8]) {
+        self.write(packet, out);
+        aead::seal(&cipher(&self.sending), out);
+    }
+
+    /// Writes the message that [`aead::seal`] is to seal under [`Session::sending`], once; otherwise as [`Session::seal`].
+    pub fn write(&mut self, packet: &[u8], out: &mut [u8]) {
         debug_assert!(self.sent < REJECT_AFTER_MESSAGES && out.len() == packet.len() + DATA_OVERHEAD);
         let (header, rest) = out.split_at_mut(DATA_HEADER);
-        let (body, tag) = rest.split_at_mut(packet.len());
         header[..4].copy_from_slice(&[4, 0, 0, 0]);
         header[4..8].copy_from_slice(&self.origin.remote.0.to_le_bytes());
         header[8..].copy_from_slice(&self.sent.to_le_bytes());
-        body.copy_from_slice(packet);
-        let sealed = cipher(&self.sending).seal_in_place_separate_tag(nonce(self.sent), Aad::empty(), body);
-        tag.copy_from_slice(sealed.expect("far below the 256 GiB of the cipher").as_ref());
+        rest[..packet.len()].copy_from_slice(packet);
         self.sent += 1;
     }
 
-    /// Opens a message with this counter into `out`: how long what was inside is, and how many more messages of the peer's are
+    /// The key under which messages are sealed.
+    pub fn sending(&self) -> &Secret {
+        &self.sending
+    }
+
+    /// The key under which a message with this counter may be opened ahead; `None` where [`Session::open`] would refuse it.
+    pub fn receiving(&self, counter: u64, now: Instant) -> Option<&Secret> {
+        let admitted = !self.expired(now) && counter < REJECT_AFTER_MESSAGES && self.window.admits(counter);
+        admitted.then_some(&self.receiving)
+    }
+
+    /// Opens a message with this counter into `out`, unless somebody has done so where it is: how long what was inside is, and how many more messages of the peer's are
     /// missing than before, or fewer. Nothing is changed unless it is authentic and its counter is new.
     ///
     /// # Errors
@@ -96,7 +112,7 @@ impl Session {
     pub fn open(
         &mut self,
         counter: u64,
-        datagram: &[u8],
+        (datagram, body): (&[u8], Body),
         out: &mut [u8],
         now: Instant,
     ) -> Result<(usize, i64), Cause> {
@@ -110,9 +126,16 @@ impl Session {
             return Err(Cause::Replay);
         }
         out.copy_from_slice(sealed);
-        let cipher = cipher(&self.receiving);
-        let inner = cipher.open_in_place(nonce(counter), Aad::empty(), out).map_err(|_| Cause::BadTag)?;
+        let len = match body {
+            Body::Opened => out.len().checked_sub(TAG).ok_or(Cause::MalformedOuter)?,
+            Body::Forged => return Err(Cause::BadTag),
+            Body::Sealed => {
+                let cipher = cipher(&self.receiving);
+                let opened = cipher.open_in_place(nonce(counter), Aad::empty(), out);
+                opened.map_err(|_| Cause::BadTag)?.len()
+            }
+        };
         self.window.note(counter);
-        Ok((inner.len(), self.arrived.note(counter)))
+        Ok((len, self.arrived.note(counter)))
     }
 }

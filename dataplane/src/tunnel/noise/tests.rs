@@ -84,6 +84,12 @@ impl Theirs {
     }
 }
 
+/// By the only way that there is.
+fn outset(world: &World) -> Outset {
+    let to = SocketAddr::from(([192, 0, 2, 1], 1));
+    Outset { index: world.index(), path: Path::Direct { to, from: None } }
+}
+
 /// Our end.
 struct Ours {
     identity: Identity,
@@ -97,7 +103,7 @@ impl Ours {
         Self {
             identity: Identity::new(&secret(OUR_SEED), &[9; 32]),
             world: World::system(),
-            noise: Noise::new(public_key(&secret(THEIR_SEED)), preshared.map(secret), 0x12_3456),
+            noise: Noise::new(public_key(&secret(THEIR_SEED)), preshared.map(secret)),
             now: Instant::now(),
         }
     }
@@ -105,7 +111,7 @@ impl Ours {
     fn initiate(&mut self) -> Vec<u8> {
         let mut out = [0; CONTROL_LEN];
         let Self { identity, world, noise, now } = self;
-        assert_eq!(noise.initiate(identity, world, &mut out, *now), Some(INITIATION));
+        assert_eq!(noise.initiate(identity, world, outset(world), &mut out, *now), Some(INITIATION));
         out.to_vec()
     }
 
@@ -121,7 +127,7 @@ impl Ours {
             Message::Initiation { .. } => {
                 assert!(identity.check_mac1(datagram));
                 let claim = identity.claim(datagram).ok_or(Cause::BadTag)?;
-                noise.handle_initiation(identity, world, claim, &mut out, *now)?
+                noise.handle_initiation(identity, world, claim, outset(world), &mut out, *now)?
             }
             Message::Response { .. } => {
                 assert!(identity.check_mac1(datagram));
@@ -241,6 +247,51 @@ fn boringtun_under_load_gets_its_cookie() {
     assert!(has_mac2(&ours.initiate()));
     ours.now += Duration::from_millis(1);
     assert!(!has_mac2(&ours.initiate()));
+}
+
+#[test]
+fn each_of_two_ways_has_a_cookie_of_its_own() {
+    let mut ours = Ours::new(None);
+    let theirs = Identity::new(&secret(THEIR_SEED), &[3; 32]);
+    let [first, second]: [SocketAddr; 2] =
+        ["192.0.2.1:7", "198.51.100.1:7"].map(|text| text.parse().expect("an address"));
+    // The same address, directly and over a relay, by which we are seen elsewhere.
+    let ways = [(Path::Direct { to: first, from: None }, first), (Path::Relayed { peer: first }, second)];
+    let mut initiate = |path, now| {
+        let Ours { identity, world, noise, .. } = &mut ours;
+        let (mut out, outset) = ([0; CONTROL_LEN], Outset { index: world.index(), path });
+        noise.initiate(identity, world, outset, &mut out, now).expect("a good key");
+        out
+    };
+    let start = Instant::now();
+    let mut replies = Vec::new();
+    for (path, seen) in ways {
+        let mut reply = [0; COOKIE_REPLY];
+        let message = initiate(path, start);
+        assert_eq!(theirs.check_mac2(&message, seen, 0, &mut reply), CookieCheck::Reply);
+        replies.push(reply);
+    }
+    for ((path, _), reply) in ways.iter().zip(&replies) {
+        assert_eq!(ours.noise.handle_cookie_reply(reply, start), Ok(*path));
+        assert_eq!(ours.noise.handle_cookie_reply(reply, start), Err(Cause::UnknownIndex), "it is used up");
+    }
+    let mut initiate = |path| {
+        let Ours { identity, world, noise, .. } = &mut ours;
+        let (mut out, outset) = ([0; CONTROL_LEN], Outset { index: world.index(), path });
+        noise.initiate(identity, world, outset, &mut out, start).expect("a good key");
+        out
+    };
+    for _ in 0..3 {
+        for (path, seen) in ways {
+            let message = initiate(path);
+            assert_eq!(theirs.check_mac2(&message, seen, 0, &mut [0; COOKIE_REPLY]), CookieCheck::Proved);
+        }
+    }
+    // From another local address it is the same way, to another port another one.
+    let same = initiate(Path::Direct { to: first, from: Some([10, 0, 0, 1].into()) });
+    assert_eq!(theirs.check_mac2(&same, first, 0, &mut [0; COOKIE_REPLY]), CookieCheck::Proved);
+    let third = initiate(Path::Direct { to: ([192, 0, 2, 1], 8).into(), from: None });
+    assert_eq!(third[132..], [0; 16]);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What the protocol needs from the world: the time of day for time stamps, how long the machine has slept, and random numbers.
+//! What the protocol needs from the world: the time of day for time stamps, how long the machine has slept, what work has cost, and
+//! random numbers.
 //! Tests put others in their place.
 
 use std::time::Duration;
@@ -7,6 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::sys::clock::{self, Clock};
 use crate::tunnel::key::KEY_LEN;
+use crate::wire::wireguard::SessionIndex;
 
 /// Seconds of TAI64 at the epoch of Unix, as the kernel and wireguard-go count them: a host that goes from one implementation
 /// to another is not taken for older.
@@ -49,6 +51,8 @@ pub struct World {
     pub(in crate::tunnel) wall: fn() -> Duration,
     /// How long the machine has slept since it was started.
     pub(in crate::tunnel) slept: fn() -> Duration,
+    /// How long the processor has worked for us.
+    pub(in crate::tunnel) worked: fn() -> Duration,
     last: Stamp,
 }
 
@@ -56,7 +60,7 @@ impl World {
     /// The system's.
     #[must_use]
     pub fn system() -> Self {
-        Self { wall: wall_clock, slept: time_asleep, last: Stamp([0; 12]) }
+        Self { wall: wall_clock, slept: time_asleep, worked: time_worked, last: Stamp([0; 12]) }
     }
 
     /// A time stamp later than all before it: peers refuse others. When the time of day goes back, they go on from where they were.
@@ -68,8 +72,21 @@ impl World {
     }
 
     /// How long the machine has slept.
-    pub(super) fn slept(&self) -> Duration {
+    pub(in crate::tunnel) fn slept(&self) -> Duration {
         (self.slept)()
+    }
+
+    /// How long the processor has worked for us: the difference of two is what was done in between.
+    pub(in crate::tunnel) fn worked(&self) -> Duration {
+        (self.worked)()
+    }
+
+    /// A session index: random, so that it tells nothing about whose it is.
+    #[must_use]
+    pub fn index(&self) -> SessionIndex {
+        let mut bytes = [0; 4];
+        getrandom::fill(&mut bytes).expect("the kernel has random numbers");
+        SessionIndex(u32::from_ne_bytes(bytes))
     }
 
     /// A secret that nobody has had. It comes from the kernel each time: a generator in our memory could tell it again to
@@ -89,6 +106,10 @@ fn time_asleep() -> Duration {
     // In this order, so that time that passes in between does not make it negative.
     let awake = clock::read(Clock::Monotonic);
     clock::read(Clock::Boottime).saturating_sub(awake)
+}
+
+fn time_worked() -> Duration {
+    clock::read(Clock::Thread)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod messages;
 mod order;
 mod ways;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use super::*;
@@ -23,6 +24,10 @@ type Row = (u32, u64, &'static str, fn(&mut Bench));
 
 /// Rows of the catalogue.
 const ROWS: u32 = 32;
+/// What each handshake message that is looked at costs the endpoint.
+const COST: Duration = Duration::from_micros(100);
+/// A third end, whose messages are forged where they must be believed: those of the other two go on as before.
+const THIRD: (&str, &str) = ("10.0.0.3", "192.0.2.3:3");
 /// From where what must be refused comes.
 const STRANGER: &str = "203.0.113.9:9";
 
@@ -36,7 +41,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mut bench = Self { pair: Pair::connected(), inputs: 0, held: [const { Vec::new() }; 2] };
+        let mut pair = Pair::connected();
+        for end in [&mut pair.a, &mut pair.b] {
+            end.world.worked = work;
+        }
+        let mut bench = Self { pair, inputs: 0, held: [const { Vec::new() }; 2] };
         bench.hold();
         bench
     }
@@ -46,6 +55,17 @@ impl Bench {
         let there = self.pair.seal_at_a(b"sealed before");
         let back = try_seal(&mut self.pair.b, &packet(B_INSIDE, A_INSIDE, b"sealed before"), self.pair.now);
         self.held = [there, back.expect("a session")];
+    }
+
+    /// Has `b` know a third end.
+    fn know_third(&mut self) -> PeerIndex {
+        self.pair.b.add_peer(&peer(3, &["10.0.0.3/32"], None), self.pair.now)
+    }
+
+    /// A session of the third end with `b`.
+    fn third(&mut self) -> forge::Session {
+        self.know_third();
+        forge::Session::new(3, 2, &mut self.pair.b, THIRD.1, self.pair.now)
     }
 
     /// Hands `b` a datagram that must be lost for `cause`, and must not have any other effect.
@@ -71,7 +91,7 @@ impl Bench {
             Ok(_) => {
                 let reply = self.pair.b.poll_transmit().expect("an answer");
                 assert!(reply.bytes().len() < datagram.len() && reply.path == path(from), "{reply:?}");
-                reply.bytes().len() != crate::wire::wireguard::COOKIE_REPLY
+                reply.bytes().len() != wireguard::COOKIE_REPLY
             }
         }
     }
@@ -94,6 +114,7 @@ impl Bench {
             pair.exchange();
             pair.now += 6 * SECOND;
         } else {
+            // The abused end itself, as the row has left it.
             let expected = packet(A_INSIDE, B_INSIDE, b"sealed before");
             assert_eq!(open(&mut pair.b, there, A_OUTSIDE, pair.now), Ok(Some(expected)));
             assert_eq!(open(&mut pair.b, there, A_OUTSIDE, pair.now), Err(Cause::Replay));
@@ -108,13 +129,20 @@ impl Bench {
     }
 }
 
+/// Between two looks at this clock the processor has worked for [`COST`].
+fn work() -> Duration {
+    thread_local!(static WORKED: Cell<Duration> = const { Cell::new(Duration::ZERO) });
+    WORKED.set(WORKED.get() + COST);
+    WORKED.get()
+}
+
 /// All that an endpoint holds, but for what counts losses.
 fn picture(tunnel: &Tunnel) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
         "{} {} {} {} {:?} {:?} {}\n",
         tunnel.by_key.len(),
-        tunnel.by_tag.len(),
+        tunnel.by_index.len(),
         tunnel.staged_bytes,
         tunnel.control.len(),
         tunnel.unstaging,

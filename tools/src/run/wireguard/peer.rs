@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use dataplane::ingress::Meta;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
+use dataplane::tunnel::Path;
 use dataplane::tunnel::key::{PublicKey, SecretKey};
-use dataplane::tunnel::noise::{CONTROL_LEN, Identity, Noise, PEER_TAG_BITS, World};
+use dataplane::tunnel::noise::{CONTROL_LEN, Identity, Noise, Outset, World};
 use dataplane::wire::wireguard::{self, DATA_OVERHEAD, Message};
 
 use super::super::problem::Problem;
@@ -65,8 +66,7 @@ impl Peer {
     ) -> Self {
         // No cookie is ever given out here, so that what binds them need not be secret.
         let identity = Identity::new(private, &[0; 32]);
-        let tag = super::super::run_id() as u32 >> (u32::BITS - PEER_TAG_BITS);
-        let noise = Noise::new(server_key, preshared.cloned(), tag);
+        let noise = Noise::new(server_key, preshared.cloned());
         Self {
             identity,
             world: World::system(),
@@ -145,7 +145,8 @@ impl Peer {
             Some(Message::Initiation { .. }) if self.identity.check_mac1(datagram) => {
                 let claim = self.identity.claim(datagram).filter(|claim| claim.sender == self.server_key);
                 let Some(claim) = claim else { return Heard::Nothing };
-                self.noise.handle_initiation(&self.identity, &self.world, claim, &mut answer, now)
+                let outset = self.outset();
+                self.noise.handle_initiation(&self.identity, &self.world, claim, outset, &mut answer, now)
             }
             Some(Message::CookieReply { .. }) => {
                 // The next initiation carries the cookie.
@@ -162,6 +163,11 @@ impl Peer {
         Heard::Nothing
     }
 
+    /// There is one way to the server.
+    fn outset(&self) -> Outset {
+        Outset { index: self.world.index(), path: Path::Direct { to: self.server, from: None } }
+    }
+
     /// Renews the session when it is time, and sends a keepalive when nothing else was sent.
     pub(super) fn tick(&mut self, now: Instant) {
         let usable = self.noise.usable(now);
@@ -170,7 +176,9 @@ impl Peer {
         let waited = self.initiated.is_none_or(|since| now - since >= timeout);
         if renew && waited {
             let mut initiation = [0; CONTROL_LEN];
-            if let Some(len) = self.noise.initiate(&self.identity, &mut self.world, &mut initiation, now) {
+            let outset = self.outset();
+            let Self { identity, world, noise, .. } = self;
+            if let Some(len) = noise.initiate(identity, world, outset, &mut initiation, now) {
                 self.say(&initiation[..len], now);
             }
             self.initiated = Some(now);

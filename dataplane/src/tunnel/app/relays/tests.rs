@@ -48,7 +48,7 @@ impl World {
         let plan = RelayPlan {
             choices: choices.iter().map(|server| choice(server)).collect(),
             peers: vec![(FIRST, at(1))],
-            policies: Vec::new(),
+            policies: HashMap::new(),
             family: None,
             seed: 7,
         };
@@ -192,4 +192,33 @@ fn a_relay_at_which_peers_were_met_is_waited_for_a_minute() {
     world.relay.forget_peer(SECOND_PEER, now);
     world.relay.set_peer(FIRST, at(3), now);
     assert!(!world.relay.stays(now + 100 * SECOND), "an Endpoint took the place of the ticket's");
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_moves_a_relay_that_gives_no_address() {
+    let (elsewhere, third) = (address("192.0.2.3:3478"), address("192.0.2.4:3478"));
+    let mut world = World::new(&[SERVER]);
+    let now = world.now;
+    let mut last_words = Vec::new();
+    world.relay.relayed = Some(address("192.0.2.1:50000"));
+    assert!(!world.relay.move_to(0, elsewhere, &mut last_words, now), "it works where it is");
+    assert_eq!((world.relay.server, world.relay.server_of(0)), (address(SERVER), Some(address(SERVER))));
+    world.relay.relayed = None;
+    assert!(world.relay.move_to(0, elsewhere, &mut last_words, now));
+    assert_eq!(world.relay.server, elsewhere);
+    assert_eq!(last_words.len(), 1, "the former is asked to delete what it may have");
+    world.server = Server::new();
+    world.settle();
+    assert_eq!(world.kept(), [at(1)]);
+    // One that is not in use is asked there when it is its turn.
+    let mut world = World::new(&[SERVER, "192.0.2.2:3478"]);
+    assert!(!world.relay.move_to(1, third, &mut last_words, now));
+    assert_eq!(world.relay.server, address(SERVER));
+    assert!(world.relay.go_on(None, &mut last_words, now));
+    assert_eq!((world.relay.server, world.relay.in_use_by_name()), (third, Some(1)));
+    // One that another has named is not where its own name leads.
+    assert!(world.relay.go_on(Some(elsewhere), &mut last_words, now));
+    assert_eq!(world.relay.in_use_by_name(), None);
+    assert!(!world.relay.move_to(1, address("192.0.2.5:3478"), &mut last_words, now));
+    assert_eq!(world.relay.server, elsewhere);
 }

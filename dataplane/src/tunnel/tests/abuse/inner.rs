@@ -1,13 +1,16 @@
 //! What is inside of authentic messages, and what comes from the TUN device: W19 to W23, W28 and W32.
 
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+
 use super::*;
 use crate::ingress::Received;
 use crate::offload::split::Splitter;
 use crate::tunnel::routes::AllowedIps;
 
 pub(super) const ROWS: &[Row] = &[
-    (19, 22, "dropped and counted; the sender is authentic and may roam", sources),
-    (20, 261_122, "as a list that is searched in full", overlapping_prefixes),
+    (19, 46, "dropped and counted; the sender is authentic and may roam", sources),
+    (20, 363_122, "as a list that is searched in full", overlapping_prefixes),
     (21, 3_902, "dropped", lies),
     (22, 65, "cut to the length of the packet", padding),
     (23, 9, "passed on byte by byte", opaque),
@@ -59,14 +62,56 @@ fn sources(bench: &mut Bench) {
         assert_eq!(outcome, Err(Cause::AllowedIps), "{source}");
         assert_eq!(bench.pair.b.stats(PEER).received_packets, received);
     }
+    // Whoever may send from everywhere may not from addresses that no host has.
+    for prefix in ["0.0.0.0/0", "::/0"] {
+        bench.pair.b.add_allowed_ip(PEER, prefix.parse().expect("prefix"));
+    }
+    let nobodys = [
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "127.255.255.254",
+        "224.0.0.1",
+        "239.1.2.3",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "ff02::1",
+        "ff0e::1",
+        "::ffff:127.0.0.1",
+        "::ffff:224.0.0.1",
+    ];
+    let somebodys = [
+        ("10.0.0.0", true),
+        ("10.0.0.3", false),
+        ("198.51.100.1", true),
+        ("169.254.1.1", true),
+        ("1.0.0.0", true),
+        ("223.255.255.255", true),
+        ("128.0.0.1", true),
+        ("fd00::3", false),
+        ("fe80::1", true),
+        ("2001:db8::1", true),
+        ("::ffff:10.0.0.1", true),
+    ];
+    let all = nobodys.map(|source| (source, false)).into_iter().chain(somebodys);
+    for (source, passes) in all {
+        let to = if source.contains(':') { "fd00::2" } else { B_INSIDE };
+        let inner = packet(source, to, b"from everywhere");
+        let expected = if passes { Ok(Some(inner.clone())) } else { Err(Cause::AllowedIps) };
+        assert_eq!(carry(bench, &inner), expected, "{source}");
+    }
 }
 
 /// As many as the kernel's own test configures.
 fn overlapping_prefixes(bench: &mut Bench) {
     const PREFIXES: usize = 130_561;
+    /// Addresses in each of three states of the table.
+    const LOOKED_UP: u32 = 34_000;
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(20);
     let mut table = AllowedIps::new(1);
-    let mut list: std::collections::BTreeMap<ipnet::IpNet, PeerIndex> = std::collections::BTreeMap::new();
+    let mut found = [0_u64; 2];
+    let mut list = Prefixes::default();
     let mut prefixes = Vec::with_capacity(PREFIXES);
     for number in 0..PREFIXES as u64 {
         // Few different bits, so that prefixes nest, /0 among them.
@@ -74,10 +119,7 @@ fn overlapping_prefixes(bench: &mut Bench) {
         let address: IpAddr = if number % 2 == 0 {
             Ipv4Addr::from_bits(bits as u32 & 0x0f0f_ffff).into()
         } else {
-            std::net::Ipv6Addr::from_bits(
-                u128::from(bits) << 64 & (0xf0ff_ffff << 96) | u128::from(bits >> 40),
-            )
-            .into()
+            Ipv6Addr::from_bits(u128::from(bits) << 64 & (0xf0ff_ffff << 96) | u128::from(bits >> 40)).into()
         };
         let len = (bits >> 33) as u8 % if address.is_ipv4() { 33 } else { 129 };
         let prefix = ipnet::IpNet::new(address, len).expect("a length").trunc();
@@ -86,22 +128,26 @@ fn overlapping_prefixes(bench: &mut Bench) {
         prefixes.push(prefix);
         bench.inputs += 1;
     }
-    let agree = |table: &AllowedIps, list: &std::collections::BTreeMap<ipnet::IpNet, PeerIndex>| {
-        for prefix in prefixes.iter().step_by(PREFIXES / 100) {
-            let address = prefix.broadcast();
-            let longest = list
-                .iter()
-                .filter(|(prefix, _)| prefix.contains(&address))
-                .max_by_key(|(prefix, _)| prefix.prefix_len())
-                .map(|(_, owner)| *owner);
+    let mut look_up = |table: &AllowedIps, list: &Prefixes, inputs: &mut u64| {
+        for number in 0..LOOKED_UP {
+            // Every other one is an edge of a prefix, or the address beyond; the rest are anywhere.
+            let prefix = prefixes[rng.next_u64() as usize % PREFIXES];
+            let address = match number % 4 {
+                0 => prefix.broadcast(),
+                2 => beyond(prefix.network()),
+                _ => anywhere(prefix, rng.next_u64()),
+            };
+            let longest = longest(list, address);
             assert_eq!(table.find(address), longest, "{address}");
+            found[usize::from(longest.is_some())] += 1;
+            *inputs += 1;
         }
     };
-    agree(&table, &list);
+    look_up(&table, &list, &mut bench.inputs);
     for (number, prefix) in prefixes.iter().enumerate() {
         bench.inputs += 1;
         if number == PREFIXES / 2 {
-            agree(&table, &list);
+            look_up(&table, &list, &mut bench.inputs);
         }
         let Some(&owner) = list.get(prefix) else {
             assert!(!table.remove(*prefix, PeerIndex(0)), "{prefix} is gone");
@@ -112,7 +158,39 @@ fn overlapping_prefixes(bench: &mut Bench) {
         list.remove(prefix);
     }
     assert!(list.is_empty());
-    agree(&table, &list);
+    look_up(&table, &list, &mut bench.inputs);
+    assert!(found.iter().all(|times| *times >= u64::from(LOOKED_UP)), "{found:?}");
+}
+
+type Prefixes = HashMap<ipnet::IpNet, PeerIndex, FixedState>;
+
+/// The owner of the longest prefix that an address is in: each length is tried.
+fn longest(list: &Prefixes, address: IpAddr) -> Option<PeerIndex> {
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    (0..=longest).rev().find_map(|len| {
+        let prefix = ipnet::IpNet::new(address, len).expect("a length").trunc();
+        list.get(&prefix).copied()
+    })
+}
+
+/// The address before, or the last of all before the first.
+fn beyond(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits().wrapping_sub(1)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().wrapping_sub(1)).into(),
+    }
+}
+
+/// An address whose first bits are often a prefix's.
+fn anywhere(prefix: ipnet::IpNet, bits: u64) -> IpAddr {
+    match prefix.network() {
+        IpAddr::V4(address) => {
+            Ipv4Addr::from_bits(address.to_bits() ^ (bits >> 32 >> (bits % 32)) as u32).into()
+        }
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() ^ (u128::from(bits) << 64 >> (bits % 128))).into()
+        }
+    }
 }
 
 fn lies(bench: &mut Bench) {
