@@ -300,7 +300,8 @@ mod tests {
         assert!(Counts::of(&ours).iter().all(|(value, _)| coarse(value) == value));
         let mut fine = Counts::new(Layout::new(1, 60_000_000_000, 5).unwrap());
         (0..500_000).for_each(|step| fine.push(1_000_000 + step, 1).unwrap());
-        let side = Side { curves: Vec::new(), intervals: vec![&fine, &fine], lost: 0 };
+        let side =
+            Side { curves: Vec::new(), intervals: vec![&fine, &fine], lost: 0, lost_shares: Vec::new() };
         let blocks = Blocks::new(&side);
         assert!(blocks.values.len() < 1_200 && blocks.counts[0].len() == blocks.values.len());
         assert_eq!(blocks.counts[1].iter().map(|(_, count)| count).sum::<u64>(), 500_000);
