@@ -9,10 +9,10 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
@@ -25,6 +25,7 @@ use crate::log::{self, LogFormat};
 use crate::netlink;
 use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
+use crate::tunnel::apart::apart;
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::setup::{self, Plan};
@@ -199,37 +200,45 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     up.engine.check().map_err(Failure::usage)?;
     up.crypto.check(up.engine.io).map_err(Failure::usage)?;
     let file = config::find(&up.file)?;
-    let (config, warnings) = Config::load(&file)?;
+    keep_memory_private();
+    let (config, warnings) = apart(|| Config::load(&file))?;
     let name = config::interface_name(&file)?;
     for warning in warnings {
         tracing::warn!("{}: {warning}", file.display());
     }
     let mut host = Host::open(&name, &file, &config)?;
-    let outcome = run_tunnel(&file, &name, &Arc::new(config), up, &mut host);
+    let outcome = run_tunnel(&file, &name, config, up, &mut host);
     host.end();
     outcome
 }
 
-fn run_tunnel(
-    file: &Path,
-    name: &str,
-    config: &Arc<Config>,
-    up: &Up,
-    host: &mut Host,
-) -> Result<(), Failure> {
+/// Keeps keys out of core dumps, and from other processes of the same user (PR_SET_DUMPABLE(2const)).
+fn keep_memory_private() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!("the memory of this process may be dumped with the keys in it: {error}");
+    }
+}
+
+fn run_tunnel(file: &Path, name: &str, mut config: Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
     let (seeds, cookie_secret) = randomness()?;
-    let (of, from) = (Arc::clone(config), file.to_owned());
-    let plan = move || setup::plan(&from, &of, seeds, cookie_secret);
+    let from = file.to_owned();
+    let plan = move || {
+        let planned = setup::plan(&from, &config, seeds, cookie_secret);
+        // From here on the keys are the tunnel's alone.
+        config.forget_keys();
+        (planned, config)
+    };
     let planned = host.before_interface().and_then(|()| host.beside(plan));
-    let plan = match planned {
+    let (plan, config) = match planned {
         // We are to end, and so we do.
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {
             tracing::info!("{error}");
             return Ok(());
         }
-        planned => planned??,
+        planned => planned?,
     };
-    let app = assemble(file, name, config, plan, up, host)?;
+    let plan = plan?;
+    let app = apart(|| assemble(file, name, &config, plan, up, host))?;
     host.serve(|halt, started| engine::run_until(app, &up.engine, halt, || started.tell()))?;
     Ok(())
 }
@@ -274,6 +283,7 @@ fn assemble(
         inquiries: plan.inquiries,
         waiting_relay: None,
         listener,
+        own: host.connection()?,
         drop_in: false,
         notice: None,
         admin,

@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs and waits for them")]
 
+#[path = "updown_namespace/memory.rs"]
+mod memory;
 #[path = "support/hosts.rs"]
 mod on_hosts;
 
@@ -129,6 +131,11 @@ fn killed(running: &mut Running) {
 
 /// Sends a datagram from `a` to an address of `b` and back; where it came from.
 fn echo(hosts: &Hosts, to: &str) -> SocketAddr {
+    echo_of(hosts, to, 5)
+}
+
+/// The same with so many bytes.
+fn echo_of(hosts: &Hosts, to: &str, len: usize) -> SocketAddr {
     let to: SocketAddr = to.parse().unwrap();
     let theirs = hosts.b.run(|| UdpSocket::bind(to).unwrap());
     let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
@@ -137,8 +144,9 @@ fn echo(hosts: &Hosts, to: &str) -> SocketAddr {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }
     let mut buffer = [0; 100];
-    ours.send_to(b"there", to).unwrap();
-    let (_, from) = theirs.recv_from(&mut buffer).unwrap();
+    ours.send_to(&vec![0; len], to).unwrap();
+    let (received, from) = theirs.recv_from(&mut [0; 4_000]).unwrap();
+    assert_eq!(received, len);
     theirs.send_to(b"and back", from).unwrap();
     let (len, _) = ours.recv_from(&mut buffer).unwrap();
     assert_eq!(&buffer[..len], b"and back");
@@ -166,6 +174,13 @@ fn a_default_route_leads_through_the_tunnel_and_goes_with_it() {
         let mut running = hosts.start(&hosts.a, &file);
         assert_eq!(echo(&hosts, "203.0.113.9:9").ip().to_string(), "10.99.0.1", "{endpoint}");
         assert_eq!(echo(&hosts, "[2001:db8:9::9]:9").ip().to_string(), "fd99::1", "{endpoint}");
+        // What is for the host of the endpoint goes by the tunnel as all else, fragments and tunnels of others included.
+        let outside: SocketAddr = endpoint.parse().unwrap();
+        let service = SocketAddr::new(outside.ip(), 9).to_string();
+        assert!(["10.99.0.1", "fd99::1"].contains(&&*echo_of(&hosts, &service, 3_000).ip().to_string()));
+        let any = if outside.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let nested = hosts.a.run(|| UdpSocket::bind(any).unwrap());
+        nested.send_to(b"another tunnel", outside).unwrap();
         // What has a narrower route keeps it.
         assert_eq!(echo(&hosts, "192.0.2.2:9").ip().to_string(), "192.0.2.1");
         for family in ["-4", "-6"] {
@@ -176,6 +191,7 @@ fn a_default_route_leads_through_the_tunnel_and_goes_with_it() {
         let down = hosts.down("tow1");
         assert!(down.status.success() && down.stderr.is_empty(), "{down:?}");
         assert!(running.wait().success(), "{}", running.log());
+        assert!(!running.log().contains("routing_loop"), "{}", running.log());
         assert_eq!(hosts.state(), before);
         assert_eq!(echo(&hosts, "203.0.113.9:9").ip().to_string(), "192.0.2.1");
     }
@@ -557,12 +573,7 @@ fn the_file_is_saved_as_the_tunnel_is_set_in_the_end() {
         "SaveConfig = true",
         "#towpath is better\nAllowedIPs = 10.99.0.1/32, fd99::1/128",
     );
-    // Its socket for `wg` is not in a folder of the test's own, where other tests have theirs.
-    let file = hosts.file("saved.conf", &fs::read_to_string(&file).unwrap());
     let mut callee = hosts.start(&hosts.b, &file);
-    if callee.log().contains("does not see this tunnel") {
-        return left_out("SaveConfig: root, who may write to /var/run/wireguard");
-    }
     let caller =
         hosts.configuration(1, "ListenPort = 40001", "AllowedIPs = 10.99.0.2/32\nEndpoint = 192.0.2.2:51820");
     let _caller = hosts.start(&hosts.a, &caller);
@@ -576,4 +587,109 @@ fn the_file_is_saved_as_the_tunnel_is_set_in_the_end() {
     let without = |text: &str| text.lines().filter(|line| !own.contains(line)).collect::<Vec<_>>().join("\n");
     assert_eq!(without(&after), without(&before));
     assert!(after.contains("#towpath is better\n"));
+}
+
+#[test]
+fn only_the_own_tunnel_is_saved_whoever_serves_its_name() {
+    let Some(hosts) = hosts("only_the_own_tunnel_is_saved_whoever_serves_its_name") else { return };
+    // Where `wg` looks, of this test's own; network namespaces share it.
+    assert!(shell("mount -t tmpfs tmpfs /run; mkdir -p /run/wireguard").status.success());
+    let one = fs::read_to_string(hosts.configuration(1, "", "AllowedIPs = 10.99.0.2/32")).unwrap();
+    let two =
+        fs::read_to_string(hosts.configuration(2, "SaveConfig = true", "AllowedIPs = 10.99.0.1/32")).unwrap();
+    fs::create_dir(hosts.path("conf").join("other")).unwrap();
+    let (other, file) = (hosts.file("other/same.conf", &one), hosts.file("same.conf", &two));
+    let mut others = hosts.start(&hosts.b, &other);
+    assert!(!others.log().contains("does not see this tunnel"), "{}", others.log());
+    let mut running = hosts.start(&hosts.a, &file);
+    assert!(running.log().contains("does not see this tunnel"), "{}", running.log());
+    let down = hosts.down("same");
+    assert!(down.status.success() && running.wait().success(), "{down:?} {}", running.log());
+    assert_eq!(fs::read_to_string(&file).unwrap().replace("\n\n", "\n"), two.replace("\n\n", "\n"));
+    others.signal(Signal::TERM);
+    assert!(others.wait().success(), "{}", others.log());
+}
+
+#[test]
+fn a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now() {
+    let Some(hosts) = hosts("a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now")
+    else {
+        return;
+    };
+    assert!(shell("mount -t tmpfs tmpfs /run; mkdir -p /run/wireguard").status.success());
+    let hooks = hosts.path("conf").join("hooks");
+    let lines = format!(
+        "SaveConfig = true\nPostUp = echo up >> {0}\nPreDown = echo pre-down >> {0}\nPostDown = echo post-down >> {0}",
+        hooks.display()
+    );
+    let file = hosts.configuration(2, &lines, "AllowedIPs = 10.99.0.1/32");
+    let text = fs::read_to_string(&file).unwrap();
+    let mut running = hosts.start(&hosts.a, &file);
+    let start = Instant::now();
+    while !fs::read_to_string(&hooks).is_ok_and(|ran| ran == "up\n") {
+        assert!(start.elapsed() < PATIENCE, "{}", running.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    killed(&mut running);
+    // Somebody else takes the name: the interface, and the socket that `wg` finds.
+    let mut theirs = hosts.run(&hosts.a, hosts.towpath(&["tow2", "-f"]));
+    let start = Instant::now();
+    while !Path::new("/run/wireguard/tow2.sock").exists() {
+        assert!(start.elapsed() < PATIENCE, "{}", theirs.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let down = hosts.down("tow2");
+    let told = String::from_utf8_lossy(&down.stderr);
+    assert_eq!(down.status.code(), Some(1), "{down:?}");
+    assert!(told.contains("somebody else has made an interface of this name"), "{told}");
+    assert_eq!(
+        (fs::read_to_string(&hooks).unwrap().as_str(), fs::read_to_string(&file).unwrap()),
+        ("up\n", text.clone())
+    );
+    let mut up = hosts.spawn(&hosts.a, &file);
+    assert_eq!(up.wait().code(), Some(1), "{}", up.log());
+    assert!(up.log().contains("tow2 is there already, and not by `towpath up`"), "{}", up.log());
+    assert_eq!(fs::read_to_string(&hooks).unwrap(), "up\n");
+    hosts.a.sh("ip link show tow2");
+
+    theirs.signal(Signal::TERM);
+    assert!(theirs.wait().success(), "{}", theirs.log());
+    let down = hosts.down("tow2");
+    let told = String::from_utf8_lossy(&down.stderr);
+    assert!(down.status.success() && told.contains("stays as it was"), "{down:?}");
+    assert_eq!(fs::read_to_string(&hooks).unwrap(), "up\npre-down\npost-down\n");
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+}
+
+#[test]
+fn an_interface_of_somebody_else_is_left_as_it_is() {
+    let Some(hosts) = hosts("an_interface_of_somebody_else_is_left_as_it_is") else { return };
+    let hooks = hosts.path("conf").join("hooks");
+    let lines = ["PreUp", "PostUp", "PreDown", "PostDown"]
+        .map(|key| format!("{key} = echo {key} >> {}", hooks.display()))
+        .join("\n");
+    let file = hosts.configuration(1, &lines, "AllowedIPs = 10.99.0.2/32, 10.44.0.0/16");
+    for make in [
+        "ip tuntap add tow1 mode tun; ip link set tow1 mtu 1400",
+        "ip link add tow1 type veth peer name other",
+    ] {
+        hosts.a.sh(&format!("{make}; ip addr add 10.31.0.1/24 dev tow1"));
+        let show = || hosts.a.sh("ip addr show tow1; ip route show table all");
+        let (before, state) = (show(), hosts.state());
+        let mut refused = hosts.spawn(&hosts.a, &file);
+        assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
+        assert!(refused.log().contains("`ip link del tow1`"), "{}", refused.log());
+        assert_eq!((show(), hosts.state()), (before, state));
+        hosts.a.sh("ip link del tow1");
+    }
+    assert!(!hooks.exists(), "{}", fs::read_to_string(&hooks).unwrap());
+    // One that comes at the last moment is not taken over either.
+    let lines = format!("{lines}\nPreUp = ip tuntap add tow1 mode tun; ip link set tow1 mtu 1400");
+    let file = hosts.configuration(1, &lines, "AllowedIPs = 10.99.0.2/32");
+    let mut refused = hosts.spawn(&hosts.a, &file);
+    assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
+    assert!(refused.log().contains("it is there already"), "{}", refused.log());
+    let left = hosts.a.sh("ip addr show tow1");
+    assert!(left.contains("mtu 1400") && left.contains("DOWN") && !left.contains("10.99.0.1"), "{left}");
+    assert_eq!(fs::read_to_string(&hooks).unwrap(), "PreUp\nPostDown\n");
 }

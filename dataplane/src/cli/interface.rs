@@ -18,7 +18,7 @@ use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::marking::MarkingArgs;
-use super::{Failure, bind_admin, now, randomness};
+use super::{Failure, bind_admin, keep_memory_private, now, randomness};
 use crate::config::{Lines, NoLines};
 use crate::crypto::CryptoArgs;
 use crate::engine::{self, EngineArgs, Offload};
@@ -76,6 +76,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         }
     };
     log::init(flags.log_format, log_level(&level));
+    keep_memory_private();
     let app = assemble(name, flags, lines.as_ref(), notice);
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;
@@ -162,6 +163,7 @@ fn assemble(
         inquiries,
         waiting_relay,
         listener: Some(listener),
+        own: None,
         drop_in: true,
         notice,
         admin,

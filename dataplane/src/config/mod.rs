@@ -37,7 +37,7 @@ pub use self::login::{Credentials, Login, LoginKind};
 pub use self::ours::{Lines, NoLines};
 pub use self::relay::RelayConfig;
 pub use self::value::{Endpoint, Host, Transport};
-use crate::tunnel::key::{PublicKey, SecretKey};
+use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::marking::Marking;
 use crate::tunnel::paths::Policy;
 
@@ -170,6 +170,12 @@ impl Config {
                 .insert(0, format!("everyone can read the keys in it; run: chmod 600 {}", file.display()));
         }
         Ok((config, warnings))
+    }
+
+    /// Wipes the private key and the preshared keys, for when the tunnel has its own.
+    pub fn forget_keys(&mut self) {
+        self.private_key = SecretKey::new([0; KEY_LEN]);
+        self.peers.iter_mut().for_each(|peer| peer.preshared_key = None);
     }
 
     /// Whether IPv6 is used inside the tunnel.

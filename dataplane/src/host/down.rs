@@ -38,6 +38,15 @@ pub fn down(interface: &str) -> io::Result<()> {
         journal.remove();
         return Ok(());
     }
+    if !super::is_gone_soon(interface) {
+        // Its hooks, its name servers and its firewall would be taken from that one.
+        let text = format!(
+            "the process of {interface} was killed, and what it has left stays: somebody else has made an interface of this \
+             name by now; end that one, for example by `wg-quick down {interface}` or `ip link del {interface}`, and run \
+             `towpath down {interface}` again"
+        );
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+    }
     tracing::warn!("the process of {interface} was killed: what it has left is taken back");
     let host = Host {
         interface: interface.to_owned(),
@@ -46,6 +55,7 @@ pub fn down(interface: &str) -> io::Result<()> {
         directory,
         journal,
         signals: super::stop_signals()?,
+        tunnel: None,
     };
     host.end();
     Ok(())

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockOffsetType, FlockType, Pid, fcntl_getlk};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::Step;
@@ -51,8 +52,17 @@ pub enum Found {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", untagged)]
 enum Line {
-    Done { done: Step },
-    TakenBack { taken_back: bool },
+    Done {
+        done: Step,
+    },
+    /// Of another version of this program; after what is known, because the first that fits is taken.
+    Unknown {
+        #[serde(skip_serializing)]
+        done: IgnoredAny,
+    },
+    TakenBack {
+        taken_back: bool,
+    },
 }
 
 /// The directory of this process.
@@ -191,6 +201,8 @@ fn steps_in(text: &str) -> Vec<Step> {
     for line in text.lines() {
         match serde_json::from_str(line) {
             Ok(Line::Done { done }) => steps.push(done),
+            // It has its place: a later line may say that it is taken back.
+            Ok(Line::Unknown { .. }) => steps.push(Step::Unknown),
             Ok(Line::TakenBack { .. }) => _ = steps.pop(),
             Err(_) => {}
         }
@@ -292,6 +304,20 @@ mod tests {
         assert!(journal.is_empty() && exists(&directory, "wg0"));
         journal.remove();
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn what_another_version_has_noted_keeps_its_place() {
+        let known = |command: &str| serde_json::to_string(&Line::Done { done: hook(command) }).expect("text");
+        let (one, two) = (known("one"), known("two"));
+        let (unknown, back) = ("{\"done\":{\"bridge\":{\"name\":\"br0\"}}}", "{\"taken_back\":true}");
+        let more = "{\"done\":{\"post_down\":{\"commands\":[\"x\"],\"user\":7}}}";
+        let found = |lines: &[&str]| steps_in(&lines.join("\n"));
+        assert_eq!(found(&[&one, unknown, back]), [hook("one")]);
+        assert_eq!(found(&[&one, unknown, &two, back, back]), [hook("one")]);
+        assert_eq!(found(&[&one, unknown, &two]), [hook("one"), Step::Unknown, hook("two")]);
+        assert_eq!(found(&[&one, "\"bridge\"", "{\"done\":{\"bri", "{}", back]), []);
+        assert_eq!(found(&[&one, more]).len(), 2, "more is said about it than is known");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod steward;
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use self::names::Resolver;
 use crate::config::{Config, HostSection};
 use crate::netlink::{Handle, Rule};
 use crate::sys::signal::{self, Signal, StopSignals};
+use crate::tunnel::apart::apart;
 
 /// Something that was done to the host, with what is needed to take it back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +76,9 @@ pub enum Step {
         /// For a shell.
         commands: Vec<String>,
     },
+    /// Something that another version of this program has written down.
+    #[serde(skip)]
+    Unknown,
 }
 
 /// The host, for as long as a tunnel is up.
@@ -85,6 +90,8 @@ pub struct Host {
     directory: PathBuf,
     journal: Journal,
     signals: StopSignals,
+    /// Where the tunnel that this process runs is asked how it is set, if that is to be saved.
+    tunnel: Option<UnixStream>,
 }
 
 impl Host {
@@ -92,7 +99,7 @@ impl Host {
     /// SIGINT are blocked, in every thread that is started later too; and so is SIGHUP, which comes when the terminal is closed.
     ///
     /// # Errors
-    /// When the tunnel is up already.
+    /// When the tunnel is up already, or somebody else has made an interface of this name: then nothing is touched.
     pub fn open(interface: &str, file: &Path, config: &Config) -> io::Result<Self> {
         let signals = stop_signals()?;
         let directory = journal::directory();
@@ -112,6 +119,16 @@ impl Host {
                 Journal::unwritten()
             }
         };
+        if !is_gone_soon(interface) {
+            let text = format!(
+                "{interface} is there already, and not by `towpath up`: end it first, for example by `wg-quick down \
+                 {interface}` or `ip link del {interface}`, or give the file another name"
+            );
+            if journal.is_empty() {
+                journal.remove();
+            }
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
         let section = config.host.clone();
         let mut host = Self {
             interface: interface.to_owned(),
@@ -120,6 +137,7 @@ impl Host {
             directory,
             journal,
             signals,
+            tunnel: None,
         };
         if !host.journal.is_empty() {
             tracing::warn!(
@@ -156,7 +174,7 @@ impl Host {
         let theirs = Arc::clone(&finished);
         // Owns the work; ends when that is done, or with the process.
         std::thread::Builder::new().name("towpath-beside".to_owned()).spawn(move || {
-            let done = catch_unwind(AssertUnwindSafe(work));
+            let done = apart(|| catch_unwind(AssertUnwindSafe(work)));
             // Nobody waits any more after a signal, here and below.
             let _ = sender.send(done.ok());
             let _ = rustix::io::write(&*theirs, &1_u64.to_ne_bytes());
@@ -180,6 +198,20 @@ impl Host {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The tunnel's end of a connection by which it will be asked what to save; `None` when nothing is to be saved. The socket
+    /// that `wg` finds is no way: all network namespaces share its name, and somebody else may have it.
+    ///
+    /// # Errors
+    /// No descriptors.
+    pub fn connection(&mut self) -> io::Result<Option<UnixStream>> {
+        if !self.section.save_config {
+            return Ok(None);
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        self.tunnel = Some(ours);
+        Ok(Some(theirs))
     }
 
     /// Tells the resolver of the name servers, and leads packets into the interface. `index` is the interface's; the answer
@@ -240,7 +272,8 @@ impl Host {
         match step {
             Step::PreDown { commands } => self.run_all_hooks("PreDown", commands),
             Step::PostDown { commands } => self.run_all_hooks("PostDown", commands),
-            Step::Interface => wait_until_gone(&self.interface),
+            // What is above it is done, and what is below does not need it to be gone.
+            Step::Interface => _ = is_gone_soon(&self.interface),
             Step::Names { program, record } => names::unset(*program, record, &self.signals)?,
             Step::Firewall { ipv6, table } => firewall::remove(*ipv6, table, &self.signals)?,
             Step::Setting { path, before } => routes::restore_setting(path, before, &self.others())?,
@@ -249,7 +282,12 @@ impl Host {
                 Err(error) if error.errno() == Some(libc::ENOENT) => {}
                 done => done?,
             },
-            Step::Save { file } => save::save(&self.interface, file)?,
+            Step::Unknown => {
+                let text =
+                    "another version of towpath has done something that this one does not know: it stays";
+                return Err(io::Error::other(text));
+            }
+            Step::Save { file } => save::save(self.tunnel.as_ref(), file)?,
         }
         Ok(())
     }
@@ -283,13 +321,15 @@ fn is_there(interface: &str) -> bool {
     Handle::open().is_ok_and(|mut handle| handle.link_index(interface).is_ok())
 }
 
-/// The interface goes with the descriptor of its device, of which a ring lets go a moment later.
-fn wait_until_gone(interface: &str) {
+/// The interface goes with the descriptor of its device, of which a ring lets go a moment later. `false` when it stays: then it
+/// is somebody else's.
+fn is_gone_soon(interface: &str) -> bool {
     const LOOKS: usize = 100;
     for _ in 0..LOOKS {
         if !is_there(interface) {
-            return;
+            return true;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    false
 }

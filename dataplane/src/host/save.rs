@@ -14,18 +14,17 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
-use crate::uapi::DIRECTORY;
 
 /// How long the loop may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// No answer is longer than this, bytes.
 const ANSWER_MAX: u64 = 64 << 20;
 
-/// Writes the configuration of a running tunnel anew.
-pub(super) fn save(interface: &str, file: &Path) -> io::Result<()> {
+/// Writes the configuration of a running tunnel anew; there is none any more after its process was killed.
+pub(super) fn save(tunnel: Option<&UnixStream>, file: &Path) -> io::Result<()> {
     let saved = || -> io::Result<()> {
         let text = Zeroizing::new(fs::read_to_string(file)?);
-        let device = ask(interface)?;
+        let device = ask(tunnel)?;
         let new = rewritten(&text, &device)?;
         replace(file, &new)
     };
@@ -35,8 +34,9 @@ pub(super) fn save(interface: &str, file: &Path) -> io::Result<()> {
 }
 
 /// How the tunnel is set, as `wg` is told.
-fn ask(interface: &str) -> io::Result<Zeroizing<String>> {
-    let mut socket = UnixStream::connect(Path::new(DIRECTORY).join(format!("{interface}.sock")))?;
+fn ask(tunnel: Option<&UnixStream>) -> io::Result<Zeroizing<String>> {
+    let killed = || io::Error::other("how the tunnel was set is not known, because its process was killed");
+    let mut socket = tunnel.ok_or_else(killed)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.write_all(b"get=1\n\n")?;
     socket.shutdown(std::net::Shutdown::Write)?;

@@ -12,6 +12,8 @@ const TUN_F_TSO6: libc::c_uint = 0x04;
 const TUN_F_TSO_ECN: libc::c_uint = 0x08;
 const TUN_F_USO4: libc::c_uint = 0x20;
 const TUN_F_USO6: libc::c_uint = 0x40;
+/// Of linux/if_tun.h: EBUSY when the device is there already.
+const IFF_TUN_EXCL: libc::c_int = 0x8000;
 /// `_IO('T', 227)` of linux/if_tun.h.
 const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
 
@@ -60,15 +62,28 @@ impl Tun {
     /// # Errors
     /// One sentence with the remedy: a missing or closed `/dev/net/tun`, a missing CAP_NET_ADMIN, a busy or bad name.
     pub fn open(name: &str, options: TunOptions) -> io::Result<Self> {
+        Self::open_as(name, options, 0)
+    }
+
+    /// Creates the device `name`, which must not be there: what is set on it is nobody else's, and it goes with the
+    /// descriptor. Otherwise as [`Tun::open`].
+    ///
+    /// # Errors
+    /// As [`Tun::open`]; `ResourceBusy` when there is an interface of this name.
+    pub fn create(name: &str, options: TunOptions) -> io::Result<Self> {
+        Self::open_as(name, options, IFF_TUN_EXCL)
+    }
+
+    fn open_as(name: &str, options: TunOptions, flags: libc::c_int) -> io::Result<Self> {
         let file =
             std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(device_error)?;
         let fd = OwnedFd::from(file);
         rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::RDWR)?;
         let mut request = named_request(name)?;
         let mut header = options.header;
-        if let Err(error) = attach(&fd, &mut request, header) {
+        if let Err(error) = attach(&fd, &mut request, header, flags) {
             let without = header && tells_of_offload(error.raw_os_error().unwrap_or_default());
-            if !without || attach(&fd, &mut request, false).is_err() {
+            if !without || attach(&fd, &mut request, false, flags).is_err() {
                 return Err(interface_error(name, error));
             }
             tracing::warn!(
@@ -164,9 +179,9 @@ impl Tun {
 }
 
 /// Attaches a descriptor to the device of a name, which is made if it is not there (TUNSETIFF).
-fn attach(fd: &OwnedFd, request: &mut libc::ifreq, header: bool) -> io::Result<()> {
+fn attach(fd: &OwnedFd, request: &mut libc::ifreq, header: bool, more_flags: libc::c_int) -> io::Result<()> {
     // No IFF_MULTI_QUEUE: a second process must not silently join as a queue with other flags; it gets EBUSY.
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | if header { libc::IFF_VNET_HDR } else { 0 };
+    let flags = more_flags | libc::IFF_TUN | libc::IFF_NO_PI | if header { libc::IFF_VNET_HDR } else { 0 };
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which the caller has lent us.
     let answer = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, std::ptr::from_mut(request)) };
@@ -234,7 +249,9 @@ fn interface_error(name: &str, error: io::Error) -> io::Error {
         Some(libc::EPERM) => {
             "creating interfaces needs CAP_NET_ADMIN: run as root or with `setcap cap_net_admin+ep`"
         }
-        Some(libc::EBUSY) => "another program has it open; stop it or use another name",
+        Some(libc::EBUSY) => {
+            "it is there already, or another program has it open; end that or use another name"
+        }
         _ => "check the name and `ip link`",
     };
     io::Error::new(error.kind(), format!("TUN interface {name}: {error}; {remedy}"))

@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,6 +96,7 @@ pub struct App {
     crypto_threads: usize,
     /// What is used up at the start.
     listener: Option<Listener>,
+    own: Option<UnixStream>,
     notice: Option<Notice>,
     control: Option<Control>,
     link: Option<Link>,
@@ -127,6 +129,7 @@ impl App {
             inquiries,
             waiting_relay,
             listener,
+            own,
             drop_in,
             notice,
             admin,
@@ -149,6 +152,7 @@ impl App {
             drop_in,
             crypto_threads,
             listener,
+            own,
             notice,
             control: None,
             link: None,
@@ -377,9 +381,8 @@ impl Application for App {
         self.open_device(ingress, egress)?;
         let sockets = std::mem::replace(&mut self.sockets, Sockets::NONE);
         self.open_sockets(sockets, ingress, egress)?;
-        if let Some(listener) = self.listener.take() {
-            self.open_control(listener, ingress, now)?;
-        }
+        let (listener, own) = (self.listener.take(), self.own.take());
+        self.open_control(listener, own, ingress, now)?;
         self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);

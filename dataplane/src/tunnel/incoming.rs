@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::Tunnel;
+use super::apart::apart;
 use super::limiter::Verdict;
 use super::noise::{CONTROL_LEN, Outset};
 use super::peer::{Passed, Path};
@@ -101,11 +102,12 @@ impl Tunnel {
         peer.stats.missing_messages = peer.stats.missing_messages.saturating_add_signed(opened.missing);
         // From here on the message is authentic, whatever it holds.
         let news = self.authentic(index, path, now);
-        let peer = &mut self.peers[index];
         if opened.confirmed {
+            let handshake = self.handshake(now);
+            let peer = &mut self.peers[index];
             peer.told_silent = false;
             peer.timers.handshake_complete();
-            if peer.stats.last_handshake.replace(now).is_none() {
+            if peer.stats.last_handshake.replace(handshake).is_none() {
                 tracing::info!(peer = %peer.public_key, "handshake complete");
             }
             self.unstage(index);
@@ -159,8 +161,8 @@ impl Tunnel {
         let outset = Outset { index: self.new_index(index), path: path_back };
         let mut bytes = [0; CONTROL_LEN];
         let peer = &mut self.peers[index];
-        let len =
-            peer.noise.handle_initiation(&self.identity, &self.world, claim, outset, &mut bytes, now)?;
+        let Self { identity, world, .. } = self;
+        let len = apart(|| peer.noise.handle_initiation(identity, world, claim, outset, &mut bytes, now))?;
         self.note_index(index, outset.index);
         let peer = &mut self.peers[index];
         peer.last_initiation_received = Some(now);
@@ -201,15 +203,17 @@ impl Tunnel {
     ) -> Result<Opened, Cause> {
         let peer = &mut self.peers[index];
         let mut bytes = [0; CONTROL_LEN];
-        let len = peer.noise.handle_response(&self.identity, &self.world, datagram, &mut bytes, now)?;
+        let Self { identity, world, .. } = self;
+        let len = apart(|| peer.noise.handle_response(identity, world, datagram, &mut bytes, now))?;
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
+        let handshake = self.handshake(now);
         let peer = &mut self.peers[index];
         peer.told_silent = false;
         peer.timers.session_made(now);
         peer.timers.handshake_complete();
         peer.timers.anything_sent(now);
-        match peer.stats.last_handshake.replace(now) {
+        match peer.stats.last_handshake.replace(handshake) {
             None => tracing::info!(peer = %peer.public_key, "handshake complete"),
             Some(_) => tracing::debug!(peer = %peer.public_key, "handshake complete"),
         }
@@ -264,6 +268,7 @@ impl Tunnel {
         awaited: bool,
         now: Instant,
     ) -> Result<bool, Cause> {
+        self.refuse_while_down()?;
         if self.private_key.is_none() {
             return Err(Cause::BadTag);
         }
@@ -314,7 +319,13 @@ impl Tunnel {
         news
     }
 
+    /// The sockets stay open where a relay knows them, and sessions of before end one after the other.
+    fn refuse_while_down(&self) -> Result<(), Cause> {
+        if self.running { Ok(()) } else { Err(Cause::TunDown) }
+    }
+
     fn peer_of(&self, receiver: SessionIndex) -> Result<PeerIndex, Cause> {
+        self.refuse_while_down()?;
         self.by_index.get(&receiver).copied().ok_or(Cause::UnknownIndex)
     }
 }

@@ -17,15 +17,18 @@ pub const KEY_LEN: usize = 32;
 )]
 pub struct NotAKey;
 
-/// A private or preshared key.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretKey([u8; KEY_LEN]);
+/// A private or preshared key. It has memory of its own: what holds it can be moved without leaving a copy behind.
+#[derive(PartialEq, Eq)]
+pub struct SecretKey(Box<[u8; KEY_LEN]>);
 
 impl SecretKey {
     /// Takes 32 bytes of randomness or of a file.
     #[must_use]
-    pub fn new(bytes: [u8; KEY_LEN]) -> Self {
-        Self(bytes)
+    pub fn new(mut bytes: [u8; KEY_LEN]) -> Self {
+        let mut key = Self(Box::new([0; KEY_LEN]));
+        key.0.copy_from_slice(&bytes);
+        bytes.zeroize();
+        key
     }
 
     /// The key, for the protocol.
@@ -37,13 +40,13 @@ impl SecretKey {
     /// Whether all bytes are zero, which stands for no key at all.
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        self.0 == [0; KEY_LEN]
+        *self.0 == [0; KEY_LEN]
     }
 
     /// The key in base64, for `genkey`; wiped when dropped.
     #[must_use]
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(STANDARD.encode(self.0))
+        Zeroizing::new(STANDARD.encode(self.expose()))
     }
 
     /// Makes a private key out of random bytes as Curve25519 wants it (RFC 7748 section 5), as `wg genkey` does.
@@ -52,6 +55,14 @@ impl SecretKey {
         self.0[0] &= 0b1111_1000;
         self.0[31] = self.0[31] & 0b0111_1111 | 0b0100_0000;
         self
+    }
+}
+
+impl Clone for SecretKey {
+    fn clone(&self) -> Self {
+        let mut key = Self(Box::new([0; KEY_LEN]));
+        key.0.copy_from_slice(self.expose());
+        key
     }
 }
 
@@ -71,7 +82,10 @@ impl FromStr for SecretKey {
     type Err = NotAKey;
 
     fn from_str(text: &str) -> Result<Self, NotAKey> {
-        decode(text).map(Self)
+        let bytes = decode(text)?;
+        let mut key = Self(Box::new([0; KEY_LEN]));
+        key.0.copy_from_slice(&bytes);
+        Ok(key)
     }
 }
 
@@ -107,18 +121,20 @@ impl FromStr for PublicKey {
     type Err = NotAKey;
 
     fn from_str(text: &str) -> Result<Self, NotAKey> {
-        decode(text).map(Self)
+        let bytes = decode(text)?;
+        bytes.as_slice().try_into().map(Self).map_err(|_| NotAKey)
     }
 }
 
-fn decode(text: &str) -> Result<[u8; KEY_LEN], NotAKey> {
+/// The bytes of a key, of which there are as many as there should be.
+fn decode(text: &str) -> Result<Zeroizing<Vec<u8>>, NotAKey> {
     /// Base64 of 32 bytes.
     const TEXT_LEN: usize = 44;
     if text.len() != TEXT_LEN {
         return Err(NotAKey);
     }
     let bytes = Zeroizing::new(STANDARD.decode(text).map_err(|_| NotAKey)?);
-    bytes.as_slice().try_into().map_err(|_| NotAKey)
+    if bytes.len() == KEY_LEN { Ok(bytes) } else { Err(NotAKey) }
 }
 
 /// p − 1, p and p + 1 for p = 2^255 − 19 differ in their lowest byte only.

@@ -8,6 +8,7 @@
 //! The caller's clock decides everything but the time stamps of initiations, which are of the time of day, and that sessions grow
 //! old while the machine sleeps: see [`noise::World`].
 
+pub mod apart;
 pub mod app;
 pub mod key;
 pub mod marking;
@@ -54,7 +55,7 @@ use self::noise::{CONTROL_LEN, Identity, World};
 use self::outgoing::Silence;
 use self::paths::PathFigures;
 use self::peer::Passed;
-pub use self::peer::{Path, PeerConfig, PeerStats};
+pub use self::peer::{Handshake, Path, PeerConfig, PeerStats};
 pub use self::peers::PeerIndex;
 use self::peers::Peers;
 use self::routes::AllowedIps;
@@ -205,15 +206,7 @@ impl Tunnel {
     pub fn route(&self, packet: &[u8]) -> Result<PeerIndex, Cause> {
         let header = ip::parse(packet).ok_or(Cause::MalformedInner)?;
         let index = self.routes.find(header.destination).ok_or(Cause::NoRoute)?;
-        if self.outside.is_own(packet, &header) {
-            return Err(Cause::RoutingLoop);
-        }
-        match self.path(index) {
-            Some(Path::Direct { to, .. }) if looped::is_to_endpoint(packet, header.destination, to) => {
-                Err(Cause::RoutingLoop)
-            }
-            _ => Ok(index),
-        }
+        if self.is_own(packet, &header) { Err(Cause::RoutingLoop) } else { Ok(index) }
     }
 
     /// Pads a packet as it has to be before [`Tunnel::seal`]: with zeros to a multiple of 16, not beyond the MTU.
@@ -241,7 +234,7 @@ impl Tunnel {
         self.notice_sleep(now);
         let peer = self.peers.get(peer)?;
         peer.noise.usable(now)?;
-        peer.path
+        peer.path.filter(Path::is_usable)
     }
 
     /// Seals a padded packet for `peer` into `out`, which is exactly [`Tunnel::sealed_len`] long: the memory it
@@ -291,7 +284,7 @@ impl Tunnel {
             self.drops.count(Cause::NoRoute);
             return;
         };
-        if peer.path.is_none() && !peer.awaits_path {
+        if !peer.path.as_ref().map_or(peer.awaits_path, Path::is_usable) {
             self.drops.count(Cause::NoEndpoint);
             return;
         }
@@ -307,7 +300,7 @@ impl Tunnel {
                 self.unstaging.pop_front();
                 continue;
             };
-            let usable = peer.noise.usable(now).is_some() && peer.path.is_some();
+            let usable = peer.noise.usable(now).is_some() && peer.path.as_ref().is_some_and(Path::is_usable);
             if usable
                 && let Some(packet) = peer.staged.pop(&mut self.staged_bytes)
                 && out.copy_from(&packet).is_some()
@@ -363,6 +356,18 @@ impl Tunnel {
     #[must_use]
     pub fn stats(&self, peer: PeerIndex) -> PeerStats {
         self.peers.get(peer).map(|peer| peer.stats).unwrap_or_default()
+    }
+
+    /// How long ago a handshake was, sleep included.
+    #[must_use]
+    pub fn age_of(&self, handshake: &Handshake, now: Instant) -> Duration {
+        let slept = (self.world.slept)().saturating_sub(handshake.slept);
+        now.saturating_duration_since(handshake.at) + slept
+    }
+
+    /// One that is completed now.
+    fn handshake(&self, now: Instant) -> Handshake {
+        Handshake { at: now, slept: (self.world.slept)(), wall: (self.world.wall)() }
     }
 
     /// Counts a packet the caller could not hand over.

@@ -329,6 +329,12 @@ impl Noise {
         Ok(OpenedData { len, confirmed, age, initiator, missing })
     }
 
+    /// Whether data messages that we seal are for this index of the peer's.
+    #[must_use]
+    pub fn seals_for(&self, receiver: SessionIndex) -> bool {
+        self.state.as_ref().is_some_and(|state| state.sessions.any(|origin| origin.remote == receiver))
+    }
+
     /// Wipes every session key; handshakes under way go on.
     pub fn forget_sessions(&mut self) {
         if let Some(state) = &mut self.state {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::apart::apart;
 use super::bucket::{Bucket, Rate};
 use super::noise::{CONTROL_LEN, Outset};
 use super::timers::{Due, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME};
@@ -88,7 +89,7 @@ impl Tunnel {
 
     fn send_keepalive(&mut self, index: PeerIndex, persistent: bool, now: Instant) {
         let peer = &mut self.peers[index];
-        let Some(path) = peer.path else {
+        let Some(path) = peer.path.filter(Path::is_usable) else {
             return;
         };
         let mut bytes = [0; CONTROL_LEN];
@@ -136,12 +137,17 @@ impl Tunnel {
         self.arm(index, now);
     }
 
-    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had.
+    /// Sends an initiation by `path`, and no repetition of it; `false` when there is none to be had, or it could not go there: as
+    /// with the kernel, an address that is none of one host may be given.
     pub(super) fn initiate_by(&mut self, index: PeerIndex, path: Path, now: Instant) -> bool {
+        if !path.is_usable() {
+            return false;
+        }
         let outset = Outset { index: self.new_index(index), path };
         let mut bytes = [0; CONTROL_LEN];
-        let noise = &mut self.peers[index].noise;
-        let Some(len) = noise.initiate(&self.identity, &mut self.world, outset, &mut bytes, now) else {
+        let Self { identity, world, peers, .. } = self;
+        let noise = &mut peers[index].noise;
+        let Some(len) = apart(|| noise.initiate(identity, world, outset, &mut bytes, now)) else {
             return false;
         };
         self.note_index(index, outset.index);

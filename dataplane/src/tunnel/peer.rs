@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -106,8 +106,19 @@ pub struct PeerStats {
     /// Data messages that it has sent and that did not arrive: by their counters, in which nothing else leaves gaps. One that
     /// is only late counts until it comes.
     pub missing_messages: u64,
-    /// When the last handshake was completed.
-    pub last_handshake: Option<Instant>,
+    /// The last handshake that was completed.
+    pub last_handshake: Option<Handshake>,
+}
+
+/// When a handshake was completed. Later ones are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Handshake {
+    /// By the clock that stands still while the machine sleeps.
+    pub at: Instant,
+    /// How long the machine had slept by then.
+    pub slept: Duration,
+    /// The time of day, since 1970. It is noted because it cannot be found out later: clocks are set.
+    pub wall: Duration,
 }
 
 impl PeerStats {

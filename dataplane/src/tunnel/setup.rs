@@ -335,8 +335,8 @@ pub fn fit_superpackets(handle: &mut netlink::Handle, index: u32, mtu: u32, rela
     }
 }
 
-/// Creates the interface, gives it its addresses and MTU, and brings it up. It goes away with the descriptor. The index is
-/// for whoever routes packets into it.
+/// Creates the interface, gives it its addresses and MTU, and brings it up. It goes away with the descriptor; one that is there
+/// already is left alone. The index is for whoever routes packets into it.
 ///
 /// # Errors
 /// One sentence that names what the kernel refused, and the remedy.
@@ -347,7 +347,7 @@ pub fn make_interface(
     mtu: usize,
     options: TunOptions,
 ) -> io::Result<(Tun, u32)> {
-    let tun = open_device(name, options)?;
+    let tun = open_device(|| Tun::create(name, options))?;
     let index = set_device(handle, name, mtu)?;
     let relayed = !config.relays.is_empty();
     fit_superpackets(handle, index, u32::try_from(mtu).map_err(io::Error::other)?, relayed);
@@ -359,23 +359,24 @@ pub fn make_interface(
 }
 
 /// Creates an interface that is down and has no address, as `ip link add type wireguard` does, with the same MTU of 1,420
-/// bytes. It goes away with the descriptor.
+/// bytes. It goes away with the descriptor. As wireguard-go does, it takes a device that somebody has made to be taken
+/// (`ip tuntap add`).
 ///
 /// # Errors
 /// As [`make_interface`].
 pub fn make_bare_interface(name: &str, options: TunOptions) -> io::Result<Tun> {
-    let tun = open_device(name, options)?;
+    let tun = open_device(|| Tun::open(name, options))?;
     set_device(&mut netlink::Handle::open()?, name, BARE_MTU)?;
     Ok(tun)
 }
 
 /// Opens the device. One that is taken is tried again for a moment: of the descriptors of a process that was killed a ring
 /// lets go a little later.
-fn open_device(name: &str, options: TunOptions) -> io::Result<Tun> {
+fn open_device(open: impl Fn() -> io::Result<Tun>) -> io::Result<Tun> {
     const PAUSE: Duration = Duration::from_millis(25);
     let mut left = LISTEN_PATIENCE;
     loop {
-        match Tun::open(name, options) {
+        match open() {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !left.is_zero() => {
                 std::thread::sleep(PAUSE);
                 left = left.saturating_sub(PAUSE);

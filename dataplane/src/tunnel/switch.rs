@@ -24,7 +24,7 @@ impl Tunnel {
         let was_unreachable = peer.path.is_none();
         peer.path = path;
         peer.awaits_path = path.is_none();
-        self.outside.note(peer);
+        self.outside.note(index, peer);
         if path.is_some() && was_unreachable {
             peer.timers.persistent_now(now);
             if !peer.staged.is_empty() {
@@ -113,7 +113,7 @@ impl Tunnel {
         };
         let active = paths.active();
         let previous = std::mem::replace(&mut peer.path, active);
-        self.outside.note(peer);
+        self.outside.note(index, peer);
         match (previous, active) {
             (Some(_), None) => peer.awaits_path = true,
             (None, Some(_)) => {

@@ -1,7 +1,6 @@
 //! The text of answers.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -37,7 +36,7 @@ pub fn device(private_key: Option<&SecretKey>, listen_port: u16, firewall_mark: 
 
 /// What there is to say about a peer. The time of the last handshake is counted from 1970.
 #[must_use]
-pub fn peer(view: &PeerView<'_>, last_handshake: Option<Duration>) -> Part {
+pub fn peer(view: &PeerView<'_>) -> Part {
     const LINES: usize = 512;
     const PREFIX_LINE: usize = "allowed_ip=ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128\n".len();
     let mut text = part(LINES + PREFIX_LINE * view.allowed_ips.len());
@@ -48,7 +47,7 @@ pub fn peer(view: &PeerView<'_>, last_handshake: Option<Duration>) -> Part {
     if let Some(endpoint) = view.path.as_ref().map(Path::remote) {
         push(&mut text, format_args!("endpoint={endpoint}"));
     }
-    let last = last_handshake.unwrap_or_default();
+    let last = view.stats.last_handshake.map(|handshake| handshake.wall).unwrap_or_default();
     push(&mut text, format_args!("last_handshake_time_sec={}", last.as_secs()));
     push(&mut text, format_args!("last_handshake_time_nsec={}", last.subsec_nanos()));
     push(&mut text, format_args!("tx_bytes={}", view.stats.sent_message_bytes));
@@ -84,17 +83,24 @@ fn push_key(text: &mut String, name: &str, key: &[u8; KEY_LEN]) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::tunnel::PeerStats;
     use crate::tunnel::key::PublicKey;
+    use crate::tunnel::{Handshake, PeerStats};
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test needs some instant")]
     fn a_peer_is_told_in_the_words_of_the_specification() {
         let allowed_ips: BTreeSet<_> =
             ["10.0.0.2/32", "fd00::/64"].map(|net| net.parse().expect("a prefix")).into();
-        let stats =
-            PeerStats { sent_message_bytes: 38_333, received_message_bytes: 2_224, ..PeerStats::default() };
+        let wall = Duration::new(1_700_000_000, 7);
+        let stats = PeerStats {
+            sent_message_bytes: 38_333,
+            received_message_bytes: 2_224,
+            last_handshake: Some(Handshake { at: Instant::now(), slept: Duration::ZERO, wall }),
+            ..PeerStats::default()
+        };
         let preshared = SecretKey::new([0xab; KEY_LEN]);
         let mut view = PeerView {
             public_key: PublicKey([1; KEY_LEN]),
@@ -105,7 +111,7 @@ mod tests {
             stats,
             paths: Default::default(),
         };
-        let text = peer(&view, Some(Duration::new(1_700_000_000, 7)));
+        let text = peer(&view);
         let expected = format!(
             "public_key={}\npreshared_key={}\nprotocol_version=1\nendpoint=[fe80::1%2]:51820\n\
              last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=7\ntx_bytes=38333\nrx_bytes=2224\n\
@@ -114,8 +120,8 @@ mod tests {
             "ab".repeat(32)
         );
         assert_eq!(*text, expected);
-        (view.preshared_key, view.path) = (None, None);
-        let text = peer(&view, None);
+        (view.preshared_key, view.path, view.stats.last_handshake) = (None, None, None);
+        let text = peer(&view);
         assert!(text.contains(&format!("preshared_key={}\n", "0".repeat(64))) && !text.contains("endpoint"));
         assert!(text.contains("last_handshake_time_sec=0\n"));
     }

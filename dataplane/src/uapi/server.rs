@@ -16,6 +16,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::answer::Part;
 use super::request::{Parsed, Parser};
 use super::{Listener, Request};
+use crate::tunnel::apart::apart;
 
 /// Clients at a time. More wait to be accepted, unless one of these has nothing to say.
 const CLIENTS_MAX: usize = 8;
@@ -61,11 +62,12 @@ pub struct Uapi {
 }
 
 impl Uapi {
-    /// Starts the thread. Signals should be blocked by now: it inherits that.
+    /// Starts the thread: it serves whom `listener` lets in, and `own`, a connection of this program's. Signals should be
+    /// blocked by now: it inherits that.
     ///
     /// # Errors
     /// What eventfd(2) and clone(2) answer.
-    pub fn start(listener: Listener) -> io::Result<Self> {
+    pub fn start(listener: Option<Listener>, own: Option<UnixStream>) -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let shared = Arc::new(Shared {
             to_loop: eventfd(0, flags)?,
@@ -75,15 +77,19 @@ impl Uapi {
         });
         let (send_job, jobs) = channel();
         let (answers, receive_answer) = channel();
-        let server = Server {
+        let mut server = Server {
             listener,
             shared: Arc::clone(&shared),
             jobs: send_job,
             answers: receive_answer,
-            clients: Vec::with_capacity(CLIENTS_MAX),
+            clients: Vec::with_capacity(CLIENTS_MAX + 1),
             next_id: 0,
             buffer: Zeroizing::new(vec![0; READ_LEN]),
         };
+        if let Some(own) = own {
+            own.set_nonblocking(true)?;
+            server.add(own, true);
+        }
         // Owns the listener, its file and its clients; ends when `stopped` is set and it is woken, by the drop of `Self`.
         let thread = std::thread::Builder::new().name("towpath-uapi".to_owned()).spawn(|| server.run())?;
         Ok(Self { shared, jobs, answers, thread: Some(thread) })
@@ -149,6 +155,8 @@ fn now() -> Instant {
 struct Client {
     id: ClientId,
     stream: UnixStream,
+    /// Made by this program: nobody makes it leave for others.
+    is_own: bool,
     parser: Parser,
     /// Read and not parsed yet: a further request of a client that waits for an answer.
     rest: Zeroizing<Vec<u8>>,
@@ -165,7 +173,7 @@ struct Client {
 struct Gone;
 
 struct Server {
-    listener: Listener,
+    listener: Option<Listener>,
     shared: Arc<Shared>,
     jobs: Sender<Job>,
     answers: Receiver<Answer>,
@@ -189,8 +197,8 @@ impl Server {
             if ready.listener {
                 self.accept();
             }
-            if ready.watch && self.listener.is_removed() && !self.shared.removed.swap(true, Ordering::AcqRel)
-            {
+            let is_removed = || self.listener.as_ref().is_some_and(Listener::is_removed);
+            if ready.watch && is_removed() && !self.shared.removed.swap(true, Ordering::AcqRel) {
                 wake(&self.shared.to_loop);
             }
         }
@@ -199,9 +207,10 @@ impl Server {
     /// Waits until there is something to do.
     fn wait(&self) -> Ready {
         let mut fds = vec![PollFd::new(&self.shared.to_server, PollFlags::IN)];
-        let listens = self.clients.len() < CLIENTS_MAX || self.clients.iter().any(Client::is_idle);
-        fds.push(PollFd::new(&self.listener, if listens { PollFlags::IN } else { PollFlags::empty() }));
-        let watch = self.listener.watch();
+        let listens = self.guests().count() < CLIENTS_MAX || self.guests().any(Client::is_idle);
+        let interest = if listens { PollFlags::IN } else { PollFlags::empty() };
+        fds.extend(self.listener.as_ref().map(|listener| PollFd::new(listener, interest)));
+        let watch = self.listener.as_ref().and_then(Listener::watch);
         fds.extend(watch.as_ref().map(|watch| PollFd::new(watch, PollFlags::IN)));
         let first = fds.len();
         // One that waits for the loop is not asked about: that it has hung up would be reported for ever.
@@ -220,22 +229,30 @@ impl Server {
         let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let clients = asked().zip(&fds[first..]).filter(|(_, fd)| is_ready(fd)).map(|(client, _)| client.id);
         Ready {
-            listener: is_ready(&fds[1]),
+            listener: self.listener.is_some() && is_ready(&fds[1]),
             watch: watch.is_some() && is_ready(&fds[2]),
             clients: clients.collect(),
         }
     }
 
+    /// Those that have come by themselves.
+    fn guests(&self) -> impl Iterator<Item = &Client> {
+        self.clients.iter().filter(|client| !client.is_own)
+    }
+
     fn accept(&mut self) {
-        if self.clients.len() >= CLIENTS_MAX {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        if self.guests().count() >= CLIENTS_MAX {
             // The one that has been silent longest between two requests makes room.
-            let idle = self.clients.iter().enumerate().filter(|(_, client)| client.is_idle());
-            let Some((longest, _)) = idle.min_by_key(|(_, client)| client.active) else {
+            let idle = self.guests().filter(|client| client.is_idle());
+            let Some(longest) = idle.min_by_key(|client| client.active).map(|client| client.id) else {
                 return;
             };
-            self.clients.swap_remove(longest);
+            self.clients.retain(|client| client.id != longest);
         }
-        let stream = match self.listener.accept() {
+        let stream = match listener.accept() {
             Ok(stream) => stream,
             Err(error) => {
                 if !is_transient(&error) {
@@ -245,11 +262,16 @@ impl Server {
                 return;
             }
         };
+        self.add(stream, false);
+    }
+
+    fn add(&mut self, stream: UnixStream, is_own: bool) {
         let id = ClientId(self.next_id);
         self.next_id += 1;
         self.clients.push(Client {
             id,
             stream,
+            is_own,
             parser: Parser::default(),
             rest: Zeroizing::new(Vec::new()),
             waiting: false,
@@ -327,7 +349,7 @@ impl Client {
     }
 
     fn parse(&mut self, bytes: &[u8]) -> Result<Option<Request>, Gone> {
-        match self.parser.push(bytes) {
+        match apart(|| self.parser.push(bytes)) {
             Parsed::Incomplete => Ok(None),
             Parsed::Complete(request, len) => {
                 self.rest = Zeroizing::new(bytes[len..].to_vec());
@@ -383,7 +405,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let listener = Listener::bind_in(directory.path(), "wg0").expect("bound");
         let path = listener.path().to_owned();
-        Bench { _directory: directory, path, uapi: Uapi::start(listener).expect("started") }
+        Bench { _directory: directory, path, uapi: Uapi::start(Some(listener), None).expect("started") }
     }
 
     impl Bench {
@@ -455,6 +477,33 @@ mod tests {
         bench.answer(job.client);
         assert_eq!(read(&mut half), ANSWER);
         drop(silent);
+    }
+
+    #[test]
+    fn a_connection_of_our_own_needs_no_socket_and_makes_no_room() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let listener = Listener::bind_in(directory.path(), "wg0").expect("bound");
+        let path = listener.path().to_owned();
+        for (listener, guests) in [(Some(listener), 2 * CLIENTS_MAX), (None, 0)] {
+            let (mut ours, own) = UnixStream::pair().expect("a pair");
+            ours.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+            let uapi = Uapi::start(listener, Some(own)).expect("started");
+            let bench =
+                Bench { _directory: tempfile::tempdir().expect("a directory"), path: path.clone(), uapi };
+            let _silent: Vec<_> = (0..guests).map(|_| bench.connect()).collect();
+            if guests > 0 {
+                // When this one is answered, the others have come and gone.
+                let mut stream = bench.connect();
+                stream.write_all(b"get=1\n\n").expect("written");
+                let job = bench.next();
+                bench.answer(job.client);
+                assert_eq!(read(&mut stream), ANSWER);
+            }
+            ours.write_all(b"get=1\n\n").expect("written");
+            let job = bench.next();
+            bench.answer(job.client);
+            assert_eq!(read(&mut ours), ANSWER);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::status::Telling;
@@ -43,6 +44,8 @@ pub struct Management {
     pub waiting_relay: Option<RelayPlan>,
     /// Where `wg` is served.
     pub listener: Option<Listener>,
+    /// A connection of this program's own, which asks as `wg` does.
+    pub own: Option<UnixStream>,
     /// As wireguard-go: the end of the interface, or of the socket's file, is the end of the program, in good order.
     pub drop_in: bool,
     /// Who waits until everything is there.
@@ -102,14 +105,18 @@ enum Step {
 }
 
 impl App {
-    /// Begins to serve `wg`.
+    /// Begins to serve `wg`, if there is a way to come by.
     pub(super) fn open_control<I: Ingress>(
         &mut self,
-        listener: Listener,
+        listener: Option<Listener>,
+        own: Option<UnixStream>,
         ingress: &mut I,
         now: Instant,
     ) -> io::Result<()> {
-        let uapi = Uapi::start(listener)?;
+        if listener.is_none() && own.is_none() {
+            return Ok(());
+        }
+        let uapi = Uapi::start(listener, own)?;
         ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
         self.control = Some(Control { uapi, job: None, at: None, started: now });
         Ok(())
@@ -154,7 +161,7 @@ impl App {
         match control.job.take() {
             None => {}
             Some(Work::Get { client, last, parts }) => {
-                control.job = self.tell(client, last, parts, &control.uapi, now);
+                control.job = self.tell(client, last, parts, &control.uapi);
                 control.at = Some(now);
             }
             Some(Work::Status(telling)) => {
@@ -178,13 +185,11 @@ impl App {
         mut last: Option<PeerIndex>,
         mut parts: VecDeque<Part>,
         uapi: &Uapi,
-        now: Instant,
     ) -> Option<Work> {
         if parts.is_empty() {
             let (key, mark) = (self.tunnel.private_key(), self.binding.firewall_mark);
             parts.push_back(answer::device(key, self.listen_port(), mark));
         }
-        let wall = wall_clock();
         for _ in 0..PEERS_TOLD {
             last = self.tunnel.next_peer(last);
             let Some(view) = last.and_then(|index| self.tunnel.view(index)) else {
@@ -192,8 +197,7 @@ impl App {
                 uapi.answer(client, parts);
                 return None;
             };
-            let ago = view.stats.last_handshake.map(|at| now.saturating_duration_since(at));
-            parts.push_back(answer::peer(&view, ago.map(|ago| wall.saturating_sub(ago))));
+            parts.push_back(answer::peer(&view));
         }
         Some(Work::Get { client, last, parts })
     }
@@ -252,6 +256,7 @@ impl App {
                 setup::mark_sockets(&self.sockets, *mark).map_err(|error| Refusal::from(&error))?;
                 self.mark_stream(*mark).map_err(|error| Refusal::from(&error))?;
                 self.binding.firewall_mark = *mark;
+                self.tunnel.set_marked(*mark != 0);
             }
             (Change::ReplacePeers, _) => {
                 for _ in 0..TURN / 2 {

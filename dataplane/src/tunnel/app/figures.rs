@@ -153,7 +153,7 @@ impl App {
             let Some(view) = census.last.and_then(|index| self.tunnel.view(index)) else {
                 return true;
             };
-            let age = view.stats.last_handshake.map(|at| now.saturating_duration_since(at));
+            let age = view.stats.last_handshake.map(|handshake| self.tunnel.age_of(&handshake, now));
             census.peers += 1;
             census.with_session += u64::from(age.is_some_and(|age| age < noise::REJECT_AFTER_TIME));
             census.direct += u64::from(matches!(view.path, Some(Path::Direct { .. })));

@@ -124,6 +124,7 @@ impl App {
         if registered.is_ok() {
             self.sockets = sockets;
             self.tunnel.set_own_port(self.sockets.port());
+            self.tunnel.set_marked(self.binding.firewall_mark != 0);
         }
         registered
     }

@@ -110,7 +110,7 @@ impl App {
             Some(Path::Direct { .. }) => (Some(Way::Direct), None),
             Some(Path::Relayed { .. }) => (Some(Way::Relayed), self.relay.as_ref().map(|relay| relay.server)),
         };
-        let handshake = stats.last_handshake.map(|at| now.saturating_duration_since(at));
+        let handshake = stats.last_handshake.map(|handshake| self.tunnel.age_of(&handshake, now));
         Peer {
             public_key: view.public_key.to_string(),
             preshared_key: view.preshared_key.is_some(),

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::App;
 use super::control::wall_clock;
+use crate::tunnel::apart::apart;
 use crate::tunnel::ticket::{Candidate, Signer, Ticket};
 use crate::tunnel::{Path, PeerIndex};
 use crate::uapi::Refusal;
@@ -38,7 +39,7 @@ impl App {
         let is_useful =
             |own: &SocketAddr| relay.mapped != Some(*own) && (mark != 0 || !self.tunnel.is_inside(own.ip()));
         candidates.extend(own_addresses(relay.server, port, mark).filter(is_useful).map(Candidate::Own));
-        Ok(Signer::new(private).sign(&candidates, wall_clock()))
+        Ok(apart(|| Signer::new(private).sign(&candidates, wall_clock())))
     }
 
     /// Takes a peer's ticket.

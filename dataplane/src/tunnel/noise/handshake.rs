@@ -24,7 +24,8 @@ const STAMP_LEN: usize = size_of::<Stamp>();
 
 /// A private key and the public one that belongs to it.
 pub(super) struct KeyPair {
-    private: StaticSecret,
+    /// In memory of its own, because what holds the pair is moved.
+    private: Box<StaticSecret>,
     /// The public key.
     pub public: PublicKey,
 }
@@ -32,8 +33,8 @@ pub(super) struct KeyPair {
 impl KeyPair {
     /// Clamps the private key.
     pub fn new(private: [u8; KEY_LEN]) -> Self {
-        let private = StaticSecret::from(private);
-        let public = PublicKey(*Point::from(&private).as_bytes());
+        let private = Box::new(StaticSecret::from(private));
+        let public = PublicKey(*Point::from(&*private).as_bytes());
         Self { private, public }
     }
 

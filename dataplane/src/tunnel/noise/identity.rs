@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 
 use super::cookies::Checker;
 use super::handshake::{self, Claim, KeyPair};
+use crate::tunnel::apart::apart;
 use crate::tunnel::key::{PublicKey, SecretKey};
 use crate::wire::wireguard::COOKIE_REPLY;
 
 /// The public key that belongs to a private one.
 #[must_use]
 pub fn public_key(private: &SecretKey) -> PublicKey {
-    KeyPair::new(*private.expose()).public
+    apart(|| KeyPair::new(*private.expose()).public)
 }
 
 /// Whether a Diffie-Hellman exchange with this key depends on the private key used.
@@ -38,7 +39,7 @@ impl Identity {
     /// Takes the private key; `cookie_secret` is random.
     #[must_use]
     pub fn new(private: &SecretKey, cookie_secret: &[u8; 32]) -> Self {
-        let keys = KeyPair::new(*private.expose());
+        let keys = apart(|| KeyPair::new(*private.expose()));
         let checker = Checker::new(&keys.public, cookie_secret);
         Self { keys, checker }
     }
@@ -74,6 +75,6 @@ impl Identity {
     /// Reads who claims to have sent a handshake initiation; `None` when it was not made for us.
     #[must_use]
     pub fn claim(&self, datagram: &[u8]) -> Option<Claim> {
-        handshake::claim(&self.keys, datagram)
+        apart(|| handshake::claim(&self.keys, datagram))
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::Session;
+use super::session::{Origin, Session};
 use crate::wire::wireguard::SessionIndex;
 
 const PLACES: usize = 4;
@@ -51,6 +51,11 @@ impl Sessions {
     /// Whether there is one with this index of ours.
     pub fn has(&self, local: SessionIndex) -> bool {
         self.places.iter().flatten().any(|(index, ..)| *index == local)
+    }
+
+    /// Whether one came about like this.
+    pub fn any(&self, is_so: impl Fn(&Origin) -> bool) -> bool {
+        self.places.iter().flatten().any(|(_, _, session)| is_so(&session.origin))
     }
 
     /// All of them, for tests.

@@ -306,6 +306,34 @@ fn an_interface_that_is_down_is_silent_and_its_sessions_end() {
 }
 
 #[test]
+fn an_interface_that_is_down_takes_nothing_whatever_socket_is_open() {
+    let mut pair = Pair::connected();
+    let sealed = pair.seal_at_a(b"x");
+    let cookie = |tunnel: &mut Tunnel, now| {
+        tunnel.start_handshake(PEER, now);
+        let initiation = tunnel.poll_transmit().expect("an initiation");
+        let mut reply = [0; wireguard::COOKIE_REPLY];
+        reply[0] = 3;
+        reply[4..8].copy_from_slice(&initiation.bytes()[4..8]);
+        reply
+    };
+    pair.now += 6 * SECOND;
+    let reply = cookie(&mut pair.b, pair.now);
+    pair.b.set_running(false, pair.now);
+    // Its sessions have not been ended yet.
+    assert!(pair.b.is_renewing());
+    pair.a.start_handshake(PEER, pair.now);
+    let initiation = pair.a.poll_transmit().expect("an initiation");
+    let before = pair.b.stats(PEER);
+    for datagram in [&sealed, initiation.bytes(), &reply] {
+        assert_eq!(open(&mut pair.b, datagram, A_OUTSIDE, pair.now), Err(Cause::TunDown));
+    }
+    assert!(pair.b.poll_transmit().is_none() && pair.b.stats(PEER) == before);
+    pair.b.set_running(true, pair.now);
+    assert_eq!(open(&mut pair.b, initiation.bytes(), A_OUTSIDE, pair.now), Ok(None));
+}
+
+#[test]
 fn a_persistent_keepalive_begins_and_ends_while_running() {
     let mut pair = Pair::new();
     pair.pass(10 * SECOND);

@@ -128,3 +128,20 @@ fn a_machine_that_has_slept_takes_nothing_under_an_old_session_and_is_called_aga
     let answer = try_seal(&mut pair.b, &packet(B_INSIDE, A_INSIDE, b"z"), pair.now).expect("a session");
     assert!(pair.at_a(&answer).is_some());
 }
+
+#[test]
+fn a_handshake_keeps_its_time_of_day_and_its_age_counts_sleep() {
+    let mut pair = connected();
+    let told = |pair: &Pair| {
+        let handshake = pair.a.stats(PEER).last_handshake.expect("a handshake");
+        (handshake.wall, pair.a.age_of(&handshake, pair.now))
+    };
+    assert_eq!(told(&pair), (50 * YEAR, Duration::ZERO));
+    pair.now += 22 * SECOND;
+    SLEPT.set(3_600 * SECOND);
+    WALL.set(51 * YEAR);
+    assert_eq!(told(&pair), (50 * YEAR, 3_622 * SECOND));
+    pair.now += 122 * SECOND;
+    pair.exchange();
+    assert_eq!(told(&pair), (51 * YEAR, Duration::ZERO));
+}

@@ -1,5 +1,7 @@
 //! Our own datagrams, routed back into the tunnel by the host.
 
+use std::collections::VecDeque;
+
 use super::*;
 use crate::tunnel::paths::Policy;
 
@@ -102,4 +104,89 @@ fn the_tunnel_is_no_direct_path_of_its_own() {
     a.set_candidates(PEER, candidates(), now + 60 * SECOND, true, now);
     assert!(asked(&mut a, now).contains(&address(LAN)));
     assert_eq!(a.route(&sent(17, OWN_PORT, LAN)), Err(Cause::RoutingLoop));
+}
+
+/// `pair.a` with a session, and its peer's endpoint in what is routed there; over IPv6 or IPv4.
+fn surrounded(v6: bool) -> Pair {
+    let mut pair = Pair::connected();
+    if v6 {
+        let (inner, now) = (packet(B_INSIDE, A_INSIDE, b"x"), pair.now);
+        let sealed = try_seal(&mut pair.b, &inner, now).expect("a session");
+        open(&mut pair.a, &sealed, "[2001:db8::2]:2000", now).expect("authentic");
+    }
+    pair.a.set_own_port(OWN_PORT);
+    pair.a.add_allowed_ip(PEER, "192.0.2.0/24".parse().expect("prefix"));
+    pair.a.add_allowed_ip(PEER, "2001:db8::/32".parse().expect("prefix"));
+    pair
+}
+
+/// A datagram to the peer of [`surrounded`], as the kernel hands it to the device: in fragments that fit its MTU.
+fn datagram(v6: bool, from: u16, payload: &[u8]) -> Vec<Vec<u8>> {
+    const MTU: usize = 1_420;
+    let (own, to) = if v6 { ("2001:db8::1", "2001:db8::2") } else { ("192.0.2.1", "192.0.2.2") };
+    let mut udp = [from, 2_000, 8 + payload.len() as u16, 0].map(u16::to_be_bytes).concat();
+    udp.extend(payload);
+    let header = if v6 { 40 } else { 20 };
+    if header + udp.len() <= MTU {
+        return vec![packet(own, to, &udp)];
+    }
+    let room = (MTU - header - if v6 { 8 } else { 0 }) & !7;
+    let pieces = udp.chunks(room).enumerate().map(|(number, piece)| {
+        let (offset, more) = (number * room, number * room + piece.len() < udp.len());
+        if v6 {
+            let word = offset as u16 | u16::from(more);
+            let extension = [17, 0, (word >> 8) as u8, word as u8, 0, 0, 0, 1];
+            let mut whole = packet(own, to, &[&extension, piece].concat());
+            whole[6] = 44;
+            return whole;
+        }
+        let mut whole = packet(own, to, piece);
+        whole[6..8].copy_from_slice(&((offset / 8) as u16 | if more { 0x2000 } else { 0 }).to_be_bytes());
+        whole
+    });
+    pieces.collect()
+}
+
+#[test]
+fn what_others_send_to_the_peers_host_passes() {
+    for v6 in [false, true] {
+        let mut pair = surrounded(v6);
+        let nested = [&[4, 0, 0, 0, 1, 2, 3, 4][..], &[0; 60]].concat();
+        for marked in [false, true] {
+            pair.a.set_marked(marked);
+            for payload in [&[7; 3_000][..], &[7; 40], &nested] {
+                for piece in datagram(v6, 4_000, payload) {
+                    assert_eq!(pair.a.route(&piece), Ok(PEER), "{v6} {marked} {}", payload.len());
+                }
+            }
+        }
+        // From the port of ours: that of somebody behind us, where what is ours is led around the tunnel.
+        let [theirs] = &datagram(v6, OWN_PORT, &nested)[..] else { panic!("one piece") };
+        assert_eq!(pair.a.route(theirs), Ok(PEER));
+        pair.a.set_marked(false);
+        assert_eq!(pair.a.route(theirs), Err(Cause::RoutingLoop));
+    }
+}
+
+#[test]
+fn nothing_goes_round_more_than_three_times_whatever_its_length_port_and_mark() {
+    for v6 in [false, true] {
+        for (from, marked) in [(OWN_PORT, false), (OWN_PORT, true), (61_234, false), (61_234, true)] {
+            for len in [0, 100, 1_300, 1_339, 1_340, 1_360, 1_379, 1_380, 1_392] {
+                let mut pair = surrounded(v6);
+                pair.a.set_marked(marked);
+                let mut inside = VecDeque::from([packet(A_INSIDE, B_INSIDE, &vec![0; len])]);
+                let mut rounds = 0;
+                while let Some(packet) = inside.pop_front() {
+                    if pair.a.route(&packet) == Err(Cause::RoutingLoop) {
+                        continue;
+                    }
+                    let sealed = try_seal(&mut pair.a, &packet, pair.now).expect("a session");
+                    inside.extend(datagram(v6, from, &sealed));
+                    rounds += 1;
+                    assert!(rounds <= 3, "{len} bytes from port {from}, IPv6 {v6}, marked {marked}");
+                }
+            }
+        }
+    }
 }

@@ -12,7 +12,7 @@ pub(super) const ROWS: &[Row] = &[
         replayed_elsewhere,
     ),
     (25, 21, "nothing is sent there", endpoints_that_are_none),
-    (27, 6, "what comes back is dropped and counted", looping_routes),
+    (27, 8, "what comes back is dropped and counted", looping_routes),
     (29, 1_000_001, "bounded for each peer and in all, and nobody is called for ever", waiting_for_nobody),
     (30, 21, "a clear error, and no key in it", configurations),
 ];
@@ -46,6 +46,24 @@ fn endpoints_that_are_none(bench: &mut Bench) {
     for from in none {
         // In a file.
         assert!(config::check_endpoint(from.parse().expect("address")).is_err(), "{from}");
+        // As `wg set` gives it: taken, and nothing leaves for it, with a session or without.
+        let mut given = Pair::connected();
+        for _ in 0..2 {
+            given.a.set_persistent_keepalive(PEER, 1, given.now);
+            given.a.set_path(PEER, Some(path(from)), given.now);
+            let dropped = given.a.drops().get(Cause::NoEndpoint);
+            let inner = packet(A_INSIDE, B_INSIDE, b"x");
+            assert!(try_seal(&mut given.a, &inner, given.now).is_none(), "{from}");
+            given.a.stage(PEER, &inner, given.now);
+            assert_eq!(given.a.drops().get(Cause::NoEndpoint), dropped + 1);
+            for _ in 0..300 {
+                given.now += SECOND;
+                given.a.handle_timeout(given.now);
+                assert!(given.a.poll_transmit().is_none(), "{from}");
+            }
+        }
+        given.a.set_path(PEER, Some(path(B_OUTSIDE)), given.now);
+        assert_eq!(given.exchange(), [packet(A_INSIDE, B_INSIDE, b"hello")], "{from}");
         // As where an authentic packet, or a handshake, seems to come from.
         let sealed = bench.pair.seal_at_a(b"x");
         let now = bench.pair.now;
@@ -72,14 +90,19 @@ fn looping_routes(bench: &mut Bench) {
     let now = bench.pair.now;
     // The endpoints of two peers lie in what is routed to them.
     let a = &mut bench.pair.a;
+    a.set_own_port(1_000);
     a.add_allowed_ip(PEER, "192.0.2.0/24".parse().expect("prefix"));
     let v6 = a.add_peer(&peer(5, &["2001:db8::/32"], Some("[2001:db8::5]:5")), now);
     let mut datagram = packet("192.0.2.1", "192.0.2.2", &[0; 40]);
     datagram[20..24].copy_from_slice(&[3, 232, 7, 208]);
     let mut over_v6 = packet("2001:db8::1", "2001:db8::5", &[0; 40]);
     over_v6[40..44].copy_from_slice(&[3, 232, 0, 5]);
-    for loops in [&datagram, &over_v6] {
+    for (loops, from, peer) in [(&mut datagram, 21, PEER), (&mut over_v6, 41, v6)] {
         assert_eq!(a.route(loops), Err(Cause::RoutingLoop));
+        // Somebody else's tunnel to the same host.
+        loops[from] += 1;
+        assert_eq!(a.route(loops), Ok(peer));
+        loops[from] -= 1;
     }
     // What else the host of the endpoint is asked for may go through the tunnel.
     datagram[23] += 1;
@@ -93,7 +116,7 @@ fn looping_routes(bench: &mut Bench) {
     a.set_path(PEER, Some(path("198.51.100.2:2000")), now);
     assert_eq!(a.route(&datagram), Ok(PEER));
     a.set_path(PEER, Some(path(B_OUTSIDE)), now);
-    bench.inputs += 6;
+    bench.inputs += 8;
 }
 
 fn waiting_for_nobody(bench: &mut Bench) {
