@@ -76,6 +76,7 @@ fn a_drain_shows_in_the_probe_the_metrics_and_the_table_until_the_end() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test has its own clock")]
 fn a_log_that_cannot_be_written_is_lost_and_counted_and_the_relay_serves_on() {
     for output in [unwritable::full_disk, unwritable::pipe, unwritable::terminal] {
         let (listen, admin) = free_ports(2);
