@@ -11,6 +11,7 @@ use dataplane::drops::Drops;
 use dataplane::egress::{Class, Egress, Port, Target};
 use dataplane::engine::IngressKind;
 use dataplane::ingress::{Ingress, Meta, Received, Source, Token};
+use dataplane::stages::Stages;
 use dataplane::sys::signal::StopSignals;
 use dataplane::sys::udp::{LISTEN_PATIENCE, RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket, send_batch};
 use rustix::event::{Timespec, epoll};
@@ -86,13 +87,14 @@ pub fn bind(listen: &[SocketAddr]) -> io::Result<Vec<UdpSocket>> {
 pub struct Forwarder {
     sockets: Vec<UdpSocket>,
     sink: SocketAddr,
+    stages: Option<Stages>,
 }
 
 impl Forwarder {
-    /// Forwards what arrives on `sockets` to `sink`.
+    /// Forwards what arrives on `sockets` to `sink`; `timed` keeps the histograms that tunnel and relay have.
     #[must_use]
-    pub fn new(sockets: Vec<UdpSocket>, sink: SocketAddr) -> Self {
-        Self { sockets, sink }
+    pub fn new(sockets: Vec<UdpSocket>, sink: SocketAddr, timed: bool) -> Self {
+        Self { sockets, sink, stages: timed.then(Stages::default) }
     }
 }
 
@@ -147,5 +149,9 @@ impl Application for Forwarder {
 
     fn drops(&self) -> Drops {
         Drops::default()
+    }
+
+    fn stages(&mut self) -> Option<&mut Stages> {
+        self.stages.as_mut()
     }
 }

@@ -12,4 +12,5 @@ pub mod process;
 pub mod ring;
 pub mod slots;
 pub mod stages;
+pub mod timing;
 pub mod zero_copy;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use benches::peers::{self, Group, Plan, Programs, ROWS, Row};
-use benches::{cores, forward, gateway, instructions, middle, process, ring, slots, zero_copy};
+use benches::{cores, forward, gateway, instructions, middle, process, ring, slots, timing, zero_copy};
 use clap::{Args, Parser, Subcommand};
 use dataplane::engine::EngineArgs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,6 +32,18 @@ enum Command {
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
         /// Flags of the engine's side, for example "--io suspend"
+        #[arg(long, default_value = "--io uring", allow_hyphen_values = true)]
+        engine: String,
+    },
+    /// What the histograms of a packet's way cost, which are always on
+    Stages {
+        /// Comparisons, each of four turns
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+        /// Seconds of load in a turn
+        #[arg(long, default_value_t = 2.0)]
+        seconds: f64,
+        /// Flags of the engine, for example "--io suspend"
         #[arg(long, default_value = "--io uring", allow_hyphen_values = true)]
         engine: String,
     },
@@ -61,6 +73,8 @@ enum Command {
     Forward {
         #[arg(long)]
         raw: bool,
+        #[arg(long)]
+        stages: bool,
         #[arg(long, default_value_t = 1)]
         sockets: u16,
         #[arg(long)]
@@ -128,6 +142,10 @@ fn main() -> anyhow::Result<ExitCode> {
             compare(runs, seconds, &engine)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Stages { runs, seconds, engine } => {
+            compare_stages(runs, seconds, &engine)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::ZeroCopy { runs, to } => {
             let mut sink = to.map_or_else(zero_copy::Sink::here, |to| Ok(zero_copy::Sink::There(to)))?;
             println!(
@@ -152,8 +170,8 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Instructions(arguments) => instructions::run(&arguments),
-        Command::Forward { raw, sockets, sink, engine } => {
-            forward_here(raw, sockets, sink, &engine)?;
+        Command::Forward { raw, stages, sockets, sink, engine } => {
+            forward_here((raw, stages), sockets, sink, &engine)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Middle { listen, sink, flows, threads } => {
@@ -246,6 +264,31 @@ fn compare(runs: usize, seconds: f64, engine: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn compare_stages(runs: u32, seconds: f64, engine: &str) -> anyhow::Result<()> {
+    let flags: Vec<&str> = engine.split_whitespace().collect();
+    let mut turns: Vec<f64> = (0..runs).map(|_| timing::of_a_turn()).collect();
+    let turn = median(&mut turns);
+    println!("a turn of the loop: {turn:.1} ns ({:.1} to {:.1})", turns[0], turns[turns.len() - 1]);
+    println!(
+        "{:<32} {:>12} {:>12} {:>8} {:>15}  at most",
+        "case", "without", "with ns/pkt", "ratio", "spread"
+    );
+    for case in ring::cases(seconds) {
+        let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..runs {
+            let pair = timing::compare(&case, &flags)?;
+            without.push(pair.without);
+            with.push(pair.with);
+            ratios.push(pair.with / pair.without);
+        }
+        let (without, with, ratio) = (median(&mut without), median(&mut with), median(&mut ratios));
+        let spread = format!("{:.3} to {:.3}", ratios[0], ratios[ratios.len() - 1]);
+        let share = 100.0 * turn / (without * case.load.burst as f64);
+        println!("{:<32} {without:>12.0} {with:>12.0} {ratio:>8.3} {spread:>15}  {share:.2} %", case.name);
+    }
+    Ok(())
+}
+
 fn compare_slots(runs: u32) -> anyhow::Result<()> {
     let mut costs = [const { Vec::new() }; slots::COUNTS.len()];
     for _ in 0..runs {
@@ -267,7 +310,12 @@ fn compare_slots(runs: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) -> anyhow::Result<()> {
+fn forward_here(
+    (raw, timed): (bool, bool),
+    sockets: u16,
+    sink: SocketAddr,
+    engine: &EngineArgs,
+) -> anyhow::Result<()> {
     let first = 20_000;
     let listen: Vec<SocketAddr> =
         (0..sockets).map(|index| SocketAddr::from(([127, 0, 0, 1], first + index))).collect();
@@ -279,7 +327,7 @@ fn forward_here(raw: bool, sockets: u16, sink: SocketAddr, engine: &EngineArgs) 
     }
     dataplane::log::init(dataplane::log::LogFormat::Json, tracing::level_filters::LevelFilter::INFO);
     // The default of tunnel and relay.
-    Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink), engine)?)
+    Ok(dataplane::engine::run(forward::Forwarder::new(sockets, sink, timed), engine)?)
 }
 
 #[cfg(test)]

@@ -76,6 +76,19 @@ fn the_ring_is_compared_with_the_kernel() {
     }
 }
 
+#[test]
+fn the_histograms_are_compared_with_none() {
+    let output = benches(&["stages", "--runs", "1", "--seconds", "0.2", "--engine", "--io suspend"]);
+    let table = text(&output.stdout);
+    let share = |case: &str| -> f64 {
+        let line = table.lines().find(|line| line.starts_with(case)).unwrap_or_else(|| panic!("{table}"));
+        line.split_whitespace().rev().nth(1).unwrap().parse().unwrap()
+    };
+    for case in ["bulk", "sparse"] {
+        assert!((0.0001..20.0).contains(&share(case)), "{table}");
+    }
+}
+
 /// What `peers ROW` says of its one row, with turns as short as can be; nothing where it may not run.
 fn row(name: &str) -> Option<serde_json::Value> {
     let output = benches(&["peers", name, "--runs", "1", "--seconds", "0.2", "--json"]);
