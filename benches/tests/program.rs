@@ -66,7 +66,8 @@ fn the_ring_is_compared_with_the_kernel() {
     }
     let table = text(&output.stdout);
     let ratio = |case: &str| -> f64 {
-        let line = table.lines().find(|line| line.starts_with(case)).unwrap_or_else(|| panic!("{table}"));
+        let line = table.lines().find(|line| line.starts_with(case));
+        let line = line.unwrap_or_else(|| panic!("{table}{}", text(&output.stderr)));
         // The ratio stands before its spread ("1.10 to 1.10"), the limit and the share that arrived.
         line.split_whitespace().rev().nth(5).unwrap().parse().unwrap()
     };

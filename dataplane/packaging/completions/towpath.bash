@@ -83,7 +83,7 @@ _towpath() {
 
     case "${cmd}" in
         towpath)
-            opts="-f -h -V --foreground --io --ingress --gso --no-offload --completions --busy-poll --ecn --dscp --admin --log-format --help --version up show down reload strip genkey pubkey genpsk ticket help"
+            opts="-f -h -V --foreground --io --ingress --gso --no-offload --completions --busy-poll --crypto-threads --ecn --dscp --admin --log-format --help --version up show down reload strip genkey pubkey genpsk ticket help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -110,6 +110,10 @@ _towpath() {
                     return 0
                     ;;
                 --busy-poll)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --crypto-threads)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -411,7 +415,7 @@ _towpath() {
             return 0
             ;;
         towpath__subcmd__up)
-            opts="-h --io --ingress --gso --no-offload --completions --busy-poll --ecn --dscp --admin --log-format --help"
+            opts="-h --io --ingress --gso --no-offload --completions --busy-poll --crypto-threads --ecn --dscp --admin --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -438,6 +442,10 @@ _towpath() {
                     return 0
                     ;;
                 --busy-poll)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --crypto-threads)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

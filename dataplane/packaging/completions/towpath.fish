@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_towpath_global_optspecs
-    string join \n f/foreground io= ingress= gso= no-offload= completions= busy-poll= ecn= dscp= admin= log-format= h/help V/version
+    string join \n f/foreground io= ingress= gso= no-offload= completions= busy-poll= crypto-threads= ecn= dscp= admin= log-format= h/help V/version
 end
 
 function __fish_towpath_needs_command
@@ -38,6 +38,7 @@ complete -c towpath -n "__fish_towpath_needs_command" -l no-offload -d 'Offloads
 complete -c towpath -n "__fish_towpath_needs_command" -l completions -d 'Who reaps completions; only with `--io uring` [default: thread]' -r -f -a "thread\t'A thread of its own'
 inline\t'The submitting thread'"
 complete -c towpath -n "__fish_towpath_needs_command" -l busy-poll -d 'Look for input this long before going to sleep: wakes sooner, keeps a core busy; 0 for never' -r
+complete -c towpath -n "__fish_towpath_needs_command" -l crypto-threads -d 'Threads that seal and open packets beside the loop; only with `--io uring`. `auto`: one where the program has two cores or more' -r
 complete -c towpath -n "__fish_towpath_needs_command" -l ecn -d 'Copy the ECN bits of packets to what carries them, so that queues on the way can mark [default: on]' -r -f -a "on\t'Used where the kernel has it'
 off\t'Never used'"
 complete -c towpath -n "__fish_towpath_needs_command" -l dscp -d 'DSCP of what carries data: a number, or copy for that of the packet inside [default: 0]' -r
@@ -71,6 +72,7 @@ complete -c towpath -n "__fish_towpath_using_subcommand up" -l no-offload -d 'Of
 complete -c towpath -n "__fish_towpath_using_subcommand up" -l completions -d 'Who reaps completions; only with `--io uring` [default: thread]' -r -f -a "thread\t'A thread of its own'
 inline\t'The submitting thread'"
 complete -c towpath -n "__fish_towpath_using_subcommand up" -l busy-poll -d 'Look for input this long before going to sleep: wakes sooner, keeps a core busy; 0 for never' -r
+complete -c towpath -n "__fish_towpath_using_subcommand up" -l crypto-threads -d 'Threads that seal and open packets beside the loop; only with `--io uring`. `auto`: one where the program has two cores or more' -r
 complete -c towpath -n "__fish_towpath_using_subcommand up" -l ecn -d 'Copy the ECN bits of packets to what carries them, so that queues on the way can mark [default: on]' -r -f -a "on\t'Used where the kernel has it'
 off\t'Never used'"
 complete -c towpath -n "__fish_towpath_using_subcommand up" -l dscp -d 'DSCP of what carries data: a number, or copy for that of the packet inside [default: 0]' -r
