@@ -246,7 +246,12 @@ fn set_up_ring<A: Application>(
     let threads = application.crypto_threads();
     if threads > 0 {
         let slots = egress.slots().capacity;
-        egress.set_boss(Boss::start(threads, slots, UringIngress::BUFFERS_MAX)?);
+        match Boss::start(threads, slots, UringIngress::BUFFERS_MAX) {
+            Ok(boss) => egress.set_boss(boss),
+            Err(error) => tracing::warn!(
+                "no crypto threads: {error}; the loop seals and opens by itself. Raise the limit on threads (`ulimit -u`, TasksMax)"
+            ),
+        }
     }
     egress.set_waiting_time(application.waiting_time());
     Ok(egress)

@@ -1,8 +1,11 @@
 //! ChaCha20-Poly1305 (RFC 8439) as WireGuard's data messages have it (paper, section 5.4.6): in place, message by message.
 
+use std::sync::Arc;
+
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
+use crate::stun::channel_data;
 use crate::wire::wireguard::{DATA_HEADER, DATA_OVERHEAD, TAG};
 
 /// Length of a key, bytes.
@@ -10,6 +13,9 @@ pub const KEY_LEN: usize = 32;
 
 /// A secret that is wiped when dropped.
 pub type Secret = Zeroizing<[u8; KEY_LEN]>;
+
+/// A session's key, in one place for all who seal or open with it; wiped when the last has let go of it.
+pub type Key = Arc<Secret>;
 
 /// ring's form of a key. It is sixteen times as long as the key, most of it room for other ciphers, and takes a few
 /// nanoseconds to make: it is made where it is used.
@@ -40,7 +46,7 @@ pub fn seal(cipher: &LessSafeKey, message: &mut [u8]) {
 
 /// Seals what stands in `bytes`: data messages as [`seal`] takes them, each in a segment of `segment_size` bytes (the last may be
 /// shorter) behind `front` bytes of something else.
-pub fn seal_segments(key: &Secret, bytes: &mut [u8], segment_size: usize, front: usize) {
+pub fn seal_segments(key: &Key, bytes: &mut [u8], segment_size: usize, front: usize) {
     let cipher = cipher(key);
     for segment in bytes.chunks_mut(segment_size.max(front + DATA_OVERHEAD)) {
         seal(&cipher, &mut segment[front..]);
@@ -80,13 +86,20 @@ impl Bodies {
 
 /// Opens what stands in `bytes`, as [`seal_segments`] has sealed it, in place: the first 64 messages that are of the session of the
 /// first. Whether their counters are new is for the caller to find out.
-pub fn open_segments(key: &Secret, bytes: &mut [u8], segment_size: usize, front: usize) -> Bodies {
+pub fn open_segments(key: &Key, bytes: &mut [u8], segment_size: usize, front: usize) -> Bodies {
     let cipher = cipher(key);
     let mut bodies = Bodies::default();
     let Some(session) = bytes.get(front..).and_then(|bytes| bytes.first_chunk::<8>()).copied() else {
         return bodies;
     };
     for (index, segment) in bytes.chunks_mut(segment_size.max(1)).take(64).enumerate() {
+        // The message is the whole of the datagram, or of what ChannelData says to be in it, and no part of that.
+        if front == channel_data::HEADER_LEN
+            && channel_data::ChannelData::parse(segment)
+                .is_none_or(|data| data.payload.len() + front != segment.len())
+        {
+            continue;
+        }
         let Some(message) = segment.get_mut(front..).filter(|message| message.len() >= DATA_OVERHEAD) else {
             continue;
         };
@@ -109,13 +122,16 @@ fn counter_of(header: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    fn key(fill: u8) -> Secret {
-        Zeroizing::new([fill; KEY_LEN])
+    fn key(fill: u8) -> Key {
+        Arc::new(Zeroizing::new([fill; KEY_LEN]))
     }
 
-    /// A data message with this counter, in the clear, behind `front` bytes of 0xcc.
+    /// A data message with this counter, in the clear, in ChannelData where `front` is 4.
     fn written(counter: u64, body: &[u8], front: usize) -> Vec<u8> {
-        let mut datagram = vec![0xcc; front];
+        let mut datagram = match front {
+            0 => Vec::new(),
+            _ => [&[0x40, 0][..], &((body.len() + DATA_OVERHEAD) as u16).to_be_bytes()].concat(),
+        };
         datagram.extend([4, 0, 0, 0, 7, 7, 7, 7]);
         datagram.extend(counter.to_le_bytes());
         datagram.extend(body);
@@ -158,6 +174,19 @@ mod tests {
             changed[segment_size + front + 8] ^= 1;
             let found = open_segments(&key(1), &mut changed, segment_size, front);
             assert_eq!([0, 1, 2].map(|index| found.of(index)), [Body::Opened, Body::Forged, Body::Opened]);
+        }
+    }
+
+    #[test]
+    fn channel_data_that_ends_before_its_datagram_is_left_as_it_is() {
+        for change in [-16_i16, -1, 1, 16] {
+            let mut bytes = written(0, &[5; 64], 4);
+            seal_segments(&key(1), &mut bytes, 4 + 64 + DATA_OVERHEAD, 4);
+            let len = (64 + DATA_OVERHEAD as i16 + change) as u16;
+            bytes[2..4].copy_from_slice(&len.to_be_bytes());
+            let before = bytes.clone();
+            assert_eq!(open_segments(&key(1), &mut bytes, 4 + 64 + DATA_OVERHEAD, 4), Bodies::default());
+            assert_eq!(bytes, before, "{change}");
         }
     }
 

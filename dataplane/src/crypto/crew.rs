@@ -4,7 +4,8 @@
 //! Work goes to whoever takes it first, and the loop takes some itself whenever it would have to wait: where no other core
 //! is free it does everything, as it would without them. What comes back comes back in any order; the loop puts it in order.
 //!
-//! A job owns the memory it works on, so that nobody else reaches it meanwhile, and a copy of the key, which is wiped with it.
+//! A job owns the memory it works on, so that nobody else reaches it meanwhile, and has its share of the key. The key itself stays in
+//! one place: queues leave copies of what passes through them behind.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use crossbeam_queue::ArrayQueue;
 use rustix::thread::sched_getcpu;
 
-use super::aead::{self, Bodies, Secret};
+use super::aead::{self, Bodies, Key};
 use crate::sys::receive_buffers::{Buffer, Buffers};
 use crate::sys::slab::{Slab, Slot};
 
@@ -47,7 +48,7 @@ impl From<Stalled> for io::Error {
 #[derive(Debug)]
 pub struct Messages {
     /// The key they are sealed under.
-    pub key: Secret,
+    pub key: Key,
     /// Where the first segment starts, bytes from the start of the slot.
     pub from: usize,
     /// Where the last one ends.
@@ -81,7 +82,7 @@ impl Messages {
 #[derive(Debug)]
 pub struct Sealed {
     /// The key they were sealed under, if they are authentic.
-    pub key: Secret,
+    pub key: Key,
     /// Length of a segment, bytes; the last may be shorter.
     pub segment_size: usize,
     /// Bytes in front of the message in each segment.
@@ -181,7 +182,7 @@ impl CryptoStats {
 }
 
 impl Boss {
-    /// Calls of [`Boss::help`] until the threads are given up.
+    /// Naps in vain, one after the other, until the threads are given up: 10 s at least.
     pub const NAPS_MAX: usize = 100_000;
 
     /// Starts so many threads, for at most so many slots and buffers.
@@ -268,22 +269,35 @@ impl Boss {
         self.crew().opened.pop()
     }
 
-    /// Does some of the work itself, or waits a moment where all of it is taken. Look for what you wait for next.
-    pub fn help(&mut self) {
+    /// Does some of the work itself, or waits a moment where all of it is taken. Look for what you wait for next: `has_come` says
+    /// whether it is there. `true`: it has slept in vain.
+    fn help(&mut self, has_come: impl Fn(&Crew) -> bool) -> bool {
         let crew = &self.threads.crew;
         if let Some(task) = crew.todo.pop() {
             crew.taken_back.fetch_add(1, Ordering::Relaxed);
-            return crew.perform(task);
+            crew.perform(task);
+            return false;
         }
         for _ in 0..BOSS_LOOKS {
-            if !crew.sealed.is_empty() || !crew.opened.is_empty() {
-                return;
+            if has_come(crew) {
+                return false;
             }
             std::hint::spin_loop();
         }
         crew.naps.fetch_add(1, Ordering::Relaxed);
         self.trust.abused();
         thread::park_timeout(NAP);
+        !has_come(crew)
+    }
+
+    /// Until a slot comes back, or a moment has passed, or some of the work is done. As [`Boss::help`].
+    pub fn help_to_seal(&mut self) -> bool {
+        self.help(|crew| !crew.sealed.is_empty())
+    }
+
+    /// Likewise for a buffer.
+    pub fn help_to_open(&mut self) -> bool {
+        self.help(|crew| !crew.opened.is_empty())
     }
 }
 
@@ -356,7 +370,7 @@ mod tests {
 
     fn unsealed() -> Messages {
         Messages {
-            key: Zeroizing::new([3; KEY_LEN]),
+            key: Arc::new(Zeroizing::new([3; KEY_LEN])),
             from: 0,
             to: COUNT * SIZE,
             segment_size: SIZE,
@@ -388,7 +402,7 @@ mod tests {
             while slots.len() < count {
                 match boss.take_sealed() {
                     Some(slot) => slots.push(slot),
-                    None => boss.help(),
+                    None => _ = boss.help_to_seal(),
                 }
             }
             for slot in &mut slots {
@@ -411,6 +425,20 @@ mod tests {
     fn without_anybody_to_take_it_the_loop_does_it_all() {
         let stats = every_slot_comes_back_sealed(0);
         assert_eq!((stats.handed_over, stats.taken_back), (3_200, 3_200));
+    }
+
+    #[test]
+    fn what_has_come_of_one_kind_does_not_keep_who_waits_for_the_other_awake() {
+        let (slab, mut slots) = Slab::new(1).expect("mapped");
+        let slab = Arc::new(slab);
+        let mut boss = Boss::start(0, 1, 1).expect("no threads");
+        let mut slot = slots.pop().expect("a slot");
+        slab.bytes(&mut slot)[..COUNT * SIZE].copy_from_slice(&written(0));
+        boss.seal(&slab, slot, unsealed());
+        assert!(!boss.help_to_open(), "it seals first");
+        assert!(!boss.help_to_seal() && boss.stats().naps == 0, "what it waits for is there");
+        assert!(boss.help_to_open() && boss.stats().naps == 1, "nobody opens anything");
+        assert!(boss.take_sealed().is_some() && boss.help_to_seal());
     }
 
     #[test]

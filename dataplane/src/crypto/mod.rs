@@ -10,6 +10,6 @@ pub mod aead;
 mod args;
 pub mod crew;
 
-pub use self::aead::Secret;
+pub use self::aead::{Key, Secret};
 pub use self::args::CryptoArgs;
 pub use self::crew::Boss;

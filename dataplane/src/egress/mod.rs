@@ -25,7 +25,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::crypto::{Boss, Secret, aead};
+use crate::crypto::{Boss, Key, aead};
 use crate::drops::Drops;
 use crate::stages::Stopwatch;
 
@@ -148,7 +148,7 @@ impl EgressStats {
 #[derive(Clone, Copy)]
 pub struct Unsealed<'k> {
     /// The key.
-    pub key: &'k Secret,
+    pub key: &'k Key,
     /// Bytes of the datagram in front of the message.
     pub front: usize,
 }

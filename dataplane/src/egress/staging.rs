@@ -391,7 +391,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::crypto::Secret;
+    use crate::crypto::Key;
 
     fn staging(count: usize, gso: bool) -> Staging {
         let (slab, slots) = Slab::new(count).expect("mapped");
@@ -568,12 +568,12 @@ mod tests {
         assert_eq!(segments, vec![(2, 2), (0, 1), (2, 1)]);
     }
 
-    fn key() -> Secret {
-        Zeroizing::new([9; 32])
+    fn key() -> Key {
+        Key::new(Zeroizing::new([9; 32]))
     }
 
-    fn other() -> Secret {
-        Zeroizing::new([8; 32])
+    fn other() -> Key {
+        Key::new(Zeroizing::new([8; 32]))
     }
 
     /// Length of a message, bytes, and how many fill a slot, with room for a short one behind them.
@@ -584,7 +584,7 @@ mod tests {
     fn put_unsealed(
         staging: &mut Staging,
         target: &Target,
-        key: &Secret,
+        key: &Key,
         counter: u64,
         front: usize,
         len: usize,
@@ -603,7 +603,7 @@ mod tests {
     }
 
     /// The same, sealed.
-    fn sealed_message(key: &Secret, counter: u64, front: usize, len: usize) -> Vec<u8> {
+    fn sealed_message(key: &Key, counter: u64, front: usize, len: usize) -> Vec<u8> {
         let mut bytes = message(counter, front, len);
         Unsealed { key, front }.seal(&mut bytes);
         bytes
@@ -616,13 +616,14 @@ mod tests {
             staging.set_boss(Boss::start(threads, 16, 1).expect("threads"));
         }
         let (mut expected, mut counter) = (Vec::new(), 0);
+        let (key, other) = (key(), other());
         for round in 0..50 {
             for index in 0..330 {
                 // A shorter one closes its slot, and finds no room in one that is with a crypto thread.
                 let len = if index % (FULL + 1) == FULL { 100 } else { MESSAGE };
-                let (key, front) = match round % 3 {
-                    0 => (&key(), 0),
-                    1 => (&other(), 4),
+                let (used, front) = match round % 3 {
+                    0 => (&key, 0),
+                    1 => (&other, 4),
                     // From one to the next another key, and what is not to be sealed at all.
                     _ if index % 7 == 0 => {
                         let bytes = message(counter, 0, len);
@@ -631,11 +632,11 @@ mod tests {
                         counter += 1;
                         continue;
                     }
-                    _ if index % 2 == 0 => (&key(), 0),
-                    _ => (&other(), 0),
+                    _ if index % 2 == 0 => (&key, 0),
+                    _ => (&other, 0),
                 };
-                put_unsealed(&mut staging, &target(1), key, counter, front, len);
-                expected.extend(sealed_message(key, counter, front, len));
+                put_unsealed(&mut staging, &target(1), used, counter, front, len);
+                expected.extend(sealed_message(used, counter, front, len));
                 counter += 1;
             }
             staging.close();
@@ -674,7 +675,8 @@ mod tests {
     fn one_superpacket_alone_is_not_handed_over() {
         let mut staging = staging(8, true);
         staging.set_boss(Boss::start(0, 8, 1).expect("no threads"));
-        (0..FULL).for_each(|counter| put_unsealed(&mut staging, &target(1), &key(), counter, 0, MESSAGE));
+        let key = key();
+        (0..FULL).for_each(|counter| put_unsealed(&mut staging, &target(1), &key, counter, 0, MESSAGE));
         staging.close();
         let mut out = Vec::new();
         assert!(staging.take_sealed(0, &mut out).expect("sealed"));
@@ -685,7 +687,8 @@ mod tests {
     fn what_is_not_sealed_may_stay_behind_but_not_more_of_it() {
         let mut staging = staging(16, true);
         staging.set_boss(Boss::start(0, 16, 1).expect("no threads"));
-        (0..5 * FULL).for_each(|counter| put_unsealed(&mut staging, &target(1), &key(), counter, 0, MESSAGE));
+        let key = key();
+        (0..5 * FULL).for_each(|counter| put_unsealed(&mut staging, &target(1), &key, counter, 0, MESSAGE));
         staging.close();
         let mut out = Vec::new();
         assert!(!staging.take_sealed(5, &mut out).expect("behind"), "nobody has sealed anything");
@@ -698,7 +701,7 @@ mod tests {
             .flat_map(|filled| staging.slab.bytes(&mut filled.slot)[..filled.len].to_vec())
             .collect();
         let expected: Vec<u8> =
-            (0..5 * FULL).flat_map(|counter| sealed_message(&key(), counter, 0, MESSAGE)).collect();
+            (0..5 * FULL).flat_map(|counter| sealed_message(&key, counter, 0, MESSAGE)).collect();
         assert!(bytes == expected);
     }
 }

@@ -89,7 +89,8 @@ impl Ahead {
 
     /// Buffer number `index`, when it has come back.
     fn opened(&mut self, index: usize, patient: bool) -> Result<Option<(Buffer, Bodies)>, Stalled> {
-        for _ in 0..Boss::NAPS_MAX {
+        let mut naps = 0;
+        while naps < Boss::NAPS_MAX {
             while let Some((buffer, bodies)) = self.boss.take_opened() {
                 let index = buffer.index();
                 self.back[index] = Some((buffer, bodies));
@@ -98,7 +99,7 @@ impl Ahead {
             if opened.is_some() || patient {
                 return Ok(opened);
             }
-            self.boss.help();
+            naps += usize::from(self.boss.help_to_open());
         }
         Err(Stalled)
     }

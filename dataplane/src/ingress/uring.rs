@@ -89,7 +89,6 @@ impl UringIngress {
     pub fn set_boss(&mut self, boss: Boss) {
         self.ahead = Some(Ahead::new(boss, usize::from(self.ring.buffers().count()), BATCH));
         self.limit = DEVICE_BYTES_AHEAD;
-        self.ring.set_device_bytes(self.limit);
     }
 
     /// Whether something is kept of a source that is not paused, or waits for its turn.

@@ -104,11 +104,16 @@ impl Buffers {
     /// When the buffer is of another ring: a mistake in this program.
     #[must_use]
     pub fn bytes<'a>(&'a self, buffer: &'a mut Buffer) -> &'a mut [u8] {
-        assert_eq!(buffer.ring, self.id, "a buffer was used with another ring");
+        self.check(buffer);
         let start = self.start_of(buffer.index);
         // SAFETY: `taken` has made sure that the range is inside one buffer of the mapping; `buffer` is its only key and is
         // borrowed for as long.
         unsafe { std::slice::from_raw_parts_mut(start, buffer.len) }
+    }
+
+    /// Makes sure that a buffer is one of these.
+    pub(super) fn check(&self, buffer: &Buffer) {
+        assert_eq!(buffer.ring, self.id, "a buffer was used with another ring");
     }
 
     /// The key to a buffer that a completion has named, with so many bytes in it; `None` where there is no such buffer. The ring

@@ -252,11 +252,6 @@ impl ReceiveRing {
         Ok(this)
     }
 
-    /// How many bytes may come from devices before the kernel runs out of buffers.
-    pub fn set_device_bytes(&mut self, bytes: usize) {
-        self.devices.bytes_wanted = bytes;
-    }
-
     /// Whether the kernel has multishot reads (IORING_OP_READ_MULTISHOT, Linux 6.7): [`ReceiveRing::arm_read`] needs them.
     #[must_use]
     pub fn reads_devices(&self) -> bool {
@@ -413,12 +408,20 @@ impl ReceiveRing {
     }
 
     /// Done with a buffer: the kernel may have it at the next [`ReceiveRing::refill`].
+    ///
+    /// # Panics
+    /// When the buffer is of another ring: a mistake in this program.
     pub fn give_back(&mut self, buffer: Buffer) {
+        self.buffers.check(&buffer);
         self.group(&buffer).spare.push(buffer.index() as u16);
     }
 
     /// It is handed over again by [`ReceiveRing::hand_over_kept`].
+    ///
+    /// # Panics
+    /// As [`ReceiveRing::give_back`].
     pub fn keep(&mut self, user_data: u64, buffer: Buffer) {
+        self.buffers.check(&buffer);
         self.kept.push_back(Kept { user_data, buffer });
     }
 

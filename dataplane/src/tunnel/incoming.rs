@@ -10,7 +10,7 @@ use super::noise::{CONTROL_LEN, Outset};
 use super::peer::{Passed, Path};
 use super::peers::PeerIndex;
 use super::timers::REKEY_ON_RECEIVE;
-use crate::crypto::Secret;
+use crate::crypto::Key;
 use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::packet::Packet;
@@ -50,7 +50,7 @@ impl Tunnel {
     /// The key under which a data message may be opened ahead, before its turn comes; `None` where there is nothing to open or it
     /// would be refused. Whatever [`Tunnel::open_body`] checks, it checks again.
     #[must_use]
-    pub fn receiving_key(&self, message: &[u8], now: Instant) -> Option<&Secret> {
+    pub fn receiving_key(&self, message: &[u8], now: Instant) -> Option<&Key> {
         let Some(Message::Data { receiver, counter }) = wireguard::parse(message) else { return None };
         let peer = self.peers.get(self.peer_of(receiver).ok()?)?;
         peer.noise.receiving((receiver, counter), now)

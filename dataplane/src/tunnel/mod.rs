@@ -62,7 +62,7 @@ use self::routes::AllowedIps;
 use self::sleep::Sleep;
 use self::timers::JITTER_MS;
 use self::wheel::Wheel;
-use crate::crypto::{Secret, aead};
+use crate::crypto::{Key, aead};
 use crate::drops::{Cause, Drops};
 use crate::packet::Packet;
 use crate::wire::ip;
@@ -249,13 +249,7 @@ impl Tunnel {
     /// As [`Tunnel::seal`], but for the sealing: that is to be done by [`aead::seal`], once, under the key returned, before the
     /// message leaves.
     #[must_use]
-    pub fn write(
-        &mut self,
-        index: PeerIndex,
-        packet: &[u8],
-        out: &mut [u8],
-        now: Instant,
-    ) -> Option<&Secret> {
+    pub fn write(&mut self, index: PeerIndex, packet: &[u8], out: &mut [u8], now: Instant) -> Option<&Key> {
         let peer = self.peers.get_mut(index)?;
         peer.noise.usable(now)?;
         if peer.is_news(Passed::DataSent, now) {

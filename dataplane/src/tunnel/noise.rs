@@ -34,8 +34,8 @@ use self::sessions::Sessions;
 pub use self::world::{Stamp, World};
 use super::key::{PublicKey, SecretKey};
 use super::peer::Path;
-use crate::crypto::Secret;
 use crate::crypto::aead::Body;
+use crate::crypto::{Key, Secret};
 use crate::drops::Cause;
 use crate::wire::wireguard::{self, DATA_OVERHEAD, INITIATION, Message, RESPONSE, SessionIndex};
 
@@ -276,7 +276,7 @@ impl Noise {
 
     /// As [`Noise::seal`], but for the sealing: that is to be done by [`crate::crypto::aead::seal`], once, under the key returned.
     #[must_use]
-    pub fn write(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Option<&Secret> {
+    pub fn write(&mut self, packet: &[u8], out: &mut [u8], now: Instant) -> Option<&Key> {
         let session = self.sending(packet, out, now)?;
         session.write(packet, out);
         Some(session.sending())
@@ -290,7 +290,7 @@ impl Noise {
 
     /// The key under which a data message, which says to be for `receiver` and to have this counter, may be opened ahead.
     #[must_use]
-    pub fn receiving(&self, (receiver, counter): (SessionIndex, u64), now: Instant) -> Option<&Secret> {
+    pub fn receiving(&self, (receiver, counter): (SessionIndex, u64), now: Instant) -> Option<&Key> {
         self.state.as_ref()?.sessions.get(receiver)?.receiving(counter, now)
     }
 

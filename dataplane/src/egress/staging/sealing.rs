@@ -5,6 +5,8 @@
 
 use super::filling::{Content, Filled, Filling, Memory};
 use super::{BYTES_MAX, OPEN_SOCKET_SLOTS, SEGMENTS_MAX, Staging};
+use std::sync::Arc;
+
 use crate::crypto::crew::{Boss, Messages, Stalled};
 use crate::egress::Unsealed;
 use crate::sys::slab::{SLOT_LEN, Slab, Slot};
@@ -26,7 +28,9 @@ impl Staging {
             return;
         }
         match &mut filling.unsealed {
-            Some(messages) if messages.to == from && messages.front == front && messages.key == *key => {
+            Some(messages)
+                if messages.to == from && messages.front == front && Arc::ptr_eq(&messages.key, key) =>
+            {
                 messages.to = to;
             }
             _ => {
@@ -89,7 +93,8 @@ impl Staging {
     /// # Errors
     /// When the crypto threads do nothing.
     pub fn take_sealed(&mut self, behind: usize, out: &mut Vec<Filled>) -> Result<bool, Stalled> {
-        for _ in 0..Boss::NAPS_MAX {
+        let mut naps = 0;
+        while naps < Boss::NAPS_MAX {
             while let Some(slot) = self.boss.as_ref().and_then(Boss::take_sealed) {
                 let index = slot.index();
                 self.back[index] = Some(slot);
@@ -108,7 +113,7 @@ impl Staging {
             }
             match self.leaving.iter_mut().find(|filling| filling.unsealed.is_some()) {
                 Some(filling) => filling.seal(&self.slab),
-                None => self.boss.iter_mut().for_each(Boss::help),
+                None => naps += self.boss.as_mut().map_or(0, |boss| usize::from(boss.help_to_seal())),
             }
         }
         Err(Stalled)

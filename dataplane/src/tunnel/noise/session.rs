@@ -7,7 +7,7 @@ use ring::aead::Aad;
 use super::handshake::SessionKeys;
 use super::window::Window;
 use super::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
-use crate::crypto::Secret;
+use crate::crypto::Key;
 use crate::crypto::aead::{self, Body, cipher, nonce};
 use crate::drops::Cause;
 use crate::tunnel::missing::Arrived;
@@ -36,8 +36,8 @@ pub(super) struct Session {
     pub sent: u64,
     pub(super) window: Window,
     arrived: Arrived,
-    sending: Secret,
-    receiving: Secret,
+    sending: Key,
+    receiving: Key,
 }
 
 impl Session {
@@ -50,8 +50,8 @@ impl Session {
             sent: 0,
             window: Window::new(),
             arrived: Arrived::default(),
-            sending,
-            receiving,
+            sending: Key::new(sending),
+            receiving: Key::new(receiving),
         }
     }
 
@@ -93,12 +93,12 @@ impl Session {
     }
 
     /// The key under which messages are sealed.
-    pub fn sending(&self) -> &Secret {
+    pub fn sending(&self) -> &Key {
         &self.sending
     }
 
     /// The key under which a message with this counter may be opened ahead; `None` where [`Session::open`] would refuse it.
-    pub fn receiving(&self, counter: u64, now: Instant) -> Option<&Secret> {
+    pub fn receiving(&self, counter: u64, now: Instant) -> Option<&Key> {
         let admitted = !self.expired(now) && counter < REJECT_AFTER_MESSAGES && self.window.admits(counter);
         admitted.then_some(&self.receiving)
     }
