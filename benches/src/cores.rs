@@ -363,8 +363,9 @@ impl Far {
     /// Superpackets for somebody whom the tunnel's host does not know.
     fn seal(&mut self) -> anyhow::Result<Vec<Vec<u8>>> {
         let mut packet = vec![0x5a; PACKET];
+        // With DF set, as hosts send: without it they would have to be numbered to be merged.
         packet[..28].copy_from_slice(&[
-            0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 9, 0, 0, 0, 0,
+            0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 9, 0, 0, 0, 0,
         ]);
         packet[2..4].copy_from_slice(&(PACKET as u16).to_be_bytes());
         packet[12..16].copy_from_slice(&FAR.octets());
