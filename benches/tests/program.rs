@@ -6,6 +6,7 @@ mod left_out;
 
 use left_out::left_out;
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 fn benches(arguments: &[&str]) -> Output {
     #[expect(clippy::disallowed_methods, reason = "a test starts programs and has no ring open")]
@@ -58,8 +59,12 @@ fn a_row_that_does_not_exist_is_named_with_the_remedy() {
     assert!(error.contains("no-such-row") && error.contains("--list"), "{error}");
 }
 
+/// Two forwarders at a time would want the same thousand ports.
+static FORWARDER: Mutex<()> = Mutex::new(());
+
 #[test]
 fn the_ring_is_compared_with_the_kernel() {
+    let _alone = FORWARDER.lock().unwrap_or_else(PoisonError::into_inner);
     let output = benches(&["ring", "--runs", "1", "--seconds", "0.2"]);
     if text(&output.stderr).contains("io_uring is") {
         return left_out(&text(&output.stderr));
@@ -79,6 +84,7 @@ fn the_ring_is_compared_with_the_kernel() {
 
 #[test]
 fn the_histograms_are_compared_with_none() {
+    let _alone = FORWARDER.lock().unwrap_or_else(PoisonError::into_inner);
     let output = benches(&["stages", "--runs", "1", "--seconds", "0.2", "--engine", "--io suspend"]);
     let table = text(&output.stdout);
     let share = |case: &str| -> f64 {

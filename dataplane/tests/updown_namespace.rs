@@ -669,14 +669,16 @@ fn a_second_signal_keeps_no_later_hook_from_being_run() {
     let pre_down =
         format!("echo pre-down >> {}; until test -e {}; do sleep 0.02; done", ran.display(), go.display());
     let lines = format!(
-        "PreDown = {pre_down}\nPostUp = true\nPreUp = true\nPostDown = sleep 0.2; echo post-down >> {}",
+        "PreDown = {pre_down}\nPostUp = echo up >> {0}\nPreUp = true\nPostDown = sleep 0.2; echo post-down >> {0}",
         ran.display()
     );
     let file = hosts.configuration(1, &lines, &format!("{DEFAULT}\nEndpoint = 192.0.2.2:51820"));
     let before = hosts.state();
     let mut running = hosts.start(&hosts.a, &file);
+    // Before PostUp there is nothing for PreDown to undo.
+    until_text(&ran, "up\n");
     running.signal(Signal::TERM);
-    until_text(&ran, "pre-down\n");
+    until_text(&ran, "up\npre-down\n");
     running.signal(Signal::STOP);
     fs::write(&go, "").unwrap();
     let ended = format!(
@@ -692,7 +694,7 @@ fn a_second_signal_keeps_no_later_hook_from_being_run() {
     running.signal(Signal::INT);
     running.signal(Signal::CONT);
     assert!(running.wait().success(), "{}", running.log());
-    assert_eq!(fs::read_to_string(&ran).unwrap(), "pre-down\npost-down\n", "{}", running.log());
+    assert_eq!(fs::read_to_string(&ran).unwrap(), "up\npre-down\npost-down\n", "{}", running.log());
     fs::remove_file(&go).unwrap();
     fs::remove_file(&ran).unwrap();
     assert_eq!(hosts.state(), before);
