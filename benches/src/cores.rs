@@ -19,6 +19,7 @@ use dataplane::tunnel::Path;
 use dataplane::tunnel::key::{KEY_LEN, SecretKey};
 use dataplane::tunnel::noise::{self, CONTROL_LEN, Identity, Noise, Outset};
 use dataplane::wire::wireguard::{DATA_OVERHEAD, RESPONSE};
+use rustix::io::Errno;
 use rustix::net::{getsockname, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -305,8 +306,9 @@ impl Tunnel {
         let (mut main, mut crypto) = (0.0, 0.0);
         for entry in fs::read_dir(format!("/proc/{}/task", self.process.pid()))? {
             let path = entry?.path();
-            let name = fs::read_to_string(path.join("comm"))?;
-            let schedstat = fs::read_to_string(path.join("schedstat"))?;
+            // One that has ended meanwhile was none of those that carry anything.
+            let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
+            let Ok(schedstat) = fs::read_to_string(path.join("schedstat")) else { continue };
             let nanoseconds = schedstat.split(' ').next().and_then(|text| text.parse::<u64>().ok());
             let seconds = nanoseconds.context("no schedstat")? as f64 / 1e9;
             match name.trim() {
@@ -423,7 +425,11 @@ fn pin(pid: Pid) -> io::Result<()> {
         if let Some(thread) =
             entry?.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
         {
-            sched_setaffinity(Some(thread), &one)?;
+            match sched_setaffinity(Some(thread), &one) {
+                // It has ended meanwhile.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
     Ok(())
