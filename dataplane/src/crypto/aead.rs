@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use crate::stun::channel_data;
 use crate::wire::wireguard::{DATA_HEADER, DATA_OVERHEAD, TAG};
 
-/// Length of a key, bytes.
+/// Length of every key, bytes.
 pub const KEY_LEN: usize = 32;
 
 /// A secret that is wiped when dropped.

@@ -67,14 +67,8 @@ impl Messages {
 
     /// How many bytes there are to seal.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.to - self.from
-    }
-
-    /// Whether there is nothing to seal.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.to == self.from
     }
 }
 

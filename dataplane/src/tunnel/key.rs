@@ -7,8 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::{Zeroize as _, Zeroizing};
 
-/// Length of every key, bytes.
-pub const KEY_LEN: usize = 32;
+pub use crate::crypto::aead::KEY_LEN;
 
 /// A text was not a key. It says nothing about the text, which may have been a secret one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

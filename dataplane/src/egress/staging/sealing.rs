@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::crypto::crew::{Boss, Messages, Stalled};
 use crate::egress::Unsealed;
-use crate::sys::slab::{SLOT_LEN, Slab, Slot};
+use crate::sys::slab::SLOT_LEN;
 
 /// Less than this is sealed here: to hand it over would cost more, bytes.
 const HANDED_MIN: usize = 8 * 1024;
@@ -47,7 +47,7 @@ impl Staging {
     /// Has a crypto thread seal a filled slot, if it is worth that.
     fn hand_over(&mut self, index: usize) {
         let (Some(boss), filling) = (&mut self.boss, &mut self.filled[index]) else { return };
-        let worth_it = |messages: &mut Messages| messages.len() >= HANDED_MIN && boss.may_hand_over();
+        let worth_it = |messages: &mut Messages| messages.bytes() >= HANDED_MIN && boss.may_hand_over();
         let Some(messages) = filling.unsealed.take_if(worth_it) else { return };
         match std::mem::replace(&mut filling.memory, Memory::Away(usize::MAX)) {
             Memory::Here(slot) => {
@@ -100,10 +100,8 @@ impl Staging {
                 self.back[index] = Some(slot);
             }
             let before = out.len();
-            let sealed =
-                |filling: &mut Filling, slab: &Slab, back: &mut [Option<Slot>]| filling.sealed(slab, back);
             while let Some(slot) =
-                self.leaving.front_mut().and_then(|filling| sealed(filling, &self.slab, &mut self.back))
+                self.leaving.front_mut().and_then(|filling| filling.sealed(&self.slab, &mut self.back))
                 && let Some(Filling { len, content, .. }) = self.leaving.pop_front()
             {
                 out.push(Filled { slot, len, order: out.len() as u32, content });
