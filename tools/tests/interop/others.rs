@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::left_out::left_out;
-use super::world::{Process, World, enter_beside_others, keys, sh, try_sh};
+use super::world::{Process, World, keys, sh, try_sh};
 
 /// How boringtun-cli comes onto a machine.
 const INSTALL: &str = "cargo install boringtun-cli --version 0.7.1 --locked";
@@ -113,7 +113,7 @@ impl Pair {
         self.ping(0, "-c 2 -i 0.05 -s 1392 -M do");
         sh(&format!("ip netns exec a ping -6 -c 3 -i 0.05 -W 5 fd{}::2", self.number));
         let address = self.inside(1);
-        let [out, back] = world.iperf("a", "b", &address, 1);
+        let [out, back] = world.iperf("a", "b", &address, 8);
         let server = world.start("b", &["iperf3", "-s", "-1", "--forceflush"], "listening");
         let json = sh(&format!(
             "ip netns exec a iperf3 -c {address} -u -b 10M -l 1200 -t 1 --connect-timeout 3000 -J"
@@ -180,12 +180,10 @@ fn has_boringtun() -> bool {
     is_there
 }
 
-#[test]
-fn boringtun_is_either_end() {
+pub fn boringtun_is_either_end(world: World) {
     if !has_boringtun() {
         return;
     }
-    let Some(world) = enter_beside_others("others::boringtun_is_either_end") else { return };
     use Program::{Boringtun, Towpath};
     for (number, programs) in [(81, [Towpath, Boringtun]), (82, [Boringtun, Towpath])] {
         let pair = Pair::new(number, programs, "10.2.0.2");
@@ -217,12 +215,7 @@ fn boringtun_is_either_end() {
     }
 }
 
-#[test]
-fn either_end_makes_a_new_handshake_with_wireguard_go() {
-    let Some(world) = enter_beside_others("others::either_end_makes_a_new_handshake_with_wireguard_go")
-    else {
-        return;
-    };
+pub fn either_end_makes_a_new_handshake_with_wireguard_go(world: World) {
     use Program::{Towpath, WireguardGo};
     for (number, programs) in [(81, [Towpath, WireguardGo]), (82, [WireguardGo, Towpath])] {
         let pair = Pair::new(number, programs, "10.2.0.2");
@@ -237,15 +230,10 @@ fn either_end_makes_a_new_handshake_with_wireguard_go() {
 }
 
 /// Nothing is forced here: sessions are renewed by those who made them, after the 120 seconds of the protocol.
-#[test]
-#[ignore = "two minutes and a half: cargo test -p tools --test interop -- --ignored a_session_is_renewed"]
-fn a_session_is_renewed_in_time_without_a_loss() {
+pub fn a_session_is_renewed_in_time_without_a_loss(world: World) {
     if !has_boringtun() {
         return;
     }
-    let Some(world) = enter_beside_others("others::a_session_is_renewed_in_time_without_a_loss") else {
-        return;
-    };
     use Program::{Boringtun, Towpath, WireguardGo};
     let pairs = [
         Pair::new(81, [Towpath, WireguardGo], "10.2.0.2"),
