@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         paths::a_relay_whose_name_leads_elsewhere_is_followed_there,
         dropin::lines_that_wg_quick_does_not_pass_on_are_read,
         path::a_process_that_slept_goes_on,
+        others::sessions_that_are_renewed_early_lose_nothing,
+        path::wireguard_go_that_moves_is_followed,
         relay::coturns_client_loses_nothing,
         managed::an_endpoint_is_set_back_to_where_the_relay_has_it,
         dropin::every_design_opens_and_closes_sockets_while_it_runs,

@@ -185,6 +185,20 @@ pub fn an_address_that_changes_under_traffic_costs_a_moment(world: World) {
     }
 }
 
+/// By its port: where its address goes away, wireguard-go itself sends from it for 15 s.
+pub fn wireguard_go_that_moves_is_followed(world: World) {
+    let (a, b) = (End::new("a", 1), End::new("b", 2));
+    let callee = start_towpath_with(&world, &b, &a, None, "MTU = 1420", &[]);
+    let caller = start_wireguard_go(&world, &a, &b, Some("10.2.0.2:51820"), 1420);
+    assert!(ping("10.77.0.2").0);
+    transfer_survives(&world, || {
+        sh("ip netns exec a wg set goa listen-port 51999");
+    });
+    let endpoints = sh("ip netns exec b wg show towb endpoints");
+    assert!(endpoints.contains(":51999"), "{endpoints}");
+    drop((caller, callee));
+}
+
 pub fn a_process_that_slept_goes_on(world: World) {
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "", &JSON);
