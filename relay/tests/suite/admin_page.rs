@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
 use crate::harness::{Client, RelayProcess, USER, browser, code, program, receive, socket};
+use crate::left_out::left_out;
 use crate::user_namespace;
-use crate::user_namespace::left_out::left_out;
 use dataplane::stun::channel_data;
 use dataplane::stun::{ChannelNumber, Method, Writer};
 

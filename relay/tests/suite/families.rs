@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::harness::{Client, RelayProcess, code, receive, socket, socket_on};
-use crate::user_namespace::left_out::left_out;
+use crate::left_out::left_out;
 use crate::{harness, user_namespace};
 use dataplane::stun::channel_data;
 use dataplane::stun::{

@@ -20,8 +20,6 @@ mod hairpin;
 mod harness;
 mod import;
 mod kubernetes;
-#[path = "../../../dataplane/tests/support/left_out.rs"]
-mod left_out;
 mod loopback;
 mod mixed;
 mod monitoring;
@@ -41,3 +39,5 @@ mod unwritable;
 mod user_namespace;
 mod webrtc;
 mod workers;
+
+use user_namespace::left_out;

@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::harness::{Client, RelayProcess, code, program};
-use crate::user_namespace::left_out::left_out;
+use crate::left_out::left_out;
 use crate::{ranges, user_namespace};
 use dataplane::netlink::Handle;
 use dataplane::stun::{AddressFamily, Class, Method, TransactionId, Writer};

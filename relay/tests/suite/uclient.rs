@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::harness::stream::TestCertificate;
 use crate::harness::{PASSWORD, RelayProcess, USER, program};
-use crate::user_namespace::left_out::left_out;
+use crate::left_out::left_out;
 use crate::{harness, user_namespace};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::stream::TestCertificate;
 use crate::harness::{PASSWORD, RelayProcess, USER, http};
-use crate::user_namespace::left_out::left_out;
+use crate::left_out::left_out;
 use crate::{harness, user_namespace};
 use board::Board;
 use browser::Browser;

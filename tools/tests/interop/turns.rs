@@ -167,6 +167,6 @@ fn outside(test: Test, shown: bool) -> Result<(), Failed> {
         println!("{} took {:.1?}:\n{printed}", test.name, began.elapsed());
     }
     // What it could not do is said, whether anything else is shown or not.
-    errors.lines().filter(|line| line.starts_with("left out: ")).for_each(|line| eprintln!("{line}"));
+    errors.lines().filter_map(|line| line.strip_prefix("left out: ")).for_each(left_out);
     Ok(())
 }
