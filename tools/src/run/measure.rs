@@ -465,6 +465,7 @@ fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clock::tests::set;
     use super::super::clock::thread_cpu_ns;
     use super::super::distribution::histogram;
     use super::super::ledger::Sent;
@@ -506,6 +507,47 @@ mod tests {
         let late = |_| thread::sleep(Duration::from_millis(150));
         let result = measure(&spec(), 5, ends, late).unwrap();
         assert!(result.dut[0].cpu_ns >= BUSY_NS, "{:?}", result.dut);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_and_a_host_that_was_suspended_void_the_run() {
+        let reasons = |realtime_ns, boottime_ns| {
+            let send = |_, shared: &Shared, _: &AtomicBool| {
+                shared.is_warm.store(true, Ordering::Release);
+                while shared.start().is_none() {
+                    thread::yield_now();
+                }
+                // Until the main thread has looked at the clocks after measured sending.
+                thread::sleep(Duration::from_millis(250));
+                let sent = vec![Sent::default()];
+                Ok(Outcome {
+                    sent,
+                    bytes: 0,
+                    cpu_ns: 0,
+                    lateness: histogram(),
+                    refusal: None,
+                    slack_error: None,
+                })
+            };
+            let receive = |_: &mut Receiver, _, _: &Shared| Ok(());
+            let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
+            // The whole of measured sending has passed only once its surroundings were read.
+            let at_the_end = |share| {
+                if share >= 1.0 {
+                    set(realtime_ns, boottime_ns);
+                }
+            };
+            let result = measure(&spec(), 5, ends, at_the_end).unwrap();
+            set(0, 0);
+            assert_eq!(result.verdict.validity, verdict::Validity::Invalid);
+            result.verdict.reasons.join("; ")
+        };
+        let said = ["the clock was set by 7.00 s", "the host was suspended for 7000 ms"];
+        let found = |reasons: String| said.map(|said| reasons.contains(said));
+        assert_eq!(found(reasons(0, 0)), [false, false]);
+        assert_eq!(found(reasons(7_000_000_000, 0)), [true, false]);
+        // What lies between the readings of two clocks is no millisecond.
+        assert_eq!(found(reasons(0, 7_000_500_000)), [false, true]);
     }
 
     #[test]
