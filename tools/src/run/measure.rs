@@ -234,10 +234,8 @@ impl<P: Fn(f64)> Watch<'_, P> {
     /// `silence_ns` lie between the two.
     fn until_sent(&mut self, silence_ns: u64) -> anyhow::Result<Surroundings> {
         let before = self.before_start(silence_ns);
-        if before.is_err() {
-            // The sender waits to be told when to begin.
-            self.stop.store(true, Ordering::Relaxed);
-        }
+        // The sender waits to be told when to begin.
+        let gives_up = before.is_err() && !self.stop.swap(true, Ordering::Relaxed);
         let mut next_look_ns = 0;
         while !self.sending.is_finished() {
             let now = monotonic_ns();
@@ -246,6 +244,10 @@ impl<P: Fn(f64)> Watch<'_, P> {
                 live.observe(socket_drops(self.sockets).saturating_sub(before.drops));
             }
             self.pass(TICK);
+        }
+        if gives_up {
+            // Nobody has asked for an end: the runs to come are the caller's affair.
+            self.stop.store(false, Ordering::Relaxed);
         }
         before
     }

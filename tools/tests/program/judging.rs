@@ -261,7 +261,7 @@ fn a_run_that_died_takes_no_rule_away() {
 }
 
 /// Options of runs that are over in a moment.
-const SHORT: [&str; 12] = [
+pub const SHORT: [&str; 12] = [
     "--rate",
     "1kpps",
     "--duration",
