@@ -169,7 +169,9 @@ pub(crate) fn spec_of(words: &[String]) -> Result<RunSpec, String> {
     let words = std::iter::once("towpath-lab run").chain(words.iter().map(String::as_str));
     let alone = Alone::try_parse_from(words).map_err(|error| {
         let text = error.to_string();
-        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        // What is wrong, and what would be right; how it is used is said elsewhere.
+        let wrong = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        wrong.split_whitespace().collect::<Vec<_>>().join(" ")
     })?;
     let spec = spec_of_args(alone.args).map_err(|problem| problem.to_string())?;
     spec.check().map_err(|problem| problem.to_string())?;
