@@ -6,6 +6,8 @@
 
 #[path = "support/hosts.rs"]
 mod hosts;
+#[path = "tunnel_namespace/names.rs"]
+mod names;
 #[path = "tunnel_namespace/show.rs"]
 mod show;
 
@@ -173,9 +175,20 @@ fn packets_pass_with_crypto_threads() {
     }
 }
 
-#[test]
-fn packets_pass_over_a_debian_turn_server() {
-    let Some(cable) = Cable::enter("packets_pass_over_a_debian_turn_server") else { return };
+/// A program in the background, for as long as this lives.
+struct Background(std::process::Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // A failed test must not leave it behind.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// coturn's server on host b, for the user alice, whose password is in the file `password`. Without it the test is left out.
+fn debian_turn_server(cable: &Cable, flags: &[&str]) -> Option<Background> {
+    std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
     let server = cable.b.run(|| {
         Command::new("turnserver")
             .args([
@@ -194,25 +207,34 @@ fn packets_pass_over_a_debian_turn_server() {
             .args(["-u", "alice:secret", "-l", "stdout", "--userdb"])
             .arg(cable.directory.path().join("turndb"))
             .args(["--pidfile", "/dev/null"])
+            .args(flags)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
     });
-    let Ok(mut server) = server else {
+    if server.is_err() {
         left_out("coturn's turnserver: apt-get install coturn");
-        return;
-    };
-    std::fs::write(cable.directory.path().join("password"), "secret\n").unwrap();
+    }
+    server.ok().map(Background)
+}
+
+/// Runs a program, which must succeed.
+fn run(command: &mut Command) {
+    let status = command.status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+#[test]
+fn packets_pass_over_a_debian_turn_server() {
+    let Some(cable) = Cable::enter("packets_pass_over_a_debian_turn_server") else { return };
+    let Some(_server) = debian_turn_server(&cable, &[]) else { return };
     let interface = "MTU = 1420\n#towpath: Relay = turn:192.0.2.2:3478\n#towpath: RelayUsername = alice\n\
                      #towpath: RelayPasswordFile = password";
     let a = cable.configuration(1, interface, "Endpoint = 192.0.2.2:51820\n#towpath: Path = relay");
     let b = cable.configuration(2, "MTU = 1420", "");
     let b = start(&cable.b, &b, &["--io", "suspend"]);
     let a = start(&cable.a, &a, &["--io", "suspend"]);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exercise(&cable, a, b)));
-    server.kill().unwrap();
-    server.wait().unwrap();
-    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    exercise(&cable, a, b);
 }
 
 #[test]

@@ -32,6 +32,7 @@ use self::control::Control;
 pub use self::control::Management;
 use self::figures::Figures;
 use self::link::Link;
+pub use self::names::Subject;
 use self::outside::Outside;
 pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
@@ -83,10 +84,12 @@ pub struct App {
     replies: Replies,
     alarm: Option<Alarm>,
     relay: Option<Relay>,
-    /// One that is asked when the interface goes up.
+    /// One that is asked when the interface is up, and the name of one of its servers has an address.
     waiting_relay: Option<RelayPlan>,
     ports: Ports,
     ready: bool,
+    /// All peers that can be called have to wait for the relay.
+    needs_relay: bool,
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
     packet: Packet,
     binding: Binding,
@@ -145,6 +148,7 @@ impl App {
             waiting_relay,
             ports: Ports::default(),
             ready: false,
+            needs_relay: false,
             packet: Packet::new(),
             binding,
             marking,
@@ -391,8 +395,11 @@ impl Application for App {
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);
         self.set_alarm(ingress);
+        if self.tunnel.is_running() {
+            self.begin_relay(now);
+        }
         // Whoever can be reached directly need not wait for the relay.
-        if self.relay.as_ref().is_none_or(|relay| !relay.needed) {
+        if !self.needs_relay {
             self.report_ready();
         }
         self.tunnel.handle_timeout(now);

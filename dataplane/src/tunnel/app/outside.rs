@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use super::names::Names;
+use super::names::{Names, Subject};
 use super::way::Way;
 use super::{ADDRESSES, App, ROUTES};
 use crate::config::Endpoint;
@@ -42,6 +42,8 @@ pub struct Inquiries {
     pub names: Vec<(PeerIndex, PublicKey, Endpoint)>,
     /// Names of relays by their place in the plan, looked up again when one does not answer.
     pub relay_names: Vec<(usize, Endpoint)>,
+    /// Whose names have no address yet: they are looked up until they have.
+    pub missing: Vec<Subject>,
     /// The MTU of the interface follows the routes to these peers; given when it does.
     pub auto_mtu: Option<AutoMtu>,
 }
@@ -78,7 +80,7 @@ impl Outside {
     pub fn new(inquiries: Inquiries) -> Self {
         let auto = |of| Auto { of, watch: None, at: None };
         Self {
-            names: Names::new(inquiries.names, inquiries.relay_names),
+            names: Names::new(inquiries.names, inquiries.relay_names, inquiries.missing),
             asking: Vec::new(),
             errors: Errors::new(),
             auto: inquiries.auto_mtu.map(auto),
@@ -89,7 +91,8 @@ impl Outside {
 
     /// When [`App::look_outside`] has something to do.
     pub fn timeout(&self) -> Option<Instant> {
-        self.auto.as_ref().and_then(|auto| auto.at)
+        let auto = self.auto.as_ref().and_then(|auto| auto.at);
+        auto.into_iter().chain(self.names.timeout()).min()
     }
 
     /// Addresses may have changed.
@@ -184,17 +187,19 @@ impl App {
         egress: &mut E,
         now: Instant,
     ) {
-        self.serve_names(ingress, egress, now);
         if std::mem::take(&mut self.outside.address_news) {
             self.follow_addresses();
+            // Perhaps there is a network now.
+            self.outside.names.hurry(now);
         }
+        self.serve_names(ingress, egress, now);
         for _ in 0..ASKED {
             let Some(peer) = self.outside.asking.pop() else {
                 break;
             };
             self.ask_path_mtu(peer);
         }
-        if self.outside.timeout().is_some_and(|at| at <= now) {
+        if self.outside.auto.as_ref().and_then(|auto| auto.at).is_some_and(|at| at <= now) {
             self.follow_routes(now);
         }
     }
