@@ -14,7 +14,6 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
@@ -27,7 +26,7 @@ use crate::log::{self, LogFormat};
 use crate::netlink;
 use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
-use crate::tunnel::apart::apart;
+use crate::tunnel::apart::{apart, keep_memory_private};
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 use crate::tunnel::lookup::Found;
@@ -220,13 +219,6 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     let outcome = run_tunnel(&file, &name, config, up, &mut host);
     host.end();
     outcome
-}
-
-/// Keeps keys out of core dumps, and from other processes of the same user (PR_SET_DUMPABLE(2const)).
-fn keep_memory_private() {
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!("the memory of this process may be dumped with the keys in it: {error}");
-    }
 }
 
 fn run_tunnel(file: &Path, name: &str, mut config: Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
