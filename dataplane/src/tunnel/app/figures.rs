@@ -12,8 +12,8 @@ use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::stages::Stages;
 use crate::tunnel::paths::PathFigures;
-use crate::tunnel::{Path, PeerIndex, PeerStats, noise};
-use crate::uapi::status::Device;
+use crate::tunnel::{PeerIndex, PeerStats, noise};
+use crate::uapi::status::{Device, Way};
 
 /// Peers counted in one turn.
 const PEERS_COUNTED: usize = 256;
@@ -156,8 +156,9 @@ impl App {
             let age = view.stats.last_handshake.map(|handshake| self.tunnel.age_of(&handshake, now));
             census.peers += 1;
             census.with_session += u64::from(age.is_some_and(|age| age < noise::REJECT_AFTER_TIME));
-            census.direct += u64::from(matches!(view.path, Some(Path::Direct { .. })));
-            census.relayed += u64::from(matches!(view.path, Some(Path::Relayed { .. })));
+            let way = self.way_shown(view.path);
+            census.direct += u64::from(way == Some(Way::Direct));
+            census.relayed += u64::from(way == Some(Way::Relayed));
             census.stats.add(&view.stats);
             census.paths.add(&view.paths);
         }
