@@ -18,6 +18,7 @@ mod sleep;
 mod status;
 mod stream;
 mod tickets;
+mod wake;
 mod way;
 
 use std::collections::HashMap;
@@ -42,13 +43,14 @@ use self::replies::Replies;
 use self::sleep::Alarm;
 pub use self::stream::Carrier;
 pub use self::tickets::{NO_RELAY, NOT_THE_NEXT};
+use self::wake::Wake;
 use self::way::{Way, seal_and_append};
 use super::key::{KEY_LEN, PublicKey};
 use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
 use crate::crypto::aead::{Bodies, Body};
 use crate::crypto::crew::Sealed;
-use crate::driver::{Application, Next, OWN_TOKENS};
+use crate::driver::{Application, Next};
 use crate::drops::{Cause, Drops};
 use crate::egress::{Class, Egress};
 use crate::engine::IngressKind;
@@ -62,17 +64,6 @@ use crate::sys::tun::{Offloads, Tun};
 use crate::uapi::Listener;
 use crate::wire::{too_big, traffic_class};
 
-/// What `wg` has asked for, and what the interface tells of itself.
-const CONTROL: Token = Token(OWN_TOKENS - 1);
-const LINK: Token = Token(OWN_TOKENS - 2);
-const FIGURES: Token = Token(OWN_TOKENS - 3);
-const STREAM: Token = Token(OWN_TOKENS - 4);
-/// Names that were looked up; routes and addresses that have changed.
-const NAMES: Token = Token(OWN_TOKENS - 10);
-const ROUTES: Token = Token(OWN_TOKENS - 11);
-const ADDRESSES: Token = Token(OWN_TOKENS - 12);
-/// A while has passed, sleep included.
-const ALARM: Token = Token(OWN_TOKENS - 13);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
 
@@ -422,16 +413,19 @@ impl Application for App {
                 let segments = Received::segments(received.bytes, segment_size);
                 self.handle_udp(from, path, ecn, (segments, received.bodies), egress, now);
             }
-            Meta::Ready if received.token == CONTROL => return self.note_control(now),
-            Meta::Ready if received.token == FIGURES => return self.figures.handle_ready(now),
-            Meta::Ready if received.token == LINK => return self.link_news = true,
-            Meta::Ready if received.token == STREAM => self.read_stream(egress, now),
-            Meta::Writable if received.token == STREAM => self.unblock_stream(),
-            Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
-            Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
-            Meta::Ready if received.token == ALARM => self.note_alarm(now),
-            Meta::Ready if received.token == ADDRESSES => return self.outside.note_addresses(),
-            Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
+            Meta::Ready => match Wake::of(received.token) {
+                Some(Wake::Control) => return self.note_control(now),
+                Some(Wake::Figures) => return self.figures.handle_ready(now),
+                Some(Wake::Link) => return self.link_news = true,
+                Some(Wake::Stream) => self.read_stream(egress, now),
+                Some(Wake::Names) => return self.outside.names.news = true,
+                Some(Wake::Routes) => return self.outside.note_routes(now),
+                Some(Wake::Addresses) => return self.outside.note_addresses(),
+                Some(Wake::Alarm) => self.note_alarm(now),
+                None => {}
+            },
+            Meta::Writable if received.token == Wake::Stream.token() => self.unblock_stream(),
+            Meta::Icmp(_) | Meta::Writable => {}
         }
         self.send_control(egress, now);
     }

@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::status::Telling;
-use super::{App, Binding, CONTROL, Inquiries, RelayPlan};
+use super::wake::Wake;
+use super::{App, Binding, Inquiries, RelayPlan};
 use crate::admin;
 use crate::driver::Next;
 use crate::egress::Egress;
@@ -117,7 +118,7 @@ impl App {
             return Ok(());
         }
         let uapi = Uapi::start(listener, own)?;
-        ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
+        ingress.add_borrowed(uapi.fd().as_fd(), Wake::Control.token(), Source::Ready)?;
         self.control = Some(Control { uapi, job: None, at: None, started: now });
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::{App, FIGURES};
+use super::App;
+use super::wake::Wake;
 use crate::admin::metrics::{CONTENT_TYPE, Metrics};
 use crate::admin::{Answer, Desk, Listener, Server, Shared, Site, Snapshot, TURN_TIME_MAX};
 use crate::egress::Egress;
@@ -60,7 +61,7 @@ impl Figures {
             return Ok(());
         };
         let shared = Shared::new(1)?;
-        ingress.add_borrowed(shared.loop_fd(0), FIGURES, Source::Ready)?;
+        ingress.add_borrowed(shared.loop_fd(0), Wake::Figures.token(), Source::Ready)?;
         let address = listener.address();
         let server = Server::new(listener, Page, shared.clone());
         let thread = std::thread::Builder::new().name("towpath-admin".into()).spawn(move || server.run())?;

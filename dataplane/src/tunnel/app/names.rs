@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{App, NAMES};
+use super::App;
+use super::wake::Wake;
 use crate::config::{Endpoint, check_endpoint};
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
@@ -173,7 +174,7 @@ impl Names {
         }
         if self.lookups.is_none() {
             let started = Lookups::start().and_then(|lookups| {
-                ingress.add_borrowed(lookups.ready.as_fd(), NAMES, Source::Ready)?;
+                ingress.add_borrowed(lookups.ready.as_fd(), Wake::Names.token(), Source::Ready)?;
                 Ok(lookups)
             });
             match started {

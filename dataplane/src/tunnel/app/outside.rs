@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use super::App;
 use super::names::{Names, Subject};
+use super::wake::Wake;
 use super::way::Way;
-use super::{ADDRESSES, App, ROUTES};
 use crate::config::Endpoint;
 use crate::drops::Cause;
 use crate::egress::Egress;
@@ -159,7 +160,7 @@ impl App {
     /// Begins to follow the addresses of this machine, and the routes where the MTU does.
     pub(super) fn open_outside<I: Ingress>(&mut self, ingress: &mut I, now: Instant) {
         let opened = AddressWatch::open().map_err(io::Error::from).and_then(|watch| {
-            ingress.add_borrowed(watch.as_fd(), ADDRESSES, Source::Ready)?;
+            ingress.add_borrowed(watch.as_fd(), Wake::Addresses.token(), Source::Ready)?;
             Ok(watch)
         });
         match opened {
@@ -171,7 +172,7 @@ impl App {
         };
         auto.at = Some(now + LOOK);
         let opened = RouteWatch::open().map_err(io::Error::from).and_then(|watch| {
-            ingress.add_borrowed(watch.as_fd(), ROUTES, Source::Ready)?;
+            ingress.add_borrowed(watch.as_fd(), Wake::Routes.token(), Source::Ready)?;
             Ok(watch)
         });
         match opened {

@@ -99,7 +99,7 @@ impl App {
             relayed: self.relay.as_ref().and_then(|relay| relay.relayed),
             drops: status::losses(&self.drops(), &sent, &received),
             egress: status::Egress::new(&sent, egress.pending()),
-            ingress: status::Ingress::from(&received),
+            ingress: received,
             stages: stages.then(counted),
         }
     }
