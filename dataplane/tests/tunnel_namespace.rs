@@ -161,6 +161,34 @@ fn packets_pass_with_threaded_at_the_default_mtu() {
 }
 
 #[test]
+fn a_header_that_the_kernel_refuses_at_the_first_packet_is_given_up() {
+    let test = "a_header_that_the_kernel_refuses_at_the_first_packet_is_given_up";
+    let Some(cable) = Cable::enter(test) else { return };
+    if Command::new("strace").arg("-V").output().is_err() {
+        return left_out("errors that this kernel does not make: apt-get install strace");
+    }
+    let b = start(&cable.b, &cable.configuration(2, "MTU = 1420", ""), &[]);
+    for errno in ["EINVAL", "EIO"] {
+        let file = cable.configuration(1, "MTU = 1420", "Endpoint = 192.0.2.2:51820");
+        // Nothing else is written in parts. The tracer is not the parent, so that signals reach the program.
+        let mut command = Command::new("strace");
+        command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=writev", "-e"]);
+        command.arg(format!("inject=writev:error={errno}")).arg(TOWPATH).arg("up").arg(&file);
+        command.args(["--log-format", "json"]).env("RUNTIME_DIRECTORY", file.with_file_name("run"));
+        let mut a = Running::spawn(&cable.a, command, file.with_extension("log"));
+        a.wait_for("\"ready\"");
+        let log = a.log();
+        assert_eq!(log.matches("(vnet-hdr) is given up").count(), 1, "{log}");
+        assert!(log.contains("bare: true"), "{log}");
+        echo_datagrams(&cable, "10.99.0.1:7000", "10.99.0.2:7000");
+        let ledger = a.stop();
+        assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
+        assert_eq!(ledger["egress_drops"].as_object().unwrap().len(), 0, "{ledger:#}");
+    }
+    b.stop();
+}
+
+#[test]
 fn packets_pass_with_crypto_threads() {
     let Some(cable) = Cable::enter("packets_pass_with_crypto_threads") else { return };
     let flags = ["--io", "uring", "--ingress", "uring", "--crypto-threads", "2"];

@@ -349,6 +349,15 @@ pub fn make_interface(
             .map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
     }
     handle.set_up(index)?;
+    if let Err(error) = tun.try_packet() {
+        tracing::warn!(
+            "the header in front of the interface's packets (vnet-hdr) is given up, and superpackets with it: the kernel \
+             refuses a packet behind it ({error})"
+        );
+        // Nothing is routed into it yet, so that nothing is lost.
+        drop(tun);
+        return make_interface(handle, name, config, mtu, TunOptions::BARE);
+    }
     Ok((tun, index))
 }
 
