@@ -17,6 +17,7 @@ mod offload;
 mod others;
 mod path;
 mod paths;
+mod refused;
 mod relay;
 mod shutdown;
 mod start;
