@@ -87,6 +87,7 @@ fn main() -> ExitCode {
         tunnel::every_design_carries_a_tunnel,
         tunnel::the_tunnel_goes_through_our_relay,
         tunnel::the_tunnel_goes_through_coturn,
+        tunnel::crypto_threads_open_what_comes_in_channel_data,
         dropin::an_interface_that_is_deleted_under_load_ends_the_program_in_good_order,
         marking::tcp_sees_the_marks_and_no_wrong_checksum,
         offload::every_offload_can_be_left_out,
