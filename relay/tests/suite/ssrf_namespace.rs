@@ -197,8 +197,12 @@ fn relay(design: &str) -> RelayProcess {
     RelayProcess::start(&[&flags[..], &["--relay-address", OWN_V4, OWN_V6], &peers].concat())
 }
 
+/// Clients whose allocations are still there: the kernel may give the port of one that is gone to another, which the relay would take
+/// for the first.
+type Kept = Vec<Client>;
+
 /// Every way to peers that are refused; how many inputs those were.
-fn try_refused(relay: &RelayProcess, refused: &[IpAddr]) -> u64 {
+fn try_refused(relay: &RelayProcess, refused: &[IpAddr], kept: &mut Kept) -> u64 {
     // A client has numbers for 255 requests.
     for chunk in refused.chunks(100) {
         let mut clients = [AddressFamily::V4, AddressFamily::V6].map(|family| allocated(relay, family));
@@ -214,12 +218,13 @@ fn try_refused(relay: &RelayProcess, refused: &[IpAddr]) -> u64 {
             // The answer says that everything before it is dealt with.
             assert_eq!(code(&client.ask(Method::Refresh, |_| {})), None);
         }
+        kept.extend(clients);
     }
     4 * refused.len() as u64
 }
 
 /// Every way to peers that are not; how many packets have to leave.
-fn try_open(relay: &RelayProcess, open: &[IpAddr]) -> u64 {
+fn try_open(relay: &RelayProcess, open: &[IpAddr], kept: &mut Kept) -> u64 {
     let mut left = 0;
     // As many as an allocation has room for.
     for chunk in open.chunks(60) {
@@ -240,6 +245,7 @@ fn try_open(relay: &RelayProcess, open: &[IpAddr]) -> u64 {
             // To an IPv4-mapped address a socket of IPv6 sends nothing.
             left += if address.to_canonical() == address { 2 } else { 0 };
         }
+        kept.extend(clients);
     }
     left
 }
@@ -270,12 +276,13 @@ fn no_packet_leaves_for_a_refused_peer() {
     open_up(&open);
     for design in DESIGNS {
         let relay = relay(design);
-        let inputs = try_refused(&relay, &refused);
+        let mut kept = Kept::new();
+        let inputs = try_refused(&relay, &refused, &mut kept);
         assert!(inputs >= 1000, "{inputs} inputs");
-        let ports = try_ports(&relay);
+        let ports = try_ports(&relay, &mut kept);
         assert_eq!((counted("open"), counted("refused")), (0, 0), "packets left ({design})");
         // The witness sees what is allowed, to the addresses beside those: its silence means something.
-        let left = try_open(&relay, &open);
+        let left = try_open(&relay, &open, &mut kept);
         if !soon(|| counted("open") == left) {
             let counted = counted("open");
             panic!("{counted} of {left} packets ({design}): {}", relay.stop().1);
@@ -298,7 +305,7 @@ fn no_packet_leaves_for_a_refused_peer() {
 }
 
 /// Ports of open peers that are refused: the permission is for the address, and some ports of it stay closed.
-fn try_ports(relay: &RelayProcess) -> u64 {
+fn try_ports(relay: &RelayProcess, kept: &mut Kept) -> u64 {
     let mut inputs = 0;
     for open in [OPEN_V4, OPEN_V6] {
         let open: SocketAddr = open.parse().unwrap();
@@ -311,6 +318,7 @@ fn try_ports(relay: &RelayProcess) -> u64 {
             inputs += 2;
         }
         assert_eq!(code(&client.ask(Method::Refresh, |_| {})), None);
+        kept.push(client);
     }
     inputs
 }

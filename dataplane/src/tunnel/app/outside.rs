@@ -312,7 +312,8 @@ mod tests {
         assert!(others >= 8, "{others}");
         assert_eq!(taken(1, Duration::from_millis(20)), 2);
         let all: usize = (100..1_100).map(|host| taken(host, Duration::from_millis(20))).sum();
-        assert!((800..=1_100).contains(&all), "{all}");
+        // What those others did not get, because two of them were in one bucket, is left for these.
+        assert!((1_800..=2_100).contains(&(all + 100 * others)), "{all} beside {others}");
     }
 
     #[test]
