@@ -237,6 +237,19 @@ fn unsafe_lives_in_one_folder_and_is_explained() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What is marked as a test in a program that has a harness of its own is left out by the compiler, without a word.
+#[test]
+fn a_program_with_its_own_harness_has_no_marked_tests() {
+    let mut looked = 0;
+    for entry in std::fs::read_dir(root().join("tools/tests/interop")).expect("readable") {
+        let path = entry.expect("entry").path();
+        let text = std::fs::read_to_string(&path).expect("readable");
+        assert!(!text.contains("#[test]"), "{}: list it in main.rs instead", path.display());
+        looked += 1;
+    }
+    assert!(looked > 10, "only {looked} files were found");
+}
+
 #[test]
 fn the_rules_find_what_they_look_for() {
     assert_eq!(forbidden("use std::time::Instant;"), None);
