@@ -68,6 +68,7 @@ fn main() -> ExitCode {
         marking::what_a_router_marks_arrives_inside,
         updown::it_does_to_the_host_what_wg_quick_does,
         paths::a_password_that_changes_is_read_again,
+        refused::a_relay_that_refuses_the_peers_new_port_is_not_shown_as_its_way,
         managed::wg_sets_a_tunnel_that_has_a_relay,
         path::a_narrow_way_to_wireguard_go_is_told_too,
         dropin::wg_sees_what_it_has_set,

@@ -1,7 +1,7 @@
 //! A relay that refuses a peer which was heard through it: it is not shown as the way to that peer.
 
 use super::paths::{Pair, relay};
-use super::world::{enter_beside_others, sh};
+use super::world::{World, sh};
 
 /// What `towpath show` says of the only peer, and of its path in JSON.
 fn shown() -> (String, serde_json::Value) {
@@ -12,13 +12,7 @@ fn shown() -> (String, serde_json::Value) {
     (show(""), json["peers"][0].clone())
 }
 
-#[test]
-fn a_relay_that_refuses_the_peers_new_port_is_not_shown_as_its_way() {
-    let Some(world) =
-        enter_beside_others("refused::a_relay_that_refuses_the_peers_new_port_is_not_shown_as_its_way")
-    else {
-        return;
-    };
+pub fn a_relay_that_refuses_the_peers_new_port_is_not_shown_as_its_way(world: World) {
     let pair = Pair::new("tow", 78);
     let (lines, server) = relay(&world, &["--allow-peer", "10.2.0.0/24"]);
     let first = world.tunnel("b", &pair.b(&world, "Address = 10.78.0.2/24"), &[]);
