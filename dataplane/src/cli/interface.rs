@@ -28,6 +28,7 @@ use crate::sys::tun::Tun;
 use crate::tunnel::apart::keep_memory_private;
 use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
+use crate::tunnel::lookup::Found;
 use crate::tunnel::{Tunnel, TunnelConfig, setup};
 use crate::uapi::Listener;
 
@@ -84,7 +85,8 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
         )));
     }
     let level = env::var("LOG_LEVEL").unwrap_or_default();
-    let lines = lines_of_ours(name, level != "silent")?;
+    let says = level != "silent";
+    let lines = lines_of_ours(name, says)?.map(|lines| with_addresses(lines, says));
     let foreground =
         flags.foreground || env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
     let notice = if foreground {
@@ -141,6 +143,16 @@ fn lines_of_ours(name: &str, says: bool) -> Result<Option<Lines>, Failure> {
     }
 }
 
+/// Looks the names of relays up, while somebody still sees what is said about those that have no address.
+fn with_addresses(lines: Lines, says: bool) -> (Lines, Found) {
+    let found = Found::look_up(&lines.relays, &[]);
+    for missing in found.missing.iter().filter(|_| says) {
+        // Nobody may see it.
+        let _ = writeln!(io::stderr(), "towpath: {}: {missing}", lines.file.display());
+    }
+    (lines, found)
+}
+
 /// What `LOG_LEVEL` asks for; errors when it asks for nothing that is known.
 fn log_level(level: &str) -> LevelFilter {
     match level {
@@ -153,13 +165,13 @@ fn log_level(level: &str) -> LevelFilter {
 fn assemble(
     name: &str,
     flags: &Flags,
-    lines: Option<&Lines>,
+    lines: Option<&(Lines, Found)>,
     notice: Option<Notice>,
 ) -> Result<App, Failure> {
     let options = flags.engine.tun_options();
     let (seeds, cookie_secret) = randomness()?;
     let (waiting_relay, inquiries) = match lines {
-        Some(lines) => setup::relay_plan(lines, seeds[1])?,
+        Some((lines, found)) => setup::relay_plan(lines, found, seeds[1])?,
         None => (None, Inquiries::default()),
     };
     let tun = match inherited("WG_TUN_FD")? {
@@ -183,7 +195,7 @@ fn assemble(
     // Until the interface is brought up.
     tunnel.set_running(false, now);
     let binding = Binding { listen_port: 0, firewall_mark: 0, gro: flags.engine.uses(Offload::UdpGro) };
-    let marking = flags.marking.over(lines.map(|lines| lines.marking).unwrap_or_default());
+    let marking = flags.marking.over(lines.map(|(lines, _)| lines.marking).unwrap_or_default());
     let management = Management {
         binding,
         marking,

@@ -139,16 +139,17 @@ fn choices(
     Ok(choices)
 }
 
-/// The relays of lines whose peers `wg` sets later, and what is found out about them while it runs.
+/// The relays of lines whose peers `wg` sets later, at the addresses that were `found`, and what is found out about them while it
+/// runs.
 ///
 /// # Errors
 /// As [`plan`].
-pub fn relay_plan(lines: &Lines, seed: u64) -> Result<(Option<RelayPlan>, Inquiries), ConfigError> {
+pub fn relay_plan(
+    lines: &Lines,
+    found: &Found,
+    seed: u64,
+) -> Result<(Option<RelayPlan>, Inquiries), ConfigError> {
     let mut inquiries = Inquiries::default();
-    let found = Found::look_up(&lines.relays, &[]);
-    for missing in &found.missing {
-        tracing::warn!("{}: {missing}", lines.file.display());
-    }
     let choices = choices(&lines.file, &lines.relays, &found.relays, &mut inquiries)?;
     let policies = lines.policies.iter().copied().collect();
     let plan = RelayPlan { choices, peers: Vec::new(), policies, family: None, seed };

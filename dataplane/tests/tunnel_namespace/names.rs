@@ -1,9 +1,10 @@
 //! Names without an address at start: the tunnel is there all the same, and goes on when they have one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Cable, Running, debian_turn_server, echo_datagrams, run, spawn, start};
+use super::show::own_sockets;
+use super::{Cable, Running, TOWPATH, debian_turn_server, echo_datagrams, left_out, run, spawn, start};
 
 /// The names that this machine knows, in a file of the test's own.
 struct Names(PathBuf);
@@ -80,6 +81,25 @@ fn everything_is_routed_into_a_tunnel_only_when_its_peer_has_an_address() {
     a.wait_for("there is no tunnel before that");
     a.signal(rustix::process::Signal::TERM);
     assert!(a.wait().success(), "{}", a.log());
+}
+
+#[test]
+fn who_starts_an_interface_for_wg_is_told_of_a_relay_without_an_address() {
+    let test = "names::who_starts_an_interface_for_wg_is_told_of_a_relay_without_an_address";
+    let Some(cable) = Cable::enter(test) else { return };
+    let lines = Path::new("/etc/wireguard");
+    if !lines.is_dir() {
+        return left_out("lines beside those of wg-quick: apt-get install wireguard-tools");
+    }
+    let _names = Names::new(&cable);
+    own_sockets();
+    run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(lines));
+    let relay = "#towpath: Relay = turn:relay.example\n#towpath: RelayUsername = alice\n\
+                 #towpath: RelayPasswordFile = password";
+    std::fs::write(lines.join("password"), "secret\n").unwrap();
+    std::fs::write(lines.join("towpath3.conf"), format!("[Interface]\n{relay}\n")).unwrap();
+    let said = cable.a.sh(&format!("{TOWPATH} towpath3 2>&1; ip link set towpath3 up; ip link del towpath3"));
+    assert!(said.contains("towpath3.conf: line 2: relay.example:3478 has no address"), "{said}");
 }
 
 #[test]
