@@ -201,6 +201,15 @@ impl UdpSocket {
         &self.fd
     }
 
+    /// How many skbs this socket has dropped so far because its receive buffer was full (wraps at 2^32). SO_RXQ_OVFL says so
+    /// only with the next datagram, which may never come.
+    ///
+    /// # Errors
+    /// What getsockopt(2) answers: Linux before 4.12 does not tell (SO_MEMINFO).
+    pub fn dropped(&self) -> io::Result<u32> {
+        socket::dropped(self.fd.as_fd())
+    }
+
     /// Stops (`false`) or resumes (`true`) learning of ICMP errors. Stopping forgets those that are queued.
     ///
     /// # Errors
