@@ -322,6 +322,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         steal: steal_share(before.steal),
         peer_refused: ledgers.down.map_or(0, |down| down.refused),
         interrupted,
+        sender_waited_ns: outcome.waited_ns,
         refusal: outcome.refusal.map(|error| error.to_string()),
         slack_error: outcome.slack_error,
     };
@@ -446,7 +447,15 @@ mod tests {
             let begin = thread_cpu_ns();
             while thread_cpu_ns() - begin < BUSY_NS {}
             let sent = vec![Sent::default()];
-            Ok(Outcome { sent, bytes: 0, cpu_ns: 0, lateness: histogram(), refusal: None, slack_error: None })
+            Ok(Outcome {
+                sent,
+                bytes: 0,
+                cpu_ns: 0,
+                waited_ns: None,
+                lateness: histogram(),
+                refusal: None,
+                slack_error: None,
+            })
         };
         let receive = |_: &mut Receiver, _, shared: &Shared| {
             while shared.sender_done_ns.load(Ordering::Acquire) == 0 {

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 
 use super::clock::{monotonic_ns, thread_cpu_ns};
 use super::distribution::histogram;
+use super::environment::waited_for_core_ns;
 use super::ledger::Sent;
 use super::live::Live;
 use super::pace::Pacer;
@@ -53,6 +54,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Processor time of the sending thread in the measured phase, its waiting included, in nanoseconds.
     pub cpu_ns: u64,
+    /// How long it was ready meanwhile and something else had its core, in nanoseconds, where the kernel says so.
+    pub waited_ns: Option<u64>,
     /// How much later than planned every measured datagram was sent.
     pub lateness: Histogram<u64>,
     /// Why the kernel refused the first measured send that it did.
@@ -155,12 +158,13 @@ pub fn send(
     shared.is_warm.store(true, Ordering::Release);
     let start_ns = sender.wait_for_start(shared)?;
     let timing = timing.begun_at(start_ns);
-    let cpu_before_ns = thread_cpu_ns();
+    let (cpu_before_ns, waited_before_ns) = (thread_cpu_ns(), waited_for_core_ns());
     sender.phase(Phase::Measured, timing.start_ns, timing.end_ns)?;
     sender.finish(timing.end_ns)?;
     let cpu_ns = thread_cpu_ns() - cpu_before_ns;
+    let waited_ns = waited_for_core_ns().zip(waited_before_ns).map(|(after, before)| after - before);
     let Tally { sent, bytes, lateness, refusal, .. } = sender.tally;
-    Ok(Outcome { sent, bytes, cpu_ns, lateness, refusal, slack_error })
+    Ok(Outcome { sent, bytes, cpu_ns, waited_ns, lateness, refusal, slack_error })
 }
 
 struct Sender<'a, O> {
