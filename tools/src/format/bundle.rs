@@ -85,6 +85,7 @@ fn write_hlog<W: Write>(
         let whole = [
             ("service", Some(&histograms.service)),
             ("lateness", Some(&histograms.lateness)),
+            ("to-device", histograms.to_device.as_ref()),
             ("kernel", histograms.kernel.as_ref()),
             ("up", histograms.up.as_ref()),
             ("down", histograms.down.as_ref()),

@@ -22,6 +22,7 @@ use super::schedule::{self, Schedule};
 use super::sender::{Outcome, Timing};
 use super::server;
 use super::spec::RunSpec;
+use super::transmit;
 use super::verdict::{self, Observations, Tolerance, Verdict};
 
 /// Time for the threads to start before the first datagram is due.
@@ -303,10 +304,12 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
     let carried = Carried::of(spec, &ledgers);
     let gone = |ledger: &Ledger| ledger.lost + ledger.late;
     let measured_ns = measured_ns(timing, interrupted);
+    let to_device = (spec.tx_stamps > 0).then(|| transmit::joined(outcome.asked, &mut receiver.came));
     let latency = Latency {
         response: Distribution::new(&receiver.response, gone(&ledger)),
         service: Distribution::new(&receiver.service, gone(&ledger)),
         lateness: Distribution::new(&outcome.lateness, 0),
+        to_device: to_device.as_ref().map(|(histogram, missing)| Distribution::new(histogram, *missing)),
         kernel: spec.kernel_stamps.then(|| Distribution::new(&receiver.kernel, gone(&ledger))),
         up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, gone(&up))),
         down: ledgers.down.map(|down| Distribution::new(&receiver.down, gone(&down))),
@@ -373,6 +376,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
             response: receiver.response,
             service: receiver.service,
             lateness: outcome.lateness,
+            to_device: to_device.map(|(histogram, _)| histogram),
             kernel: spec.kernel_stamps.then_some(receiver.kernel),
             down: peer.is_some().then_some(receiver.down),
             up: peer.map(|peer| peer.up),
@@ -453,6 +457,7 @@ mod tests {
                 cpu_ns: 0,
                 waited_ns: None,
                 lateness: histogram(),
+                asked: Vec::new(),
                 refusal: None,
                 slack_error: None,
             })

@@ -70,6 +70,7 @@ pub fn bind(spec: &RunSpec, address: SocketAddr) -> Result<UdpSocket, Problem> {
         receive_buffer: spec.receive_buffer,
         send_buffer: spec.send_buffer,
         timestamps: spec.kernel_stamps,
+        transmit_stamps: spec.tx_stamps > 0,
         ..UdpOptions::default()
     };
     UdpSocket::bind(address, &options).map_err(|error| {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dataplane::ingress::Meta;
+use dataplane::sys::transmit_stamps::Stamp;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use hdrhistogram::Histogram;
 
@@ -14,11 +15,14 @@ use super::payload::{self, Header, Parsed, Phase};
 use super::result::Interval;
 use super::sender::Timing;
 use super::spec::RunSpec;
+use super::transmit::Came;
 use crate::epoll::Watch;
 use crate::units;
 
 /// Superpackets taken from a socket in one system call.
 const BATCH: usize = 32;
+/// Messages taken from the error queue of a socket at a time.
+const STAMPS_AT_ONCE: usize = 64;
 /// Longest wait without looking at the clock and the end of the run.
 const WAIT_NS: u64 = 5_000_000;
 /// Shortest and longest time after the drain in which a datagram is still booked, as late; half the drain in between.
@@ -113,6 +117,8 @@ pub struct Receiver {
     pub down: Histogram<u64>,
     /// Arrival in this host's kernel less actual send time; empty without its time stamps.
     pub kernel: Histogram<u64>,
+    /// Stamps of what the device has taken.
+    pub(super) came: Came,
     /// Response by time of arrival.
     pub intervals: Vec<Histogram<u32>>,
     /// Length of an interval in nanoseconds.
@@ -149,6 +155,7 @@ impl Receiver {
             service: histogram(),
             down: histogram(),
             kernel: histogram(),
+            came: Came::new(spec),
             intervals: (0..count).map(empty).collect(),
             interval_ns,
             clock_backwards: 0,
@@ -187,6 +194,9 @@ impl Receiver {
                     self.handle(payload, when);
                 }
             })?;
+            if self.came.is_waiting() {
+                poller.take_stamps(sockets, |socket, stamp| self.came.take(socket, stamp, offset));
+            }
             framing.tick();
             self.show();
         }
@@ -350,6 +360,14 @@ impl Poller {
         superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
         self.receive_superpackets_within(WAIT_NS, sockets, superpacket)
+    }
+
+    /// Takes stamps of what the device has taken off the error queues of those sockets that the last wait found ready, some of
+    /// each: what is left makes them ready again.
+    pub fn take_stamps(&self, sockets: &[UdpSocket], mut each: impl FnMut(usize, Stamp)) {
+        for index in self.watch.with_errors() {
+            sockets[index].take_stamps(STAMPS_AT_ONCE, |stamp| each(index, stamp));
+        }
     }
 
     /// The same with a wait of up to `wait_ns`, and of 5 ms at most.

@@ -16,6 +16,7 @@ use super::payload::Phase;
 use super::receiver::Shared;
 use super::schedule::{Burst, Schedule};
 use super::spec::RunSpec;
+use super::transmit::Noted;
 
 /// How far behind the end of the run the sender may still be before it gives up on the rest of the schedule.
 const OVERTIME_NS: u64 = 100_000_000;
@@ -58,6 +59,8 @@ pub struct Outcome {
     pub waited_ns: Option<u64>,
     /// How much later than planned every measured datagram was sent.
     pub lateness: Histogram<u64>,
+    /// The sends that asked when the device took them.
+    pub asked: Vec<Noted>,
     /// Why the kernel refused the first measured send that it did.
     pub refusal: Option<io::Error>,
     /// Why the timer slack could not be lowered.
@@ -164,7 +167,7 @@ pub fn send(
     let cpu_ns = thread_cpu_ns() - cpu_before_ns;
     let waited_ns = waited_for_core_ns().zip(waited_before_ns).map(|(after, before)| after - before);
     let Tally { sent, bytes, lateness, refusal, .. } = sender.tally;
-    Ok(Outcome { sent, bytes, cpu_ns, waited_ns, lateness, refusal, slack_error })
+    Ok(Outcome { sent, bytes, cpu_ns, waited_ns, lateness, asked: Vec::new(), refusal, slack_error })
 }
 
 struct Sender<'a, O> {

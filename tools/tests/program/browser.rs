@@ -66,6 +66,7 @@ fn made_up(
         response,
         service: empty.clone(),
         lateness: empty,
+        to_device: None,
         kernel: None,
         up: None,
         down: None,
