@@ -40,7 +40,12 @@ impl<W: Write> Writer<W> {
             out,
             "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\""
         )?;
-        Ok(Self { out, serializer: V2DeflateSerializer::new(), buffer: Vec::new() })
+        Ok(Self::append(out))
+    }
+
+    /// Goes on with a log that has its header already.
+    pub fn append(out: W) -> Self {
+        Self { out, serializer: V2DeflateSerializer::new(), buffer: Vec::new() }
     }
 
     /// Writes one line; times in seconds since the start. `tag` must have no comma, space or line break.

@@ -22,7 +22,7 @@ fn spec(reflector: &BadReflector) -> RunSpec {
         rate_pps: 3_000.0,
         size: 120,
         flows: 4,
-        duration: Duration::from_secs(1),
+        duration: Duration::from_millis(500),
         warmup: Duration::from_millis(50),
         drain: Duration::from_millis(600),
         pace: Pace::Sleep,
@@ -79,11 +79,17 @@ fn response_is_service_plus_the_sender_s_lateness() {
 
 #[test]
 fn every_kind_of_harm_is_counted_to_the_last_datagram() {
-    for seed in 1..=3 {
+    let harmed = |seed| {
         let plan = Plan { seed, drop: 50, duplicate: 40, overtake: 60, corrupt: 30, ..Plan::default() };
         let (_, log) = judged(plan, |spec| spec);
         assert!(log.duplicates > 0 && log.corrupted > 0 && log.reordered > 0 && log.returned < log.seen);
-    }
+    };
+    // Each has a reflector and sockets of its own, and mostly waits.
+    std::thread::scope(|scope| {
+        for seed in 1..=3 {
+            scope.spawn(move || harmed(seed));
+        }
+    });
 }
 
 #[test]
@@ -180,7 +186,9 @@ fn a_trace_sets_times_and_sizes_of_a_run() {
     let file = dir.path().join("trace");
     std::fs::write(&file, "0,60\n0.004,1000\n").unwrap();
     let trace = Some(tools::run::trace::Trace::new(file));
-    let (result, _) = judged(Plan::default(), |spec| RunSpec { trace, arrivals: Arrivals::Trace, ..spec });
+    let duration = Duration::from_secs(1);
+    let (result, _) =
+        judged(Plan::default(), |spec| RunSpec { duration, trace, arrivals: Arrivals::Trace, ..spec });
     // A round of two datagrams lasts 8 ms.
     assert_eq!((result.ledger.intended, result.spec.rate_pps), (250, 250.0));
     assert!((result.offered_bps / 8.0 / result.offered_pps - 530.0).abs() < 0.1, "{}", result.offered_bps);
@@ -189,10 +197,16 @@ fn a_trace_sets_times_and_sizes_of_a_run() {
 #[test]
 fn a_stall_is_felt_by_all_that_were_due_during_it() {
     // Of one second of traffic the reflector does nothing for 400 ms: those due then wait 0 to 400 ms, evenly.
+    let duration = Duration::from_secs(1);
     let stall = Some((150, Duration::from_millis(400)));
     let plan = Plan { stall, ..Plan::default() };
-    let (result, _) =
-        judged(plan, |spec| RunSpec { rate_pps: 500.0, flows: 1, arrivals: Arrivals::Periodic, ..spec });
+    let (result, _) = judged(plan, |spec| RunSpec {
+        duration,
+        rate_pps: 500.0,
+        flows: 1,
+        arrivals: Arrivals::Periodic,
+        ..spec
+    });
     let response = |name: &str| result.latency.response.quantile(name).unwrap().value_ns.unwrap();
     // 40 % are hit, so p80 waits half of it and p90 three quarters. Only the machine's own stalls blur this.
     assert!(

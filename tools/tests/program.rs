@@ -12,6 +12,8 @@ mod files;
 mod judging;
 #[path = "program/live.rs"]
 mod live;
+#[path = "program/partial.rs"]
+mod partial;
 #[path = "program/readers.rs"]
 mod readers;
 #[path = "../../dataplane/tests/support/user_namespace.rs"]

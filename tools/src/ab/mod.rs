@@ -6,7 +6,9 @@ mod order;
 mod server;
 mod target;
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -16,7 +18,7 @@ use crate::format::bundle;
 use crate::judge::Group;
 use crate::progress;
 use crate::run::verdict::Validity;
-use crate::run::{Problem, RunResult};
+use crate::run::{Problem, RunResult, RunSpec};
 
 pub use noise::{Noise, noise};
 pub use order::order;
@@ -42,6 +44,14 @@ pub struct Plan {
     pub out: Option<PathBuf>,
 }
 
+impl Plan {
+    /// All of its runs, repeated ones counted once.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.sides.len() as u64 * u64::from(self.blocks)
+    }
+}
+
 /// The runs that were made.
 #[derive(Debug)]
 pub struct Collected {
@@ -51,34 +61,88 @@ pub struct Collected {
     pub interrupted: bool,
     /// Runs that were repeated because they could not be believed.
     pub repeated: u32,
-    /// What kept a run from being made, and with it all that were to follow.
+    /// What kept a run from being made or written, and with it all that were to follow.
     pub failure: Option<anyhow::Error>,
 }
 
 impl Collected {
-    /// All of the runs.
-    ///
-    /// # Errors
-    /// What kept one from being made.
-    pub fn complete(mut self) -> anyhow::Result<Self> {
-        self.failure.take().map_or(Ok(self), Err)
+    /// What is missing of the `planned` runs, and why, in a sentence; `None` when all were made.
+    #[must_use]
+    pub fn shortfall(&self, planned: u64) -> Option<String> {
+        let why = match &self.failure {
+            Some(failure) => format!("a run could not be made ({failure:#})"),
+            None if self.interrupted => "interrupted".to_owned(),
+            None => return None,
+        };
+        let made: usize = self.groups.iter().map(|group| group.runs.len()).sum();
+        Some(format!("{why}: what follows rests on {made} of {planned} runs, those that were complete"))
+    }
+
+    /// Why there is nothing to show: what kept the first run from being made.
+    pub fn take_fruitless(&mut self) -> Option<anyhow::Error> {
+        let fruitless = self.groups.iter().all(|group| group.runs.is_empty());
+        self.failure.take_if(|_| fruitless)
     }
 }
 
-/// Makes all runs of `plan`. `measure` makes one of a side; its block is the second argument, its progress the third.
-/// When `stop` is set or a run cannot be made, what is complete is kept.
+/// Where a run is written until it is complete; hidden, so that nobody takes it for one that died.
+const UNFINISHED: &str = ".unfinished";
+
+/// What is asked of `measure` in [`collect`].
+#[derive(Clone, Copy)]
+pub struct Turn<'a> {
+    /// Index of the side.
+    pub side: usize,
+    /// The block, from 0.
+    pub block: u32,
+    /// Where its interval log goes.
+    pub log: Option<&'a Path>,
+    /// Told how far it is.
+    pub progress: Progress<'a>,
+}
+
+impl Turn<'_> {
+    /// `base` with a seed for the block, which all sides have in common, a label, a log and what ends it.
+    #[must_use]
+    pub fn spec(&self, base: &RunSpec, label: &str, stop: &Arc<AtomicBool>) -> RunSpec {
+        RunSpec {
+            seed: base.seed.wrapping_add(u64::from(self.block)),
+            label: label.to_owned(),
+            stop: Some(Arc::clone(stop)),
+            log: self.log.map(Path::to_owned),
+            ..base.clone()
+        }
+    }
+}
+
+/// Makes all runs of `plan`; `measure` makes one.
+/// When `stop` is set, or a run cannot be made or written, what is complete is kept.
 ///
 /// # Errors
-/// Those of writing a run.
+/// When a directory of the sides exists already, or cannot be made.
 pub fn collect(
     plan: &Plan,
     stop: &AtomicBool,
     bar: &ProgressBar,
-    mut measure: impl FnMut(usize, u32, Progress<'_>) -> anyhow::Result<RunResult>,
+    mut measure: impl FnMut(Turn<'_>) -> anyhow::Result<RunResult>,
 ) -> anyhow::Result<Collected> {
-    if let Some(out) = &plan.out {
-        refuse_used(out, &plan.sides)?;
-    }
+    let Some(out) = &plan.out else { return take_turns(plan, stop, bar, None, &mut measure) };
+    let unfinished = out.join(UNFINISHED);
+    make_directories(out, &plan.sides, &unfinished)?;
+    let collected = take_turns(plan, stop, bar, Some(&unfinished), &mut measure);
+    // What is left in it is no run, and nobody looks there.
+    let _ = fs::remove_dir_all(&unfinished);
+    collected
+}
+
+fn take_turns(
+    plan: &Plan,
+    stop: &AtomicBool,
+    bar: &ProgressBar,
+    unfinished: Option<&Path>,
+    measure: &mut dyn FnMut(Turn<'_>) -> anyhow::Result<RunResult>,
+) -> anyhow::Result<Collected> {
+    let log = unfinished.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let group = |name: &String| Group { name: name.clone(), ..Group::default() };
     let groups = plan.sides.iter().map(group).collect();
     let mut collected = Collected { groups, interrupted: false, repeated: 0, failure: None };
@@ -89,7 +153,8 @@ pub fn collect(
             let mut attempt = 0;
             bar.set_message(format!("{} {}/{}", plan.sides[side], block + 1, plan.blocks));
             let run = loop {
-                let made = measure(side, block, &|share| progress::step(bar, begin + done, share));
+                let progress = |share| progress::step(bar, begin + done, share);
+                let made = measure(Turn { side, block, log: log.as_deref(), progress: &progress });
                 if stop.load(Ordering::Relaxed) {
                     // What the signal cut short is no sample of anything.
                     collected.interrupted = true;
@@ -108,11 +173,14 @@ pub fn collect(
                 attempt += 1;
                 collected.repeated += 1;
             };
-            if let Some(out) = &plan.out {
+            if let Some((out, unfinished)) = plan.out.as_ref().zip(unfinished) {
                 let dir = out.join(&plan.sides[side]).join(format!("{:02}", block + 1));
-                bundle::write(&run, &dir)?;
+                collected.failure = keep(&run, unfinished, &dir).err();
             }
             collected.groups[side].runs.push(run);
+            if collected.failure.is_some() {
+                return Ok(collected);
+            }
             done += 1;
             progress::step(bar, begin + done, 0.0);
         }
@@ -120,16 +188,99 @@ pub fn collect(
     Ok(collected)
 }
 
-/// Runs of another time must not get among those of this one.
-fn refuse_used(out: &Path, sides: &[String]) -> anyhow::Result<()> {
+/// Writes a run and moves it to its place.
+fn keep(run: &RunResult, unfinished: &Path, dir: &Path) -> anyhow::Result<()> {
+    bundle::write(run, unfinished)?;
+    fs::rename(unfinished, dir).with_context(|| format!("cannot move a run to {}", dir.display()))?;
+    make_directory(unfinished)
+}
+
+fn make_directory(dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
+}
+
+/// Makes those of the sides; runs of another time must not get among those of this one.
+fn make_directories(out: &Path, sides: &[String], unfinished: &Path) -> anyhow::Result<()> {
     for side in sides {
         let dir = out.join(side);
         if dir.exists() {
             let message = format!("{} exists already; choose a new directory with --out", dir.display());
             return Err(Problem::Usage(message).into());
         }
-        std::fs::create_dir_all(&dir)
-            .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+        make_directory(&dir)?;
     }
-    Ok(())
+    make_directory(unfinished)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::run::{Kind, Pace, run};
+    use crate::search::calibrate::with_reflector;
+
+    /// What a short run over loopback found, as valid as can be.
+    pub fn run_of_a_moment() -> RunResult {
+        let millis = Duration::from_millis;
+        let spec = RunSpec {
+            duration: millis(100),
+            warmup: Duration::ZERO,
+            drain: millis(50),
+            pace: Pace::Sleep,
+            ..RunSpec::new(Kind::Udp, ([127, 0, 0, 1], 1).into())
+        };
+        let mut made = with_reflector(&spec, |spec| run(spec, |_| {})).unwrap();
+        made.verdict.validity = Validity::Valid;
+        made.verdict.reasons.clear();
+        made.interrupted = false;
+        made
+    }
+
+    fn plan(out: Option<PathBuf>) -> Plan {
+        Plan { sides: vec!["A".to_owned(), "B".to_owned()], blocks: 3, seed: 1, out }
+    }
+
+    #[test]
+    fn runs_before_one_that_cannot_be_made_or_written_are_kept() {
+        let (run, never) = (run_of_a_moment(), AtomicBool::new(false));
+        let collect = |plan: &Plan, measure: &mut dyn FnMut() -> anyhow::Result<RunResult>| {
+            collect(plan, &never, &ProgressBar::hidden(), |_| measure()).unwrap()
+        };
+        let made =
+            |collected: &Collected| -> usize { collected.groups.iter().map(|group| group.runs.len()).sum() };
+
+        let mut left = 4;
+        let mut four = || {
+            left -= 1;
+            if left < 0 { anyhow::bail!("the server is gone") } else { Ok(run.clone()) }
+        };
+        let mut collected = collect(&plan(None), &mut four);
+        assert_eq!(made(&collected), 4);
+        let shortfall = collected.shortfall(plan(None).runs()).unwrap();
+        assert!(shortfall.contains("the server is gone") && shortfall.contains("4 of 6 runs"), "{shortfall}");
+        assert!(collected.take_fruitless().is_none());
+
+        let mut none = collect(&plan(None), &mut || anyhow::bail!("no server"));
+        assert_eq!(none.take_fruitless().unwrap().to_string(), "no server");
+        let whole = collect(&plan(None), &mut || Ok(run.clone()));
+        assert_eq!((made(&whole), whole.shortfall(6)), (6, None));
+
+        // A file is where the directory of the second block should be.
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let mut in_the_way = || {
+            for side in ["A", "B"] {
+                fs::write(out.join(side).join("02"), "")?;
+            }
+            Ok(run.clone())
+        };
+        let unwritten = collect(&plan(Some(out.clone())), &mut in_the_way);
+        assert_eq!(made(&unwritten), 3, "the one that was not written is known all the same");
+        let failure = format!("{:#}", unwritten.failure.unwrap());
+        assert!(failure.contains("cannot move a run to") && failure.contains("02"), "{failure}");
+        let mut there: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        there.sort();
+        assert_eq!(there, ["A", "B"], "nothing unfinished is left");
+    }
 }

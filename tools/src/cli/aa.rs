@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use crate::judge::{Group, Metric, notes};
 use crate::progress;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::environment::Environment;
-use crate::run::{Kind, Problem, RunSpec};
+use crate::run::{Kind, Problem};
 
 /// Name of the file with what was found.
 const AA_JSON: &str = "aa.json";
@@ -58,6 +57,9 @@ pub(super) struct Found {
     pub(super) environment: Environment,
     /// How many runs it rests on.
     pub(super) runs: usize,
+    /// What is missing of those that were asked for, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shortfall: Option<String>,
     /// One for each metric that has values.
     pub(super) metrics: Vec<Noise>,
     /// What a reader has to know.
@@ -87,15 +89,17 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let plan =
         Plan { sides: vec!["A".to_owned()], blocks: args.runs, seed: base.seed, out: args.out.clone() };
     let bar = progress::bar(u64::from(args.runs));
-    let collected = collect(&plan, &stop, &bar, |_, run, progress| {
-        let seed = base.seed.wrapping_add(u64::from(run));
-        let spec = RunSpec { seed, label: "A".to_owned(), stop: Some(Arc::clone(&stop)), ..base.clone() };
-        measure(&target, &spec, &stop, progress)
+    let collected = collect(&plan, &stop, &bar, |turn| {
+        measure(&target, &turn.spec(&base, "A", &stop), &stop, turn.progress)
     });
     bar.finish_and_clear();
-    let collected = collected?.complete()?;
+    let mut collected = collected?;
+    if let Some(failure) = collected.take_fruitless() {
+        return Err(failure);
+    }
     let group = &collected.groups[0];
-    let found = found(group, &metrics, args.per_side, base.seed);
+    let mut found = found(group, &metrics, args.per_side, base.seed);
+    found.shortfall = collected.shortfall(plan.runs());
     if let Some(out) = &args.out {
         let path = out.join(AA_JSON);
         let text = format!("{}\n", serde_json::to_string_pretty(&found)?);
@@ -105,6 +109,9 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
     } else {
         super::print(&report(&found, &metrics).to_text())?;
+    }
+    if let Some(failure) = collected.failure.take() {
+        return Err(failure);
     }
     Ok(ExitCode::from(match (collected.interrupted, group.doubts().is_empty()) {
         (true, _) => EXIT_INTERRUPTED,
@@ -130,6 +137,7 @@ fn found(group: &Group, metrics: &[Metric], per_side: usize, seed: u64) -> Found
         started: group.runs.first().map(|run| run.started.clone()).unwrap_or_default(),
         environment: Environment::read(),
         runs: group.runs.len(),
+        shortfall: None,
         metrics: noises,
         notes,
     }
@@ -153,20 +161,24 @@ fn report(found: &Found, metrics: &[Metric]) -> Report {
     };
     let table =
         Table { header: header.map(str::to_owned).into(), rows: found.metrics.iter().map(row).collect() };
-    let (per_side, deals) = found.metrics.first().map_or((0, 0), |noise| (noise.per_side, noise.deals));
-    let mut notes = vec![format!(
-        "{} runs of one target, compared with each other as if they were two: {per_side} runs a side, {deals} ways of dealing \
-         neighbours out. false alarms: the share in which the second side came out worse at 5 %, where 5 % is what is promised; beyond \
-         +5 %: the same for the gate's rule with that margin. not interleaved: of sides measured one after the other. found 9 in 10: \
-         the smallest slow-down that nine in ten of these comparisons would show. The comparisons share runs: more --runs, better \
-         figures.",
-        found.runs
-    )];
+    let mut notes: Vec<String> =
+        found.metrics.first().map(|noise| explained(noise, found.runs)).into_iter().collect();
     notes.extend(found.notes.iter().cloned());
     let section = Section { table, notes, ..Section::default() };
     Report {
         title: "towpath-lab aa: the noise of this host".to_owned(),
-        notes: Vec::new(),
+        notes: found.shortfall.iter().cloned().collect(),
         sections: vec![section],
     }
+}
+
+/// What the columns say.
+fn explained(Noise { per_side, deals, .. }: &Noise, runs: usize) -> String {
+    format!(
+        "{runs} runs of one target, compared with each other as if they were two: {per_side} runs a side, {deals} ways of dealing \
+         neighbours out. false alarms: the share in which the second side came out worse at 5 %, where 5 % is what is promised; beyond \
+         +5 %: the same for the gate's rule with that margin. not interleaved: of sides measured one after the other. found 9 in 10: \
+         the smallest slow-down that nine in ten of these comparisons would show. The comparisons share runs: more --runs, better \
+         figures."
+    )
 }

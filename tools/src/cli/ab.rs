@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use dataplane::engine::Io;
 use serde::Serialize;
@@ -19,7 +18,7 @@ use crate::judge::{
 };
 use crate::progress;
 use crate::report::{Report, Section};
-use crate::run::{Kind, Problem, RunSpec};
+use crate::run::{Kind, Problem};
 
 /// Options of `towpath-lab ab`.
 #[derive(Debug, clap::Args)]
@@ -66,6 +65,9 @@ struct Compared {
     runs: Vec<usize>,
     /// Runs that were repeated because they could not be believed.
     repeated: u32,
+    /// What is missing of the runs that were asked for, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shortfall: Option<String>,
     differences: Vec<Difference>,
     /// By the rules of --fail, of each side but the first.
     judgements: Vec<(String, Vec<Judgement>)>,
@@ -81,7 +83,8 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
             Problem::Usage("--blocks must be at least 1, and 4 or more to show anything".to_owned()).into()
         );
     }
-    let Found { json, interrupted, compared, failure } =
+    let json = args.json;
+    let Found { interrupted, compared, failure } =
         if args.io.is_empty() { of_targets(args)? } else { of_designs(args)? };
     let judgements: Vec<&Judgement> =
         compared.iter().flat_map(|compared| &compared.judgements).flat_map(|(_, judged)| judged).collect();
@@ -93,7 +96,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     if json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&compared)?))?;
     } else {
-        super::print(&report(&compared, interrupted, failure.is_some()).to_text())?;
+        super::print(&report(&compared, failure.is_some()).to_text())?;
     }
     if let Some(failure) = failure {
         return Err(failure);
@@ -109,7 +112,6 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
 
 /// What was measured, and how that ended.
 struct Found {
-    json: bool,
     interrupted: bool,
     compared: Vec<Compared>,
     /// What kept a run from being made.
@@ -134,17 +136,16 @@ fn of_targets(args: Args) -> anyhow::Result<Found> {
     let seed = base.seed;
     let plan = Plan { sides: names.clone(), blocks: args.blocks, seed, out: args.out };
     let bar = progress::bar(targets.len() as u64 * u64::from(args.blocks));
-    let collected = collect(&plan, &stop, &bar, |side, block, progress| {
-        let spec = RunSpec { label: names[side].clone(), ..run_of_block(&base, block, &stop) };
-        measure(&targets[side], &spec, &stop, progress)
+    let collected = collect(&plan, &stop, &bar, |turn| {
+        measure(&targets[turn.side], &turn.spec(&base, &names[turn.side], &stop), &stop, turn.progress)
     });
     bar.finish_and_clear();
     let mut collected = collected?;
-    let failure = collected.failure.take();
     let sides = names.into_iter().zip(args.targets).collect();
-    let interrupted = collected.interrupted;
-    let compared = compare(kind.name().to_owned(), sides, collected, &metrics, &args.judging, seed);
-    Ok(Found { json: args.json, interrupted, compared: vec![compared], failure })
+    let planned = plan.runs();
+    let compared = compare((kind.name(), sides), &collected, planned, &metrics, &args.judging, seed);
+    let failure = collected.failure.take();
+    Ok(Found { interrupted: collected.interrupted, compared: vec![compared], failure })
 }
 
 fn of_designs(args: Args) -> anyhow::Result<Found> {
@@ -184,17 +185,16 @@ fn of_designs(args: Args) -> anyhow::Result<Found> {
             seed: base.seed,
             out: args.out.as_ref().map(|out| out.join(through.name())),
         };
-        let mut collected = collect(&plan, &stop, &bar, |side, block, progress| {
-            let label = format!("{} {}", through.name(), names[side]);
-            let spec = RunSpec { label, ..run_of_block(&base, block, &stop) };
-            designs.measure(args.io[side], through, &spec, progress)
+        let mut collected = collect(&plan, &stop, &bar, |turn| {
+            let label = format!("{} {}", through.name(), names[turn.side]);
+            designs.measure(args.io[turn.side], through, &turn.spec(&base, &label, &stop), turn.progress)
         })?;
         interrupted = collected.interrupted;
+        let sides = names.iter().map(|name| (name.clone(), format!("--io {name}"))).collect();
+        let (of, planned) = ((through.name(), sides), plan.runs());
+        let mut table = compare(of, &collected, planned, &metrics, &args.judging, base.seed);
         failure =
             collected.failure.take().map(|error| error.context(format!("through the {}", through.name())));
-        let sides = names.iter().map(|name| (name.clone(), format!("--io {name}"))).collect();
-        let title = through.name().to_owned();
-        let mut table = compare(title, sides, collected, &metrics, &args.judging, base.seed);
         table.notes.append(&mut left_out);
         // Of sides that were not all measured once there is nothing to compare.
         if failure.is_none() || !table.runs.contains(&0) {
@@ -205,18 +205,14 @@ fn of_designs(args: Args) -> anyhow::Result<Found> {
         }
     }
     bar.finish_and_clear();
-    Ok(Found { json: args.json, interrupted, compared, failure })
+    Ok(Found { interrupted, compared, failure })
 }
 
-/// The runs of one block have one seed: all sides get the same schedule.
-fn run_of_block(base: &RunSpec, block: u32, stop: &Arc<AtomicBool>) -> RunSpec {
-    RunSpec { seed: base.seed.wrapping_add(u64::from(block)), stop: Some(Arc::clone(stop)), ..base.clone() }
-}
-
+/// What `collected` says of the sides, by their title, names and what they are.
 fn compare(
-    title: String,
-    sides: Vec<(String, String)>,
-    collected: Collected,
+    (title, sides): (&str, Vec<(String, String)>),
+    collected: &Collected,
+    planned: u64,
     metrics: &[Metric],
     judging: &Judging,
     seed: u64,
@@ -236,8 +232,9 @@ fn compare(
         notes.push(format!("no verdict: {}", judging::INVALID));
     }
     Compared {
-        title,
+        title: title.to_owned(),
         sides,
+        shortfall: collected.shortfall(planned),
         runs: groups.iter().map(|group| group.runs.len()).collect(),
         repeated: collected.repeated,
         differences: differences(baseline, others, metrics, seed),
@@ -247,15 +244,15 @@ fn compare(
     }
 }
 
-fn report(compared: &[Compared], interrupted: bool, failed: bool) -> Report {
+fn report(compared: &[Compared], failed: bool) -> Report {
     let mut report = Report { title: "towpath-lab ab".to_owned(), ..Report::default() };
-    if interrupted {
-        report.notes.push("interrupted: what follows rests on the runs that were complete".to_owned());
-    }
-    if failed {
+    if failed && compared.iter().all(|compared| compared.shortfall.is_none()) {
         report.notes.push("a run could not be made: what follows rests on those before it".to_owned());
     }
     for compared in compared {
+        report
+            .notes
+            .extend(compared.shortfall.iter().map(|shortfall| format!("{}: {shortfall}", compared.title)));
         let mut sides = compared.sides.iter();
         let baseline = sides.next().map_or("", |side| &side.0);
         let runs: Vec<String> = compared.runs.iter().map(usize::to_string).collect();
@@ -319,4 +316,87 @@ pub(super) fn target(text: &str) -> Result<Target, Problem> {
 /// A, B, C and so on.
 fn letter(index: usize) -> String {
     char::from_u32('A' as u32 + index as u32 % 26).map_or_else(|| index.to_string(), String::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::ab::tests::run_of_a_moment;
+    use crate::judge::Verdict;
+    use crate::run::RunResult;
+    use crate::run::verdict::Validity;
+
+    #[derive(Parser)]
+    struct Rules {
+        #[command(flatten)]
+        judging: Judging,
+    }
+
+    fn judging(arguments: &[&str]) -> Judging {
+        Rules::parse_from([&["ab", "--fail", "p99>+5%"], arguments].concat()).judging
+    }
+
+    /// Two sides of five runs that are alike, all but one of them valid.
+    fn collected(run: &RunResult, odd_one: Validity) -> Collected {
+        let side = |name: &str, odd_one: Validity| {
+            let with = |(number, p99_ns): (u64, u64)| {
+                let mut run = run.clone();
+                for quantile in &mut run.latency.response.quantiles {
+                    (quantile.value_ns, quantile.grade) = (Some(p99_ns), crate::run::Grade::Solid);
+                }
+                // A sender that was on time.
+                run.latency.lateness.max_ns = Some(1);
+                run.latency.lateness.quantiles.iter_mut().for_each(|quantile| quantile.value_ns = Some(1));
+                if number == 2 {
+                    run.verdict.validity = odd_one;
+                }
+                run
+            };
+            let values = [50_000, 50_500, 49_500, 50_200, 49_800];
+            Group { name: name.to_owned(), runs: (0..).zip(values).map(with).collect(), dead: Vec::new() }
+        };
+        let groups = vec![side("A", Validity::Valid), side("B", odd_one)];
+        Collected { groups, interrupted: false, repeated: 0, failure: None }
+    }
+
+    fn compared(collected: &Collected, judging: &Judging) -> Compared {
+        let sides = ["A", "B"].map(|name| (name.to_owned(), String::new())).into();
+        compare(("udp", sides), collected, 10, &[Metric::Quantile("p99")], judging, 1)
+    }
+
+    #[test]
+    fn a_pass_is_taken_back_when_a_run_cannot_be_believed() {
+        let run = run_of_a_moment();
+        let verdict = |compared: &Compared| compared.judgements[0].1[0].verdict;
+        let calm = compared(&collected(&run, Validity::Valid), &judging(&[]));
+        assert!(!calm.doubts && verdict(&calm) == Verdict::Pass, "{calm:?}");
+        assert!(report(&[calm], false).to_text().contains("PASS"));
+
+        for odd_one in [Validity::Invalid, Validity::GeneratorLimited] {
+            let taken_back = compared(&collected(&run, odd_one), &judging(&[]));
+            assert!(taken_back.doubts && verdict(&taken_back) == Verdict::Inconclusive, "{taken_back:?}");
+            let json = serde_json::to_string(&taken_back).unwrap();
+            let text = report(&[taken_back], false).to_text();
+            for said in [text, json] {
+                assert!(!said.contains("PASS") && said.contains("no verdict: runs are not VALID"), "{said}");
+            }
+            let allowed = compared(&collected(&run, odd_one), &judging(&["--allow-invalid"]));
+            assert!(!allowed.doubts && verdict(&allowed) == Verdict::Pass, "{allowed:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_stands_above_the_table_and_in_the_json() {
+        let mut short = collected(&run_of_a_moment(), Validity::Valid);
+        short.groups[1].runs.pop();
+        short.failure = Some(anyhow::anyhow!("the server is gone"));
+        let compared = compared(&short, &judging(&[]));
+        let json = serde_json::to_value(&compared).unwrap();
+        assert!(json["shortfall"].as_str().unwrap().contains("9 of 10 runs"), "{json}");
+        let text = report(&[compared], true).to_text();
+        let said = "udp: a run could not be made (the server is gone): what follows rests on 9 of 10 runs";
+        assert!(text.find(said).unwrap() < text.find("p99").unwrap(), "{text}");
+    }
 }

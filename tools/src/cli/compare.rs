@@ -88,6 +88,7 @@ fn lost_from(group: &Group) -> Option<f64> {
 /// Compares two sides of several runs each.
 fn sides(args: &Args) -> anyhow::Result<ExitCode> {
     let (a, b) = (Group::read("A", &args.runs)?, Group::read("B", &args.others)?);
+    a.check_apart(&b)?;
     // Where one run has a value, that another has none has to be said.
     let metrics: Vec<Metric> =
         METRICS.into_iter().filter(|metric| a.has(*metric) || b.has(*metric)).collect();

@@ -70,6 +70,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(Problem::Usage("gate needs a rule, for example --fail 'p99>+5%'".to_owned()).into());
     }
     let (a, b) = (Group::read("A", &args.a)?, Group::read("B", &args.b)?);
+    a.check_apart(&b)?;
     let mut judged = args.judging.judge(&a, &b, 1);
     let worst = judged.iter().map(|judged| judged.verdict).max();
     let doubts = [a.doubts(), b.doubts()].concat();

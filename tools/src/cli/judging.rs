@@ -60,7 +60,9 @@ impl Judging {
         let found: super::aa::Found = serde_json::from_str(&text)
             .with_context(|| format!("{} is not from `towpath-lab aa`", path.display()))?;
         let judged = |noise: &&Noise| self.fail.iter().any(|rule| rule.metric.name() == noise.metric);
-        Ok(found.metrics.iter().filter(judged).map(|noise| floor(noise, &found.started)).collect())
+        let floors = found.metrics.iter().filter(judged).map(|noise| floor(noise, &found.started));
+        let missing = found.shortfall.iter().map(|missing| format!("aa, {}: {missing}", found.started));
+        Ok(floors.chain(missing).collect())
     }
 }
 

@@ -106,19 +106,20 @@ fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> 
     let stop = super::stop_flag()?;
     let bar = progress::bar(1);
     bar.set_message(file.display().to_string());
-    let ran = lab::run(&scenario, &stop, |share| progress::step(&bar, 0, share));
+    let log = out.map(|dir| dir.join(bundle::LATENCY_HLOG));
+    let ran = lab::run(&scenario, &stop, log, |share| progress::step(&bar, 0, share));
     bar.finish_and_clear();
     let (result, verdicts) = ran?;
-    if let Some(dir) = out {
-        bundle::write(&result, dir)?;
-    }
+    // What was measured is printed even where it cannot be written.
+    let written = out.map_or(Ok(()), |dir| bundle::write(&result, dir));
     if json {
         let all = serde_json::json!({ "run": result, "hold": verdicts });
         super::print(&format!("{}\n", serde_json::to_string_pretty(&all)?))?;
     } else {
         let lines: String = verdicts.iter().map(line).collect();
-        super::print(&format!("{}{lines}", super::run::text(&result, out)))?;
+        super::print(&format!("{}{lines}", super::run::text(&result, out.filter(|_| written.is_ok()))))?;
     }
+    written?;
     let holds = verdicts.iter().all(|verdict| verdict.holds);
     Ok(match (result.interrupted, result.verdict.validity) {
         (true, _) => ExitCode::from(EXIT_INTERRUPTED),

@@ -172,7 +172,9 @@ pub(crate) fn spec_of(words: &[String]) -> Result<RunSpec, String> {
     let words = std::iter::once("towpath-lab run").chain(words.iter().map(String::as_str));
     let alone = Alone::try_parse_from(words).map_err(|error| {
         let text = error.to_string();
-        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        // What is wrong, and what would be right; how it is used is said elsewhere.
+        let wrong = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        wrong.split_whitespace().collect::<Vec<_>>().join(" ")
     })?;
     let spec = spec_of_args(alone.args).map_err(|problem| problem.to_string())?;
     spec.check().map_err(|problem| problem.to_string())?;
@@ -202,17 +204,18 @@ pub(super) fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
 /// Makes the run of `spec`, writes and prints it.
 pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
     make_directory(out)?;
+    spec.log = out.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);
     let result = if spec.live.is_some() { run_live(&spec)? } else { run_with_bar(&spec)? };
-    if let Some(dir) = out {
-        bundle::write(&result, dir)?;
-    }
+    // What was measured is printed even where it cannot be written.
+    let written = out.map_or(Ok(()), |dir| bundle::write(&result, dir));
     if json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&result)?))?;
     } else {
-        super::print(&text(&result, out))?;
+        super::print(&text(&result, out.filter(|_| written.is_ok())))?;
     }
+    written?;
     Ok(ExitCode::from(match (result.interrupted, result.verdict.validity) {
         (true, _) => EXIT_INTERRUPTED,
         (false, Validity::Valid) => 0,

@@ -87,12 +87,15 @@ pub(super) struct Outcome {
     pub(super) limited: bool,
     #[serde(skip)]
     pub(super) end: Option<End>,
+    /// What kept a trial from being made, and with it all that were to follow.
+    #[serde(skip)]
+    pub(super) failure: Option<anyhow::Error>,
 }
 
 /// Calibrates where no highest rate is given, and searches.
 ///
 /// # Errors
-/// Those of runs; [`Problem::Usage`] when the range is empty.
+/// Those of runs, up to the first trial of the search; [`Problem::Usage`] when the range is empty.
 pub(super) fn outcome(
     base: &RunSpec,
     goals: Vec<Goal>,
@@ -128,15 +131,22 @@ pub(super) fn outcome(
     }
     RunSpec { rate_pps: max, ..base.clone() }.check()?;
     let mut search = Search::new(goals, min, max, range.width);
-    let end = carry_out(&mut search, base, range.budget, Unoffered::Limits, stop, &bar)?;
+    let ended = carry_out(&mut search, base, range.budget, Unoffered::Limits, stop, &bar);
     bar.finish_and_clear();
+    let (end, failure) = match ended {
+        Ok(end) => (Some(end), None),
+        // What the trials before it say still holds.
+        Err(failure) if search.trials().next().is_some() => (None, Some(failure)),
+        Err(failure) => return Err(failure),
+    };
     Ok(Outcome {
         ceiling: generator,
         range: [min, max],
         found: search.found(),
         trials: search.trials().cloned().collect(),
         limited: search.limited(),
-        end: Some(end),
+        end,
+        failure,
     })
 }
 
@@ -147,11 +157,14 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     base.check()?;
     base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
-    let outcome = outcome(&base, args.goal, &args.range, &stop)?;
+    let mut outcome = outcome(&base, args.goal, &args.range, &stop)?;
     if args.json {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
     } else {
         super::print(&report(&outcome, &base).to_text())?;
+    }
+    if let Some(failure) = outcome.failure.take() {
+        return Err(failure.context("the search broke off; what the trials before say is printed"));
     }
     Ok(exit(&outcome))
 }
@@ -215,7 +228,8 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
     let bounds = Section { table, notes, ..Section::default() };
     let trials = Section { title: "Trials".to_owned(), table: trials, ..Section::default() };
     let title = format!("towpath-lab search  {} {}", base.kind.name(), base.target);
-    Report { title, notes: Vec::new(), sections: vec![bounds, trials] }
+    let broke_off = outcome.failure.as_ref().map(|error| format!("the search broke off: {error:#}"));
+    Report { title, notes: broke_off.into_iter().collect(), sections: vec![bounds, trials] }
 }
 
 fn trial(trial: &Trial) -> Vec<Cell> {
@@ -265,7 +279,7 @@ pub(super) fn calibrate_main(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
     base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
     let bar = bar();
-    let found = match target {
+    let mut found = match target {
         Some(_) => calibrate(&base, args.budget, &stop, &bar)?,
         None => with_reflector(&base, |spec| calibrate(spec, args.budget, &stop, &bar))?,
     };
@@ -274,6 +288,9 @@ pub(super) fn calibrate_main(args: CalibrateArgs) -> anyhow::Result<ExitCode> {
         super::print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
     } else {
         super::print(&calibration(&found, &base).to_text())?;
+    }
+    if let Some(failure) = found.failure.take() {
+        return Err(failure.context("the calibration broke off; what was measured before is printed"));
     }
     Ok(match found.end {
         Some(End::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
@@ -301,7 +318,7 @@ fn calibration(found: &Calibration, base: &RunSpec) -> Report {
         row("there and back, p50", time(middle), format!("{at}, {}", spread(found.deviation[0]))),
         row("there and back, p99", time(tail), format!("{at}, {}", spread(found.deviation[1]))),
     ];
-    let mut notes: Vec<String> = found.ceiling.note.iter().cloned().collect();
+    let mut notes: Vec<String> = found.ceiling.note.iter().map(|note| format!("ceiling: {note}")).collect();
     notes.push(format!(
         "datagrams of {} B, {} flows, bursts of {}{}; a limit that is found above 80 % of the ceiling may be the generator's",
         base.size,

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -14,7 +13,7 @@ use crate::ab::{Plan, collect};
 use crate::judge::{Group, Metric, notes};
 use crate::progress;
 use crate::report::plots::{self, LOAD_QUANTILES, Level, Load as LoadPoint};
-use crate::report::{Cell, Curve, Report, Section, Table};
+use crate::report::{Cell, Curve, Report, Section, Table, Tone};
 use crate::run::{Kind, Problem, RunResult, RunSpec, run as run_once};
 use crate::search::measure::End;
 use crate::search::{Found, Goal};
@@ -99,6 +98,9 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         None => {
             let goal: Goal = "pdr:0.5%".parse().map_err(anyhow::Error::msg)?;
             let outcome = search::outcome(&base, vec![goal], &args.range, &stop)?;
+            if let Some(failure) = outcome.failure {
+                return Err(failure.context("while searching for 100 %; give the rate with --of"));
+            }
             if outcome.end == Some(End::Interrupted) {
                 return Err(Problem::Interrupted.into());
             }
@@ -122,20 +124,17 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }
     let sides = args.points.iter().map(|percent| format!("{percent}%")).collect();
     let plan = Plan { sides, blocks: args.blocks, seed: base.seed, out: args.out };
-    let bar = progress::bar(rates.len() as u64 * u64::from(args.blocks));
-    let collected = collect(&plan, &stop, &bar, |side, block, progress| {
-        let seed = base.seed.wrapping_add(u64::from(block));
-        let spec = RunSpec {
-            rate_pps: rates[side],
-            seed,
-            label: plan.sides[side].clone(),
-            stop: Some(Arc::clone(&stop)),
-            ..base.clone()
-        };
-        run_once(&spec, progress)
+    let bar = progress::bar(plan.runs());
+    let collected = collect(&plan, &stop, &bar, |turn| {
+        let spec = turn.spec(&base, &plan.sides[turn.side], &stop);
+        run_once(&RunSpec { rate_pps: rates[turn.side], ..spec }, turn.progress)
     });
     bar.finish_and_clear();
-    let collected = collected?.complete()?;
+    let mut collected = collected?;
+    if let Some(failure) = collected.take_fruitless() {
+        return Err(failure);
+    }
+    let shortfall = collected.shortfall(plan.runs());
     let groups: Vec<&Group> = collected.groups.iter().collect();
     let points: Vec<Point> = args
         .points
@@ -145,18 +144,24 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         .map(|((&percent, &rate), group)| point(percent, rate, group))
         .collect();
     let mut report = report(&points, &groups, whole, &base);
+    report.notes.extend(shortfall.clone());
     report.sections[0].notes.extend(of.clone());
     if let Some(path) = &args.html {
         std::fs::write(path, report.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.json {
         let notes: Vec<String> = said(&groups).into_iter().chain(of).collect();
-        let json = serde_json::json!({ "of": whole, "points": points, "notes": notes });
+        let json =
+            serde_json::json!({ "of": whole, "points": points, "notes": notes, "shortfall": shortfall });
         super::print(&format!("{}\n", serde_json::to_string_pretty(&json)?))?;
     } else {
         super::print(&report.to_text())?;
     }
-    Ok(ExitCode::from(match (collected.interrupted, groups.iter().all(|group| group.doubts().is_empty())) {
+    let is_believed = groups.iter().all(|group| group.doubts().is_empty());
+    if let Some(failure) = collected.failure.take() {
+        return Err(failure);
+    }
+    Ok(ExitCode::from(match (collected.interrupted, is_believed) {
         (true, _) => EXIT_INTERRUPTED,
         (false, true) => 0,
         (false, false) => EXIT_INVALID,
@@ -229,7 +234,7 @@ fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Re
         let mut cells = vec![Cell::from(format!("{} %", point.percent)), Cell::from(units::rate(point.rate))];
         let cell = |metric: Metric| value(point, metric).map_or("–".to_owned(), |value| metric.text(value));
         cells.extend(METRICS.map(|metric| Cell::from(cell(metric))));
-        cells.push(Cell::from(tail.map_or(String::new(), |tail| stroke(tail, ends))));
+        cells.push(Cell::new(tail.map_or(String::new(), |tail| stroke(tail, ends)), Tone::Stroke));
         cells
     };
     let table = Table { header, rows: points.iter().zip(&tails).map(row).collect() };

@@ -10,10 +10,12 @@ use serde::Deserialize;
 
 use super::bounded;
 use super::hgrm;
-use crate::run::{Histograms, RunResult, SCHEMA};
+use crate::run::{Histograms, RunResult, SCHEMA, intervals};
 
 /// Name of the JSON file in the directory.
 pub const RUN_JSON: &str = "run.json";
+/// Name of the interval log in it.
+pub const LATENCY_HLOG: &str = "latency.hlog";
 
 /// Most bytes of a `run.json`, and most commas in it: it has ten figures of each of up to 65,536 flows.
 const RUN_BYTES_MAX: u64 = 32 << 20;
@@ -28,22 +30,28 @@ struct Version {
     schema: Option<u64>,
 }
 
-/// Writes the result into `dir`, which is made when it does not exist; files of an earlier run are replaced.
+/// Writes the result into `dir`, which is made when it does not exist; files of an earlier run are replaced. The interval log is
+/// there already when it is that of the run's spec, else it gets one line.
 ///
 /// # Errors
-/// What the file system answers, with the path.
+/// What the file system answers, with the path; why the interval log is not whole.
 pub fn write(result: &RunResult, dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
-    // First, so that a run.json never stands beside the histograms of another run.
-    match fs::remove_file(dir.join(RUN_JSON)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot replace {}", dir.join(RUN_JSON).display()));
-        }
-        _ => {}
+    let log = dir.join(LATENCY_HLOG);
+    let is_there = result.spec.log.as_ref() == Some(&log);
+    if let Some(error) = result.log_error.as_ref().filter(|_| is_there) {
+        anyhow::bail!("cannot write {}: {error}", log.display());
     }
     if let Some(histograms) = &result.histograms {
-        create(dir, "latency.hlog", |out| write_hlog(out, result, histograms, false))?;
-        create(dir, "detail.hlog", |out| write_hlog(out, result, histograms, true))?;
+        if !is_there {
+            intervals::write_whole(&log, result, &histograms.response)?;
+        }
+        let detail = dir.join("detail.hlog");
+        let add_detail = || {
+            fs::copy(&log, &detail)?;
+            write_detail(&detail, result, histograms)
+        };
+        add_detail().with_context(|| format!("cannot write {}", detail.display()))?;
         create(dir, "latency.hgrm", |out| hgrm::write(out, &histograms.response, 1_000.0))?;
     }
     // Last, so that a directory with a run.json is complete.
@@ -67,33 +75,20 @@ fn create(
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The response by interval without a tag; with `detail`, also the other histograms of the whole run under tags.
-fn write_hlog<W: Write>(
-    out: &mut W,
-    result: &RunResult,
-    histograms: &Histograms,
-    detail: bool,
-) -> io::Result<()> {
-    let spec = serde_json::to_string(&result.spec)?;
-    let comment =
-        format!("towpath-lab {}, values in ns, response latency, spec: {spec}", result.tool_version);
-    let mut log = hlog::Writer::new(out, &comment, result.started_unix_ns, &result.started)?;
-    for interval in &histograms.intervals {
-        log.line(None, interval.start_s, interval.length_s, &interval.histogram)?;
-    }
-    if detail {
-        let whole = [
-            ("service", Some(&histograms.service)),
-            ("lateness", Some(&histograms.lateness)),
-            ("to-device", histograms.to_device.as_ref()),
-            ("kernel", histograms.kernel.as_ref()),
-            ("up", histograms.up.as_ref()),
-            ("down", histograms.down.as_ref()),
-        ];
-        for (tag, histogram) in whole {
-            let Some(histogram) = histogram else { continue };
-            log.line(Some(tag), 0.0, result.measured_s, histogram)?;
-        }
+/// Adds the other histograms of the whole run to a log, under tags.
+fn write_detail(path: &Path, result: &RunResult, histograms: &Histograms) -> io::Result<()> {
+    let whole = [
+        ("service", Some(&histograms.service)),
+        ("lateness", Some(&histograms.lateness)),
+        ("to-device", histograms.to_device.as_ref()),
+        ("kernel", histograms.kernel.as_ref()),
+        ("up", histograms.up.as_ref()),
+        ("down", histograms.down.as_ref()),
+    ];
+    let mut log = hlog::Writer::append(BufWriter::new(File::options().append(true).open(path)?));
+    for (tag, histogram) in whole {
+        let Some(histogram) = histogram else { continue };
+        log.line(Some(tag), 0.0, result.measured_s, histogram)?;
     }
     log.finish().map(drop)
 }

@@ -1,5 +1,6 @@
 //! The runs of one side.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -62,6 +63,22 @@ impl Group {
             .into());
         }
         Ok(Self { name: name.to_owned(), runs, dead })
+    }
+
+    /// Refuses a run on both sides: it is no second sample, and what it has in common with itself would make the sides look alike.
+    ///
+    /// # Errors
+    /// [`Problem::Usage`] with the first of them.
+    pub fn check_apart(&self, other: &Self) -> Result<(), Problem> {
+        let here: HashSet<&str> = self.runs.iter().map(|run| run.run_id.as_str()).collect();
+        let Some(both) = other.runs.iter().find(|run| here.contains(run.run_id.as_str())) else {
+            return Ok(());
+        };
+        Err(Problem::Usage(format!(
+            "run {} (started {}) is on both sides, {} and {}; give each side runs of its own. What a target shows beside itself, \
+             `towpath-lab aa` measures",
+            both.run_id, both.started, self.name, other.name
+        )))
     }
 
     /// The values of `metric`.

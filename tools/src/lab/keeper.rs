@@ -84,7 +84,8 @@ fn start(state: &State, text: &str) -> anyhow::Result<()> {
 
 /// What `lab up` prints.
 fn welcome(state: &State, scenario: &Scenario) -> String {
-    let several = if state.name == "demo" { String::new() } else { format!(" --lab {}", state.name) };
+    let is_alone = State::all().is_ok_and(|all| all.len() == 1);
+    let several = if is_alone { String::new() } else { format!(" --lab {}", state.name) };
     let mut text = format!("lab {} is up; files and logs are in {}\n", state.name, state.directory.display());
     for name in scenario.hosts.keys() {
         let addresses = scenario.links.iter().flat_map(|link| {

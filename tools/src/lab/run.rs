@@ -32,7 +32,7 @@ pub struct Verdict {
     pub found: String,
 }
 
-/// Runs a scenario. This process must be in a network namespace of its own already; call it from
+/// Runs a scenario, with an interval log where one is named. This process must be in a network namespace of its own already; call it from
 /// the main thread.
 ///
 /// # Errors
@@ -40,6 +40,7 @@ pub struct Verdict {
 pub fn run(
     scenario: &Scenario,
     stop: &Arc<AtomicBool>,
+    log: Option<PathBuf>,
     progress: impl Fn(f64) + Send,
 ) -> anyhow::Result<(RunResult, Vec<Verdict>)> {
     let load = scenario.load.as_ref().ok_or_else(|| {
@@ -53,7 +54,7 @@ pub fn run(
     let hosts = Hosts::new(scenario).map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let mut secrets = Secrets::new(&directory.0)?;
     let mut programs = Programs::start(scenario, &hosts, &directory.0, &mut secrets, &new_mark(), stop)?;
-    let result = run_load(load, &hosts, &mut secrets, stop, progress);
+    let result = run_load(load, &hosts, &mut secrets, log, stop, progress);
     // Why a program ended says more than what the load saw of it.
     programs.check()?;
     programs.stop();
@@ -70,12 +71,13 @@ fn run_load(
     load: &Load,
     hosts: &Hosts,
     secrets: &mut Secrets,
+    log: Option<PathBuf>,
     stop: &Arc<AtomicBool>,
     progress: impl Fn(f64) + Send,
 ) -> anyhow::Result<RunResult> {
     let words = load.words.iter().map(|word| secrets.fill(word)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut spec = run_spec(&words).map_err(Problem::Usage)?;
-    spec.stop = Some(Arc::clone(stop));
+    (spec.stop, spec.log) = (Some(Arc::clone(stop)), log);
     for (host, admin) in &load.admins {
         let namespace = Some(Arc::clone(hosts.get(host)?));
         let name = Some(admin.name.clone().unwrap_or_else(|| host.clone()));

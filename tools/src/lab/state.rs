@@ -111,7 +111,9 @@ impl State {
         match (name, all.len()) {
             (_, 0) => problem("no lab is up; `towpath-lab lab up demo` makes one".to_owned()),
             (None, 1) => Ok(all.remove(0)),
-            (None, _) => problem(format!("several labs are up: name one of {names}")),
+            (None, _) => problem(format!(
+                "several labs are up: {names}; name one, as `lab exec --lab NAME` or `lab down NAME`"
+            )),
             (Some(name), _) => match all.iter().position(|state| state.name == name) {
                 Some(at) => Ok(all.swap_remove(at)),
                 None => problem(format!("no lab {name} is up; there is {names}")),

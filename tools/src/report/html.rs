@@ -16,7 +16,7 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
-.weak{color:var(--faint)}.bad{color:var(--bad);font-weight:600}.good{color:var(--good)}
+.weak{color:var(--faint)}.bad{color:var(--bad);font-weight:600}.good{color:var(--good)}td.stroke{text-align:left;color:var(--c0);letter-spacing:-1px}
 .note{color:var(--faint);margin:.4rem 0}
 svg{max-width:100%;height:auto;margin-top:1rem}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
@@ -93,6 +93,7 @@ fn cell(html: &mut String, cell: &Cell) {
         Tone::Weak => " class=\"weak\"",
         Tone::Bad => " class=\"bad\"",
         Tone::Good => " class=\"good\"",
+        Tone::Stroke => " class=\"stroke\"",
     };
     let _ = write!(html, "<td{class}>{}</td>", escape(&cell.text));
 }

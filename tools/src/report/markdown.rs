@@ -48,7 +48,7 @@ fn cell(cell: &Cell) -> String {
     match cell.tone {
         Tone::Weak => format!("({text})"),
         Tone::Bad => format!("**{text}**"),
-        Tone::Plain | Tone::Good => text,
+        Tone::Plain | Tone::Good | Tone::Stroke => text,
     }
 }
 

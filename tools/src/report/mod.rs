@@ -71,6 +71,8 @@ pub enum Tone {
     Bad,
     /// As it should be.
     Good,
+    /// A stroke whose length counts: it begins at the left.
+    Stroke,
 }
 
 impl From<String> for Cell {

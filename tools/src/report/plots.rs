@@ -245,7 +245,7 @@ pub fn loads(title: &str, sides: &[(String, Vec<Load>)]) -> Plot {
     let mut html = String::new();
     svg::open(&mut html, "load", title, BOTTOM + 52.0 + LEGEND_LINE * sides.len() as f64);
     y.draw_decades(&mut html);
-    x.draw(&mut html, BOTTOM, units::rate);
+    x.draw(&mut html, BOTTOM, |rate| if rate == 0.0 { "0".to_owned() } else { units::rate(rate) });
     svg::axis_name(
         &mut html,
         BOTTOM,

@@ -109,10 +109,14 @@ impl LinearAxis {
         let decade = 10_f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * decade).find(|step| *step >= rough);
         let step = step.unwrap_or(rough);
-        let mut at = (self.low / step).ceil() * step;
-        while at <= self.high * (1.0 + 1e-9) {
-            down(svg, self.x(at), bottom, &label(at));
-            at += step;
+        // As a person would write it: three steps of 0.2 are 0.6.
+        let places = (-decade.log10()).max(0.0) as usize;
+        for number in (self.low / step).ceil() as i64.. {
+            let at = number as f64 * step;
+            if at > self.high * (1.0 + 1e-9) {
+                break;
+            }
+            down(svg, self.x(at), bottom, &label(format!("{at:.places$}").parse().unwrap_or(at)));
         }
     }
 }
@@ -275,6 +279,12 @@ mod tests {
         LinearAxis::new(0.0, 45.0).draw(&mut svg, 100.0, |at| format!("{at} s"));
         assert!(
             svg.contains(">0 s<") && svg.contains(">40 s<") && svg.matches("<text").count() == 5,
+            "{svg}"
+        );
+        let mut svg = String::new();
+        LinearAxis::new(0.0, 1.0).draw(&mut svg, 100.0, |at| format!("{at} s"));
+        assert!(
+            svg.contains(">0.6 s<") && svg.contains(">1 s<") && svg.matches("<text").count() == 6,
             "{svg}"
         );
     }

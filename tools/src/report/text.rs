@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use comfy_table::{CellAlignment, Table as TextTable, presets};
+use comfy_table::{Cell as TextCell, CellAlignment, Table as TextTable, presets};
 
 use super::{Cell, Report, Section, Table, Tone};
 
@@ -45,9 +45,10 @@ fn table(table: &Table) -> String {
 }
 
 /// Grey does not exist in plain text: figures that rest on too few samples stand in parentheses.
-fn cell(cell: &Cell) -> String {
+fn cell(cell: &Cell) -> TextCell {
     match cell.tone {
-        Tone::Weak => format!("({})", cell.text),
-        Tone::Plain | Tone::Bad | Tone::Good => cell.text.clone(),
+        Tone::Weak => TextCell::new(format!("({})", cell.text)),
+        Tone::Plain | Tone::Bad | Tone::Good => TextCell::new(&cell.text),
+        Tone::Stroke => TextCell::new(&cell.text).set_alignment(CellAlignment::Left),
     }
 }

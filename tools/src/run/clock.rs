@@ -108,12 +108,36 @@ pub fn timespec(ns: u64) -> Timespec {
 
 fn nanoseconds(clock: Clock) -> u64 {
     let time = read(clock);
-    time.as_secs() * 1_000_000_000 + u64::from(time.subsec_nanos())
+    let ns = time.as_secs() * 1_000_000_000 + u64::from(time.subsec_nanos());
+    #[cfg(test)]
+    let ns = tests::as_set(clock, ns);
+    ns
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// How far a test has set CLOCK_REALTIME, and CLOCK_BOOTTIME, for its own thread, in nanoseconds.
+        static SET_NS: Cell<[u64; 2]> = const { Cell::new([0, 0]) };
+    }
+
+    /// Sets both clocks, as this thread reads them, so far ahead.
+    pub fn set(realtime_ns: u64, boottime_ns: u64) {
+        SET_NS.set([realtime_ns, boottime_ns]);
+    }
+
+    pub fn as_set(clock: Clock, ns: u64) -> u64 {
+        let [realtime_ns, boottime_ns] = SET_NS.get();
+        match clock {
+            Clock::Realtime => ns + realtime_ns,
+            Clock::Boottime => ns + boottime_ns,
+            Clock::Monotonic | Clock::Thread => ns,
+        }
+    }
 
     /// What the watch says of readings at which the clock is so many nanoseconds ahead, each taken within 200 ns.
     fn watched(offsets: &[i64]) -> u64 {

@@ -1,6 +1,8 @@
 //! Runs sender and receiver side by side and puts together what they found.
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use super::devices;
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
+use super::intervals::{self, Intervals, Log};
 use super::ledger::Ledger;
 use super::path::socket_drops;
 use super::peer::{Books, Peer};
@@ -44,6 +47,8 @@ const SILENCE_NS: (u64, u64) = (200_000_000, 2_000_000_000);
 
 /// What the main thread reads before measured sending, and after it once more.
 struct Surroundings {
+    /// When measured sending begins, in nanoseconds since the epoch.
+    started_unix_ns: u64,
     cpu: Snapshot,
     servers: (server::Snapshot, devices::Snapshot),
     drops: u64,
@@ -59,6 +64,7 @@ struct Found {
     before: Surroundings,
     clock_step_ns: u64,
     interrupted: bool,
+    measured_ns: u64,
 }
 
 /// The two ends of a run, each worked by a thread of its own.
@@ -102,10 +108,13 @@ where
         live.begin(timing);
     }
     let mut receiver = Receiver::new(spec, run_id, timing, &intended);
+    let (intervals, pieces) = spec.log.as_ref().map(|_| Intervals::new(intervals::length_ns(spec))).unzip();
+    receiver.intervals = intervals;
+    let (log, begun_log) = sync_channel(1);
     let shared = Shared::default();
     let never = AtomicBool::new(false);
     let stop = spec.stop.as_deref().unwrap_or(&never);
-    let (outcome, peer, before, clock_step_ns) = thread::scope(|scope| -> anyhow::Result<_> {
+    let (outcome, peer, before, clock_step_ns, logged) = thread::scope(|scope| -> anyhow::Result<_> {
         // Whatever goes wrong below, the threads that were started must end: each waits for one of these flags.
         let sender_done = SenderDone(&shared);
         let (receiver, shared) = (&mut receiver, &shared);
@@ -113,9 +122,24 @@ where
         let receiving = named("lab-receiver")
             .spawn_scoped(scope, move || {
                 let _ended = ReceiverEnded(shared);
-                receive(receiver, drain_ns, shared)
+                let received = receive(receiver, drain_ns, shared);
+                receiver.intervals.take().into_iter().for_each(Intervals::finish);
+                received
             })
             .context("cannot start the receiver thread")?;
+        // Owns the interval log, once that is begun; ends after the receiver.
+        let write_log = |pieces| {
+            move || {
+                let (file, started_unix_ns) = begun_log.recv().ok()?;
+                Some(
+                    Log::new(file, spec, started_unix_ns).and_then(|log| log.write(pieces, &shared.finished)),
+                )
+            }
+        };
+        let logging = pieces
+            .map(|pieces| named("lab-log").spawn_scoped(scope, write_log(pieces)))
+            .transpose()
+            .context("cannot start the thread of the log")?;
         // Owns the peer; ends after the receiver.
         let return_all = |(peers, books)| move || Peer::new(peers, books)?.run(drain_ns, shared);
         let returning = books
@@ -142,22 +166,32 @@ where
             sending: &sending,
             steps: StepWatch::default(),
             progress: &progress,
+            log: Some(log),
         };
         let before = watch.until_sent(silence_ns);
         let mut steps = watch.steps;
+        // A log that was not begun is waited for no longer.
+        watch.log = None;
         let outcome = sending.join().map_err(|_| anyhow::anyhow!("the sender thread failed"))?;
         receiving.join().map_err(|_| anyhow::anyhow!("the receiver thread failed"))?.context("receiving")?;
         let returned =
             returning.map(|thread| thread.join().map_err(|_| anyhow::anyhow!("the peer thread failed")));
         let returned = returned.transpose()?.transpose().context("receiving as the peer")?;
+        let logged =
+            logging.map(|thread| thread.join().map_err(|_| anyhow::anyhow!("the thread of the log failed")));
+        let logged = logged.transpose()?.flatten();
         steps.note(Offset::read());
-        Ok((outcome.context("sending")?, returned, before?, steps.largest_ns()))
+        Ok((outcome.context("sending")?, returned, before?, steps.largest_ns(), logged))
     })?;
     progress(1.0);
     let timing = timing.begun_at(shared.start().unwrap_or(start_ns));
     let interrupted = stop.load(Ordering::Relaxed);
-    let found = Found { outcome, receiver, peer, before, clock_step_ns, interrupted };
-    Ok(assemble(spec, &sockets, run_id, timing, found))
+    let measured_ns = measured_ns(timing, interrupted);
+    // What was measured counts more than how it went over time.
+    let log_error = logged.and_then(|log| log.and_then(|log| log.finish(measured_ns)).err());
+    let found = Found { outcome, receiver, peer, before, clock_step_ns, interrupted, measured_ns };
+    let result = assemble(spec, &sockets, run_id, found);
+    Ok(RunResult { log_error: log_error.map(|error| error.to_string()), ..result })
 }
 
 /// Says that the receiver has ended, however it ends: the peer waits for it.
@@ -192,6 +226,8 @@ struct Watch<'a, P> {
     sending: &'a ScopedJoinHandle<'a, std::io::Result<Outcome>>,
     steps: StepWatch,
     progress: &'a P,
+    /// To the thread that writes the log.
+    log: Option<SyncSender<(File, u64)>>,
 }
 
 impl<P: Fn(f64)> Watch<'_, P> {
@@ -199,10 +235,8 @@ impl<P: Fn(f64)> Watch<'_, P> {
     /// `silence_ns` lie between the two.
     fn until_sent(&mut self, silence_ns: u64) -> anyhow::Result<Surroundings> {
         let before = self.before_start(silence_ns);
-        if before.is_err() {
-            // The sender waits to be told when to begin.
-            self.stop.store(true, Ordering::Relaxed);
-        }
+        // The sender waits to be told when to begin.
+        let gives_up = before.is_err() && !self.stop.swap(true, Ordering::Relaxed);
         let mut next_look_ns = 0;
         while !self.sending.is_finished() {
             let now = monotonic_ns();
@@ -211,6 +245,10 @@ impl<P: Fn(f64)> Watch<'_, P> {
                 live.observe(socket_drops(self.sockets).saturating_sub(before.drops));
             }
             self.pass(TICK);
+        }
+        if gives_up {
+            // Nobody has asked for an end: the runs to come are the caller's affair.
+            self.stop.store(false, Ordering::Relaxed);
         }
         before
     }
@@ -226,8 +264,14 @@ impl<P: Fn(f64)> Watch<'_, P> {
         let servers =
             (server::Snapshot::take(&self.spec.server_admins)?, devices::Snapshot::take(&self.spec.hosts)?);
         self.pass_until(end_ns);
-        let before = read_surroundings(self.spec, self.sockets, servers)?;
+        let file = self.spec.log.as_deref().map(intervals::create).transpose()?;
+        let mut before = read_surroundings(self.spec, self.sockets, servers)?;
         let start_ns = monotonic_ns() + HEAD_NS;
+        before.started_unix_ns = unix_ns(start_ns);
+        if let Some((log, file)) = self.log.take().zip(file) {
+            // There is room for it.
+            let _ = log.send((file, before.started_unix_ns));
+        }
         if let Some(live) = &self.spec.live {
             live.begin(self.timing.begun_at(start_ns));
         }
@@ -259,12 +303,18 @@ impl<P: Fn(f64)> Watch<'_, P> {
     }
 }
 
+/// A time as nanoseconds since the epoch.
+fn unix_ns(monotonic_ns: u64) -> u64 {
+    monotonic_ns.saturating_add_signed(Offset::read().ns)
+}
+
 fn read_surroundings(
     spec: &RunSpec,
     sockets: &[UdpSocket],
     servers: (server::Snapshot, devices::Snapshot),
 ) -> anyhow::Result<Surroundings> {
     Ok(Surroundings {
+        started_unix_ns: 0,
         cpu: Snapshot::take(&spec.dut_pids)?,
         servers,
         drops: socket_drops(sockets),
@@ -296,14 +346,13 @@ fn ledgers(outcome: &Outcome, receiver: &Receiver, peer: Option<&Books>) -> Ledg
 }
 
 /// Puts the result together after all threads have ended.
-fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, found: Found) -> RunResult {
-    let Found { outcome, mut receiver, peer, before, clock_step_ns, interrupted } = found;
+fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, found: Found) -> RunResult {
+    let Found { outcome, mut receiver, peer, before, clock_step_ns, interrupted, measured_ns } = found;
     let dut = before.cpu.until_now();
     let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
     let ledger = ledgers.round;
     let carried = Carried::of(spec, &ledgers);
     let gone = |ledger: &Ledger| ledger.lost + ledger.late;
-    let measured_ns = measured_ns(timing, interrupted);
     let to_device = (spec.tx_stamps > 0).then(|| transmit::joined(outcome.asked, &mut receiver.came));
     let latency = Latency {
         response: Distribution::new(&receiver.response, gone(&ledger)),
@@ -333,13 +382,13 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
     let (admins, devices) = before.servers;
     let mut servers = admins.until_now();
     servers.extend(devices.until_now());
-    let started_unix_ns = timing.start_ns.saturating_add_signed(Offset::read().ns);
     let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
     let account = Account::new(&ledger, own, &servers, !spec.server_admins.is_empty());
     let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, tolerance);
     let troubles =
         servers.iter().filter_map(|server| Some(format!("{}: {}", server.name, server.trouble.as_ref()?)));
-    let remarks = account.remark().into_iter().chain(troubles).chain(receiver.longer_intervals(spec));
+    let longer = spec.log.as_ref().and_then(|_| intervals::lengthened(spec));
+    let remarks = account.remark().into_iter().chain(troubles).chain(longer);
     let notes = verdict.notes.iter().cloned().chain(remarks).collect();
     let measured_s = measured_ns as f64 / 1e9;
     RunResult {
@@ -348,8 +397,8 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         spec: spec.clone(),
         schedule: Some(schedule::digest(spec)),
         run_id: format!("{run_id:016x}"),
-        started: rfc3339(started_unix_ns),
-        started_unix_ns,
+        started: rfc3339(before.started_unix_ns),
+        started_unix_ns: before.started_unix_ns,
         environment: Environment::read(),
         verdict: Verdict { notes, ..verdict },
         interrupted,
@@ -372,7 +421,6 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
         dut_cpu_ns_per_offered: cpu_per_packet(&dut, carried.offered),
         dut,
         histograms: Some(Histograms {
-            intervals: receiver.take_intervals(measured_ns),
             response: receiver.response,
             service: receiver.service,
             lateness: outcome.lateness,
@@ -381,6 +429,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, timing: Timing, 
             down: peer.is_some().then_some(receiver.down),
             up: peer.map(|peer| peer.up),
         }),
+        log_error: None,
     }
 }
 
@@ -423,6 +472,7 @@ fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clock::tests::set;
     use super::super::clock::thread_cpu_ns;
     use super::super::distribution::histogram;
     use super::super::ledger::Sent;
@@ -473,6 +523,49 @@ mod tests {
         let late = |_| thread::sleep(Duration::from_millis(150));
         let result = measure(&spec(), 5, ends, late).unwrap();
         assert!(result.dut[0].cpu_ns >= BUSY_NS, "{:?}", result.dut);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_and_a_host_that_was_suspended_void_the_run() {
+        let reasons = |realtime_ns, boottime_ns| {
+            let send = |_, shared: &Shared, _: &AtomicBool| {
+                shared.is_warm.store(true, Ordering::Release);
+                while shared.start().is_none() {
+                    thread::yield_now();
+                }
+                // Until the main thread has looked at the clocks after measured sending.
+                thread::sleep(Duration::from_millis(250));
+                let sent = vec![Sent::default()];
+                Ok(Outcome {
+                    sent,
+                    bytes: 0,
+                    cpu_ns: 0,
+                    waited_ns: None,
+                    asked: Vec::new(),
+                    lateness: histogram(),
+                    refusal: None,
+                    slack_error: None,
+                })
+            };
+            let receive = |_: &mut Receiver, _, _: &Shared| Ok(());
+            let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
+            // The whole of measured sending has passed only once its surroundings were read.
+            let at_the_end = |share| {
+                if share >= 1.0 {
+                    set(realtime_ns, boottime_ns);
+                }
+            };
+            let result = measure(&spec(), 5, ends, at_the_end).unwrap();
+            set(0, 0);
+            assert_eq!(result.verdict.validity, verdict::Validity::Invalid);
+            result.verdict.reasons.join("; ")
+        };
+        let said = ["the clock was set by 7.00 s", "the host was suspended for 7000 ms"];
+        let found = |reasons: String| said.map(|said| reasons.contains(said));
+        assert_eq!(found(reasons(0, 0)), [false, false]);
+        assert_eq!(found(reasons(7_000_000_000, 0)), [true, false]);
+        // What lies between the readings of two clocks is no millisecond.
+        assert_eq!(found(reasons(0, 7_000_500_000)), [false, true]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod distribution;
 pub mod dut;
 pub mod environment;
 pub mod frame;
+pub mod intervals;
 pub mod ledger;
 pub mod live;
 mod measure;
@@ -44,7 +45,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use distribution::{CurvePoint, Distribution, Grade, Quantile};
 pub use problem::Problem;
-pub use result::{Histograms, Interval, Latency, RunResult, SCHEMA};
+pub use result::{Histograms, Latency, RunResult, SCHEMA};
 pub use spec::{Arrivals, BUFFER, CHANNELS_PER_ALLOCATION, Kind, Pace, RunSpec, STEAL_LIMIT, SendBy};
 pub use wireguard::WireGuard;
 

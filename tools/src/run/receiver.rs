@@ -1,4 +1,4 @@
-//! Receives what comes back: books every datagram, measures its latency, keeps one histogram for each interval.
+//! Receives what comes back: books every datagram and measures its latency.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,16 +8,15 @@ use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use hdrhistogram::Histogram;
 
 use super::clock::{Offset, monotonic_ns};
-use super::distribution::{DIGITS, HIGHEST_NS, histogram};
+use super::distribution::histogram;
+use super::intervals::Intervals;
 use super::ledger::{Arrival, Arrivals};
 use super::live::Recorder;
 use super::payload::{self, Header, Parsed, Phase};
-use super::result::Interval;
 use super::sender::Timing;
 use super::spec::RunSpec;
 use super::transmit::Came;
 use crate::epoll::Watch;
-use crate::units;
 
 /// Superpackets taken from a socket in one system call.
 const BATCH: usize = 32;
@@ -29,9 +28,6 @@ const WAIT_NS: u64 = 5_000_000;
 const LINGER_NS: (u64, u64) = (100_000_000, 1_000_000_000);
 /// Silence after which a run without losses ends before its drain does.
 const QUIET_NS: u64 = 100_000_000;
-/// Most lines of the interval log, whose histograms take 27 MiB together when all of their counters are used; the interval
-/// grows with longer runs.
-const INTERVALS_MAX: u64 = 256;
 
 /// What the threads of a run tell each other.
 ///
@@ -119,10 +115,8 @@ pub struct Receiver {
     pub kernel: Histogram<u64>,
     /// Stamps of what the device has taken.
     pub(super) came: Came,
-    /// Response by time of arrival.
-    pub intervals: Vec<Histogram<u32>>,
-    /// Length of an interval in nanoseconds.
-    pub interval_ns: u64,
+    /// Response by time of arrival, where there is a log for it.
+    pub intervals: Option<Intervals>,
     /// Datagrams that arrived before they were sent.
     pub clock_backwards: u64,
     /// Arrivals with this run's id that the schedule does not have.
@@ -143,12 +137,6 @@ impl Receiver {
     /// A receiver for a schedule with `intended_by_flow` datagrams; allocates all it will need.
     #[must_use]
     pub fn new(spec: &RunSpec, run_id: u64, timing: Timing, intended_by_flow: &[u64]) -> Self {
-        let length_ns = timing.end_ns - timing.start_ns;
-        let interval_ns = (spec.interval.as_nanos() as u64).max(length_ns.div_ceil(INTERVALS_MAX));
-        let count =
-            (length_ns + spec.drain.as_nanos() as u64).div_ceil(interval_ns).clamp(1, 2 * INTERVALS_MAX);
-        // Each made on its own: memory that nothing was counted in stays untouched.
-        let empty = |_| Histogram::<u32>::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("valid bounds");
         Self {
             arrivals: Arrivals::new(intended_by_flow),
             response: histogram(),
@@ -156,8 +144,7 @@ impl Receiver {
             down: histogram(),
             kernel: histogram(),
             came: Came::new(spec),
-            intervals: (0..count).map(empty).collect(),
-            interval_ns,
+            intervals: None,
             clock_backwards: 0,
             unknown: 0,
             bytes: 0,
@@ -289,31 +276,9 @@ impl Receiver {
         if header.returned {
             self.down.saturating_record(now.saturating_sub(header.turned_ns).max(1));
         }
-        let index = (now.saturating_sub(self.start_ns) / self.interval_ns) as usize;
-        let last = self.intervals.len() - 1;
-        self.intervals[index.min(last)].saturating_record(response);
-    }
-
-    /// Why intervals are longer than was asked for, if they are.
-    #[must_use]
-    pub fn longer_intervals(&self, spec: &RunSpec) -> Option<String> {
-        let asked_ns = spec.interval.as_nanos() as u64;
-        let [length, asked] = [self.interval_ns, asked_ns].map(units::nanoseconds);
-        let text = format!(
-            "each line of latency.hlog is {length} long instead of {asked}: a run has {INTERVALS_MAX} at most, for its memory"
-        );
-        (self.interval_ns > asked_ns).then_some(text)
-    }
-
-    /// The intervals up to the end of sending and any later one in which something arrived.
-    #[must_use]
-    pub fn take_intervals(&mut self, measured_ns: u64) -> Vec<Interval> {
-        let within_run = measured_ns.div_ceil(self.interval_ns) as usize;
-        let length_s = self.interval_ns as f64 / 1e9;
-        let all = std::mem::take(&mut self.intervals).into_iter().enumerate();
-        all.filter(|(index, histogram)| *index < within_run || !histogram.is_empty())
-            .map(|(index, histogram)| Interval { start_s: index as f64 * length_s, length_s, histogram })
-            .collect()
+        if let Some(intervals) = &mut self.intervals {
+            intervals.record(now.saturating_sub(self.start_ns), response);
+        }
     }
 }
 
@@ -398,8 +363,6 @@ impl Poller {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::run::peer::Books;
     use crate::run::{Kind, RunSpec};
@@ -439,24 +402,5 @@ mod tests {
         assert_eq!(arrive(Phase::Measured, 999, Some(1_000)), (0, 0), "before the start");
         assert_eq!(arrive(Phase::Warmup, 1_200, Some(1_000)), (0, 0), "a straggler");
         assert_eq!(arrive(Phase::Measured, 1_000, Some(1_000)), (1, 1));
-    }
-
-    #[test]
-    fn long_runs_have_longer_intervals_and_no_more_memory() {
-        let target = "127.0.0.1:9".parse().unwrap();
-        let spec = RunSpec { interval: Duration::from_millis(100), ..RunSpec::new(Kind::Udp, target) };
-        let receiver = |seconds: u64| {
-            let timing =
-                Timing { warmup_ns: 0, warmup_end_ns: 0, start_ns: 0, end_ns: seconds * 1_000_000_000 };
-            Receiver::new(&spec, 1, timing, &[0])
-        };
-        let short = receiver(20);
-        assert_eq!((short.interval_ns, short.longer_intervals(&spec)), (100_000_000, None));
-        let mut long = receiver(3_600);
-        let remark = long.longer_intervals(&spec).unwrap();
-        assert!(remark.contains("14.1 s long instead of 100 ms"), "{remark}");
-        let bytes = 4 * long.intervals[0].distinct_values() as u64;
-        let written = long.take_intervals(3_600_000_000_000).len() as u64;
-        assert!(written <= INTERVALS_MAX && written * bytes < 32 << 20, "{written} of {bytes} bytes");
     }
 }

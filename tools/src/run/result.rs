@@ -91,6 +91,9 @@ pub struct RunResult {
     /// The histograms themselves; written as `.hlog` and `.hgrm`, not into the JSON.
     #[serde(skip)]
     pub histograms: Option<Histograms>,
+    /// Why the interval log of [`RunSpec::log`] is not whole.
+    #[serde(skip)]
+    pub log_error: Option<String>,
 }
 
 /// Figures of the histograms, in nanoseconds.
@@ -134,17 +137,4 @@ pub struct Histograms {
     pub up: Option<Histogram<u64>>,
     /// One way back.
     pub down: Option<Histogram<u64>>,
-    /// Response by time of arrival.
-    pub intervals: Vec<Interval>,
-}
-
-/// One line of the interval log.
-#[derive(Clone, Debug)]
-pub struct Interval {
-    /// Seconds since the start of measured sending.
-    pub start_s: f64,
-    /// Seconds.
-    pub length_s: f64,
-    /// Response of what arrived in it.
-    pub histogram: Histogram<u32>,
 }

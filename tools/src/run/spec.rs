@@ -1,6 +1,7 @@
 //! What a run is asked to do: kind of load, target, rate, size, flows, times and seed.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -251,6 +252,9 @@ pub struct RunSpec {
     /// Looked at from another thread while the run goes on.
     #[serde(skip)]
     pub live: Option<Arc<Live>>,
+    /// The interval log, which is written while the run goes on; none without.
+    #[serde(skip)]
+    pub log: Option<PathBuf>,
 }
 
 impl RunSpec {
@@ -294,6 +298,7 @@ impl RunSpec {
             label: String::new(),
             stop: None,
             live: None,
+            log: None,
         }
     }
 

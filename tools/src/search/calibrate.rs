@@ -37,6 +37,9 @@ pub struct Calibration {
     /// How the search for it ended.
     #[serde(skip)]
     pub end: Option<End>,
+    /// What kept a run from being made, and with it all that were to follow.
+    #[serde(skip)]
+    pub failure: Option<anyhow::Error>,
     /// Median of the sender's lateness p99.9 over some runs at the rate of the spec, in nanoseconds.
     pub lateness_p999_ns: Option<f64>,
     /// Median over these runs of the response's p50 and p99, in nanoseconds.
@@ -80,16 +83,20 @@ pub fn ceiling(
     stop: &Arc<AtomicBool>,
     bar: &ProgressBar,
 ) -> anyhow::Result<(Found, End)> {
-    let goal = GOAL.parse().map_err(anyhow::Error::msg)?;
-    let mut search = Search::new(vec![goal], RATE_MIN, RATE_MAX, WIDTH);
+    let mut search = search_for_ceiling()?;
     let end = carry_out(&mut search, spec, budget, Unoffered::IsBad, stop, bar)?;
     Ok((search.found().remove(0), end))
+}
+
+fn search_for_ceiling() -> anyhow::Result<Search> {
+    let goal = GOAL.parse().map_err(anyhow::Error::msg)?;
+    Ok(Search::new(vec![goal], RATE_MIN, RATE_MAX, WIDTH))
 }
 
 /// Measures noise at the rate of `spec`, then the ceiling.
 ///
 /// # Errors
-/// Those of [`run`].
+/// Those of the first [`run`]; what a later one keeps from being found is marked.
 pub fn calibrate(
     spec: &RunSpec,
     budget: Duration,
@@ -97,6 +104,7 @@ pub fn calibrate(
     bar: &ProgressBar,
 ) -> anyhow::Result<Calibration> {
     let mut runs: Vec<RunResult> = Vec::new();
+    let mut failure = None;
     bar.set_length(u64::from(RUNS) * progress::STEPS);
     for number in 0..RUNS {
         bar.set_message(format!("noise {}/{RUNS}", number + 1));
@@ -106,7 +114,14 @@ pub fn calibrate(
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        runs.push(made?);
+        match made {
+            Ok(made) => runs.push(made),
+            Err(error) if runs.is_empty() => return Err(error),
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        }
     }
     let of = |value: &dyn Fn(&RunResult) -> Option<u64>| -> Vec<f64> {
         runs.iter().filter_map(value).map(|ns| ns as f64).collect()
@@ -119,10 +134,18 @@ pub fn calibrate(
     let logs = |values: &[f64]| deviation(&values.iter().map(|value| value.ln()).collect::<Vec<_>>());
     let lateness = of(&|run| run.latency.lateness.quantile("p99.9")?.value_ns);
     start_over(bar);
-    let (ceiling, end) = ceiling(spec, budget, stop, bar)?;
+    let mut search = search_for_ceiling()?;
+    let mut end = None;
+    if failure.is_none() {
+        match carry_out(&mut search, spec, budget, Unoffered::IsBad, stop, bar) {
+            Ok(ended) => end = Some(ended),
+            Err(error) => failure = Some(error),
+        }
+    }
     Ok(Calibration {
-        ceiling,
-        end: Some(end),
+        ceiling: search.found().remove(0),
+        end,
+        failure,
         lateness_p999_ns: median(&lateness),
         response_ns: [median(&middle), median(&tail)],
         deviation: [logs(&middle), logs(&tail)],

@@ -196,7 +196,7 @@ impl Search {
         upper: Option<usize>,
     ) -> Option<String> {
         if !progress.over {
-            return Some("undecided: the time was up".to_owned());
+            return Some("undecided: the search did not come to its end".to_owned());
         }
         match (lower, upper) {
             (Some(_), Some(_)) => None,

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use dataplane::hlog;
 use hdrhistogram::Histogram;
 use serde_json::Value;
 use tools::format::bundle;
 use tools::run::distribution::{HIGHEST_NS, curve, histogram};
-use tools::run::{Distribution, Histograms, Interval, RunResult};
+use tools::run::{Distribution, Histograms, RunResult};
 
 use super::user_namespace::{self, left_out::left_out};
 use super::{Reflector, output};
@@ -43,7 +44,7 @@ fn made_up(
         ((random >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
     };
     let mut response = histogram();
-    let intervals = (0..10)
+    let intervals: Vec<Histogram<u32>> = (0..10)
         .map(|second| {
             let mut part = Histogram::<u32>::new_with_bounds(1, HIGHEST_NS, 3).unwrap();
             for _ in 0..2_000 {
@@ -52,7 +53,7 @@ fn made_up(
                 part.record(value).unwrap();
                 response.record(value).unwrap();
             }
-            Interval { start_s: f64::from(second), length_s: 1.0, histogram: part }
+            part
         })
         .collect();
     result.spec.label = side.to_owned();
@@ -70,10 +71,16 @@ fn made_up(
         kernel: None,
         up: None,
         down: None,
-        intervals,
     };
     result.histograms = Some(histograms);
     bundle::write(&result, directory).unwrap();
+    // As a run writes it while it goes on.
+    let log = fs::File::create(directory.join(bundle::LATENCY_HLOG)).unwrap();
+    let mut log = hlog::Writer::new(log, "", result.started_unix_ns, &result.started).unwrap();
+    for (second, part) in intervals.iter().enumerate() {
+        log.line(None, second as f64, 1.0, part).unwrap();
+    }
+    log.finish().unwrap();
 }
 
 /// The page over two sides at three loads, four runs a side at the middle one.

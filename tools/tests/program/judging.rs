@@ -27,7 +27,7 @@ fn side(dir: &Path, from: &Value, p99_ns: &[u64]) -> String {
         }
         run["verdict"] = json!({ "validity": "VALID", "reasons": [], "notes": [] });
         run["started_unix_ns"] = (index as u64).into();
-        run["run_id"] = format!("{index:016x}").into();
+        run["run_id"] = format!("{} {index}", dir.display()).into();
         run["interrupted"] = false.into();
         let dir = dir.join(index.to_string());
         fs::create_dir_all(&dir).unwrap();
@@ -105,6 +105,14 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
 
     let (code, _, stderr) = output(&["gate", &a, "--", &same, &same, "--fail", "p99>+5%"]);
     assert!(code == 2 && stderr.contains("is given twice"), "{code} {stderr}");
+    let one_of_a = format!("{a}/2");
+    for command in [&["gate", "--fail", "p99>+5%"][..], &["compare"]] {
+        let (code, text, stderr) = output(&[command, &[&a, "--", &same, &one_of_a]].concat());
+        assert!(
+            code == 2 && text.is_empty() && stderr.contains("is on both sides, A and B"),
+            "{code} {stderr}"
+        );
+    }
     let (code, _, stderr) = output(&["gate", &a, "--", &same]);
     assert!(code == 2 && stderr.contains("--fail 'p99>+5%'"), "{code} {stderr}");
     let (code, _, stderr) = output(&["gate", &a, "--", &same, "--fail", "p98>+5%"]);
@@ -261,7 +269,7 @@ fn a_run_that_died_takes_no_rule_away() {
 }
 
 /// Options of runs that are over in a moment.
-const SHORT: [&str; 12] = [
+pub const SHORT: [&str; 12] = [
     "--rate",
     "1kpps",
     "--duration",
@@ -365,9 +373,9 @@ fn a_target_beside_itself_shows_the_noise_that_the_gate_then_tells() {
     let (code, text, stderr) = output(&arguments);
     assert!(code == 0 || code == 4, "{code} {text} {stderr}");
     assert!(text.contains("found 9 in 10") && text.contains("3 runs a side, 16 ways"), "{text}");
-    let (runs, noise) = (out.join("A"), out.join("aa.json"));
-    let (runs, noise) = (runs.to_str().unwrap(), noise.to_str().unwrap());
-    let arguments = ["gate", runs, "--", runs, "--fail", "p50>+5%", "--noise", noise, "--allow-invalid"];
+    let (first, second, noise) = (out.join("A/01"), out.join("A/02"), out.join("aa.json"));
+    let [first, second, noise] = [&first, &second, &noise].map(|path| path.to_str().unwrap());
+    let arguments = ["gate", first, "--", second, "--fail", "p50>+5%", "--noise", noise, "--allow-invalid"];
     let (_, text, stderr) = output(&arguments);
     assert!(text.contains("noise of this host") && text.contains("3 runs a side find"), "{text} {stderr}");
     assert_eq!(output(&["aa", "udp", &reflector.address, "--runs", "5", "--per-side", "3"]).0, 2);

@@ -105,15 +105,15 @@ fn what_takes_long_says_how_much_is_left() {
     let lab = env!("CARGO_BIN_EXE_towpath-lab");
     let directory = tempfile::tempdir().unwrap();
     let scenario = directory.path().join("long.toml");
-    let load = "udp 127.0.0.1:7 --rate 100pps --pace sleep --duration 300s --lateness-limit 10s";
+    let load = "udp 127.0.0.1:7 --rate 100pps --pace sleep --duration 60s --lateness-limit 10s";
     let text = format!(
         "[host.a]\n[[program]]\nhost = \"a\"\nrun = \"towpath-lab reflect 127.0.0.1:7\"\nready = \"reflecting\"\n\
          [load]\nhost = \"a\"\nrun = \"{load}\"\nhold = []\n"
     );
     std::fs::write(&scenario, text).unwrap();
-    // Either is on its way within seconds, and minutes from its end.
+    // Of either, the first thirtieth of the bar takes two seconds, and the rest a minute.
     for (command, name) in [
-        ("calibrate --rate 100pps --pace sleep --duration 60s".to_owned(), "noise 1/5".to_owned()),
+        ("calibrate --rate 100pps --pace sleep --duration 12s".to_owned(), "noise 1/5".to_owned()),
         (format!("lab run {}", scenario.display()), "long.toml".to_owned()),
     ] {
         let Some(terminal) = Terminal::start(&format!("{lab} {command}; echo ended with $?; cat")) else {

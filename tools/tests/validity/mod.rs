@@ -1,6 +1,7 @@
 //! Each thing that can spoil a run, done to a real one: the run says so, and why. And the known answer of a stall, on either
 //! side.
 
+use std::io::{Seek, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -264,6 +265,41 @@ fn a_queue_before_the_device_shows_between_the_send_and_the_device() {
     assert!((100_000_000..1_000_000_000).contains(&to_device.max_ns.unwrap()), "{to_device:?}");
     // The send call itself did not wait for that.
     assert!(result.latency.lateness.quantile("p50").unwrap().value_ns.unwrap() < 50_000_000);
+}
+
+#[test]
+fn processor_time_that_the_hypervisor_takes_voids_the_run() {
+    if !user_namespace::inside("validity::processor_time_that_the_hypervisor_takes_voids_the_run") {
+        return;
+    }
+    // /proc/stat of a host whose hypervisor takes a tenth of the time from measured sending on.
+    let mut stat = tempfile::NamedTempFile::new().unwrap();
+    let path = stat.path().to_owned();
+    let mut write = |passed: u64, stolen: u64| {
+        let line = format!("cpu  {passed:>9} 0 0 0 0 0 0 {stolen:>9} 0 0\n");
+        stat.rewind().and_then(|()| stat.write_all(line.as_bytes())).unwrap();
+    };
+    write(9_000, 1_000);
+    rustix::mount::mount_bind(&path, "/proc/stat").unwrap();
+    let mut handle = dataplane::netlink::Handle::open().unwrap();
+    let loopback = handle.link_index("lo").unwrap();
+    handle.set_up(loopback).unwrap();
+    let mut stolen_from = |limit: &str| {
+        let reflector = BadReflector::start(Plan::default());
+        let mut child =
+            start(&reflector, &["--rate", "500pps", "--duration", "300ms", "--steal-limit", limit]);
+        until_began(&reflector, &mut child, Duration::ZERO);
+        write(18_000, 2_000);
+        let (code, result) = finish(child);
+        write(9_000, 1_000);
+        reflector.finish();
+        let took = "the hypervisor took 10.0 % of the processor time";
+        let said = |sentences: &[String]| sentences.iter().any(|sentence| sentence.starts_with(took));
+        (code, result.verdict.validity, said(&result.verdict.reasons), said(&result.verdict.notes))
+    };
+    assert_eq!(stolen_from("5%"), (Some(4), Validity::Invalid, true, true));
+    let (_, validity, is_reason, is_note) = stolen_from("20%");
+    assert!(validity != Validity::Invalid && !is_reason && is_note);
 }
 
 #[test]
