@@ -78,6 +78,15 @@ impl Watch {
     pub fn ready(&self) -> impl Iterator<Item = usize> + '_ {
         self.events.iter().map(|event| event.data.u64() as usize)
     }
+
+    /// The numbers of those of them that have an error, or something in the error queue.
+    pub fn with_errors(&self) -> impl Iterator<Item = usize> + '_ {
+        let has_error = |event: &&epoll::Event| {
+            let flags = event.flags;
+            flags.contains(epoll::EventFlags::ERR)
+        };
+        self.events.iter().filter(has_error).map(|event| event.data.u64() as usize)
+    }
 }
 
 fn data(number: usize) -> epoll::EventData {

@@ -161,6 +161,26 @@ fn the_kernel_sees_an_arrival_before_the_program_does() {
 }
 
 #[test]
+fn the_kernel_says_when_the_device_took_one_of_so_many_sends() {
+    for (gather, flows) in [(1, 4), (8, 2)] {
+        let stamped = |spec| RunSpec { tx_stamps: 4, kernel_stamps: true, gather, flows, ..spec };
+        let (result, _) = judged(Plan::default(), stamped);
+        let (to_device, kernel) = (result.latency.to_device.unwrap(), result.latency.kernel.unwrap());
+        let sends = result.ledger.sent / u64::from(gather);
+        // Some 750 and 94 are asked, give or take a tenth.
+        let asked = to_device.count + to_device.lost;
+        assert!((sends / 6..sends / 3).contains(&asked), "{asked} of {sends}");
+        // Loopback takes a packet within the call, and the way back comes after it.
+        assert_eq!(to_device.lost, 0, "{to_device:?}");
+        let (there, back) = (to_device.mean_ns, kernel.mean_ns);
+        assert!(there > 500.0 && there < back && to_device.min_ns < kernel.min_ns, "{there} {back}");
+        assert_eq!(result.histograms.unwrap().to_device.unwrap().len(), asked);
+    }
+    let (result, _) = judged(Plan::default(), |spec| RunSpec { rate_pps: 300.0, ..spec });
+    assert_eq!(result.latency.to_device, None);
+}
+
+#[test]
 fn a_trace_sets_times_and_sizes_of_a_run() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace");

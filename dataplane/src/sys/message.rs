@@ -103,6 +103,19 @@ impl SendHeader {
         };
     }
 
+    /// Has the kernel say when the device takes the message that was prepared (SOF_TIMESTAMPING_TX_SOFTWARE as a control message,
+    /// of the kernel's Documentation/networking/timestamping.rst, 1.3.4). There is room for it beside a segment size only.
+    pub(super) fn ask_for_stamp(&mut self) {
+        let mut control = ControlWriter { words: &mut self.control, len: self.message.msg_controllen };
+        control.push(
+            libc::SOL_SOCKET,
+            libc::SO_TIMESTAMPING,
+            &libc::SOF_TIMESTAMPING_TX_SOFTWARE.to_ne_bytes(),
+        );
+        self.message.msg_controllen = control.len;
+        self.message.msg_control = self.control.as_mut_ptr().cast();
+    }
+
     /// What goes into an array for `sendmmsg`; points into this header.
     pub(super) fn copy_of_message(&self) -> libc::msghdr {
         self.message
@@ -206,7 +219,7 @@ pub fn parse_control(mut bytes: &[u8]) -> ReceiveInfo {
 }
 
 /// The first of the three `struct timespec` of a `struct scm_timestamping` (linux/errqueue.h): software; zero when there is none.
-fn software_stamp(data: &[u8]) -> Option<u64> {
+pub(super) fn software_stamp(data: &[u8]) -> Option<u64> {
     let (seconds, rest) = data.split_first_chunk::<8>()?;
     let nanoseconds = rest.first_chunk::<8>()?;
     let seconds = u64::try_from(i64::from_ne_bytes(*seconds)).ok()?;

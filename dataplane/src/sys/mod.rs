@@ -22,6 +22,7 @@ pub mod slab;
 pub mod socket;
 pub mod spawn;
 pub mod steering;
+pub mod transmit_stamps;
 pub mod tun;
 pub mod udp;
 pub mod wide;

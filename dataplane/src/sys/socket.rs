@@ -14,6 +14,25 @@ pub(super) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) 
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// How many skbs a socket has dropped so far because its receive buffer was full (SK_MEMINFO_DROPS of linux/sock_diag.h; wraps at
+/// 2^32): one call for a socket, where /proc/net/udp has a line for each of the host's.
+///
+/// # Errors
+/// What getsockopt(2) answers: ENOPROTOOPT before Linux 4.12.
+pub(super) fn dropped(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = [0_u32; libc::SK_MEMINFO_DROPS as usize + 1];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    let info_ptr: *mut u32 = info.as_mut_ptr();
+    // SAFETY: `info` and `len` live on this stack frame until the call returns; `len` says how many bytes may be written.
+    let answer = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info_ptr.cast(), &raw mut len)
+    };
+    match answer {
+        0 => Ok(info[libc::SK_MEMINFO_DROPS as usize]),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Has the kernel cut whatever is written to a UDP socket into datagrams of `size` bytes (UDP_SEGMENT of udp(7)). It refuses
 /// what would be more than 128 of them (64 before Linux 6.9) with EINVAL: what a device does that takes packets and no
 /// superpackets can be seen on a connected socket.

@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::message::{self, SendHeader};
 pub use super::receive_batch::{Arrival, ReceiveBatch};
 use super::steering::{self, Family};
+use super::transmit_stamps::{self, Stamp};
 use super::{error_queue, socket};
 use crate::drops::Cause;
 use crate::egress::errno::{FORGIVEN_MAX, Verdict, judge_send};
@@ -42,6 +43,8 @@ pub struct UdpOptions {
     /// Learn when each datagram reached the kernel (SO_TIMESTAMPING); not beside `packet_info` and `ecn`, which leave no room
     /// for it.
     pub timestamps: bool,
+    /// Learn when the device took what [`UdpSocket::send_stamped`] sends.
+    pub transmit_stamps: bool,
     /// How long a taken address is tried again. After a crash the kernel takes some 40 ms to let go of sockets that a
     /// ring had receives armed on, so what listens on a fixed port should ask for [`LISTEN_PATIENCE`].
     pub patience: Duration,
@@ -64,6 +67,7 @@ impl Default for UdpOptions {
             errors: false,
             without_df: false,
             timestamps: false,
+            transmit_stamps: false,
             patience: Duration::ZERO,
         }
     }
@@ -201,6 +205,15 @@ impl UdpSocket {
         &self.fd
     }
 
+    /// How many skbs this socket has dropped so far because its receive buffer was full (wraps at 2^32). SO_RXQ_OVFL says so
+    /// only with the next datagram, which may never come.
+    ///
+    /// # Errors
+    /// What getsockopt(2) answers: Linux before 4.12 does not tell (SO_MEMINFO).
+    pub fn dropped(&self) -> io::Result<u32> {
+        socket::dropped(self.fd.as_fd())
+    }
+
     /// Stops (`false`) or resumes (`true`) learning of ICMP errors. Stopping forgets those that are queued.
     ///
     /// # Errors
@@ -240,6 +253,22 @@ impl UdpSocket {
     ) -> io::Result<()> {
         let target = Target { port: Port(0), to, from, traffic_class, dont_fragment: false };
         send_message(&self.fd, &target, bytes, segment_size)
+    }
+
+    /// As [`UdpSocket::send_segments`], without an address of its own and a traffic class, of a socket with
+    /// [`UdpOptions::transmit_stamps`]: the kernel says when the device took the first of the datagrams.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::send_segments`]. What was refused has a number among the stamped ones before Linux 6.13, and none since.
+    pub fn send_stamped(&self, to: SocketAddr, bytes: &[u8], segment_size: usize) -> io::Result<()> {
+        let target = Target { port: Port(0), to, from: None, traffic_class: 0, dont_fragment: false };
+        send_once(&self.fd, &target, bytes, segment_size, true)
+    }
+
+    /// Takes up to `count` messages off the error queue, and hands over those that are stamps of [`UdpSocket::send_stamped`]; the
+    /// answer is how many messages there were. While any are left, the socket is ready with an error (EPOLLERR).
+    pub fn take_stamps(&self, count: usize, each: impl FnMut(Stamp)) -> usize {
+        transmit_stamps::take(self.fd.as_fd(), count, each)
     }
 
     /// Sends one datagram over IPv4 with DF from a socket with [`UdpOptions::without_df`], now or never. No message can ask
@@ -319,9 +348,8 @@ fn set_options(fd: BorrowedFd<'_>, address: SocketAddr, options: &UdpOptions) ->
         };
         socket::set_option(fd, level, name, 1)?;
     }
-    if options.timestamps {
-        let flags = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
-        socket::set_option(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, flags as i32)?;
+    if options.timestamps || options.transmit_stamps {
+        transmit_stamps::report(fd, options.timestamps, options.transmit_stamps)?;
     }
     if options.without_df && address.is_ipv4() {
         set_path_mtu_discovery(fd, libc::IP_PMTUDISC_OMIT)?;
@@ -372,9 +400,23 @@ fn bind_patiently(socket: &Socket, address: SocketAddr, patience: Duration) -> i
 /// # Errors
 /// As [`UdpSocket::send_segments`].
 pub fn send_message(fd: &OwnedFd, target: &Target, bytes: &[u8], segment_size: usize) -> io::Result<()> {
+    send_once(fd, target, bytes, segment_size, false)
+}
+
+/// The same, and whether it asks for a time stamp.
+fn send_once(
+    fd: &OwnedFd,
+    target: &Target,
+    bytes: &[u8],
+    segment_size: usize,
+    stamped: bool,
+) -> io::Result<()> {
     let mut header = SendHeader::default();
     // The kernel only reads through this pointer: the payload of a sendmsg is not written to.
     header.prepare(target, bytes.as_ptr().cast_mut(), bytes.len(), segment_size);
+    if stamped {
+        header.ask_for_stamp();
+    }
     loop {
         // SAFETY: `header` and `bytes` live on in this frame until the call returns; `prepare` filled in their
         // addresses and lengths and neither has moved since.

@@ -98,6 +98,9 @@ pub(super) struct Load {
     /// Whose time stamps of arrivals are kept: the program's alone, or the kernel's too
     #[arg(long, value_enum, default_value = "user")]
     stamps: Stamps,
+    /// Ask the kernel when the device took one of N sends (SO_TIMESTAMPING), and so what lies between the send call and it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    tx_stamps: Option<u32>,
     /// Share of processor time taken by the hypervisor above which the run is invalid
     #[arg(long, default_value = "5%", value_parser = units::parse_share)]
     steal_limit: f64,
@@ -286,6 +289,7 @@ pub(super) fn spec(kind: Kind, target: SocketAddr, args: Load) -> Result<RunSpec
         drain: args.drain,
         interval: args.interval,
         lateness_limit: args.lateness_limit,
+        tx_stamps: args.tx_stamps.unwrap_or(0),
         kernel_stamps: args.stamps == Stamps::Kernel,
         steal_limit: args.steal_limit,
         receive_buffer: args.receive_buffer,
@@ -355,6 +359,9 @@ pub(super) fn text(result: &RunResult, out: Option<&Path>) -> String {
         table.rows.push(row("  back, one way", down));
     }
     table.rows.push(row("lateness of the sender", &latency.lateness));
+    if let Some(to_device) = &latency.to_device {
+        table.rows.push(row("  then, as far as the device", to_device));
+    }
     let mut notes: Vec<String> = result
         .verdict
         .reasons
@@ -393,6 +400,7 @@ pub(super) fn text(result: &RunResult, out: Option<&Path>) -> String {
     notes.extend(worst_flow_text(result));
     notes.extend(result.ledger_up.iter().map(|ledger| sums("  there", ledger)));
     notes.extend(result.ledger_down.iter().map(|ledger| sums("  back", ledger)));
+    notes.extend(latency.to_device.as_ref().map(|to_device| stamps_text(to_device, spec.tx_stamps)));
     notes.push(result.account.line());
     notes.push(loss_statement(&result.ledger));
     notes.extend(result.dut.iter().map(|dut| {
@@ -424,6 +432,17 @@ fn size_text(spec: &RunSpec) -> String {
     let shares: Vec<String> =
         spec.mix.iter().map(|share| format!("{}:{}", share.size, share.weight)).collect();
     format!("{} (mean {:.0})", shares.join(","), spec.mean_size())
+}
+
+/// How many sends were stamped, and of how many.
+fn stamps_text(to_device: &Distribution, every: u32) -> String {
+    let (came, asked) = (to_device.count, to_device.count + to_device.lost);
+    let missing = if to_device.lost > 0 {
+        ": the device's driver does not stamp, or the queue to it was too long"
+    } else {
+        ""
+    };
+    format!("the kernel stamped {came} of the {asked} sends that it was asked for (one of {every}){missing}")
 }
 
 /// How far datagrams were overtaken, when any was.

@@ -80,6 +80,7 @@ fn write_detail(path: &Path, result: &RunResult, histograms: &Histograms) -> io:
     let whole = [
         ("service", Some(&histograms.service)),
         ("lateness", Some(&histograms.lateness)),
+        ("to-device", histograms.to_device.as_ref()),
         ("kernel", histograms.kernel.as_ref()),
         ("up", histograms.up.as_ref()),
         ("down", histograms.down.as_ref()),

@@ -184,6 +184,7 @@ mod tests {
             (RunSpec { drain: 2 * second, ..base() }, "drain: 1.00 s in A, 2.00 s in B"),
             (RunSpec { lateness_limit: second, ..base() }, "lateness limit: 1.00 ms in A, 1.00 s in B"),
             (RunSpec { steal_limit: 0.5, ..base() }, "steal limit: 5.00 % in A, 50.00 % in B"),
+            (RunSpec { tx_stamps: 64, ..base() }, "tx stamps: 0 in A, 64 in B"),
             (RunSpec { kernel_stamps: true, ..base() }, "kernel stamps: false in A, true in B"),
             (RunSpec { allocations: 2, ..base() }, "allocations: 1 in A, 2 in B"),
             (RunSpec { send_buffer: 9, ..base() }, "send buffer: 8388608 B in A, 9 B in B"),

@@ -9,6 +9,7 @@ use super::post::{Answer, Post, Sending};
 use super::schedule::{Burst, Datagram};
 use super::sender::{Outlet, Tally};
 use super::spec::{GSO_SEGMENTS_MAX, RunSpec, SIZE_MAX};
+use super::transmit::{Asking, Noted};
 
 /// Sends that are held back at most.
 pub const HELD_MAX: usize = 64;
@@ -27,6 +28,8 @@ struct Held {
     start_ns: u64,
     leave_ns: u64,
     frame_len: usize,
+    /// Whether it asks when the device took it.
+    stamped: bool,
 }
 
 /// Frames and sends.
@@ -42,6 +45,7 @@ pub struct Datagrams<'a, W> {
     bytes: usize,
     /// Answers of the kernel, in the order of `held`.
     answers: Vec<Answer>,
+    asking: Asking,
 }
 
 impl<'a, W: Wrap> Datagrams<'a, W> {
@@ -60,7 +64,13 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
             datagrams: Vec::with_capacity(HELD_MAX * GSO_SEGMENTS_MAX as usize),
             bytes: 0,
             answers: Vec::with_capacity(HELD_MAX),
+            asking: Asking::new(spec, path.sockets.len()),
         })
+    }
+
+    /// The sends that asked for a stamp.
+    pub fn finish(self) -> Vec<Noted> {
+        self.asking.finish()
     }
 
     /// Holds one message, after others have left where there is no room for it.
@@ -69,7 +79,9 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
             self.send(tally)?;
         }
         self.bytes += held.frame_len * held.count;
-        self.held.push(Held { first: self.datagrams.len(), ..held });
+        let stamped = held.phase == Phase::Measured
+            && self.asking.takes_next(self.path.flows[held.flow as usize].socket);
+        self.held.push(Held { first: self.datagrams.len(), stamped, ..held });
         self.datagrams.extend_from_slice(datagrams);
         Ok(())
     }
@@ -79,13 +91,19 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
         if self.held.is_empty() {
             return Ok(());
         }
-        let Self { path, wrap, post, run_id, held, datagrams, answers, .. } = self;
+        let Self { path, wrap, post, run_id, held, datagrams, answers, asking, .. } = self;
         wrap.begin();
         let sending = |index: usize| {
             let held: &Held = &held[index];
             let flow = &path.flows[held.flow as usize];
             let socket = &path.sockets[flow.socket];
-            Sending { socket, to: flow.to, segment: held.frame_len, len: held.frame_len * held.count }
+            Sending {
+                socket,
+                to: flow.to,
+                segment: held.frame_len,
+                len: held.frame_len * held.count,
+                stamped: held.stamped,
+            }
         };
         let fill = |index: usize, left_ns: u64, bytes: &mut [u8]| {
             let held = &held[index];
@@ -110,6 +128,9 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
         for (held, Answer { left_ns, taken }) in held.iter().zip(answers.drain(..)) {
             let bytes: usize =
                 datagrams[held.first..][..held.count].iter().map(|datagram| datagram.size).sum();
+            if held.stamped {
+                asking.book(path.flows[held.flow as usize].socket, left_ns, &taken);
+            }
             let lateness_ns = left_ns.saturating_sub(held.leave_ns);
             tally.book(held.flow, held.count as u64, bytes as u64, lateness_ns, taken);
         }
@@ -147,6 +168,7 @@ impl<W: Wrap> Outlet for Datagrams<'_, W> {
                 start_ns,
                 leave_ns,
                 frame_len,
+                stamped: false,
             };
             self.hold(held, now, tally)?;
             (rest, number) = (later, number + together as u64);

@@ -66,6 +66,14 @@ pub fn steal_ticks() -> Option<(u64, u64)> {
     Some((fields.iter().take(8).sum(), *fields.get(7)?))
 }
 
+/// How long the calling thread was ready to run so far and something else had its core, in nanoseconds (the second field of
+/// /proc/PID/task/TID/schedstat, of the kernel's Documentation/scheduler/sched-stats.rst).
+#[must_use]
+pub fn waited_for_core_ns() -> Option<u64> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_whitespace().nth(1)?.parse().ok()
+}
+
 fn cpu_model() -> Option<String> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
     let model = cpuinfo.lines().find(|line| line.starts_with("model name"))?;
@@ -87,5 +95,24 @@ mod tests {
         assert!(environment.cores > 0);
         let (all, stolen) = steal_ticks().unwrap();
         assert!(all > stolen);
+    }
+
+    #[test]
+    fn a_thread_that_shares_its_core_waits_for_it() {
+        let core = rustix::thread::sched_getaffinity(None).unwrap();
+        let first =
+            (0..rustix::thread::CpuSet::MAX_CPU).find(|&core_number| core.is_set(core_number)).unwrap();
+        let mut only = rustix::thread::CpuSet::new();
+        only.set(first);
+        // Two threads that never sleep, on one core: each has to wait for half of the time.
+        let busy = move || {
+            rustix::thread::sched_setaffinity(None, &only).unwrap();
+            let (before, begin) = (waited_for_core_ns().unwrap(), super::super::clock::monotonic_ns());
+            while super::super::clock::monotonic_ns() - begin < 200_000_000 {}
+            waited_for_core_ns().unwrap() - before
+        };
+        let other = thread::spawn(busy);
+        let waited = thread::spawn(busy).join().unwrap().max(other.join().unwrap());
+        assert!((20_000_000..5_000_000_000).contains(&waited), "{waited}");
     }
 }

@@ -25,6 +25,7 @@ use super::schedule::{self, Schedule};
 use super::sender::{Outcome, Timing};
 use super::server;
 use super::spec::RunSpec;
+use super::transmit;
 use super::verdict::{self, Observations, Tolerance, Verdict};
 
 /// Time for the threads to start before the first datagram is due.
@@ -346,16 +347,18 @@ fn ledgers(outcome: &Outcome, receiver: &Receiver, peer: Option<&Books>) -> Ledg
 
 /// Puts the result together after all threads have ended.
 fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, found: Found) -> RunResult {
-    let Found { outcome, receiver, peer, before, clock_step_ns, interrupted, measured_ns } = found;
+    let Found { outcome, mut receiver, peer, before, clock_step_ns, interrupted, measured_ns } = found;
     let dut = before.cpu.until_now();
     let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
     let ledger = ledgers.round;
     let carried = Carried::of(spec, &ledgers);
     let gone = |ledger: &Ledger| ledger.lost + ledger.late;
+    let to_device = (spec.tx_stamps > 0).then(|| transmit::joined(outcome.asked, &mut receiver.came));
     let latency = Latency {
         response: Distribution::new(&receiver.response, gone(&ledger)),
         service: Distribution::new(&receiver.service, gone(&ledger)),
         lateness: Distribution::new(&outcome.lateness, 0),
+        to_device: to_device.as_ref().map(|(histogram, missing)| Distribution::new(histogram, *missing)),
         kernel: spec.kernel_stamps.then(|| Distribution::new(&receiver.kernel, gone(&ledger))),
         up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, gone(&up))),
         down: ledgers.down.map(|down| Distribution::new(&receiver.down, gone(&down))),
@@ -371,6 +374,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, found: Found) ->
         steal: steal_share(before.steal),
         peer_refused: ledgers.down.map_or(0, |down| down.refused),
         interrupted,
+        sender_waited_ns: outcome.waited_ns,
         refusal: outcome.refusal.map(|error| error.to_string()),
         slack_error: outcome.slack_error,
     };
@@ -420,6 +424,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, found: Found) ->
             response: receiver.response,
             service: receiver.service,
             lateness: outcome.lateness,
+            to_device: to_device.map(|(histogram, _)| histogram),
             kernel: spec.kernel_stamps.then_some(receiver.kernel),
             down: peer.is_some().then_some(receiver.down),
             up: peer.map(|peer| peer.up),
@@ -496,7 +501,16 @@ mod tests {
             let begin = thread_cpu_ns();
             while thread_cpu_ns() - begin < BUSY_NS {}
             let sent = vec![Sent::default()];
-            Ok(Outcome { sent, bytes: 0, cpu_ns: 0, lateness: histogram(), refusal: None, slack_error: None })
+            Ok(Outcome {
+                sent,
+                bytes: 0,
+                cpu_ns: 0,
+                waited_ns: None,
+                lateness: histogram(),
+                asked: Vec::new(),
+                refusal: None,
+                slack_error: None,
+            })
         };
         let receive = |_: &mut Receiver, _, shared: &Shared| {
             while shared.sender_done_ns.load(Ordering::Acquire) == 0 {
@@ -526,6 +540,8 @@ mod tests {
                     sent,
                     bytes: 0,
                     cpu_ns: 0,
+                    waited_ns: None,
+                    asked: Vec::new(),
                     lateness: histogram(),
                     refusal: None,
                     slack_error: None,

@@ -35,6 +35,7 @@ pub mod sizes;
 mod spec;
 pub mod tcp;
 pub mod trace;
+pub mod transmit;
 mod turn;
 pub mod verdict;
 mod wireguard;
@@ -57,6 +58,7 @@ use path::Path;
 use payload::{Header, Parsed, Phase};
 use peer::{Books, Peer};
 use receiver::{Framing, Plain, Poller, Receiver, Shared};
+use sender::Outcome;
 
 /// How often the check that the far end answers is repeated.
 const PROBE_EVERY_NS: u64 = 200_000_000;
@@ -181,7 +183,8 @@ fn measure_datagrams<W: Wrap + Send, F: Framing + Send>(
     let ends = Ends {
         send: move |timing, shared: &Shared, stop: &AtomicBool| {
             let mut outlet = Datagrams::new(spec, out, run_id, wrap)?;
-            sender::send(spec, &mut outlet, timing, shared, stop)
+            let outcome = sender::send(spec, &mut outlet, timing, shared, stop)?;
+            Ok(Outcome { asked: outlet.finish(), ..outcome })
         },
         receive: move |receiver: &mut Receiver, drain_ns, shared: &Shared| {
             receiver.run(back, framing, drain_ns, shared)

@@ -36,6 +36,9 @@ pub struct Sending<'a> {
     pub segment: usize,
     /// All of its bytes.
     pub len: usize,
+    /// Whether the kernel is to say when the device took it, which only [`Post::Messages`] asks for: it leaves in a call of its
+    /// own.
+    pub stamped: bool,
 }
 
 impl Sending<'_> {
@@ -129,13 +132,19 @@ impl Messages {
         order.clear();
         order.extend((0..answers.len()).map(|index| (sending(index).socket.fd().as_raw_fd(), index)));
         order.sort_unstable();
-        for together in order.chunk_by(|(one, _), (other, _)| one == other) {
+        let alone = |index: usize| sending(index).stamped;
+        for together in
+            order.chunk_by(|(one, index), (other, next)| one == other && !alone(*index) && !alone(*next))
+        {
             let left_ns = monotonic_ns();
             if let &[(_, index)] = together {
-                let Sending { socket, to, segment, len } = sending(index);
+                let Sending { socket, to, segment, len, stamped } = sending(index);
                 let bytes = &mut frames[..len];
                 fill(index, left_ns, bytes);
-                let taken = socket.send_segments(to, None, 0, bytes, segment);
+                let taken = match stamped {
+                    true => socket.send_stamped(to, bytes, segment),
+                    false => socket.send_segments(to, None, 0, bytes, segment),
+                };
                 answers[index] = Answer { left_ns, taken };
                 continue;
             }
@@ -289,7 +298,7 @@ mod tests {
             let before_ns = monotonic_ns();
             let sending = |index: usize| {
                 let (socket, to) = plan[index];
-                Sending { socket, to, segment: 100 + index, len: 100 + index }
+                Sending { socket, to, segment: 100 + index, len: 100 + index, stamped: false }
             };
             let fill = |index: usize, left_ns: u64, bytes: &mut [u8]| {
                 assert!(bytes.len() == 100 + index && left_ns >= before_ns);

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dataplane::ingress::Meta;
+use dataplane::sys::transmit_stamps::Stamp;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 use hdrhistogram::Histogram;
 
@@ -14,10 +15,13 @@ use super::live::Recorder;
 use super::payload::{self, Header, Parsed, Phase};
 use super::sender::Timing;
 use super::spec::RunSpec;
+use super::transmit::Came;
 use crate::epoll::Watch;
 
 /// Superpackets taken from a socket in one system call.
 const BATCH: usize = 32;
+/// Messages taken from the error queue of a socket at a time.
+const STAMPS_AT_ONCE: usize = 64;
 /// Longest wait without looking at the clock and the end of the run.
 const WAIT_NS: u64 = 5_000_000;
 /// Shortest and longest time after the drain in which a datagram is still booked, as late; half the drain in between.
@@ -109,6 +113,8 @@ pub struct Receiver {
     pub down: Histogram<u64>,
     /// Arrival in this host's kernel less actual send time; empty without its time stamps.
     pub kernel: Histogram<u64>,
+    /// Stamps of what the device has taken.
+    pub(super) came: Came,
     /// Response by time of arrival, where there is a log for it.
     pub intervals: Option<Intervals>,
     /// Datagrams that arrived before they were sent.
@@ -137,6 +143,7 @@ impl Receiver {
             service: histogram(),
             down: histogram(),
             kernel: histogram(),
+            came: Came::new(spec),
             intervals: None,
             clock_backwards: 0,
             unknown: 0,
@@ -174,6 +181,9 @@ impl Receiver {
                     self.handle(payload, when);
                 }
             })?;
+            if self.came.is_waiting() {
+                poller.take_stamps(sockets, |socket, stamp| self.came.take(socket, stamp, offset));
+            }
             framing.tick();
             self.show();
         }
@@ -315,6 +325,14 @@ impl Poller {
         superpacket: impl FnMut(usize, dataplane::sys::udp::Arrival<'_>, usize, u64),
     ) -> std::io::Result<()> {
         self.receive_superpackets_within(WAIT_NS, sockets, superpacket)
+    }
+
+    /// Takes stamps of what the device has taken off the error queues of those sockets that the last wait found ready, some of
+    /// each: what is left makes them ready again.
+    pub fn take_stamps(&self, sockets: &[UdpSocket], mut each: impl FnMut(usize, Stamp)) {
+        for index in self.watch.with_errors() {
+            sockets[index].take_stamps(STAMPS_AT_ONCE, |stamp| each(index, stamp));
+        }
     }
 
     /// The same with a wait of up to `wait_ns`, and of 5 ms at most.

@@ -105,6 +105,10 @@ pub struct Latency {
     pub service: Distribution,
     /// Actual less intended send time: the sender's own lateness.
     pub lateness: Distribution,
+    /// When the device took a datagram less actual send time, of some sends (kernel's time stamps); lost are the stamps that did not
+    /// come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_device: Option<Distribution>,
     /// Arrival in the kernel less actual send time: without the receiver's own waking up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Distribution>,
@@ -125,6 +129,8 @@ pub struct Histograms {
     pub service: Histogram<u64>,
     /// Actual less intended send time.
     pub lateness: Histogram<u64>,
+    /// When the device took a datagram less actual send time.
+    pub to_device: Option<Histogram<u64>>,
     /// Arrival in the kernel less actual send time.
     pub kernel: Option<Histogram<u64>>,
     /// One way to the far end.

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 
 use super::clock::{monotonic_ns, thread_cpu_ns};
 use super::distribution::histogram;
+use super::environment::waited_for_core_ns;
 use super::ledger::Sent;
 use super::live::Live;
 use super::pace::Pacer;
@@ -15,6 +16,7 @@ use super::payload::Phase;
 use super::receiver::Shared;
 use super::schedule::{Burst, Schedule};
 use super::spec::RunSpec;
+use super::transmit::Noted;
 
 /// How far behind the end of the run the sender may still be before it gives up on the rest of the schedule.
 const OVERTIME_NS: u64 = 100_000_000;
@@ -53,8 +55,12 @@ pub struct Outcome {
     pub bytes: u64,
     /// Processor time of the sending thread in the measured phase, its waiting included, in nanoseconds.
     pub cpu_ns: u64,
+    /// How long it was ready meanwhile and something else had its core, in nanoseconds, where the kernel says so.
+    pub waited_ns: Option<u64>,
     /// How much later than planned every measured datagram was sent.
     pub lateness: Histogram<u64>,
+    /// The sends that asked when the device took them.
+    pub asked: Vec<Noted>,
     /// Why the kernel refused the first measured send that it did.
     pub refusal: Option<io::Error>,
     /// Why the timer slack could not be lowered.
@@ -155,12 +161,13 @@ pub fn send(
     shared.is_warm.store(true, Ordering::Release);
     let start_ns = sender.wait_for_start(shared)?;
     let timing = timing.begun_at(start_ns);
-    let cpu_before_ns = thread_cpu_ns();
+    let (cpu_before_ns, waited_before_ns) = (thread_cpu_ns(), waited_for_core_ns());
     sender.phase(Phase::Measured, timing.start_ns, timing.end_ns)?;
     sender.finish(timing.end_ns)?;
     let cpu_ns = thread_cpu_ns() - cpu_before_ns;
+    let waited_ns = waited_for_core_ns().zip(waited_before_ns).map(|(after, before)| after - before);
     let Tally { sent, bytes, lateness, refusal, .. } = sender.tally;
-    Ok(Outcome { sent, bytes, cpu_ns, lateness, refusal, slack_error })
+    Ok(Outcome { sent, bytes, cpu_ns, waited_ns, lateness, asked: Vec::new(), refusal, slack_error })
 }
 
 struct Sender<'a, O> {

@@ -204,6 +204,9 @@ pub struct RunSpec {
     /// Whether the kernel says when each datagram arrived.
     #[serde(default)]
     pub kernel_stamps: bool,
+    /// Of so many sends one, in the mean, is asked when the device took it; 0 when none is.
+    #[serde(default)]
+    pub tx_stamps: u32,
     /// Share of processor time, 0 to 1, above which the hypervisor's taking voids the run.
     #[serde(default = "steal_limit")]
     pub steal_limit: f64,
@@ -278,6 +281,7 @@ impl RunSpec {
             interval: Duration::from_secs(1),
             lateness_limit: Duration::from_millis(1),
             kernel_stamps: false,
+            tx_stamps: 0,
             steal_limit: STEAL_LIMIT,
             receive_buffer: BUFFER,
             send_buffer: BUFFER,
@@ -318,6 +322,7 @@ impl RunSpec {
         self.check_sizes()?;
         self.check_shape()?;
         self.check_times()?;
+        self.check_stamps()?;
         match self.kind {
             Kind::TurnChannel | Kind::TurnSend => self.check_turn(),
             Kind::WgRx | Kind::WgTx => wireguard::check(self),
@@ -346,11 +351,27 @@ impl RunSpec {
                 "tcp leaves packets to the kernel: leave out --gso, --gather and --send".to_owned(),
             );
         }
-        if self.kernel_stamps {
-            return usage("--stamps kernel is for datagrams: a stream has none; leave it out".to_owned());
-        }
         if self.flows > tcp::FLOWS_MAX {
             return usage(format!("--flows {}: tcp has at most {} connections", self.flows, tcp::FLOWS_MAX));
+        }
+        Ok(())
+    }
+
+    fn check_stamps(&self) -> Result<(), Problem> {
+        if self.kind == Kind::Tcp && (self.kernel_stamps || self.tx_stamps > 0) {
+            return usage(
+                "--stamps kernel and --tx-stamps are for datagrams: a stream has none; leave them out"
+                    .to_owned(),
+            );
+        }
+        if self.kind.is_wireguard() && self.tx_stamps > 0 {
+            return usage(format!(
+                "--tx-stamps is for the kinds udp, tunnel, turn-channel and turn-send, not for {}; leave it out",
+                self.kind.name()
+            ));
+        }
+        if self.send == SendBy::Uring && self.tx_stamps > 0 {
+            return usage("--tx-stamps needs --send sendmmsg: the ring does not ask for stamps".to_owned());
         }
         Ok(())
     }

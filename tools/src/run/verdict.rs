@@ -12,6 +12,9 @@ const OFFERED_MIN: f64 = 0.999;
 /// must not be late by much of that, and no stall be much longer, which a fraction of a thousand would hide.
 const LATENESS: [(&str, f64); 4] = [("p50", 0.1), ("p99.9", 1.0), ("p99.99", 10.0), ("max", 10.0)];
 
+/// Waiting for its core for less than this in all does not explain that a sender is late, in nanoseconds.
+const WAITED_MIN_NS: u64 = 1_000_000;
+
 /// Whether a run can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING-KEBAB-CASE")]
@@ -81,6 +84,8 @@ pub struct Observations {
     pub peer_refused: u64,
     /// Whether the run was ended early.
     pub interrupted: bool,
+    /// How long the sender was ready and something else had its core, in nanoseconds, where the kernel says so.
+    pub sender_waited_ns: Option<u64>,
     /// Why the kernel refused the first send that it did.
     pub refusal: Option<String>,
     /// Why the timer slack could not be lowered.
@@ -187,7 +192,8 @@ fn limits(
         let limit = ((lateness_limit_ns as f64 * times) as u64).max(figure(service, name).unwrap_or(0) / 4);
         let late = figure(lateness, name).filter(|&late| late > limit)?;
         let (late, limit) = (units::nanoseconds(late), units::nanoseconds(limit));
-        Some(format!("{name} of the sender's lateness is {late} (limit {limit}); free a core, or send less"))
+        let whose = whose(observed);
+        Some(format!("{name} of the sender's lateness is {late} (limit {limit}); {whose}"))
     };
     // One tells of the others.
     limits.extend(LATENESS.into_iter().find_map(too_late));
@@ -195,6 +201,23 @@ fn limits(
         limits.push(format!("the in-process peer could not send {} datagrams back", observed.peer_refused));
     }
     limits
+}
+
+/// Who made the sender late, as far as the host tells, and what to do about it.
+fn whose(observed: &Observations) -> String {
+    match observed.sender_waited_ns {
+        Some(waited) if waited >= WAITED_MIN_NS => {
+            let waited = units::nanoseconds(waited);
+            format!("other threads had its core for {waited}: free a core, or send less")
+        }
+        Some(waited) => {
+            let waited = units::nanoseconds(waited);
+            format!(
+                "other threads had its core for {waited} only, so it was the kernel, the hypervisor or the load itself: send less"
+            )
+        }
+        None => "free a core, or send less".to_owned(),
+    }
 }
 
 /// What helps to read a run and does not void it.
@@ -269,6 +292,7 @@ mod tests {
             steal: None,
             peer_refused: 0,
             interrupted: false,
+            sender_waited_ns: None,
             refusal: None,
             slack_error: None,
         }
@@ -360,6 +384,18 @@ mod tests {
         assert_eq!(found.validity, Validity::Valid);
         assert!(found.notes[0].ends_with("in p50, p90, p99, max"), "{found:?}");
         assert!(verdict(&fine(), 10_000, 50_000).notes.is_empty());
+    }
+
+    #[test]
+    fn who_had_the_core_of_a_late_sender_is_named() {
+        let why = |sender_waited_ns| {
+            let found = verdict(&Observations { sender_waited_ns, ..fine() }, 2_000_000, 50_000);
+            assert_eq!(found.validity, Validity::GeneratorLimited);
+            found.reasons.join("; ")
+        };
+        assert!(why(Some(7_000_000)).contains("other threads had its core for 7.00 ms: free"));
+        assert!(why(Some(7_000)).contains("for 7.00 µs only, so it was the kernel"), "{}", why(Some(7_000)));
+        assert!(why(None).ends_with("; free a core, or send less"));
     }
 
     #[test]

@@ -63,8 +63,15 @@ fn made_up(
     result.latency.response = Distribution::new(&response, lost);
     result.curve = curve(&response, lost);
     let empty = histogram();
-    let histograms =
-        Histograms { response, service: empty.clone(), lateness: empty, kernel: None, up: None, down: None };
+    let histograms = Histograms {
+        response,
+        service: empty.clone(),
+        lateness: empty,
+        to_device: None,
+        kernel: None,
+        up: None,
+        down: None,
+    };
     result.histograms = Some(histograms);
     bundle::write(&result, directory).unwrap();
     // As a run writes it while it goes on.

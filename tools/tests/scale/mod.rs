@@ -191,8 +191,7 @@ fn kernel_alone_ns(load: &Load) -> f64 {
 /// end's receive buffer, has one core; the far end, which takes everything and gives nothing back, has another.
 ///
 /// A turn that was spoiled by what else the machine did says so by its verdict: of each case with few flows one has to be VALID.
-/// With many flows memory is what has to hold. (On one core the sender then also waits while the lab looks through all
-/// sockets of the host for what they dropped.)
+/// With many flows memory is what has to hold.
 #[test]
 #[ignore = "needs a release build and an idle machine: cargo test --release -p tools --test known_answer -- --ignored --nocapture ceiling"]
 fn ceiling() {

@@ -234,6 +234,40 @@ fn a_receive_buffer_that_is_too_small_voids_the_run() {
 }
 
 #[test]
+fn a_queue_before_the_device_shows_between_the_send_and_the_device() {
+    if !user_namespace::inside("validity::a_queue_before_the_device_shows_between_the_send_and_the_device") {
+        return;
+    }
+    let mut handle = dataplane::netlink::Handle::open().unwrap();
+    let loopback = handle.link_index("lo").unwrap();
+    handle.set_up(loopback).unwrap();
+    // 125 kB/s, of which 10 kB may be at once, and a queue that never fills.
+    handle.add_tbf(loopback, 125_000, 10_000, 1_000_000).unwrap();
+    let reflector = BadReflector::start(Plan::default());
+    let spec = RunSpec {
+        // There and back 200 kB/s and some headers: after half a second some 30 kB wait, which are 0.25 s.
+        rate_pps: 100.0,
+        size: 1_000,
+        tx_stamps: 1,
+        arrivals: Arrivals::Periodic,
+        duration: Duration::from_millis(500),
+        warmup: Duration::ZERO,
+        drain: Duration::from_secs(2),
+        pace: Pace::Sleep,
+        ..RunSpec::new(Kind::Udp, reflector.address)
+    };
+    let result = run(&spec, |_| {}).unwrap();
+    reflector.finish();
+    let to_device = result.latency.to_device.unwrap();
+    assert_eq!((to_device.count, to_device.lost), (result.ledger.sent, 0), "{to_device:?}");
+    // The first are let through at once; the last have the whole queue before them.
+    assert!(to_device.min_ns.unwrap() < 20_000_000, "{to_device:?}");
+    assert!((100_000_000..1_000_000_000).contains(&to_device.max_ns.unwrap()), "{to_device:?}");
+    // The send call itself did not wait for that.
+    assert!(result.latency.lateness.quantile("p50").unwrap().value_ns.unwrap() < 50_000_000);
+}
+
+#[test]
 fn processor_time_that_the_hypervisor_takes_voids_the_run() {
     if !user_namespace::inside("validity::processor_time_that_the_hypervisor_takes_voids_the_run") {
         return;
