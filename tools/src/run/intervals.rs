@@ -12,6 +12,7 @@ use std::io::{self, BufWriter};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -129,6 +130,32 @@ impl Intervals {
             let _ = self.full.try_send(self.piece);
         }
     }
+}
+
+/// An empty file for the log, and when measured sending begins, in nanoseconds since the epoch.
+pub type Begun = (File, u64);
+
+/// The thread that writes a log; what it answers is `None` for one that was not begun.
+pub type Writing<'scope> = ScopedJoinHandle<'scope, Option<io::Result<Log>>>;
+
+/// Starts it. It waits for the log to be begun, or for the sender of that to be dropped, and ends after the receiver, which says so
+/// by `ended` at the latest.
+///
+/// # Errors
+/// When there can be no further thread.
+pub fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    spec: &'scope RunSpec,
+    pieces: Pieces,
+    ended: &'scope AtomicBool,
+) -> io::Result<(SyncSender<Begun>, Writing<'scope>)> {
+    let (begin, begun) = sync_channel(1);
+    // Owns the file.
+    let write = move || {
+        let (file, started_unix_ns) = begun.recv().ok()?;
+        Some(Log::new(file, spec, started_unix_ns).and_then(|log| log.write(pieces, ended)))
+    };
+    Ok((begin, Builder::new().name("lab-log".to_owned()).spawn_scoped(scope, write)?))
 }
 
 /// Makes an empty file for the log. What an earlier run has in its place is replaced, and its `run.json` beside it goes first, so

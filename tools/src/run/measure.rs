@@ -1,8 +1,7 @@
 //! Runs sender and receiver side by side and puts together what they found.
 
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::SyncSender;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use super::devices;
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
-use super::intervals::{self, Intervals, Log};
+use super::intervals::{self, Begun, Intervals};
 use super::ledger::Ledger;
 use super::path::socket_drops;
 use super::peer::{Books, Peer};
@@ -110,7 +109,6 @@ where
     let mut receiver = Receiver::new(spec, run_id, timing, &intended);
     let (intervals, pieces) = spec.log.as_ref().map(|_| Intervals::new(intervals::length_ns(spec))).unzip();
     receiver.intervals = intervals;
-    let (log, begun_log) = sync_channel(1);
     let shared = Shared::default();
     let never = AtomicBool::new(false);
     let stop = spec.stop.as_deref().unwrap_or(&never);
@@ -127,19 +125,9 @@ where
                 received
             })
             .context("cannot start the receiver thread")?;
-        // Owns the interval log, once that is begun; ends after the receiver.
-        let write_log = |pieces| {
-            move || {
-                let (file, started_unix_ns) = begun_log.recv().ok()?;
-                Some(
-                    Log::new(file, spec, started_unix_ns).and_then(|log| log.write(pieces, &shared.finished)),
-                )
-            }
-        };
-        let logging = pieces
-            .map(|pieces| named("lab-log").spawn_scoped(scope, write_log(pieces)))
-            .transpose()
-            .context("cannot start the thread of the log")?;
+        let writing = pieces.map(|pieces| intervals::spawn(scope, spec, pieces, &shared.finished));
+        let writing = writing.transpose().context("cannot start the thread of the log")?;
+        let (log, logging) = writing.unzip();
         // Owns the peer; ends after the receiver.
         let return_all = |(peers, books)| move || Peer::new(peers, books)?.run(drain_ns, shared);
         let returning = books
@@ -166,7 +154,7 @@ where
             sending: &sending,
             steps: StepWatch::default(),
             progress: &progress,
-            log: Some(log),
+            log,
         };
         let before = watch.until_sent(silence_ns);
         let mut steps = watch.steps;
@@ -227,7 +215,7 @@ struct Watch<'a, P> {
     steps: StepWatch,
     progress: &'a P,
     /// To the thread that writes the log.
-    log: Option<SyncSender<(File, u64)>>,
+    log: Option<SyncSender<Begun>>,
 }
 
 impl<P: Fn(f64)> Watch<'_, P> {
