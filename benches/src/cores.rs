@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use dataplane::ingress::Meta;
 use dataplane::netlink::{Handle, LinkStats};
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
@@ -56,10 +56,13 @@ pub struct Arguments {
     /// Crypto threads of the sides that have any
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     threads: u8,
+    /// Only one way
+    #[arg(long)]
+    way: Option<Direction>,
 }
 
 /// Which way packets go through the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Direction {
     /// From the device to the socket.
     Out,
@@ -99,7 +102,8 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> anyhow::Result<()> {
         Side { every_core: true, threads: 0 },
         Side { every_core: true, threads: arguments.threads },
     ];
-    for direction in [Direction::Out, Direction::In] {
+    let ways = [Direction::Out, Direction::In];
+    for direction in ways.into_iter().filter(|&way| arguments.way.is_none_or(|only| only == way)) {
         if direction == Direction::In && !is_root {
             writeln!(
                 out,

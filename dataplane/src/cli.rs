@@ -14,7 +14,6 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
@@ -27,9 +26,10 @@ use crate::log::{self, LogFormat};
 use crate::netlink;
 use crate::show::{self, ShowArgs, ShowError};
 use crate::sys::udp::LISTEN_PATIENCE;
-use crate::tunnel::apart::apart;
+use crate::tunnel::apart::{apart, keep_memory_private};
 use crate::tunnel::app::{App, Binding, Management, Relay};
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
+use crate::tunnel::lookup::Found;
 use crate::tunnel::setup::{self, Plan};
 use crate::tunnel::{Tunnel, noise};
 use crate::uapi::Listener;
@@ -221,18 +221,12 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     outcome
 }
 
-/// Keeps keys out of core dumps, and from other processes of the same user (PR_SET_DUMPABLE(2const)).
-fn keep_memory_private() {
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!("the memory of this process may be dumped with the keys in it: {error}");
-    }
-}
-
 fn run_tunnel(file: &Path, name: &str, mut config: Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
     let (seeds, cookie_secret) = randomness()?;
     let from = file.to_owned();
     let plan = move || {
-        let planned = setup::plan(&from, &config, seeds, cookie_secret);
+        let found = Found::wait_for(&from, &config);
+        let planned = setup::plan(&from, &config, found, seeds, cookie_secret);
         // From here on the keys are the tunnel's alone.
         config.forget_keys();
         (planned, config)
@@ -283,14 +277,18 @@ fn assemble(
         "interface is up"
     );
     let now = now();
-    let relay = plan.relay.map(|relay| Relay::new(relay, now));
+    // What cannot be asked yet waits until it can be.
+    let (relay, waiting_relay) = match plan.relay {
+        Some(relay) if relay.has_address() => (Some(Relay::new(relay, now)), None),
+        relay => (None, relay),
+    };
     let binding = Binding { listen_port: config.listen_port, firewall_mark, gro };
     let marking = up.marking.over(config.marking);
     let management = Management {
         binding,
         marking,
         inquiries: plan.inquiries,
-        waiting_relay: None,
+        waiting_relay,
         listener,
         own: host.connection()?,
         drop_in: false,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::drops::{Cause, Drops};
 use crate::egress::EgressStats;
-use crate::ingress::IngressStats;
+pub use crate::ingress::IngressStats as Ingress;
 
 /// Counters by name.
 pub type Counts = BTreeMap<String, u64>;
@@ -67,46 +67,10 @@ impl Egress {
     }
 }
 
-/// How packets come in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ingress {
-    /// Superpackets received.
-    pub superpackets: u64,
-    /// Datagrams or TUN reads in them.
-    pub packets: u64,
-    /// System calls that received them.
-    pub system_calls: u64,
-    /// Superpackets the kernel dropped because a receive buffer was full.
-    pub kernel_drops_skbs: u64,
-    /// Superpackets longer than the buffer.
-    pub truncated: u64,
-    /// Receive errors that were survived.
-    pub errors: u64,
-    /// Times a multishot receive was armed again.
-    pub rearmed: u64,
-    /// Times that the kernel had more completions than the ring has room for.
-    pub cq_overflows: u64,
-}
-
-impl From<&IngressStats> for Ingress {
-    fn from(stats: &IngressStats) -> Self {
-        Self {
-            superpackets: stats.superpackets,
-            packets: stats.packets,
-            system_calls: stats.system_calls,
-            kernel_drops_skbs: stats.kernel_drops_skbs,
-            truncated: stats.truncated,
-            errors: stats.errors,
-            rearmed: stats.rearmed,
-            cq_overflows: stats.cq_overflows,
-        }
-    }
-}
-
 /// What the application, the egress and the kernel lost, in one list that names every cause. In packets, unless the name
 /// says skbs.
 #[must_use]
-pub fn losses(application: &Drops, egress: &EgressStats, ingress: &IngressStats) -> Counts {
+pub fn losses(application: &Drops, egress: &EgressStats, ingress: &Ingress) -> Counts {
     let mut drops = application.clone();
     drops.merge(&egress.drops);
     drops.add(Cause::KernelReceiveBuffer, ingress.kernel_drops_skbs);
@@ -144,7 +108,7 @@ mod tests {
         let mut egress = EgressStats { sent: 40, operations: 10, ..EgressStats::default() };
         egress.drops.add(Cause::NoRoute, 1);
         egress.drops.add(Cause::EgressExpired, 4);
-        let ingress = IngressStats { kernel_drops_skbs: 2, truncated: 5, ..IngressStats::default() };
+        let ingress = Ingress { kernel_drops_skbs: 2, truncated: 5, ..Ingress::default() };
         let losses = losses(&application, &egress, &ingress);
         assert_eq!(losses.len(), Cause::ALL.len());
         let of = |name: &str| losses[name];

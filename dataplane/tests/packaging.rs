@@ -11,6 +11,8 @@ mod debian;
 mod generated;
 #[path = "support/left_out.rs"]
 mod left_out;
+#[path = "support/tunnel_names.rs"]
+mod tunnel_names;
 #[path = "support/unit.rs"]
 mod unit;
 
@@ -92,15 +94,16 @@ a mistake in flags, a configuration or a key
 
 /// The completions, by the names that the shells look for.
 fn completions() -> Vec<(PathBuf, Vec<u8>)> {
-    let of = |shell: Shell, file: &str| {
+    let of = |shell: Shell, file: &str, with_names: fn(&str) -> String| {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut cli::command(), NAME, &mut text);
-        (PathBuf::from(format!("completions/{file}")), text)
+        let text = with_names(&String::from_utf8(text).unwrap());
+        (PathBuf::from(format!("completions/{file}")), text.into_bytes())
     };
     vec![
-        of(Shell::Bash, &format!("{NAME}.bash")),
-        of(Shell::Zsh, &format!("_{NAME}")),
-        of(Shell::Fish, &format!("{NAME}.fish")),
+        of(Shell::Bash, &format!("{NAME}.bash"), tunnel_names::in_bash),
+        of(Shell::Zsh, &format!("_{NAME}"), tunnel_names::in_zsh),
+        of(Shell::Fish, &format!("{NAME}.fish"), tunnel_names::in_fish),
     ]
 }
 
@@ -146,6 +149,47 @@ fn bash_completes_flags_and_sub_commands() {
     assert_eq!(sub, "down\n");
     assert_eq!(complete("towpath up --busy").unwrap(), "--busy-poll\n");
     assert_eq!(complete("towpath up --gso o").unwrap(), "on off\n");
+}
+
+#[test]
+fn running_tunnels_are_offered_where_one_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let sockets = folder.path().join("sockets");
+    fs::create_dir_all(folder.path().join("completions")).unwrap();
+    fs::create_dir(&sockets).unwrap();
+    let ours = |name: &str| {
+        let place = folder.path().join("completions").join(name);
+        let text = text(&format!("completions/{name}"));
+        fs::write(&place, text.replace(tunnel_names::SOCKETS, sockets.to_str().unwrap())).unwrap();
+        place
+    };
+    let (_, zsh, fish) = (ours("towpath.bash"), ours("_towpath"), ours("towpath.fish"));
+    let complete = |words: &str| generated::completed(folder.path(), NAME, words);
+    let Some(none) = complete("towpath show ''") else { return };
+    assert_eq!(none, "\n");
+    fs::write(sockets.join("office.sock"), "").unwrap();
+    fs::write(sockets.join("oslo.v6.sock"), "").unwrap();
+    for words in ["show o", "ticket o", "down o", "reload o", "strip o", "show --json o"] {
+        assert_eq!(complete(&format!("towpath {words}")).unwrap(), "office oslo.v6\n", "{words}");
+    }
+    assert_eq!(complete("towpath show of").unwrap(), "office\n");
+    assert_eq!(complete("towpath show --js").unwrap(), "--json\n", "flags as before");
+    assert_eq!(complete("towpath up --io u").unwrap(), "uring\n");
+
+    // Of the other shells, what can be said without a terminal.
+    let (zsh, fish) = (zsh.display(), fish.display());
+    let asks = [
+        ("fish", format!("source '{fish}'; complete -C 'towpath show o'")),
+        // The system that these belong to is only there at a prompt.
+        (
+            "zsh",
+            format!("compdef() {{ }}; compadd() {{ print -l ${{(P)2}} }}; source '{zsh}'; _towpath_tunnels"),
+        ),
+    ];
+    for (shell, ask) in asks {
+        let Some(output) = run(shell, &["-c", &ask], shell) else { continue };
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "office\noslo.v6\n", "{shell}: {output:?}");
+    }
 }
 
 /// What the unit file says under a name, line by line.

@@ -165,14 +165,18 @@ fn configuration_errors_name_file_and_line_as_text_and_as_json() {
         file,
         format!(
             "[Interface]\nPrivateKey = {PRIVATE}\n[Peer]\nPublicKey = {}\n\
-         AllowedIPs = 10.0.0.1/32\nEndpoint = no-such-host.invalid:1\n",
+         AllowedIPs = 10.0.0.1/32\nEndpoint = no such host:1\n",
             "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
         ),
     )
     .unwrap();
     let output = towpath(&["up", file], "");
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains(&format!("{file}:6: no-such-host.invalid:1")), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("{file}:6: \"no such host:1\" is not an endpoint")),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use dataplane::engine::{self, Offload, Switch};
 use dataplane::notify::Notifier;
 use dataplane::sys::udp::{LISTEN_PATIENCE, UdpOptions, UdpSocket};
+use dataplane::tunnel::apart::{apart, keep_memory_private};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
@@ -66,8 +67,10 @@ pub fn main_with(
         Some(Command::Import(import)) => return import::run(import),
         None => {}
     }
+    // Before there is a secret in it. Confinement does the same, and may be off.
+    keep_memory_private();
     let mut secrets = Secrets::default();
-    let config = match Config::load_again(&args, &mut secrets) {
+    let config = match apart(|| Config::load_again(&args, &mut secrets)) {
         Ok(config) => config,
         Err(error) => {
             // As above.
@@ -75,7 +78,7 @@ pub fn main_with(
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let tls = match config.streams.load_tls(&mut secrets) {
+    let tls = match apart(|| config.streams.load_tls(&mut secrets)) {
         Ok(tls) => tls,
         Err(error) => {
             // As above.
@@ -149,7 +152,7 @@ fn run(
     let (fixed, plan) = (Fixed::of(&config), DrainPlan::of(&config));
     let needs = Needs { files: config.files.clone(), low_ports: *config.relay_ports.start() < LOW_PORTS_END };
     let (tls, limits) = (tls.map(|tls| tls.config), config.streams.limits);
-    let settings = settings(config, &own_sockets);
+    let settings = apart(|| settings(config, &own_sockets));
     let (mut own_addresses, machine) = own_addresses().unzip();
     if settings.shares_ports() {
         tracing::info!(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 
+use dataplane::tunnel::apart::apart;
 use rustls::ServerConfig;
 
 use crate::admin::AdminChoice;
@@ -118,7 +119,8 @@ impl Reloader {
         let (sender, results) = channel();
         thread::Builder::new().name("towpath-reload".into()).spawn(move || {
             while wanted.recv().is_ok() {
-                if sender.send(source.read()).is_err() {
+                // What was read of secrets does not stay on the stack of a thread that may sleep for days.
+                if sender.send(apart(|| source.read())).is_err() {
                     return;
                 }
             }

@@ -9,6 +9,10 @@
 #![allow(clippy::disallowed_methods, reason = "how long things take is part of what is tested")]
 
 mod harness;
+#[path = "../../dataplane/tests/support/left_out.rs"]
+mod left_out;
+#[path = "life/memory.rs"]
+mod memory;
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;

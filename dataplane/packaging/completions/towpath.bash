@@ -480,3 +480,32 @@ if [[ "${BASH_VERSINFO[0]}" -eq 4 && "${BASH_VERSINFO[1]}" -ge 4 || "${BASH_VERS
 else
     complete -F _towpath -o bashdefault -o default towpath
 fi
+
+# The tunnels that run on this machine, as far as one may see them.
+_towpath_tunnels() {
+    compgen -G '/var/run/wireguard/*.sock' | sed 's,.*/,,; s,\.sock$,,'
+}
+
+# Offers them, and files where these are meant too, beside the flags.
+_towpath_named() {
+    _towpath "$@"
+    local cur="${COMP_WORDS[COMP_CWORD]}"
+    case "${COMP_WORDS[COMP_CWORD - 1]}" in
+        up | show | down | reload | strip | ticket | --json | --watch) ;;
+        *) return 0 ;;
+    esac
+    [[ ${COMP_CWORD} -lt 2 || ${cur} == -* ]] && return 0
+    case "${COMP_WORDS[1]}" in
+        show | ticket)
+            COMPREPLY=($(compgen -W "$(_towpath_tunnels)" -- "${cur}"))
+            ;;
+        down | reload | strip)
+            COMPREPLY=($(compgen -W "$(_towpath_tunnels)" -- "${cur}") $(compgen -f -- "${cur}"))
+            ;;
+        up)
+            COMPREPLY=($(compgen -f -- "${cur}"))
+            ;;
+    esac
+}
+
+complete -F _towpath_named -o bashdefault -o default towpath

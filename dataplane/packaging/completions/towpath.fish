@@ -102,3 +102,13 @@ complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_see
 complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down reload strip genkey pubkey genpsk ticket help" -f -a "genpsk" -d 'Print a new preshared key'
 complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down reload strip genkey pubkey genpsk ticket help" -f -a "ticket" -d 'Print where a running tunnel can be reached, signed, for its peer; or give it the peer\'s'
 complete -c towpath -n "__fish_towpath_using_subcommand help; and not __fish_seen_subcommand_from up show down reload strip genkey pubkey genpsk ticket help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+
+# The tunnels that run on this machine, as far as one may see them.
+function __fish_towpath_tunnels
+    for socket in /var/run/wireguard/*.sock
+        string replace -r '.*/(.*)\.sock$' '$1' $socket
+    end
+end
+
+complete -c towpath -n "__fish_towpath_using_subcommand show ticket" -f -a "(__fish_towpath_tunnels)"
+complete -c towpath -n "__fish_towpath_using_subcommand down reload strip" -a "(__fish_towpath_tunnels)"

@@ -18,13 +18,14 @@ use clap::Args;
 use tracing::level_filters::LevelFilter;
 
 use super::marking::MarkingArgs;
-use super::{Failure, bind_admin, keep_memory_private, now, randomness};
+use super::{Failure, bind_admin, now, randomness};
 use crate::config::{Lines, NoLines};
 use crate::crypto::CryptoArgs;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
 use crate::sys::tun::Tun;
+use crate::tunnel::apart::keep_memory_private;
 use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
 use crate::tunnel::{Tunnel, TunnelConfig, setup};

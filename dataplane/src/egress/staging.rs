@@ -57,6 +57,8 @@ pub struct Staging {
     boss: Option<Boss>,
     /// By number: slots that the crypto threads are through with.
     back: Box<[Option<Slot>]>,
+    /// Ports that have a closed slot which cannot leave yet, while closed slots are looked through.
+    held_up: Vec<Port>,
     /// The last filled slot that is full and here. It is handed over when there is another.
     full: Option<usize>,
     /// Index into `filled`, plus one, by hash of port and destination.
@@ -85,6 +87,7 @@ impl Staging {
             leaving: VecDeque::with_capacity(count),
             boss: None,
             back: (0..count).map(|_| None).collect(),
+            held_up: Vec::with_capacity(4),
             full: None,
             open_sockets: [0; OPEN_SOCKET_SLOTS],
             last: None,
@@ -703,5 +706,26 @@ mod tests {
         let expected: Vec<u8> =
             (0..5 * FULL).flat_map(|counter| sealed_message(&key, counter, 0, MESSAGE)).collect();
         assert!(bytes == expected);
+    }
+
+    #[test]
+    fn what_is_not_sealed_holds_up_its_own_port_only() {
+        let mut staging = staging(16, true);
+        staging.set_boss(Boss::start(0, 16, 1).expect("no threads"));
+        let (key, socket) = (key(), target(1));
+        let other = Target { port: Port(77), ..target(2) };
+        assert_ne!(socket.port, other.port);
+        (0..2 * FULL).for_each(|counter| put_unsealed(&mut staging, &socket, &key, counter, 0, MESSAGE));
+        assert!(put(&mut staging, &target(2), b"behind"));
+        assert!(put(&mut staging, &other, b"not behind"));
+        staging.close();
+        let mut out = Vec::new();
+        assert!(staging.take_sealed(4, &mut out).expect("sealed"));
+        assert_eq!(out.iter().map(Filled::port).collect::<Vec<_>>(), [other.port]);
+        out.clear();
+        while staging.take_sealed(0, &mut out).expect("sealed") {}
+        let first = |filled: &mut Filled| staging.slab.bytes(&mut filled.slot)[8];
+        assert_eq!(out.iter_mut().map(first).collect::<Vec<_>>()[..2], [0, FULL as u8]);
+        assert!(out.len() == 3 && out.iter().is_sorted_by_key(|filled| filled.order));
     }
 }

@@ -1,7 +1,8 @@
 //! Opening ahead: superpackets that wait for their turn are opened by the crypto threads meanwhile.
 //!
 //! A batch of completions is looked through before the first is dealt with, and what can be opened ahead goes to the crypto threads.
-//! When the turn of one comes that is not opened yet, the loop looks after what else there is, and comes back.
+//! When the turn of one comes that is not opened yet, the loop looks after what else there is, and comes back. Sockets are read on
+//! meanwhile, so that the threads do not run out of work between two batches.
 
 use std::collections::VecDeque;
 
@@ -34,21 +35,22 @@ impl Ahead {
     }
 
     /// Takes up to `batch` completions, and hands over what `is_datagram` says to be a datagram and `handler` that it can be opened.
+    /// `is_datagram` sees each as soon as it is taken, and may deal with what it says of its receive.
     pub fn look_through(
         &mut self,
         ring: &mut ReceiveRing,
         batch: usize,
-        is_datagram: impl Fn(u64) -> bool,
+        mut is_datagram: impl FnMut(&mut Taken) -> bool,
         handler: &mut impl Handler,
     ) {
         // Where nobody is at work, the first one is for the loop: it would only wait for it.
         let mut seen = !self.held.is_empty();
         while self.held.len() < batch
-            && let Some(taken) = ring.next_completion()
+            && let Some(mut taken) = ring.next_completion()
         {
+            let can_be_opened = is_datagram(&mut taken);
             let mut held = Held { taken, away: None };
-            let buffer = held.taken.buffer.take_if(|_| is_datagram(held.taken.user_data));
-            if let Some(mut buffer) = buffer {
+            if let Some(mut buffer) = held.taken.buffer.take_if(|_| can_be_opened) {
                 let sealed = parse_datagram(ring.buffers().bytes(&mut buffer))
                     .filter(|datagram| datagram.payload.len() >= HANDED_MIN)
                     .and_then(|datagram| {
@@ -67,9 +69,15 @@ impl Ahead {
         }
     }
 
-    /// Whether anything waits for its turn.
-    pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+    /// How many wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Those among them that are superpackets.
+    #[cfg(test)]
+    pub fn superpackets_waiting(&self) -> usize {
+        self.held.iter().filter(|held| held.away.is_some() || held.taken.buffer.is_some()).count()
     }
 
     /// The next completion whose turn it is, opened if it was handed over. `None` when there is none, and also, with `patient`, when

@@ -13,6 +13,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::crypto::aead::Bodies;
 use crate::crypto::crew::Sealed;
 use crate::egress::errno::tells_of_offload;
@@ -136,7 +138,7 @@ pub const DEVICE_BYTES_AHEAD: usize = 4 * DEVICE_BYTES;
 const ERRORS: usize = 16;
 
 /// Figures an ingress keeps about itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngressStats {
     /// Superpackets handed over.
     pub superpackets: u64,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::crypto::Boss;
 use crate::crypto::aead::Bodies;
-use crate::sys::receive_ring::{After, BATCH, Event, ReceiveRing, parse_datagram};
+use crate::sys::receive_ring::{After, BATCH, Event, ReceiveRing, Taken, parse_datagram};
 
 /// Provided buffers for datagrams, 64 KiB each; only what is used is ever touched.
 const BUFFERS: u16 = 32;
@@ -45,7 +45,7 @@ struct Entry {
 /// See the module.
 pub struct UringIngress {
     ring: ReceiveRing,
-    sources: HashMap<Token, Entry, foldhash::fast::RandomState>,
+    sources: Sources,
     generation: u32,
     /// Receives that ended and are armed again once the buffers are back.
     ended: Vec<Token>,
@@ -93,7 +93,7 @@ impl UringIngress {
 
     /// Whether something is kept of a source that is not paused, or waits for its turn.
     fn has_kept_to_hand_over(&self) -> bool {
-        if self.ahead.as_ref().is_some_and(|ahead| !ahead.is_empty()) {
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.waiting() > 0) {
             return true;
         }
         self.ring.has_kept() && self.sources.values().any(|entry| entry.kept > 0 && entry.reading)
@@ -101,31 +101,51 @@ impl UringIngress {
 
     /// Arms what a source needs and has not armed.
     fn arm(&mut self, token: Token) -> io::Result<()> {
-        self.watch_errors(token)?;
-        let wanted = |entry: &&mut Entry| entry.reading && !entry.armed;
-        let Some(entry) = self.sources.get_mut(&token).filter(wanted).filter(|_| !self.finishing) else {
-            return Ok(());
-        };
-        let data = user_data(token, entry.generation, RECEIVE);
-        match entry.source {
-            Source::Udp | Source::UdpWithErrors => self.ring.arm_receive(entry.fd.as_fd(), data)?,
-            Source::Tun => self.ring.arm_read(entry.fd.as_fd(), data)?,
-            Source::Ready => self.ring.arm_poll(entry.fd.as_fd(), libc::POLLIN, data)?,
-        }
-        entry.armed = true;
-        Ok(())
+        arm(&mut self.ring, &mut self.sources, self.finishing, token)
     }
+}
 
-    fn watch_errors(&mut self, token: Token) -> io::Result<()> {
-        let wanted = |entry: &&mut Entry| entry.source == Source::UdpWithErrors && !entry.watched;
-        let Some(entry) = self.sources.get_mut(&token).filter(wanted).filter(|_| !self.finishing) else {
-            return Ok(());
-        };
+/// By token.
+type Sources = HashMap<Token, Entry, foldhash::fast::RandomState>;
+
+/// Arms what a source needs and has not armed, unless the end has come.
+fn arm(ring: &mut ReceiveRing, sources: &mut Sources, finishing: bool, token: Token) -> io::Result<()> {
+    let Some(entry) = sources.get_mut(&token).filter(|_| !finishing) else { return Ok(()) };
+    if entry.source == Source::UdpWithErrors && !entry.watched {
         // Errors are reported whatever is asked for (poll(2)). Armed while one is queued, it completes at once.
-        self.ring.arm_poll(entry.fd.as_fd(), libc::POLLERR, user_data(token, entry.generation, ERRORS))?;
+        ring.arm_poll(entry.fd.as_fd(), libc::POLLERR, user_data(token, entry.generation, ERRORS))?;
         entry.watched = true;
-        Ok(())
     }
+    if !entry.reading || entry.armed {
+        return Ok(());
+    }
+    let data = user_data(token, entry.generation, RECEIVE);
+    match entry.source {
+        Source::Udp | Source::UdpWithErrors => ring.arm_receive(entry.fd.as_fd(), data)?,
+        Source::Tun => ring.arm_read(entry.fd.as_fd(), data)?,
+        Source::Ready => ring.arm_poll(entry.fd.as_fd(), libc::POLLIN, data)?,
+    }
+    entry.armed = true;
+    Ok(())
+}
+
+/// Whether this is a receive of datagrams. One that has ended is to be armed again at once: what it received before may wait a while
+/// for its turn, and the socket would not be read meanwhile.
+fn is_datagram(taken: &mut Taken, sources: &mut Sources, ended: &mut Vec<Token>) -> bool {
+    let token = Token(taken.user_data as u32);
+    let Some(entry) = sources.get_mut(&token).filter(|_| taken.user_data >> 56 == RECEIVE) else {
+        return false;
+    };
+    if !matches!(entry.source, Source::Udp | Source::UdpWithErrors)
+        || taken.user_data != user_data(token, entry.generation, RECEIVE)
+    {
+        return false;
+    }
+    if !std::mem::replace(&mut taken.more, true) {
+        entry.armed = false;
+        ended.push(token);
+    }
+    true
 }
 
 /// What one poll has come to so far.
@@ -142,7 +162,7 @@ fn complete(
     kept: bool,
     bodies: Bodies,
     poll: &mut Poll,
-    sources: &mut HashMap<Token, Entry, foldhash::fast::RandomState>,
+    sources: &mut Sources,
     ended: &mut Vec<Token>,
     stats: &mut IngressStats,
     handler: &mut impl Handler,
@@ -328,11 +348,7 @@ impl Ingress for UringIngress {
                 });
             }
             Some(ahead) => {
-                let is_datagram = |user_data: u64| {
-                    let source = sources.get(&Token(user_data as u32)).map(|entry| entry.source);
-                    user_data >> 56 == RECEIVE && matches!(source, Some(Source::Udp | Source::UdpWithErrors))
-                };
-                ahead.look_through(ring, BATCH, is_datagram, handler);
+                ahead.look_through(ring, BATCH, |taken| is_datagram(taken, sources, ended), handler);
                 // The first is waited for: each call gets on.
                 let mut patient = false;
                 while let Some((taken, bodies)) = ahead.next(patient)? {
@@ -376,5 +392,72 @@ impl Ingress for UringIngress {
 
     fn design(&self) -> &'static str {
         "uring"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::crypto::aead::KEY_LEN;
+    use crate::crypto::crew::Sealed;
+    use crate::sys::udp::{UdpOptions, UdpSocket};
+
+    const SEGMENT: usize = 1_200;
+    const SEGMENTS: usize = 40;
+    const SUPERPACKETS: u8 = 40;
+
+    /// Has every superpacket opened ahead, and notes their order.
+    struct Foreseeing(Vec<u8>);
+
+    impl Handler for Foreseeing {
+        fn handle(&mut self, received: Received<'_>) {
+            assert_eq!(received.bytes.len() % SEGMENT, 0);
+            self.0.extend(received.bytes.chunks(SEGMENT).map(|segment| segment[0]));
+        }
+
+        fn foresee(&mut self, _: SocketAddr, bytes: &[u8], segment_size: usize) -> Option<Sealed> {
+            assert!(segment_size == SEGMENT && bytes.len() > SEGMENT);
+            Some(Sealed { key: Arc::new(Zeroizing::new([3; KEY_LEN])), segment_size, front: 0 })
+        }
+    }
+
+    #[test]
+    fn a_socket_is_read_on_while_what_came_before_waits_for_its_turn() {
+        let Ok(mut ingress) = UringIngress::new(false) else {
+            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
+            // Not by a macro, whose output the test runner hides.
+            let _ = io::Write::write_all(
+                &mut io::stderr(),
+                b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
+            );
+            return;
+        };
+        // Nobody but the loop opens anything: what is handed over waits.
+        ingress.set_boss(Boss::start(0, 1, UringIngress::BUFFERS_MAX).expect("no threads"));
+        let options = UdpOptions { gro: true, receive_buffer: 8 << 20, ..UdpOptions::default() };
+        let socket = UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), &options).expect("bound");
+        let to = socket.local_addr();
+        let sender = UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0).into(), &options).expect("bound");
+        for number in 0..SUPERPACKETS {
+            let sent = sender.send_segments(to, None, 0, &[number; SEGMENTS * SEGMENT], SEGMENT);
+            sent.expect("sent");
+        }
+        ingress.add(socket.fd().clone(), Token(1), Source::Udp).expect("added");
+        let (mut handler, mut read_on) = (Foreseeing(Vec::new()), false);
+        while handler.0.len() < usize::from(SUPERPACKETS) * SEGMENTS {
+            let before = handler.0.len();
+            ingress.poll(Some(Duration::from_secs(5)), &mut handler).expect("polled");
+            assert!(handler.0.len() > before, "{before} of all, and nothing moves");
+            let (handled, buffers) = (handler.0.len() / SEGMENTS, usize::from(BUFFERS));
+            let waiting = ingress.ahead.as_ref().map_or(0, Ahead::superpackets_waiting);
+            // At first the kernel has every buffer, and fills them all.
+            read_on |= handled < buffers && handled + waiting > buffers;
+        }
+        assert!(handler.0.is_sorted(), "out of order");
+        assert!(read_on, "the socket was not read until everything before was dealt with");
     }
 }

@@ -225,6 +225,7 @@ impl ReceiveRing {
             .setup_submit_all()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_cqsize(4096)
             .setup_r_disabled();
         let ring: IoUring = builder.dontfork().build(256)?;
@@ -357,7 +358,8 @@ impl ReceiveRing {
         pushed.map_err(|_| io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
-    /// Submits what was armed and waits for a completion, at most `timeout` (`None`: for ever).
+    /// Submits what was armed and waits for a completion, at most `timeout` (`None`: for ever). Zero takes no system call where
+    /// there is nothing to submit and the kernel has nothing to do for the ring.
     ///
     /// # Errors
     /// Fatal ones.
@@ -365,13 +367,24 @@ impl ReceiveRing {
         if !self.ring.completion().is_empty() && self.ring.submission().is_empty() {
             return Ok(());
         }
-        self.enters += 1;
-        let timespec = timeout.map(types::Timespec::from);
-        let mut args = types::SubmitArgs::new();
-        if let Some(timespec) = &timespec {
-            args = args.timespec(timespec);
-        }
-        let waited = self.ring.submitter().submit_with_args(1, &args);
+        let waited = if timeout == Some(Duration::ZERO) {
+            let queue = self.ring.submission();
+            if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+                return Ok(());
+            }
+            drop(queue);
+            // To wait for one completion for no time at all would put the thread to sleep until a timer fires.
+            self.enters += 1;
+            self.ring.submitter().submit_and_wait(0)
+        } else {
+            self.enters += 1;
+            let timespec = timeout.map(types::Timespec::from);
+            let mut args = types::SubmitArgs::new();
+            if let Some(timespec) = &timespec {
+                args = args.timespec(timespec);
+            }
+            self.ring.submitter().submit_with_args(1, &args)
+        };
         self.overflows += u64::from(self.ring.submission().cq_overflow());
         match waited {
             Ok(_) => Ok(()),
@@ -491,17 +504,37 @@ mod tests {
 
     use super::*;
 
+    /// A ring, where there is io_uring.
+    fn ring() -> Option<ReceiveRing> {
+        if let Ok(ring) = ReceiveRing::new(1, 1) {
+            return Some(ring);
+        }
+        assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
+        // Not by a macro, whose output the test runner hides.
+        let _ = io::Write::write_all(
+            &mut io::stderr(),
+            b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
+        );
+        None
+    }
+
+    #[test]
+    fn a_wait_of_no_time_asks_the_kernel_only_when_it_has_something() {
+        let Some(mut ring) = ring() else { return };
+        let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).expect("eventfd");
+        ring.arm_poll(event.as_fd(), libc::POLLIN, 5).expect("armed");
+        for _ in 0..3 {
+            ring.wait(Some(Duration::ZERO)).expect("waited");
+            assert_eq!((ring.enters(), ring.has_completions()), (1, false), "once, to submit it");
+        }
+        rustix::io::write(&event, &1_u64.to_ne_bytes()).expect("written");
+        ring.wait(Some(Duration::ZERO)).expect("waited");
+        assert_eq!((ring.enters(), ring.next_completion().map(|taken| taken.user_data)), (2, Some(5)));
+    }
+
     #[test]
     fn more_completions_than_there_is_room_for_are_counted_and_none_is_lost() {
-        let Ok(mut ring) = ReceiveRing::new(1, 1) else {
-            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
-            // Not by a macro, whose output the test runner hides.
-            let _ = io::Write::write_all(
-                &mut io::stderr(),
-                b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
-            );
-            return;
-        };
+        let Some(mut ring) = ring() else { return };
         // Readable from the start: each poll of it is done as soon as it is submitted.
         let ready = eventfd(1, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).expect("eventfd");
         ring.arm_poll(ready.as_fd(), libc::POLLIN, 0).expect("armed");

@@ -1,10 +1,11 @@
 //! TUN devices whose packets start with a virtio_net header (Documentation/networking/tuntap.rst in the kernel).
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::egress::errno::tells_of_offload;
+use crate::offload::virtio;
 
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
@@ -46,6 +47,8 @@ impl TunOptions {
     pub const ALL: Self = Self { header: true, superpackets_in: true, superpackets_out: true };
     /// Packets one by one.
     pub const PLAIN: Self = Self { header: true, superpackets_in: false, superpackets_out: false };
+    /// The same, without a header.
+    pub const BARE: Self = Self { header: false, superpackets_in: false, superpackets_out: false };
 }
 
 /// An open TUN device: IP packets, each behind a virtio_net header unless it is [`Offloads::bare`].
@@ -129,6 +132,28 @@ impl Tun {
         }
         let offloads = if superpackets_out { offers } else { Offloads::default() };
         Ok(Self { fd: Arc::new(fd), name, offloads: Offloads { bare: !header, ..offloads } })
+    }
+
+    /// Writes a packet that nobody answers behind an empty header, to a device that is up.
+    ///
+    /// Only then can the header be given up without a loss: it belongs to the making of the device. `TUNSETIFF` is refused for as
+    /// long as another descriptor has the device (EBUSY), and when the last one is closed the kernel drops what is sent into it
+    /// until the next has it, of a device that stays (TUNSETPERSIST) too: close(2) and TUNSETIFF take 10 to 16 ms together, and of
+    /// 20,000 datagrams sent meanwhile, one each 50 µs, 229 were lost (Linux 6.18).
+    ///
+    /// # Errors
+    /// EINVAL or EIO: the header is refused. Other errors say nothing about it.
+    pub fn try_packet(&self) -> io::Result<()> {
+        /// IPv4 of the protocol 253 (RFC 3692: for experiments) from and to nowhere.
+        const PACKET: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        if self.offloads.bare {
+            return Ok(());
+        }
+        let parts = [IoSlice::new(&[0; virtio::HEADER_LEN]), IoSlice::new(&PACKET)];
+        match rustix::io::retry_on_intr(|| rustix::io::writev(&self.fd, &parts)) {
+            Err(errno) if tells_of_offload(errno.raw_os_error()) => Err(errno.into()),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Whether the interface was deleted: then the descriptor is attached to nothing.

@@ -6,6 +6,8 @@
 
 use std::hint::black_box;
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
 /// How much of the stack is wiped, bytes. A Diffie-Hellman and the hashes around it take less than half of that.
 const WIPED: usize = 64 << 10;
 
@@ -15,6 +17,13 @@ pub fn apart<T>(work: impl FnOnce() -> T) -> T {
     let done = in_a_frame(work);
     wipe();
     done
+}
+
+/// Keeps keys out of core dumps, and from other processes of the same user (PR_SET_DUMPABLE(2const)).
+pub fn keep_memory_private() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!("the memory of this process may be dumped with the keys in it: {error}");
+    }
 }
 
 /// Not inlined: else the work would use the frame of who asked for it.

@@ -18,6 +18,7 @@ mod sleep;
 mod status;
 mod stream;
 mod tickets;
+mod wake;
 mod way;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use self::control::Control;
 pub use self::control::Management;
 use self::figures::Figures;
 use self::link::Link;
+pub use self::names::Subject;
 use self::outside::Outside;
 pub use self::outside::{AutoMtu, Inquiries, auto_mtu};
 use self::ports::Ports;
@@ -41,13 +43,14 @@ use self::replies::Replies;
 use self::sleep::Alarm;
 pub use self::stream::Carrier;
 pub use self::tickets::{NO_RELAY, NOT_THE_NEXT};
+use self::wake::Wake;
 use self::way::{Way, seal_and_append};
 use super::key::{KEY_LEN, PublicKey};
 use super::marking::{self, Marking};
 use super::{Opened, Path, PeerIndex, Transmit, Tunnel};
 use crate::crypto::aead::{Bodies, Body};
 use crate::crypto::crew::Sealed;
-use crate::driver::{Application, Next, OWN_TOKENS};
+use crate::driver::{Application, Next};
 use crate::drops::{Cause, Drops};
 use crate::egress::{Class, Egress};
 use crate::engine::IngressKind;
@@ -61,17 +64,6 @@ use crate::sys::tun::{Offloads, Tun};
 use crate::uapi::Listener;
 use crate::wire::{too_big, traffic_class};
 
-/// What `wg` has asked for, and what the interface tells of itself.
-const CONTROL: Token = Token(OWN_TOKENS - 1);
-const LINK: Token = Token(OWN_TOKENS - 2);
-const FIGURES: Token = Token(OWN_TOKENS - 3);
-const STREAM: Token = Token(OWN_TOKENS - 4);
-/// Names that were looked up; routes and addresses that have changed.
-const NAMES: Token = Token(OWN_TOKENS - 10);
-const ROUTES: Token = Token(OWN_TOKENS - 11);
-const ADDRESSES: Token = Token(OWN_TOKENS - 12);
-/// A while has passed, sleep included.
-const ALARM: Token = Token(OWN_TOKENS - 13);
 /// Peers whose sessions are ended in one turn when the private key is replaced: some 0.1 ms each.
 const RENEWED: usize = 4;
 
@@ -83,10 +75,12 @@ pub struct App {
     replies: Replies,
     alarm: Option<Alarm>,
     relay: Option<Relay>,
-    /// One that is asked when the interface goes up.
+    /// One that is asked when the interface is up, and the name of one of its servers has an address.
     waiting_relay: Option<RelayPlan>,
     ports: Ports,
     ready: bool,
+    /// All peers that can be called have to wait for the relay.
+    needs_relay: bool,
     /// The one packet through which goes what is produced here: opened, padded, no longer staged.
     packet: Packet,
     binding: Binding,
@@ -145,6 +139,7 @@ impl App {
             waiting_relay,
             ports: Ports::default(),
             ready: false,
+            needs_relay: false,
             packet: Packet::new(),
             binding,
             marking,
@@ -391,8 +386,11 @@ impl Application for App {
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);
         self.set_alarm(ingress);
+        if self.tunnel.is_running() {
+            self.begin_relay(now);
+        }
         // Whoever can be reached directly need not wait for the relay.
-        if self.relay.as_ref().is_none_or(|relay| !relay.needed) {
+        if !self.needs_relay {
             self.report_ready();
         }
         self.tunnel.handle_timeout(now);
@@ -415,16 +413,19 @@ impl Application for App {
                 let segments = Received::segments(received.bytes, segment_size);
                 self.handle_udp(from, path, ecn, (segments, received.bodies), egress, now);
             }
-            Meta::Ready if received.token == CONTROL => return self.note_control(now),
-            Meta::Ready if received.token == FIGURES => return self.figures.handle_ready(now),
-            Meta::Ready if received.token == LINK => return self.link_news = true,
-            Meta::Ready if received.token == STREAM => self.read_stream(egress, now),
-            Meta::Writable if received.token == STREAM => self.unblock_stream(),
-            Meta::Ready if received.token == NAMES => return self.outside.names.news = true,
-            Meta::Ready if received.token == ROUTES => return self.outside.note_routes(now),
-            Meta::Ready if received.token == ALARM => self.note_alarm(now),
-            Meta::Ready if received.token == ADDRESSES => return self.outside.note_addresses(),
-            Meta::Icmp(_) | Meta::Ready | Meta::Writable => {}
+            Meta::Ready => match Wake::of(received.token) {
+                Some(Wake::Control) => return self.note_control(now),
+                Some(Wake::Figures) => return self.figures.handle_ready(now),
+                Some(Wake::Link) => return self.link_news = true,
+                Some(Wake::Stream) => self.read_stream(egress, now),
+                Some(Wake::Names) => return self.outside.names.news = true,
+                Some(Wake::Routes) => return self.outside.note_routes(now),
+                Some(Wake::Addresses) => return self.outside.note_addresses(),
+                Some(Wake::Alarm) => self.note_alarm(now),
+                None => {}
+            },
+            Meta::Writable if received.token == Wake::Stream.token() => self.unblock_stream(),
+            Meta::Icmp(_) | Meta::Writable => {}
         }
         self.send_control(egress, now);
     }

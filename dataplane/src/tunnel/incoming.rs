@@ -240,8 +240,8 @@ impl Tunnel {
     /// A cookie reply proves nothing about where it came from: neither the path nor a timer follows it. But the initiation that it
     /// answers is repeated with the cookie, once.
     ///
-    /// The paper has the initiator wait for 5 s (section 6.6), so that nobody can have it send at will and the load is not added
-    /// to. Here a timer's initiation has one repetition at most, whatever arrives, and only who has seen that initiation can
+    /// The paper has the recipient only keep the cookie, and repeat the initiation when its Rekey-Timeout has run out, 5 s after it
+    /// was sent (section 6.6), so that nobody can have it send at will and the load is not added to. Here a timer's initiation has one repetition at most, whatever arrives, and only who has seen that initiation can
     /// ask for it; so it is 148 B in 5 s. The endpoint that asked for the cookie has nothing to fear from one message that has
     /// it: it holds each address to a rate. Waiting would have all who come while an endpoint is flooded wait for 5 s.
     fn open_cookie_reply(

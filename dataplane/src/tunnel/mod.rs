@@ -11,6 +11,7 @@
 pub mod apart;
 pub mod app;
 pub mod key;
+pub mod lookup;
 pub mod marking;
 pub mod noise;
 pub mod paths;

@@ -1,4 +1,4 @@
-//! From a configuration to a running interface: names are looked up, sockets bound, addresses and routes set.
+//! From a configuration to a running interface: paths and MTU are decided, sockets bound, addresses and routes set.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,12 +9,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 
-use super::app::{AutoMtu, Carrier, Inquiries, RelayChoice, RelayPlan, Sockets, auto_mtu};
+use super::app::{AutoMtu, Carrier, Inquiries, RelayChoice, RelayPlan, Sockets, Subject, auto_mtu};
+use super::lookup::Found;
 use super::paths::Policy;
 use super::{Path, PeerConfig, PeerIndex, TunnelConfig, tls};
 use crate::config::{
-    self, Config, ConfigError, Endpoint, Host, Lines, MTU_MIN_IPV4, MTU_MIN_IPV6, RelayConfig, Table,
-    Transport,
+    Config, ConfigError, Host, Lines, MTU_MIN_IPV4, MTU_MIN_IPV6, RelayConfig, Table, Transport,
 };
 use crate::egress;
 use crate::netlink;
@@ -33,7 +33,7 @@ const TX_QUEUE: u32 = 1_000;
 /// MTU of an interface of which nothing is known yet, bytes: what fits [`OUTER_MTU`] over IPv6 too.
 pub const BARE_MTU: usize = 1_420;
 
-/// A configuration whose names have been looked up.
+/// A configuration whose names have been looked up, once at least.
 pub struct Plan {
     /// The endpoint.
     pub tunnel: TunnelConfig,
@@ -45,34 +45,33 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
-/// Looks names up and decides paths and MTU. `seeds` are random: one for the endpoint, one for the TURN client.
+/// Decides paths and MTU by the addresses that were `found`. `seeds` are random: one for the endpoint, one for the TURN client.
 ///
 /// # Errors
-/// A name without an address, or an address nobody can be reached at; with the line it stands on.
+/// A relay that cannot be spoken to; with the line it stands on.
 pub fn plan(
     file: &FilePath,
     config: &Config,
+    found: Found,
     seeds: [u64; 2],
     cookie_secret: [u8; 32],
 ) -> Result<Plan, ConfigError> {
-    let mut warnings = Vec::new();
+    let mut warnings = found.missing;
     let mut peers = Vec::with_capacity(config.peers.len());
     let mut relayed = Vec::new();
     let mut inquiries = Inquiries::default();
     let mut called = Vec::new();
     let mut policies = HashMap::new();
-    let choices = choices(file, &config.relays, &mut inquiries)?;
-    let mut outside: Vec<SocketAddr> = choices.iter().map(|choice| choice.server).collect();
+    let choices = choices(file, &config.relays, &found.relays, &mut inquiries)?;
+    let mut outside: Vec<SocketAddr> = choices.iter().filter_map(|choice| choice.server).collect();
     let has_relay = !choices.is_empty();
-    for (index, section) in (0..).map(PeerIndex).zip(&config.peers) {
-        let address = match &section.endpoint {
-            Some((endpoint, line)) => Some(resolve(file, endpoint, Some(*line))?),
-            None => None,
-        };
+    for ((index, section), address) in (0..).map(PeerIndex).zip(&config.peers).zip(found.peers) {
         if let Some((endpoint, _)) = section.endpoint.as_ref().filter(|(endpoint, _)| endpoint.may_move()) {
             inquiries.names.push((index, section.public_key, endpoint.clone()));
         }
-        called.extend(address.map(|_| index));
+        let has_endpoint = section.endpoint.is_some();
+        called.extend(has_endpoint.then_some(index));
+        inquiries.missing.extend((has_endpoint && address.is_none()).then_some(Subject::Peer(index)));
         let goes_direct = !has_relay || section.path != Policy::Relay;
         let goes_over_relay = has_relay && section.path != Policy::Direct;
         outside.extend(address.filter(|_| goes_direct));
@@ -83,7 +82,7 @@ pub fn plan(
             preshared_key: section.preshared_key.clone(),
             allowed_ips: section.allowed_ips.clone(),
             path: address.filter(|_| goes_direct).map(|to| Path::Direct { to, from: None }),
-            awaits_path: address.is_some() && !goes_direct,
+            awaits_path: has_endpoint && !(goes_direct && address.is_some()),
             persistent_keepalive: Some(section.persistent_keepalive),
         });
     }
@@ -91,7 +90,9 @@ pub fn plan(
         warnings.push("there is no [Peer] section: nobody can be reached, and nobody is answered".to_owned());
     }
     warn_of_loops(config, &outside, &mut warnings);
-    let servers: Vec<IpAddr> = choices.iter().map(|choice| choice.server.ip()).collect();
+    // Of one that is still to be found the longer header is assumed.
+    let ip = |choice: &RelayChoice| choice.server.map_or(Ipv6Addr::UNSPECIFIED.into(), |server| server.ip());
+    let servers: Vec<IpAddr> = choices.iter().map(ip).collect();
     let mtu = if config.mtu_auto {
         let least = if config.has_ipv6() { MTU_MIN_IPV6 } else { MTU_MIN_IPV4 };
         inquiries.auto_mtu = Some(AutoMtu { peers: called, least });
@@ -122,14 +123,15 @@ pub fn plan(
 fn choices(
     file: &FilePath,
     relays: &[RelayConfig],
+    found: &[Option<SocketAddr>],
     inquiries: &mut Inquiries,
 ) -> Result<Vec<RelayChoice>, ConfigError> {
     let mut choices = Vec::with_capacity(relays.len());
-    for (place, relay) in relays.iter().enumerate() {
+    for ((place, relay), &server) in relays.iter().enumerate().zip(found) {
         if relay.server.may_move() {
             inquiries.relay_names.push((place, relay.server.clone()));
         }
-        let server = resolve(file, &relay.server, Some(relay.line))?;
+        inquiries.missing.extend(server.is_none().then_some(Subject::Relay(place)));
         let (login, credentials) = (relay.login.clone(), relay.credentials.clone());
         let carrier = carrier(file, relay)?;
         choices.push(RelayChoice { server, carrier, login, credentials });
@@ -143,7 +145,11 @@ fn choices(
 /// As [`plan`].
 pub fn relay_plan(lines: &Lines, seed: u64) -> Result<(Option<RelayPlan>, Inquiries), ConfigError> {
     let mut inquiries = Inquiries::default();
-    let choices = choices(&lines.file, &lines.relays, &mut inquiries)?;
+    let found = Found::look_up(&lines.relays, &[]);
+    for missing in &found.missing {
+        tracing::warn!("{}: {missing}", lines.file.display());
+    }
+    let choices = choices(&lines.file, &lines.relays, &found.relays, &mut inquiries)?;
     let policies = lines.policies.iter().copied().collect();
     let plan = RelayPlan { choices, peers: Vec::new(), policies, family: None, seed };
     Ok(((!plan.choices.is_empty()).then_some(plan), inquiries))
@@ -167,20 +173,6 @@ fn carrier(file: &FilePath, relay: &RelayConfig) -> Result<Carrier, ConfigError>
             Ok(Carrier::Tls(config, name))
         }
     }
-}
-
-fn resolve(file: &FilePath, endpoint: &Endpoint, line: Option<usize>) -> Result<SocketAddr, ConfigError> {
-    let refuse = |problem| ConfigError { file: file.into(), line, problem };
-    let address = endpoint.resolve().map_err(|error| {
-        let remedy = match endpoint.host {
-            // The error has its own.
-            Host::Scoped(..) => "",
-            Host::Address(_) | Host::Name(_) => "; check the name and the name server, or write the address",
-        };
-        refuse(format!("{endpoint}: {error}{remedy}"))
-    })?;
-    config::check_endpoint(address).map_err(|problem| refuse(format!("{endpoint}: {problem}")))?;
-    Ok(address)
 }
 
 /// What goes to these addresses must not be routed into the tunnel it comes out of.
@@ -357,6 +349,15 @@ pub fn make_interface(
             .map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
     }
     handle.set_up(index)?;
+    if let Err(error) = tun.try_packet() {
+        tracing::warn!(
+            "the header in front of the interface's packets (vnet-hdr) is given up, and superpackets with it: the kernel \
+             refuses a packet behind it ({error})"
+        );
+        // Nothing is routed into it yet, so that nothing is lost.
+        drop(tun);
+        return make_interface(handle, name, config, mtu, TunOptions::BARE);
+    }
     Ok((tun, index))
 }
 

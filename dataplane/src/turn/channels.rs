@@ -99,13 +99,12 @@ impl Channels {
         !std::mem::replace(&mut channel.bound, true)
     }
 
-    /// A binding is refused; answers whether it was bound before.
-    pub(super) fn refuse(&mut self, number: ChannelNumber, now: Instant) -> bool {
-        let Some(channel) = self.get_mut(number).filter(|channel| channel.rests_until.is_none()) else {
-            return false;
-        };
-        channel.due = Some(now + RETRY_AFTER);
-        std::mem::replace(&mut channel.bound, false)
+    /// A binding is refused.
+    pub(super) fn refuse(&mut self, number: ChannelNumber, now: Instant) {
+        if let Some(channel) = self.get_mut(number).filter(|channel| channel.rests_until.is_none()) {
+            channel.due = Some(now + RETRY_AFTER);
+            channel.bound = false;
+        }
     }
 
     /// The allocation is gone: yields the peers that were bound, and wants all of them again.

@@ -265,6 +265,28 @@ impl Client {
         }
     }
 
+    /// Asks for a relayed address of this family from now on. One of the other family, as there may be where none was asked for, is
+    /// given up.
+    pub fn set_family(&mut self, family: AddressFamily, now: Instant) {
+        let wants = |family| family == Some(AddressFamily::V6);
+        let is_other = wants(self.family) != wants(Some(family));
+        self.family = Some(family);
+        if !is_other || matches!(self.allocation, Allocation::Closed) {
+            return;
+        }
+        if let Allocation::Established { .. } = self.allocation {
+            self.transmit_delete();
+            self.events.push_back(Event::Deallocated);
+        }
+        for peer in self.channels.reset(now) {
+            self.events.push_back(Event::ChannelLost { peer });
+        }
+        self.permissions.reset(now);
+        self.transactions.clear();
+        self.allocation = Allocation::Absent { retry_at: now };
+        self.advance(now);
+    }
+
     /// The channel to send to `peer` with, when it is bound. O(1).
     #[must_use]
     pub fn channel(&self, peer: SocketAddr) -> Option<ChannelNumber> {

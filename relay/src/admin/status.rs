@@ -193,7 +193,7 @@ impl Status {
                 unexplained: snapshot.egress_unexplained,
                 slots_free_min: snapshot.slots_free_min,
             },
-            ingress: status::Ingress::from(&snapshot.ingress),
+            ingress: snapshot.ingress,
             users_in_all: census.users.len() as u64,
             users: users(&census.users),
         }

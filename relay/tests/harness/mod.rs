@@ -18,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -238,7 +239,8 @@ pub fn peer() -> UdpSocket {
 /// A range of this many ports (at most 10) for --relay-ports, free a moment ago. The kernel hands none of them out by itself, and
 /// tests that run at the same time look in different places.
 pub fn free_ports(count: u16) -> (u16, u16) {
-    let first = std::process::id() as u16 % 400;
+    static ASKED: AtomicU16 = AtomicU16::new(0);
+    let first = (std::process::id() as u16 % 400 + ASKED.fetch_add(1, Ordering::Relaxed)) % 400;
     let mut bases = (0..400).map(|step| 61_000 + (first + step) % 400 * 10);
     let is_free = |port| UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
     let base = bases.find(|&base| (base..base + count).all(is_free)).expect("there are free ports");

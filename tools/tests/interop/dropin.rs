@@ -13,7 +13,7 @@ use dataplane::sys::namespace;
 use dataplane::sys::tun::{Tun, TunOptions};
 
 use super::paths;
-use super::world::{Process, World, command, enter, enter_beside_others, keys, sh, try_sh};
+use super::world::{Process, World, command, keys, sh, try_sh};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -21,16 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct Bench {
     world: World,
     bin: PathBuf,
-}
-
-/// A test that has its turn alone.
-fn bench(test: &str) -> Option<Bench> {
-    enter(&format!("dropin::{test}")).map(Bench::new)
-}
-
-/// A test that does not mind others beside it.
-fn modest_bench(test: &str) -> Option<Bench> {
-    enter_beside_others(&format!("dropin::{test}")).map(Bench::new)
 }
 
 impl Bench {
@@ -167,9 +157,8 @@ fn is_shown_alike(bench: &Bench, interface: &str) {
     });
 }
 
-#[test]
-fn wg_quick_brings_a_tunnel_up_and_down() {
-    let Some(bench) = modest_bench("wg_quick_brings_a_tunnel_up_and_down") else { return };
+pub fn wg_quick_brings_a_tunnel_up_and_down(world: World) {
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let psk = format!("PresharedKey = {}\n", sh("wg genpsk").trim());
     let quick = |end: &End| format!("Address = 10.77.0.{0}/24, fd77::{0}/64\nMTU = 1380\n", end.number);
@@ -189,7 +178,7 @@ fn wg_quick_brings_a_tunnel_up_and_down() {
     );
     counts_agree(&bench, "wga", "wgb");
     bench.on("a", "ip route get 192.0.2.99 | grep 'dev wga'; wg show wga fwmark | grep 0xca6c");
-    bench.world.iperf("a", "b", "10.77.0.2", 1);
+    bench.world.iperf("a", "b", "10.77.0.2", 16);
     assert_eq!(bench.on("a", "wg show interfaces").split_whitespace().collect::<Vec<_>>().len(), 2);
     bench.on("a", "ip link show wga | grep 'mtu 1380'");
     is_shown_alike(&bench, "wga");
@@ -206,9 +195,8 @@ fn wg_quick_brings_a_tunnel_up_and_down() {
     }
 }
 
-#[test]
-fn lines_that_wg_quick_does_not_pass_on_are_read() {
-    let Some(bench) = modest_bench("lines_that_wg_quick_does_not_pass_on_are_read") else { return };
+pub fn lines_that_wg_quick_does_not_pass_on_are_read(world: World) {
+    let bench = Bench::new(world);
     sh("mount -t tmpfs tmpfs /etc/wireguard");
     let (a, b) = (End::new(1), End::new(2));
     let (lines, relay) = paths::relay(&bench.world, &["--listen-tcp", "10.1.0.1:3478"]);
@@ -297,9 +285,8 @@ fn lines_that_wg_quick_does_not_pass_on_are_read() {
     drop(relay);
 }
 
-#[test]
-fn wg_sees_what_it_has_set() {
-    let Some(bench) = modest_bench("wg_sees_what_it_has_set") else { return };
+pub fn wg_sees_what_it_has_set(world: World) {
+    let bench = Bench::new(world);
     let running = bench.foreground("a", "wga");
     bench.on("a", "ip link show wga | grep -q 'mtu 1420'; ip link show wga | grep -q 'state DOWN'");
     assert_eq!(bench.on("a", "ip -o addr show wga"), "", "it has no address of its own");
@@ -364,10 +351,8 @@ fn wg_sees_what_it_has_set() {
     assert!(!socket("wga").exists(), "{log:#?}");
 }
 
-#[test]
-fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs() {
-    let name = "wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs";
-    let Some(bench) = modest_bench(name) else { return };
+pub fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs(world: World) {
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let ours = bench.foreground("a", "wga");
     let theirs = bench.wireguard_go("b", "gob");
@@ -378,7 +363,7 @@ fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs() {
     bench.on("b", &format!("wg setconf gob {conf_b}; {}", b.up("gob")));
     bench.on("a", &format!("wg setconf wga {conf_a}; {}; {PING}; ping -6 -c 2 -i 0.05 fd77::2", a.up("wga")));
     counts_agree(&bench, "wga", "gob");
-    bench.world.iperf("a", "b", "10.77.0.2", 1);
+    bench.world.iperf("a", "b", "10.77.0.2", 16);
 
     // Another port: nothing is lost but what was under way.
     bench.on("a", &format!("wg set wga listen-port 40123; {PING}"));
@@ -422,9 +407,8 @@ fn wireguard_go_is_the_other_end_and_ports_keys_and_mtu_change_while_it_runs() {
     drop((ours, theirs));
 }
 
-#[test]
-fn every_design_opens_and_closes_sockets_while_it_runs() {
-    let Some(bench) = modest_bench("every_design_opens_and_closes_sockets_while_it_runs") else { return };
+pub fn every_design_opens_and_closes_sockets_while_it_runs(world: World) {
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let theirs = bench.foreground("b", "wgb");
     let file_b =
@@ -453,9 +437,8 @@ fn every_design_opens_and_closes_sockets_while_it_runs() {
     drop(theirs);
 }
 
-#[test]
-fn peers_come_and_go_under_load_without_a_loss_to_another() {
-    let Some(bench) = bench("peers_come_and_go_under_load_without_a_loss_to_another") else { return };
+pub fn peers_come_and_go_under_load_without_a_loss_to_another(world: World) {
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let (ours, theirs) = (bench.foreground("a", "wga"), bench.foreground("b", "wgb"));
     let conf = |end: &End, port: u16, peer: String| end.interface(port) + &peer;
@@ -511,10 +494,9 @@ fn peers_come_and_go_under_load_without_a_loss_to_another() {
     drop((ours, theirs));
 }
 
-#[test]
-fn thousands_of_peers_and_idle_clients_hold_no_packet_up() {
+pub fn thousands_of_peers_and_idle_clients_hold_no_packet_up(world: World) {
     const PEERS: u32 = 2_000;
-    let Some(bench) = bench("thousands_of_peers_and_idle_clients_hold_no_packet_up") else { return };
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let (ours, theirs) = (bench.foreground("a", "wga"), bench.foreground("b", "wgb"));
     let conf = a.interface(51821) + &b.peer(Some("10.2.0.2:51820"), "");
@@ -558,11 +540,8 @@ fn thousands_of_peers_and_idle_clients_hold_no_packet_up() {
     drop((idle, half, ours, theirs));
 }
 
-#[test]
-fn it_goes_into_the_background_and_ends_with_interface_or_socket() {
-    let Some(bench) = modest_bench("it_goes_into_the_background_and_ends_with_interface_or_socket") else {
-        return;
-    };
+pub fn it_goes_into_the_background_and_ends_with_interface_or_socket(world: World) {
+    let bench = Bench::new(world);
     let pid = |interface: &str| -> String {
         let ends = format!("\0{interface}\0");
         let is_it = |pid: &String| {
@@ -610,10 +589,8 @@ fn it_goes_into_the_background_and_ends_with_interface_or_socket() {
     assert!(log.iter().any(|line| line.contains("ledger")), "{log:#?}");
 }
 
-#[test]
-fn an_interface_that_is_deleted_under_load_ends_the_program_in_good_order() {
-    let name = "an_interface_that_is_deleted_under_load_ends_the_program_in_good_order";
-    let Some(bench) = bench(name) else { return };
+pub fn an_interface_that_is_deleted_under_load_ends_the_program_in_good_order(world: World) {
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let theirs = bench.foreground("b", "wgb");
     let file_b =
@@ -644,9 +621,8 @@ fn an_interface_that_is_deleted_under_load_ends_the_program_in_good_order() {
     drop(theirs);
 }
 
-#[test]
-fn an_interface_may_be_moved_to_another_namespace() {
-    let Some(bench) = modest_bench("an_interface_may_be_moved_to_another_namespace") else { return };
+pub fn an_interface_may_be_moved_to_another_namespace(world: World) {
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let (ours, theirs) = (bench.foreground("a", "wga"), bench.foreground("b", "wgb"));
     let conf = a.interface(0) + &b.peer(Some("10.2.0.2:51820"), "");
@@ -664,9 +640,8 @@ fn an_interface_may_be_moved_to_another_namespace() {
     drop((ours, theirs));
 }
 
-#[test]
-fn descriptors_may_come_from_whoever_starts_it() {
-    let Some(bench) = modest_bench("descriptors_may_come_from_whoever_starts_it") else { return };
+pub fn descriptors_may_come_from_whoever_starts_it(world: World) {
+    let bench = Bench::new(world);
     // In the namespace of the test itself.
     let tun = Tun::open("wgf", TunOptions::ALL).unwrap();
     fs::create_dir_all("/var/run/wireguard").unwrap();
@@ -690,9 +665,8 @@ fn descriptors_may_come_from_whoever_starts_it() {
     drop(bench);
 }
 
-#[test]
-fn an_interface_of_towpath_up_is_seen_and_set_too() {
-    let Some(bench) = modest_bench("an_interface_of_towpath_up_is_seen_and_set_too") else { return };
+pub fn an_interface_of_towpath_up_is_seen_and_set_too(world: World) {
+    let bench = Bench::new(world);
     let (a, b) = (End::new(1), End::new(2));
     let up = |end: &End, port: u16, peer: String| {
         format!("{}Address = 10.77.0.{}/24\n{peer}", end.interface(port), end.number)

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::tunnel::{End, start_towpath_with, start_wireguard_go};
-use super::world::{Process, World, enter, try_sh};
+use super::world::{Process, World, try_sh};
 
 const LAB: &str = env!("CARGO_BIN_EXE_towpath-lab");
 
@@ -36,9 +36,7 @@ fn server(world: &World, own: bool, end: &End, other: &End, endpoint: Option<&st
     }
 }
 
-#[test]
-fn the_lab_is_a_peer_of_either_server() {
-    let Some(world) = enter("load::the_lab_is_a_peer_of_either_server") else { return };
+pub fn the_lab_is_a_peer_of_either_server(world: World) {
     for own in [true, false] {
         let (end, lab) = (End::new("a", 1), End::new("a", 9));
         let process = server(&world, own, &end, &lab, None);
@@ -72,9 +70,7 @@ fn the_lab_is_a_peer_of_either_server() {
     }
 }
 
-#[test]
-fn datagrams_and_connections_go_through_either_tunnel() {
-    let Some(world) = enter("load::datagrams_and_connections_go_through_either_tunnel") else { return };
+pub fn datagrams_and_connections_go_through_either_tunnel(world: World) {
     for own in [true, false] {
         let (a, b) = (End::new("a", 1), End::new("b", 2));
         let callee = server(&world, own, &b, &a, None);

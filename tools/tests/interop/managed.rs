@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::paths::{Pair, relay};
-use super::world::{World, enter_beside_others, sh, try_sh};
+use super::world::{World, sh, try_sh};
 
 /// By which way the only peer of a tunnel on `a` is reached, and where.
 fn way(interface: &str) -> (String, String) {
@@ -24,9 +24,7 @@ fn for_wg(world: &World, pair: &Pair, more: &str) -> String {
     world.file("wg.conf", &text).display().to_string()
 }
 
-#[test]
-fn wg_sets_a_tunnel_that_has_a_relay() {
-    let Some(world) = enter_beside_others("managed::wg_sets_a_tunnel_that_has_a_relay") else { return };
+pub fn wg_sets_a_tunnel_that_has_a_relay(world: World) {
     let (lines, relay) = relay(&world, &[]);
     let pair = Pair::new("tow", 77);
     let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
@@ -49,12 +47,7 @@ fn wg_sets_a_tunnel_that_has_a_relay() {
     drop((caller, callee, relay));
 }
 
-#[test]
-fn an_endpoint_is_set_back_to_where_the_relay_has_it() {
-    let Some(world) = enter_beside_others("managed::an_endpoint_is_set_back_to_where_the_relay_has_it")
-    else {
-        return;
-    };
+pub fn an_endpoint_is_set_back_to_where_the_relay_has_it(world: World) {
     let (lines, relay) = relay(&world, &[]);
     let pair = Pair::new("tow", 77);
     let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);

@@ -8,7 +8,7 @@ use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 use super::shutdown::ledger;
 use super::tunnel::{End, start_towpath_with, start_wireguard_go};
-use super::world::{enter, sh, socket};
+use super::world::{World, sh, socket};
 
 const JSON: [&str; 2] = ["--log-format", "json"];
 const CE: u8 = 3;
@@ -82,9 +82,7 @@ fn inner_sockets() -> [[UdpSocket; 2]; 2] {
         .map(|(a, b)| [socket("a", a), socket("b", b)])
 }
 
-#[test]
-fn what_a_router_marks_arrives_inside() {
-    let Some(world) = enter("marking::what_a_router_marks_arrives_inside") else { return };
+pub fn what_a_router_marks_arrives_inside(world: World) {
     for (endpoint, outside) in [("10.2.0.2:51820", "ip"), ("[fd02::2]:51820", "ip6")] {
         let (a, b) = (End::new("a", 1), End::new("b", 2));
         let callee = start_towpath_with(&world, &b, &a, None, "", &JSON);
@@ -123,9 +121,7 @@ fn figure(host: &str, file: &str, group: &str, name: &str) -> u64 {
     rows[1][column].parse().unwrap()
 }
 
-#[test]
-fn tcp_sees_the_marks_and_no_wrong_checksum() {
-    let Some(world) = enter("marking::tcp_sees_the_marks_and_no_wrong_checksum") else { return };
+pub fn tcp_sees_the_marks_and_no_wrong_checksum(world: World) {
     sh("for host in a b; do ip netns exec $host sh -c 'echo 1 > /proc/sys/net/ipv4/tcp_ecn'; done");
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "MTU = 1420", &JSON);
@@ -133,7 +129,7 @@ fn tcp_sees_the_marks_and_no_wrong_checksum() {
     router("ip ecn ect0 numgen random mod 50 0 ip ecn set ce");
     for address in ["10.77.0.2", "fd77::2"] {
         let before = figure("a", "netstat", "TcpExt", "TCPDeliveredCE");
-        world.iperf("a", "b", address, 1);
+        world.iperf("a", "b", address, 32);
         assert!(figure("a", "netstat", "TcpExt", "TCPDeliveredCE") > before, "{address}");
     }
     assert_eq!(figure("b", "snmp", "Tcp", "InCsumErrors"), 0);
@@ -145,9 +141,7 @@ fn tcp_sees_the_marks_and_no_wrong_checksum() {
     );
 }
 
-#[test]
-fn the_dscp_outside_is_what_was_asked_for() {
-    let Some(world) = enter("marking::the_dscp_outside_is_what_was_asked_for") else { return };
+pub fn the_dscp_outside_is_what_was_asked_for(world: World) {
     // Data with EF inside; handshakes have AF41 in any case. ECN as the packet has it, unless it is off.
     let rules = "iif ra ip dscp af41 ip length 176 counter
                  iif ra ip dscp ef ip length > 1000 ip ecn ect0 counter

@@ -7,7 +7,7 @@ use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpSocket};
 
 use super::shutdown::ledger;
 use super::tunnel::{End, start_towpath_with};
-use super::world::{Process, World, command, enter, sh, socket};
+use super::world::{Process, World, command, sh, socket};
 
 const JSON: [&str; 2] = ["--log-format", "json"];
 
@@ -26,9 +26,7 @@ fn device_flags(host: &str, name: &str) -> u32 {
     u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).unwrap()
 }
 
-#[test]
-fn every_offload_can_be_left_out() {
-    let Some(world) = enter("offload::every_offload_can_be_left_out") else { return };
+pub fn every_offload_can_be_left_out(world: World) {
     for without in ["", "vnet-hdr", "tun-tso", "tun-gro", "udp-gso", "udp-gro"] {
         let flags: &[&'static str] = match without {
             "" => &[],
@@ -104,9 +102,7 @@ fn said(lines: &[String], offload: &str) -> usize {
     lines.iter().filter(|line| line.contains(&format!("({offload})")) && line.contains("given up")).count()
 }
 
-#[test]
-fn superpackets_that_the_device_refuses_are_given_up() {
-    let Some(world) = enter("offload::superpackets_that_the_device_refuses_are_given_up") else { return };
+pub fn superpackets_that_the_device_refuses_are_given_up(world: World) {
     for errno in ["EINVAL", "EIO"] {
         let [caller, mut callee] = pair(&world, &[], &["--io", "suspend"]);
         let (from, to) = (socket("a", "10.77.0.1:5000"), socket("b", "10.77.0.2:5000"));
@@ -172,13 +168,7 @@ fn arrived(to: &UdpSocket, wanted: usize) -> usize {
     arrived
 }
 
-#[test]
-fn a_superpacket_that_the_ring_writes_in_vain_is_written_packet_by_packet() {
-    let Some(world) =
-        enter("offload::a_superpacket_that_the_ring_writes_in_vain_is_written_packet_by_packet")
-    else {
-        return;
-    };
+pub fn a_superpacket_that_the_ring_writes_in_vain_is_written_packet_by_packet(world: World) {
     let [caller, mut callee] = pair(&world, &[], &["--io", "uring"]);
     let (from, to) = (socket("a", "10.77.0.1:5000"), socket("b", "10.77.0.2:5000"));
     let send = || from.send_segments(to.local_addr(), None, 0, &[7; 40_000], 1_000).unwrap();
@@ -219,9 +209,7 @@ fn a_superpacket_that_the_ring_writes_in_vain_is_written_packet_by_packet() {
     );
 }
 
-#[test]
-fn a_socket_whose_receive_fails_goes_on_without_gro() {
-    let Some(world) = enter("offload::a_socket_whose_receive_fails_goes_on_without_gro") else { return };
+pub fn a_socket_whose_receive_fails_goes_on_without_gro(world: World) {
     let [caller, mut callee] = pair(&world, &[], &["--io", "suspend", "--ingress", "epoll"]);
     let failing =
         Failing::new(&world, &callee, &["-e", "trace=recvmmsg", "-e", "inject=recvmmsg:error=EIO:when=2+2"]);
@@ -235,12 +223,7 @@ fn a_socket_whose_receive_fails_goes_on_without_gro() {
     assert_eq!(ledger(&lines)["unexplained"], 0);
 }
 
-#[test]
-fn a_device_without_the_header_is_made_where_the_kernel_refuses_it() {
-    let Some(world) = enter("offload::a_device_without_the_header_is_made_where_the_kernel_refuses_it")
-    else {
-        return;
-    };
+pub fn a_device_without_the_header_is_made_where_the_kernel_refuses_it(world: World) {
     // It ends with the process that started it, which is strace.
     let lab = env!("CARGO_BIN_EXE_towpath-lab");
     let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", "/dev/net/tun", "-e", "trace=ioctl"];

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::shutdown::ledger;
 use super::tunnel::{End, start_towpath_with, start_wireguard_go};
-use super::world::{World, command, enter_beside_others, sh, try_sh};
+use super::world::{World, command, sh, try_sh};
 
 const JSON: [&str; 2] = ["--log-format", "json"];
 
@@ -55,16 +55,14 @@ fn learns(world: &World, mtu: u16) {
     assert!(ping("-6 -s 1200 -M do fd77::2").0);
     let before = fragments("a");
     for address in ["10.77.0.2", "fd77::2"] {
-        world.iperf("a", "b", address, 1);
+        world.iperf("a", "b", address, 16);
     }
     // TCP has heard of it: what carries its segments is not fragmented, but for a few at the beginning.
     let made = fragments("a") - before;
     assert!(made < 200, "{made} fragments");
 }
 
-#[test]
-fn a_narrow_way_is_told_to_who_sends_on_it() {
-    let Some(world) = enter_beside_others("path::a_narrow_way_is_told_to_who_sends_on_it") else { return };
+pub fn a_narrow_way_is_told_to_who_sends_on_it(world: World) {
     for (endpoint, mtu) in [("10.2.0.2:51820", 1312), ("[fd02::2]:51820", 1296)] {
         narrow(1500);
         let (a, b) = (End::new("a", 1), End::new("b", 2));
@@ -81,9 +79,7 @@ fn a_narrow_way_is_told_to_who_sends_on_it() {
     }
 }
 
-#[test]
-fn a_narrow_way_to_wireguard_go_is_told_too() {
-    let Some(world) = enter_beside_others("path::a_narrow_way_to_wireguard_go_is_told_too") else { return };
+pub fn a_narrow_way_to_wireguard_go_is_told_too(world: World) {
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_wireguard_go(&world, &b, &a, None, 1280);
     let caller = start_towpath_with(&world, &a, &b, Some("10.2.0.2:51820"), "MTU = 1420", &[]);
@@ -97,9 +93,7 @@ fn a_narrow_way_to_wireguard_go_is_told_too() {
     drop((caller, callee));
 }
 
-#[test]
-fn an_automatic_mtu_follows_the_routes() {
-    let Some(world) = enter_beside_others("path::an_automatic_mtu_follows_the_routes") else { return };
+pub fn an_automatic_mtu_follows_the_routes(world: World) {
     sh("ip -n a link set a0 mtu 1480");
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "MTU = auto", &[]);
@@ -119,9 +113,7 @@ fn an_automatic_mtu_follows_the_routes() {
     drop((caller, callee));
 }
 
-#[test]
-fn a_name_that_leads_elsewhere_is_followed() {
-    let Some(world) = enter_beside_others("path::a_name_that_leads_elsewhere_is_followed") else { return };
+pub fn a_name_that_leads_elsewhere_is_followed(world: World) {
     // Nobody is at the first address when it starts.
     let hosts = world.file("hosts", "127.0.0.1 localhost\n10.2.0.99 vpn.example\n").display().to_string();
     sh(&format!("chmod 644 {hosts}; mount --bind {hosts} /etc/hosts"));
@@ -167,12 +159,7 @@ fn transfer_survives(world: &World, change: impl FnOnce()) {
     drop(server);
 }
 
-#[test]
-fn an_address_that_changes_under_traffic_costs_a_moment() {
-    let Some(world) = enter_beside_others("path::an_address_that_changes_under_traffic_costs_a_moment")
-    else {
-        return;
-    };
+pub fn an_address_that_changes_under_traffic_costs_a_moment(world: World) {
     for stock in [false, true] {
         let (a, b) = (End::new("a", 1), End::new("b", 2));
         let callee = if stock {
@@ -198,9 +185,21 @@ fn an_address_that_changes_under_traffic_costs_a_moment() {
     }
 }
 
-#[test]
-fn a_process_that_slept_goes_on() {
-    let Some(world) = enter_beside_others("path::a_process_that_slept_goes_on") else { return };
+/// By its port: where its address goes away, wireguard-go itself sends from it for 15 s.
+pub fn wireguard_go_that_moves_is_followed(world: World) {
+    let (a, b) = (End::new("a", 1), End::new("b", 2));
+    let callee = start_towpath_with(&world, &b, &a, None, "MTU = 1420", &[]);
+    let caller = start_wireguard_go(&world, &a, &b, Some("10.2.0.2:51820"), 1420);
+    assert!(ping("10.77.0.2").0);
+    transfer_survives(&world, || {
+        sh("ip netns exec a wg set goa listen-port 51999");
+    });
+    let endpoints = sh("ip netns exec b wg show towb endpoints");
+    assert!(endpoints.contains(":51999"), "{endpoints}");
+    drop((caller, callee));
+}
+
+pub fn a_process_that_slept_goes_on(world: World) {
     let (a, b) = (End::new("a", 1), End::new("b", 2));
     let callee = start_towpath_with(&world, &b, &a, None, "", &JSON);
     let caller = start_towpath_with(&world, &a, &b, Some("10.2.0.2:51820"), "", &JSON);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::tunnel::ticket::{Candidate, Ticket};
 
-use super::world::{Process, World, enter, enter_beside_others, keys, sh, try_sh};
+use super::world::{Process, World, keys, sh, try_sh};
 
 /// What a relay needs to forward to `b`.
 const RELAY: [&str; 4] = ["--realm", "test", "--allow-peer", "10.2.0.0/24"];
@@ -112,11 +112,7 @@ fn longest_gap(world: &World, address: &str, seconds: u32, direction: &str) -> f
     gap as f64 * INTERVAL
 }
 
-#[test]
-fn a_stream_goes_over_the_relay_while_the_direct_path_is_cut() {
-    let Some(world) = enter("paths::a_stream_goes_over_the_relay_while_the_direct_path_is_cut") else {
-        return;
-    };
+pub fn a_stream_goes_over_the_relay_while_the_direct_path_is_cut(world: World) {
     let (lines, relay) = relay(&world, &[]);
     // One far end is ours, the other knows nothing of relays.
     let (ours, stock) = (Pair::new("ours", 77), Pair::new("stock", 78));
@@ -177,17 +173,16 @@ fn longest_outage(world: &World, host: &str, seconds: u32, meanwhile: impl FnOnc
     })
 }
 
-#[test]
-fn a_relay_that_was_started_again_is_taken_up_again() {
-    let Some(world) = enter("paths::a_relay_that_was_started_again_is_taken_up_again") else { return };
+pub fn a_relay_that_was_started_again_is_taken_up_again(world: World) {
     let (lines, first) = relay(&world, &[]);
     let pair = Pair::new("tow", 77);
     let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
     let caller = world.tunnel("a", &pair.a(&world, &lines, "#towpath: Path = relay"), &[]);
     sh("ip netns exec a ping -c 2 -i 0.05 -W 5 10.77.0.2");
     let mut second = None;
-    let outage = longest_outage(&world, "a", 5, |world| {
-        pass(Duration::from_secs(1));
+    let outage = longest_outage(&world, "a", 6, |world| {
+        // What a relay has given and lost again within two seconds is asked for after a pause only.
+        pass(Duration::from_secs(2));
         sh(&format!("kill -9 {}", first.pid()));
         second = Some(relay(world, &[]));
     });
@@ -196,9 +191,7 @@ fn a_relay_that_was_started_again_is_taken_up_again() {
     drop((caller, callee, first, second));
 }
 
-#[test]
-fn the_next_relay_takes_over_from_a_silent_one() {
-    let Some(world) = enter("paths::the_next_relay_takes_over_from_a_silent_one") else { return };
+pub fn the_next_relay_takes_over_from_a_silent_one(world: World) {
     let (lines, first) = relay(&world, &[]);
     let others = ["--listen", "10.1.0.1:3479", "--relay-ports", "40000-40100", "--admin", "127.0.0.1:0"];
     let second = start_relay(&world, &others);
@@ -214,16 +207,11 @@ fn the_next_relay_takes_over_from_a_silent_one() {
         caller.wait_for("going over to relay 10.1.0.1:3479");
     });
     println!("without a relay for {outage:.2} s");
-    assert!(outage < 2.5, "{outage}");
+    assert!(outage < 2.0, "{outage}");
     drop((caller, callee, first, second));
 }
 
-#[test]
-fn a_relay_whose_name_leads_elsewhere_is_followed_there() {
-    let Some(world) = enter_beside_others("paths::a_relay_whose_name_leads_elsewhere_is_followed_there")
-    else {
-        return;
-    };
+pub fn a_relay_whose_name_leads_elsewhere_is_followed_there(world: World) {
     sh("ip -n r addr add 10.1.0.3/24 dev ra");
     let hosts = world.file("hosts", "").display().to_string();
     sh(&format!("chmod 644 {hosts}; mount --bind {hosts} /etc/hosts"));
@@ -261,15 +249,13 @@ fn a_relay_whose_name_leads_elsewhere_is_followed_there() {
             caller.wait_for("going over to relay 10.1.0.3:3478");
         });
         println!("over {transport}, away from the relay for {outage:.2} s");
-        assert!(outage < 3.0, "{outage}");
+        assert!(outage < 2.0, "{outage}");
         drop((caller, first, second));
     }
     drop(callee);
 }
 
-#[test]
-fn a_relay_that_drains_sends_its_clients_elsewhere() {
-    let Some(world) = enter("paths::a_relay_that_drains_sends_its_clients_elsewhere") else { return };
+pub fn a_relay_that_drains_sends_its_clients_elsewhere(world: World) {
     let drains = ["--drain-timeout", "60", "--alternate-server", "10.1.0.1:3479"];
     let (lines, mut first) = relay(&world, &drains);
     let others = ["--listen", "10.1.0.1:3479", "--relay-ports", "40000-40100", "--admin", "127.0.0.1:0"];
@@ -291,9 +277,7 @@ fn a_relay_that_drains_sends_its_clients_elsewhere() {
     drop((holder, callee, first, second));
 }
 
-#[test]
-fn a_password_that_changes_is_read_again() {
-    let Some(world) = enter("paths::a_password_that_changes_is_read_again") else { return };
+pub fn a_password_that_changes_is_read_again(world: World) {
     let (lines, first) = relay(&world, &[]);
     let pair = Pair::new("tow", 77);
     let callee = world.tunnel("b", &pair.b(&world, "Address = 10.77.0.2/24"), &[]);
@@ -310,9 +294,7 @@ fn a_password_that_changes_is_read_again() {
     drop((caller, callee, first, second));
 }
 
-#[test]
-fn a_shared_secret_makes_the_name_and_the_password() {
-    let Some(world) = enter("paths::a_shared_secret_makes_the_name_and_the_password") else { return };
+pub fn a_shared_secret_makes_the_name_and_the_password(world: World) {
     let secret = world.file("secret", "north\n").display().to_string();
     let flags = ["--listen", "10.1.0.1:3478", "--realm", "test", "--allow-peer", "10.2.0.0/24"];
     let flags: Vec<&str> = flags.into_iter().chain(["--secret-file", &secret]).collect();
@@ -333,11 +315,7 @@ fn certificate(world: &World) -> [String; 2] {
     [certificate, key].map(|file| file.display().to_string())
 }
 
-#[test]
-fn a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass() {
-    let Some(world) = enter("paths::a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass") else {
-        return;
-    };
+pub fn a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass(world: World) {
     let [certificate, key] = certificate(&world);
     let flags = [
         "--listen-tcp",
@@ -362,7 +340,7 @@ fn a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass() {
         let file = pair.a(&world, &lines, "#towpath: Path = relay");
         let caller = world.tunnel("a", &file, &["--admin", "127.0.0.1:9586"]);
         sh("ip netns exec a ping -c 3 -i 0.05 -W 5 -s 1200 10.77.0.2");
-        let [out, back] = world.iperf("a", "b", "10.77.0.2", 1);
+        let [out, back] = world.iperf("a", "b", "10.77.0.2", 64);
         println!("{uri}: {out:.2} Gbit/s there, {back:.2} back");
         let outage = longest_outage(&world, "a", 5, |world| {
             pass(Duration::from_secs(1));
@@ -379,11 +357,7 @@ fn a_relay_is_reached_over_tcp_and_tls_where_udp_does_not_pass() {
     drop((callee, relay));
 }
 
-#[test]
-fn a_relay_with_a_certificate_that_nobody_knows_is_not_used() {
-    let Some(world) = enter("paths::a_relay_with_a_certificate_that_nobody_knows_is_not_used") else {
-        return;
-    };
+pub fn a_relay_with_a_certificate_that_nobody_knows_is_not_used(world: World) {
     let [certificate, key] = certificate(&world);
     let (lines, relay) = relay(
         &world,
@@ -472,9 +446,7 @@ fn accept(host: &str, text: &str) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(said) }
 }
 
-#[test]
-fn two_ends_behind_nat_meet_directly() {
-    let Some(world) = enter("paths::two_ends_behind_nat_meet_directly") else { return };
+pub fn two_ends_behind_nat_meet_directly(world: World) {
     // The port stays, and only whoever was sent to is let in.
     let (mut first, mut second, relay) = meet(&world, "masquerade", false);
     sh("ip netns exec c ping -c 3 -i 0.2 -W 5 10.77.0.2");
@@ -488,9 +460,7 @@ fn two_ends_behind_nat_meet_directly() {
     drop((first, second));
 }
 
-#[test]
-fn two_ends_behind_random_nat_meet_at_the_relay() {
-    let Some(world) = enter("paths::two_ends_behind_random_nat_meet_at_the_relay") else { return };
+pub fn two_ends_behind_random_nat_meet_at_the_relay(world: World) {
     let (first, second, relay) = meet(&world, "masquerade random", true);
     let older = ticket_of("d");
     sh("ip netns exec c ping -c 30 -i 0.2 -W 5 10.77.0.2; ip netns exec d ping -c 3 -i 0.2 -W 5 10.77.0.1");

@@ -1,13 +1,11 @@
 //! coturn's own client through `towpath-relay`: 0 lost, over channels and indications, IPv4 and IPv6.
 
-use super::world::{World, enter, sh};
+use super::world::{World, sh};
 
-fn uclient(world: &World, server: &str, peer: &str, flags: &str) {
-    let echo = world.start("b", &["turnutils_peer", "-p", "3480", "-L", peer, "-v"], "98:end");
+fn uclient(server: &str, peer: &str, flags: &str) {
     let text = sh(&format!(
         "ip netns exec a timeout 60 turnutils_uclient -u user -w secret -e {peer} -r 3480 -n 80 -m 4 -l 170 -z 5 {flags} {server}"
     ));
-    drop(echo);
     let total =
         text.lines().rev().find(|line| line.contains("tot_send_msgs=")).unwrap_or_default().to_owned();
     let figure = |name: &str| -> u64 {
@@ -19,9 +17,7 @@ fn uclient(world: &World, server: &str, peer: &str, flags: &str) {
     assert!(text.contains("Total lost packets 0 "), "{text}");
 }
 
-#[test]
-fn coturns_client_loses_nothing() {
-    let Some(world) = enter("relay::coturns_client_loses_nothing") else { return };
+pub fn coturns_client_loses_nothing(world: World) {
     let users = world.file("users", "user:secret\n");
     let users = users.display().to_string();
     let relay = world.relay(
@@ -41,11 +37,16 @@ fn coturns_client_loses_nothing() {
             "fd02::/64",
         ],
     );
-    for channels in ["", "-s"] {
-        for even_port in ["", "-c"] {
-            uclient(&world, "10.1.0.1", "10.2.0.2", &format!("{channels} {even_port}"));
+    let echoes = ["10.2.0.2", "fd02::2"]
+        .map(|peer| world.start("b", &["turnutils_peer", "-p", "3480", "-L", peer, "-v"], "98:end"));
+    // Each waits for some seconds before it sends.
+    std::thread::scope(|scope| {
+        for channels in ["", "-s"] {
+            for even_port in ["", "-c"] {
+                scope.spawn(move || uclient("10.1.0.1", "10.2.0.2", &format!("{channels} {even_port}")));
+            }
+            scope.spawn(move || uclient("fd01::1", "fd02::2", &format!("{channels} -c -x")));
         }
-        uclient(&world, "fd01::1", "fd02::2", &format!("{channels} -c -x"));
-    }
-    drop(relay);
+    });
+    drop((echoes, relay));
 }

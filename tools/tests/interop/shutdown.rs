@@ -1,9 +1,9 @@
 //! SIGTERM under load, and which system calls carry packets.
 
-use super::world::{command, enter, keys, sh};
+use super::world::{World, command, keys, sh};
 
 /// Starts a tunnel between two of ours; the caller with the given flags.
-fn configs(world: &super::world::World) -> [std::path::PathBuf; 2] {
+fn configs(world: &World) -> [std::path::PathBuf; 2] {
     let ((private_a, public_a), (private_b, public_b)) = (keys(), keys());
     let config = |private: &str, public: &str, own: u8, other: u8, endpoint: &str| {
         format!(
@@ -24,9 +24,7 @@ pub(super) fn ledger(lines: &[String]) -> serde_json::Value {
     record["figures"].clone()
 }
 
-#[test]
-fn sigterm_under_load_delivers_what_was_accepted() {
-    let Some(world) = enter("shutdown::sigterm_under_load_delivers_what_was_accepted") else { return };
+pub fn sigterm_under_load_delivers_what_was_accepted(world: World) {
     let [a, b] = configs(&world);
     let epoll = ["uring", "suspend", "threaded", "runtime"].map(|design| (design, "epoll"));
     for (design, ingress) in epoll.into_iter().chain([("uring", "uring")]) {
@@ -54,7 +52,7 @@ fn sigterm_under_load_delivers_what_was_accepted() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1500));
+        std::thread::sleep(std::time::Duration::from_millis(1000));
         let figures = ledger(&caller.stop());
         let _ = load.kill();
         let _ = load.wait();
@@ -74,9 +72,7 @@ fn sigterm_under_load_delivers_what_was_accepted() {
     }
 }
 
-#[test]
-fn the_ring_carries_every_packet() {
-    let Some(world) = enter("shutdown::the_ring_carries_every_packet") else { return };
+pub fn the_ring_carries_every_packet(world: World) {
     let [a, b] = configs(&world);
     let callee = world.tunnel("b", &b, &[]);
     let caller = world.tunnel("a", &a, &["--io", "uring"]);

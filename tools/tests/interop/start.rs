@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::sys::namespace;
 
-use super::world::{Process, World, command, enter, keys};
+use super::world::{Process, World, command, keys};
 
 /// What the start may take, a handshake included; of the fastest of some runs, because others may need the cores as well. A
 /// build for tests is slower, and is mostly run beside something else.
@@ -62,9 +62,7 @@ fn start(world: &World, file: &std::path::Path) -> [Duration; 2] {
     })
 }
 
-#[test]
-fn a_tunnel_carries_packets_soon_after_its_start() {
-    let Some(world) = enter("start::a_tunnel_carries_packets_soon_after_its_start") else { return };
+pub fn a_tunnel_carries_packets_soon_after_its_start(world: World) {
     let (a, b) = (keys(), keys());
     let peer =
         |key: &str, inside: u8| format!("[Peer]\nPublicKey = {key}\nAllowedIPs = 10.77.0.{inside}/32\n");

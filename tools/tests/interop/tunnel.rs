@@ -1,6 +1,6 @@
 //! `towpath` and Debian's `wireguard-go`, each as either end, IPv4 and IPv6, MTU 1280 and 1420.
 
-use super::world::{Process, World, enter, keys, sh};
+use super::world::{Process, World, keys, sh};
 
 /// One end of a tunnel.
 pub(super) struct End {
@@ -85,7 +85,7 @@ fn carry(world: &World, mtu: u16) {
     sh("ip netns exec a ping -6 -c 3 -i 0.05 -W 3 fd77::2");
     sh("ip netns exec b ping -c 3 -i 0.05 -W 3 10.77.0.1");
     for address in ["10.77.0.2", "fd77::2"] {
-        let [out, back] = world.iperf("a", "b", address, 1);
+        let [out, back] = world.iperf("a", "b", address, 16);
         println!("mtu {mtu} {address}: {out:.2} Gbit/s there, {back:.2} back");
     }
 }
@@ -106,21 +106,15 @@ fn either_end(world: &World, endpoint: &str) {
     }
 }
 
-#[test]
-fn wireguard_go_is_either_end_over_ipv4() {
-    let Some(world) = enter("tunnel::wireguard_go_is_either_end_over_ipv4") else { return };
+pub fn wireguard_go_is_either_end_over_ipv4(world: World) {
     either_end(&world, "10.2.0.2:51820");
 }
 
-#[test]
-fn wireguard_go_is_either_end_over_ipv6() {
-    let Some(world) = enter("tunnel::wireguard_go_is_either_end_over_ipv6") else { return };
+pub fn wireguard_go_is_either_end_over_ipv6(world: World) {
     either_end(&world, "[fd02::2]:51820");
 }
 
-#[test]
-fn every_design_carries_a_tunnel() {
-    let Some(world) = enter("tunnel::every_design_carries_a_tunnel") else { return };
+pub fn every_design_carries_a_tunnel(world: World) {
     for flags in [
         ["--io", "uring", "--completions", "thread"],
         ["--io", "uring", "--completions", "inline"],
@@ -144,7 +138,7 @@ fn every_design_carries_a_tunnel() {
         // What TCP puts into a superpacket leaves as one: 45 packets of this MTU, sealed, fill a datagram of 64 KiB.
         sh("ip -n a -d link show towa | grep -w 'gso_max_segs 45'");
         sh("ip netns exec a ping -c 3 -i 0.05 -W 3 10.77.0.2");
-        let [out, back] = world.iperf("a", "b", "10.77.0.2", 1);
+        let [out, back] = world.iperf("a", "b", "10.77.0.2", 64);
         println!("{flags:?}: {out:.2} Gbit/s there, {back:.2} back");
         drop((caller, callee));
     }
@@ -166,14 +160,12 @@ fn carry_relayed(world: &World, relay: &str) {
     let file = world.file("towa.conf", &config);
     let caller = world.tunnel("a", &file, &[]);
     sh("ip netns exec a ping -c 3 -i 0.05 -W 5 10.77.0.2");
-    let [out, back] = world.iperf("a", "b", "10.77.0.2", 2);
+    let [out, back] = world.iperf("a", "b", "10.77.0.2", 64);
     println!("through the relay: {out:.2} Gbit/s there, {back:.2} back");
     drop((caller, callee));
 }
 
-#[test]
-fn the_tunnel_goes_through_our_relay() {
-    let Some(world) = enter("tunnel::the_tunnel_goes_through_our_relay") else { return };
+pub fn the_tunnel_goes_through_our_relay(world: World) {
     let users = world.file("users", "user:secret\n");
     let users = users.display().to_string();
     let relay = world.relay(
@@ -193,9 +185,7 @@ fn the_tunnel_goes_through_our_relay() {
     drop(relay);
 }
 
-#[test]
-fn the_tunnel_goes_through_coturn() {
-    let Some(world) = enter("tunnel::the_tunnel_goes_through_coturn") else { return };
+pub fn the_tunnel_goes_through_coturn(world: World) {
     let turnserver = [
         "turnserver",
         "-n",

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::world::{Process, World, enter, keys, sh};
+use super::world::{Process, World, keys, sh};
 
 /// What a tunnel makes of host `a`. The port is the kernel's choice, the table of the firewall has another name, and addresses
 /// have a broadcast address and no duplicate detection.
@@ -19,9 +19,7 @@ fn state(world: &World, interface: &str) -> String {
     format!("{text}{names}").replace("wg-quick-", "towpath-")
 }
 
-#[test]
-fn it_does_to_the_host_what_wg_quick_does() {
-    let Some(world) = enter("updown::it_does_to_the_host_what_wg_quick_does") else { return };
+pub fn it_does_to_the_host_what_wg_quick_does(world: World) {
     let (private, _) = keys();
     let (_, public) = keys();
     let bin = world.file("bin", "").with_file_name("programs");

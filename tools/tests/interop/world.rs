@@ -9,16 +9,12 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use crate::left_out::left_out;
 use dataplane::sys::namespace;
 use dataplane::sys::udp::{UdpOptions, UdpSocket};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Set for the process that runs inside the namespaces.
-const INSIDE: &str = "TOWPATH_TEST_INSIDE_WORLD";
 /// The programs that `apt-get` installs, with their packages.
 const PROGRAMS: [(&str, &str); 11] = [
     ("wireguard-go", "wireguard-go"),
@@ -34,58 +30,15 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("strace", "strace"),
 ];
 
-/// Two cores carry one test at a time that measures or keeps a core busy, and others as many as are run at a time.
-static TURNS: RwLock<()> = RwLock::new(());
-
-/// A test's turn, until it ends.
-#[expect(dead_code, reason = "held, and not looked at")]
-enum Turn {
-    Alone(RwLockWriteGuard<'static, ()>),
-    BesideOthers(RwLockReadGuard<'static, ()>),
-}
-
 /// The three hosts; everything in them ends with this value.
 pub struct World {
     dir: PathBuf,
-    _turn: Turn,
 }
 
-/// Runs the calling test again inside the namespaces, while no other runs, and answers `None`; inside, answers the hosts. Where
-/// something is missing it says so, and fails when everything is required.
-pub fn enter(test: &str) -> Option<World> {
-    enter_in(Turn::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner)), test)
-}
-
-/// As [`enter`], of a test that waits most of its time and does not mind others beside it.
-pub fn enter_beside_others(test: &str) -> Option<World> {
-    enter_in(Turn::BesideOthers(TURNS.read().unwrap_or_else(PoisonError::into_inner)), test)
-}
-
-fn enter_in(turn: Turn, test: &str) -> Option<World> {
-    if std::env::var_os(INSIDE).is_some() {
-        let dir = std::env::temp_dir().join(format!("towpath-world-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let world = World { dir, _turn: turn };
-        world.build();
-        return Some(world);
-    }
-    if let Some(missing) = missing() {
-        left_out(&missing);
-        return None;
-    }
-    let program = std::env::current_exe().unwrap();
-    let output =
-        unshare().arg(program).args(["--exact", test, "--nocapture", "--include-ignored"]).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    println!("{text}");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("1 passed"), "the test did not run inside its namespaces: {text}");
-    None
-}
-
-fn unshare() -> Command {
+/// Starts a program in namespaces of its own, where it may build a [`World`].
+pub fn unshare() -> Command {
     let mut command = command("unshare");
-    command.args(["--user", "--map-root-user", "--net", "--mount"]).env(INSIDE, "1");
+    command.args(["--user", "--map-root-user", "--net", "--mount"]);
     command
 }
 
@@ -95,7 +48,8 @@ pub fn command(program: &str) -> Command {
     Command::new(program)
 }
 
-fn missing() -> Option<String> {
+/// What a world needs and this machine has not.
+pub fn missing() -> Option<String> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let has = |program: &str| path.split(':').any(|dir| PathBuf::from(dir).join(program).exists());
     let packages: Vec<&str> =
@@ -129,7 +83,10 @@ pub fn try_sh(script: &str) -> Output {
 }
 
 impl World {
-    fn build(&self) {
+    /// Builds the hosts in the namespaces of this process, which has to be in its own.
+    pub fn new() -> Self {
+        let dir = std::env::temp_dir().join(format!("towpath-world-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
         sh("mount -t tmpfs tmpfs /run && mkdir -p /run/netns /run/wireguard");
         for (host, link, near, far) in [("a", "1", "2", "1"), ("b", "2", "2", "1")] {
             sh(&format!(
@@ -148,6 +105,7 @@ impl World {
         sh(
             "ip netns exec r sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding'",
         );
+        Self { dir }
     }
 
     /// Where [`World::file`] writes.
@@ -194,12 +152,12 @@ impl World {
         self.start(host, &program, "ready")
     }
 
-    /// Runs `iperf3` from one host to another, both directions, and answers the Gbit/s received.
-    pub fn iperf(&self, from: &str, to: &str, address: &str, seconds: u32) -> [f64; 2] {
+    /// Sends so many megabytes by `iperf3` from one host to another, and as many back, and answers the Gbit/s received.
+    pub fn iperf(&self, from: &str, to: &str, address: &str, megabytes: u32) -> [f64; 2] {
         ["", "-R"].map(|direction| {
             let server = self.start(to, &["iperf3", "-s", "-1", "--forceflush"], "listening");
             let json = sh(&format!(
-                "ip netns exec {from} iperf3 -c {address} -t {seconds} --connect-timeout 3000 -J {direction}"
+                "ip netns exec {from} iperf3 -c {address} -n {megabytes}M --connect-timeout 3000 -J {direction}"
             ));
             drop(server);
             let result: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -62,13 +62,20 @@ pub enum Content {
     },
 }
 
+impl Content {
+    /// The port it leaves through.
+    pub fn port(&self) -> Port {
+        match self {
+            Self::Datagrams { target, .. } => target.port,
+            Self::Device { port, .. } => *port,
+        }
+    }
+}
+
 impl Filled {
     /// The port it leaves through.
     pub fn port(&self) -> Port {
-        match &self.content {
-            Content::Datagrams { target, .. } => target.port,
-            Content::Device { port, .. } => *port,
-        }
+        self.content.port()
     }
 
     /// Packets in it.

@@ -1,7 +1,7 @@
 //! Who seals what is in a slot: the loop, or a crypto thread beside it.
 //!
-//! A slot that is full goes to the crypto threads when there is another; when a batch is over, so do all but the last. They leave in
-//! the order in which they were opened, whoever is through first.
+//! A slot that is full goes to the crypto threads when there is another; when a batch is over, so do all but the last. Those of one
+//! port leave in the order in which they were opened, whoever is through first; those of another port wait for none of them.
 
 use super::filling::{Content, Filled, Filling, Memory};
 use super::{BYTES_MAX, OPEN_SOCKET_SLOTS, SEGMENTS_MAX, Staging};
@@ -87,8 +87,8 @@ impl Staging {
         self.leaving.extend(self.filled.drain(..));
     }
 
-    /// Moves closed slots to `out`, in order: those that can leave. Where none can yet, and more than `behind` are there, it helps
-    /// with the sealing or waits. `false` when there are none.
+    /// Moves closed slots to `out`, in order for each port: those that can leave. Where none can yet, and more than `behind` are
+    /// there, it helps with the sealing or waits. `false` when there are none.
     ///
     /// # Errors
     /// When the crypto threads do nothing.
@@ -100,12 +100,7 @@ impl Staging {
                 self.back[index] = Some(slot);
             }
             let before = out.len();
-            while let Some(slot) =
-                self.leaving.front_mut().and_then(|filling| filling.sealed(&self.slab, &mut self.back))
-                && let Some(Filling { len, content, .. }) = self.leaving.pop_front()
-            {
-                out.push(Filled { slot, len, order: out.len() as u32, content });
-            }
+            self.take_those_that_can_leave(out);
             if out.len() > before || self.leaving.len() <= behind {
                 return Ok(out.len() > before);
             }
@@ -115,5 +110,24 @@ impl Staging {
             }
         }
         Err(Stalled)
+    }
+
+    /// The closed slots behind none of their port that is still with a crypto thread.
+    fn take_those_that_can_leave(&mut self, out: &mut Vec<Filled>) {
+        self.held_up.clear();
+        let mut index = 0;
+        while let Some(filling) = self.leaving.get_mut(index) {
+            let port = filling.content.port();
+            if !self.held_up.contains(&port) {
+                if let Some(slot) = filling.sealed(&self.slab, &mut self.back)
+                    && let Some(Filling { len, content, .. }) = self.leaving.remove(index)
+                {
+                    out.push(Filled { slot, len, order: out.len() as u32, content });
+                    continue;
+                }
+                self.held_up.push(port);
+            }
+            index += 1;
+        }
     }
 }

@@ -1,17 +1,17 @@
 //! What the relay says and what is said to it, and what becomes of the peers behind it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::App;
-use super::relays::Relay;
+use super::relays::{Relay, RelayPlan};
 use super::stream::RelayStream;
 use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::egress::{Class, Egress, Target};
 use crate::tunnel::paths::Policy;
-use crate::tunnel::{Path, PeerIndex, RelayServer, setup};
+use crate::tunnel::{Path, PeerIndex, RelayServer, Tunnel, setup};
 use crate::turn::{Event, Input};
 
 impl App {
@@ -21,34 +21,32 @@ impl App {
             return;
         };
         tracing::info!("asking the relay {} for an address", relay.server);
-        let addressed: HashSet<PeerIndex> = relay.plan.peers.iter().map(|(index, _)| *index).collect();
-        relay.needed = true;
-        let mut last = None;
-        while let Some(index) = self.tunnel.next_peer(last) {
-            last = Some(index);
-            let policy =
-                self.tunnel.view(index).map(|view| relay.policy_of(&view.public_key)).unwrap_or_default();
-            let has_address = addressed.contains(&index);
-            relay.needed &= policy == Policy::Relay || !has_address;
-            self.tunnel.choose_paths(index, policy, has_address, now);
-        }
+        self.needs_relay = choose_paths(&mut self.tunnel, &relay.plan, now);
         self.note_relay_server();
     }
 
-    /// Asks the relay that waits for the interface to go up, for the peers that there are by now.
+    /// Asks the relay that waits for the interface to go up, for the peers that there are by now. Where no name of one has an
+    /// address yet, it waits on: peers that may be reached over it only are not reached meanwhile.
     pub(super) fn begin_relay(&mut self, now: Instant) {
         let Some(mut plan) = self.waiting_relay.take() else {
             return;
         };
+        let known: HashMap<PeerIndex, SocketAddr> = plan.peers.drain(..).collect();
         let mut last = None;
         while let Some(index) = self.tunnel.next_peer(last) {
             last = Some(index);
             if let Some(view) = self.tunnel.view(index)
-                && let Some(path) = view.path
-                && plan.policies.get(&view.public_key) != Some(&Policy::Direct)
+                && let Some(address) =
+                    view.path.map(|path| path.remote()).or_else(|| known.get(&index).copied())
+                && plan.policy_of(&view.public_key) != Policy::Direct
             {
-                plan.peers.push((index, path.remote()));
+                plan.peers.push((index, address));
             }
+        }
+        if !plan.has_address() {
+            self.needs_relay = choose_paths(&mut self.tunnel, &plan, now);
+            self.waiting_relay = Some(plan);
+            return;
         }
         let mut warnings = Vec::new();
         plan.family = setup::relay_family(&plan.peers, &mut warnings);
@@ -205,12 +203,23 @@ impl App {
         now: Instant,
     ) {
         let Some(relay) = &mut self.relay else {
+            self.found_relay(index, address, now);
             return;
         };
         let (former, over_stream) = (relay.server, relay.is_stream());
         let mut last_words = Vec::new();
         if relay.move_to(index, address, &mut last_words, now) {
             self.went_over(former, over_stream, last_words, egress, now);
+        }
+    }
+
+    /// The name of a relay that waits has an address.
+    fn found_relay(&mut self, index: usize, address: SocketAddr, now: Instant) {
+        if let Some(choice) = self.waiting_relay.as_mut().and_then(|plan| plan.choices.get_mut(index)) {
+            choice.server = Some(address);
+        }
+        if self.tunnel.is_running() {
+            self.begin_relay(now);
         }
     }
 
@@ -251,4 +260,21 @@ impl App {
             self.tunnel.set_relayed(index, path, now);
         }
     }
+}
+
+/// Prepares the peers for having a relay beside the direct way, those that are not prepared yet. Whether all that can be called have
+/// to wait for it.
+fn choose_paths(tunnel: &mut Tunnel, plan: &RelayPlan, now: Instant) -> bool {
+    let addressed: HashSet<PeerIndex> = plan.peers.iter().map(|(index, _)| *index).collect();
+    let (mut last, mut needed) = (None, true);
+    while let Some(index) = tunnel.next_peer(last) {
+        last = Some(index);
+        let policy = tunnel.view(index).map(|view| plan.policy_of(&view.public_key)).unwrap_or_default();
+        let has_address = addressed.contains(&index);
+        needed &= policy == Policy::Relay || !has_address;
+        if tunnel.paths(index).is_none() {
+            tunnel.choose_paths(index, policy, has_address, now);
+        }
+    }
+    needed
 }

@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::status::Telling;
-use super::{App, Binding, CONTROL, Inquiries, RelayPlan};
+use super::wake::Wake;
+use super::{App, Binding, Inquiries, RelayPlan};
 use crate::admin;
 use crate::driver::Next;
 use crate::egress::Egress;
@@ -40,7 +41,7 @@ pub struct Management {
     pub marking: Marking,
     /// What is found out about the network outside.
     pub inquiries: Inquiries,
-    /// The relay of peers that are still to be set: it is asked when the interface goes up, which is when there are sockets.
+    /// A relay that is asked when the interface is up, which is when there are sockets, and when one of its names has an address.
     pub waiting_relay: Option<RelayPlan>,
     /// Where `wg` is served.
     pub listener: Option<Listener>,
@@ -117,7 +118,7 @@ impl App {
             return Ok(());
         }
         let uapi = Uapi::start(listener, own)?;
-        ingress.add_borrowed(uapi.fd().as_fd(), CONTROL, Source::Ready)?;
+        ingress.add_borrowed(uapi.fd().as_fd(), Wake::Control.token(), Source::Ready)?;
         self.control = Some(Control { uapi, job: None, at: None, started: now });
         Ok(())
     }
@@ -354,8 +355,9 @@ impl App {
 
     fn add_peer(&mut self, key: PublicKey, now: Instant) -> PeerIndex {
         let index = self.tunnel.add_peer(&new_peer(key), now);
-        if let Some(relay) = &self.relay {
-            self.tunnel.choose_paths(index, relay.policy_of(&key), false, now);
+        let waiting = self.waiting_relay.as_ref().filter(|_| self.tunnel.is_running());
+        if let Some(plan) = self.relay.as_ref().map(|relay| &relay.plan).or(waiting) {
+            self.tunnel.choose_paths(index, plan.policy_of(&key), false, now);
         }
         index
     }
@@ -373,21 +375,29 @@ impl App {
         if let Some(relay) = &mut self.relay {
             relay.forget_peer(index, now);
         }
+        if let Some(plan) = &mut self.waiting_relay {
+            plan.peers.retain(|(peer, _)| *peer != index);
+        }
         true
     }
 
     /// Sets where a peer is reached: directly, and where there is a relay, over it as well.
     pub(super) fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
+        let (direct, relayed) = (Path::Direct { to: address, from: None }, Path::Relayed { peer: address });
+        let paths = self.tunnel.paths(index);
+        let allows = |path| paths.is_none_or(|paths| paths.allows(path));
         let Some(relay) = &mut self.relay else {
             let same = matches!(self.tunnel.path(index), Some(Path::Direct { to, .. }) if to == address);
-            if !same {
-                self.tunnel.set_path(index, Some(Path::Direct { to: address, from: None }), now);
+            let goes_direct = allows(direct) && !same;
+            if let Some(plan) = &mut self.waiting_relay {
+                plan.peers.retain(|(peer, _)| *peer != index);
+                plan.peers.push((index, address));
+            }
+            if goes_direct {
+                self.tunnel.set_direct(index, address, now);
             }
             return;
         };
-        let paths = self.tunnel.paths(index);
-        let allows = |path| paths.is_none_or(|paths| paths.allows(path));
-        let (direct, relayed) = (Path::Direct { to: address, from: None }, Path::Relayed { peer: address });
         // The direct way may have followed the peer to where it no longer is.
         let goes_direct = allows(direct) && paths.and_then(Paths::direct) != Some(address);
         let goes_relayed = allows(relayed) && relay.peer(index) != Some(address);

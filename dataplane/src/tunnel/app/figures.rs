@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::{App, FIGURES};
+use super::App;
+use super::wake::Wake;
 use crate::admin::metrics::{CONTENT_TYPE, Metrics};
 use crate::admin::{Answer, Desk, Listener, Server, Shared, Site, Snapshot, TURN_TIME_MAX};
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
 use crate::stages::Stages;
 use crate::tunnel::paths::PathFigures;
-use crate::tunnel::{Path, PeerIndex, PeerStats, noise};
-use crate::uapi::status::Device;
+use crate::tunnel::{PeerIndex, PeerStats, noise};
+use crate::uapi::status::{Device, Way};
 
 /// Peers counted in one turn.
 const PEERS_COUNTED: usize = 256;
@@ -60,7 +61,7 @@ impl Figures {
             return Ok(());
         };
         let shared = Shared::new(1)?;
-        ingress.add_borrowed(shared.loop_fd(0), FIGURES, Source::Ready)?;
+        ingress.add_borrowed(shared.loop_fd(0), Wake::Figures.token(), Source::Ready)?;
         let address = listener.address();
         let server = Server::new(listener, Page, shared.clone());
         let thread = std::thread::Builder::new().name("towpath-admin".into()).spawn(move || server.run())?;
@@ -156,8 +157,9 @@ impl App {
             let age = view.stats.last_handshake.map(|handshake| self.tunnel.age_of(&handshake, now));
             census.peers += 1;
             census.with_session += u64::from(age.is_some_and(|age| age < noise::REJECT_AFTER_TIME));
-            census.direct += u64::from(matches!(view.path, Some(Path::Direct { .. })));
-            census.relayed += u64::from(matches!(view.path, Some(Path::Relayed { .. })));
+            let way = self.way_shown(view.path);
+            census.direct += u64::from(way == Some(Way::Direct));
+            census.relayed += u64::from(way == Some(Way::Relayed));
             census.stats.add(&view.stats);
             census.paths.add(&view.paths);
         }

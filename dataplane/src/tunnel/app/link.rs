@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::{App, LINK};
+use super::App;
+use super::wake::Wake;
 use crate::driver::Next;
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
@@ -63,7 +64,7 @@ impl App {
         now: Instant,
     ) {
         let watched = opened.and_then(|link| {
-            ingress.add_borrowed(link.watch.as_fd(), LINK, Source::Ready)?;
+            ingress.add_borrowed(link.watch.as_fd(), Wake::Link.token(), Source::Ready)?;
             Ok(link)
         });
         match watched {
@@ -99,7 +100,7 @@ impl App {
             Err(_) => {
                 // It is elsewhere: we go after it.
                 self.link = None;
-                ingress.remove(LINK);
+                ingress.remove(Wake::Link.token());
                 let moved = self.tun.namespace().and_then(|namespace| Link::open_in(&self.tun, &namespace));
                 if moved.is_ok() {
                     tracing::info!("the interface was moved to another network namespace");

@@ -1,4 +1,4 @@
-//! Names of endpoints and relays, looked up again when nobody answers at the address that they had.
+//! Names of endpoints and relays, looked up until they have an address, and again when nobody answers there.
 //!
 //! Looking up blocks for as long as name servers are silent, so that a thread does it. It is started when it is needed first.
 
@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{App, NAMES};
+use super::App;
+use super::wake::Wake;
 use crate::config::{Endpoint, check_endpoint};
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
+use crate::stun::AddressFamily;
 use crate::tunnel::PeerIndex;
 use crate::tunnel::key::PublicKey;
+use crate::tunnel::lookup::{AGAIN_MAX, AGAIN_MIN};
 use crate::tunnel::paths::Paths;
 
 /// How soon one name is looked up again.
@@ -28,7 +31,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Who has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Subject {
+pub enum Subject {
+    /// A peer.
     Peer(PeerIndex),
     /// A relay, by its place among the choices.
     Relay(usize),
@@ -42,6 +46,11 @@ pub(super) struct Names {
     named: HashMap<Subject, Named, foldhash::fast::RandomState>,
     /// Peers of which somebody gave an address that is perhaps their name's, and relays that do not answer.
     doubted: Vec<Subject>,
+    /// Those whose names have no address yet.
+    missing: Vec<Subject>,
+    /// When these are looked up, and how long the pause before that was.
+    missing_at: Option<Instant>,
+    pause: Duration,
     lookups: Option<Lookups>,
     /// There are answers.
     pub news: bool,
@@ -66,9 +75,13 @@ impl Named {
 }
 
 impl Names {
-    /// Of these peers and relays, by what the configuration calls them.
-    pub fn new(peers: Vec<(PeerIndex, PublicKey, Endpoint)>, relays: Vec<(usize, Endpoint)>) -> Self {
-        let mut all = Self::default();
+    /// Of these peers and relays, by what the configuration calls them. Some are still `missing`: they have no address.
+    pub fn new(
+        peers: Vec<(PeerIndex, PublicKey, Endpoint)>,
+        relays: Vec<(usize, Endpoint)>,
+        missing: Vec<Subject>,
+    ) -> Self {
+        let mut all = Self { missing, ..Self::default() };
         for (peer, key, endpoint) in peers {
             all.named.insert(Subject::Peer(peer), Named::new(endpoint.clone()));
             all.written.insert(key, endpoint);
@@ -77,6 +90,42 @@ impl Names {
             all.named.insert(Subject::Relay(relay), Named::new(endpoint));
         }
         all
+    }
+
+    /// When [`App::serve_names`] has something to do by itself.
+    pub fn timeout(&self) -> Option<Instant> {
+        self.missing_at
+    }
+
+    /// What has no address may have one now.
+    pub fn hurry(&mut self, now: Instant) {
+        if !self.missing.is_empty() {
+            (self.missing_at, self.pause) = (Some(now), AGAIN_MIN);
+        }
+    }
+
+    /// Asks for what has no address, when it is time to.
+    fn ask_missing<I: Ingress>(&mut self, ingress: &mut I, now: Instant) {
+        if self.missing.is_empty() {
+            self.missing_at = None;
+            return;
+        }
+        if self.missing_at.is_some_and(|at| at > now) {
+            return;
+        }
+        for subject in self.missing.clone() {
+            if let Some(named) = self.named.get_mut(&subject) {
+                named.asked = None;
+            }
+            self.ask(subject, ingress, now);
+        }
+        self.pause = if self.missing_at.is_some() { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN_MIN };
+        self.missing_at = Some(now + self.pause);
+    }
+
+    /// Somebody has an address.
+    fn is_found(&mut self, subject: Subject) {
+        self.missing.retain(|missing| *missing != subject);
     }
 
     /// Nobody answers at the address of this relay.
@@ -90,6 +139,7 @@ impl Names {
     /// A peer is gone.
     pub fn forget(&mut self, peer: PeerIndex) {
         self.named.remove(&Subject::Peer(peer));
+        self.is_found(Subject::Peer(peer));
     }
 
     /// Somebody gave the address of a peer, which had another one or none so far. `wg syncconf` looks names up itself and tells
@@ -102,6 +152,7 @@ impl Names {
         current: Option<SocketAddr>,
     ) {
         let subject = Subject::Peer(peer);
+        self.is_found(subject);
         if current == Some(address) && self.named.contains_key(&subject) {
             return;
         }
@@ -123,7 +174,7 @@ impl Names {
         }
         if self.lookups.is_none() {
             let started = Lookups::start().and_then(|lookups| {
-                ingress.add_borrowed(lookups.ready.as_fd(), NAMES, Source::Ready)?;
+                ingress.add_borrowed(lookups.ready.as_fd(), Wake::Names.token(), Source::Ready)?;
                 Ok(lookups)
             });
             match started {
@@ -175,6 +226,7 @@ impl App {
         egress: &mut E,
         now: Instant,
     ) {
+        self.outside.names.ask_missing(ingress, now);
         while let Some(peer) = self.tunnel.poll_unanswered() {
             self.outside.names.ask(Subject::Peer(peer), ingress, now);
         }
@@ -209,6 +261,8 @@ impl App {
         let current = direct.or_else(|| self.tunnel.path(peer).map(|path| path.remote()));
         if let Some(address) = next_address(&self.with_socket(found), current) {
             tracing::info!("{endpoint} is looked for at {address} now");
+            self.outside.names.is_found(Subject::Peer(peer));
+            self.set_relay_family(address, now);
             self.set_endpoint(peer, address, now);
         }
     }
@@ -217,13 +271,22 @@ impl App {
     fn seek_relay<E: Egress>(&mut self, relay: usize, found: &[SocketAddr], egress: &mut E, now: Instant) {
         let current = self.relay.as_ref().and_then(|plan| plan.server_of(relay));
         if let Some(address) = next_address(&self.with_socket(found), current) {
+            self.outside.names.is_found(Subject::Relay(relay));
             self.move_relay(relay, address, egress, now);
         }
     }
 
-    /// Those of the families that this machine has.
+    /// Those of the families that this machine has, as far as that is known by now.
     fn with_socket(&self, found: &[SocketAddr]) -> Vec<SocketAddr> {
-        found.iter().copied().filter(|address| self.ports.of(*address).is_some()).collect()
+        let is_closed = self.sockets.port() == 0;
+        found.iter().copied().filter(|address| is_closed || self.ports.of(*address).is_some()).collect()
+    }
+
+    /// The first peer behind the relay was found: it gets a relayed address that reaches it.
+    fn set_relay_family(&mut self, address: SocketAddr, now: Instant) {
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.has_no_peers()) {
+            relay.set_family(AddressFamily::of(address.ip()), now);
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use super::names::Names;
+use super::App;
+use super::names::{Names, Subject};
+use super::wake::Wake;
 use super::way::Way;
-use super::{ADDRESSES, App, ROUTES};
 use crate::config::Endpoint;
 use crate::drops::Cause;
 use crate::egress::Egress;
@@ -42,6 +43,8 @@ pub struct Inquiries {
     pub names: Vec<(PeerIndex, PublicKey, Endpoint)>,
     /// Names of relays by their place in the plan, looked up again when one does not answer.
     pub relay_names: Vec<(usize, Endpoint)>,
+    /// Whose names have no address yet: they are looked up until they have.
+    pub missing: Vec<Subject>,
     /// The MTU of the interface follows the routes to these peers; given when it does.
     pub auto_mtu: Option<AutoMtu>,
 }
@@ -78,7 +81,7 @@ impl Outside {
     pub fn new(inquiries: Inquiries) -> Self {
         let auto = |of| Auto { of, watch: None, at: None };
         Self {
-            names: Names::new(inquiries.names, inquiries.relay_names),
+            names: Names::new(inquiries.names, inquiries.relay_names, inquiries.missing),
             asking: Vec::new(),
             errors: Errors::new(),
             auto: inquiries.auto_mtu.map(auto),
@@ -89,7 +92,8 @@ impl Outside {
 
     /// When [`App::look_outside`] has something to do.
     pub fn timeout(&self) -> Option<Instant> {
-        self.auto.as_ref().and_then(|auto| auto.at)
+        let auto = self.auto.as_ref().and_then(|auto| auto.at);
+        auto.into_iter().chain(self.names.timeout()).min()
     }
 
     /// Addresses may have changed.
@@ -156,7 +160,7 @@ impl App {
     /// Begins to follow the addresses of this machine, and the routes where the MTU does.
     pub(super) fn open_outside<I: Ingress>(&mut self, ingress: &mut I, now: Instant) {
         let opened = AddressWatch::open().map_err(io::Error::from).and_then(|watch| {
-            ingress.add_borrowed(watch.as_fd(), ADDRESSES, Source::Ready)?;
+            ingress.add_borrowed(watch.as_fd(), Wake::Addresses.token(), Source::Ready)?;
             Ok(watch)
         });
         match opened {
@@ -168,7 +172,7 @@ impl App {
         };
         auto.at = Some(now + LOOK);
         let opened = RouteWatch::open().map_err(io::Error::from).and_then(|watch| {
-            ingress.add_borrowed(watch.as_fd(), ROUTES, Source::Ready)?;
+            ingress.add_borrowed(watch.as_fd(), Wake::Routes.token(), Source::Ready)?;
             Ok(watch)
         });
         match opened {
@@ -184,17 +188,19 @@ impl App {
         egress: &mut E,
         now: Instant,
     ) {
-        self.serve_names(ingress, egress, now);
         if std::mem::take(&mut self.outside.address_news) {
             self.follow_addresses();
+            // Perhaps there is a network now.
+            self.outside.names.hurry(now);
         }
+        self.serve_names(ingress, egress, now);
         for _ in 0..ASKED {
             let Some(peer) = self.outside.asking.pop() else {
                 break;
             };
             self.ask_path_mtu(peer);
         }
-        if self.outside.timeout().is_some_and(|at| at <= now) {
+        if self.outside.auto.as_ref().and_then(|auto| auto.at).is_some_and(|at| at <= now) {
             self.follow_routes(now);
         }
     }

@@ -28,8 +28,8 @@ const LEFT_MAX: usize = 8;
 /// A relay that can be used.
 #[derive(Clone, Debug)]
 pub struct RelayChoice {
-    /// Its address.
-    pub server: SocketAddr,
+    /// Its address, once its name has one.
+    pub server: Option<SocketAddr>,
     /// How it is spoken to.
     pub carrier: Carrier,
     /// Where user name and password come from, ...
@@ -38,7 +38,7 @@ pub struct RelayChoice {
     pub credentials: Credentials,
 }
 
-/// What the configuration says about relays, with names looked up.
+/// What the configuration says about relays.
 #[derive(Clone, Debug)]
 pub struct RelayPlan {
     /// In the order in which they are tried; one at least.
@@ -51,6 +51,25 @@ pub struct RelayPlan {
     pub family: Option<AddressFamily>,
     /// For the TURN client; random.
     pub seed: u64,
+}
+
+impl RelayPlan {
+    /// By which ways the peer with this key may be reached.
+    pub(super) fn policy_of(&self, key: &PublicKey) -> Policy {
+        self.policies.get(key).copied().unwrap_or_default()
+    }
+
+    /// The first one with an address at or behind a place, around the end.
+    fn addressed_from(&self, place: usize) -> Option<(usize, SocketAddr)> {
+        let places = (place..self.choices.len()).chain(0..place);
+        places.into_iter().find_map(|place| Some((place, self.choices.get(place)?.server?)))
+    }
+
+    /// Whether one can be asked.
+    #[must_use]
+    pub fn has_address(&self) -> bool {
+        self.addressed_from(0).is_some()
+    }
 }
 
 /// The relay in use, and those in reserve.
@@ -78,8 +97,6 @@ pub struct Relay {
     lost_at: Option<Instant>,
     /// Where peers were, whose new channels are being bound.
     left: Vec<SocketAddr>,
-    /// All peers that can be called have to wait for it.
-    pub(super) needed: bool,
     /// How many were found unusable since one was usable.
     pub(super) failures: usize,
     /// When the files are looked at.
@@ -87,16 +104,16 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Asks the first relay for an allocation.
+    /// Asks the first relay that has an address for an allocation.
     ///
     /// # Panics
-    /// When there is no relay in the plan.
+    /// When there is none in the plan: see [`RelayPlan::has_address`].
     #[must_use]
     pub fn new(plan: RelayPlan, now: Instant) -> Self {
-        let choice = plan.choices.first().expect("a plan has a relay").clone();
+        let (current, server) = plan.addressed_from(0).expect("a relay with an address");
         let mut seeds = Xoshiro256PlusPlus::seed_from_u64(plan.seed);
         let mut relay = Self {
-            client: connect(&plan, &choice, choice.server, seeds.next_u64(), now),
+            client: connect(&plan, &plan.choices[current], server, seeds.next_u64(), now),
             seeds,
             plan,
             stream: None,
@@ -107,9 +124,8 @@ impl Relay {
             lost_at: None,
             left: Vec::new(),
             addresses: Vec::new(),
-            current: 0,
-            server: choice.server,
-            needed: false,
+            current,
+            server,
             failures: 0,
             look_at: now + CREDENTIALS_INTERVAL,
         };
@@ -119,11 +135,6 @@ impl Relay {
         }
         relay.want_peers(now);
         relay
-    }
-
-    /// By which ways the peer with this key may be reached, as the configuration has it.
-    pub(super) fn policy_of(&self, key: &PublicKey) -> Policy {
-        self.plan.policies.get(key).copied().unwrap_or_default()
     }
 
     /// Whether no peer's address is known yet.
@@ -136,6 +147,14 @@ impl Relay {
         let number = self.client.channel(peer)?;
         self.client.sent(now);
         Some(number)
+    }
+
+    /// The relayed address has to reach this family, if nothing has been asked for so far.
+    pub(super) fn set_family(&mut self, family: AddressFamily, now: Instant) {
+        if self.plan.family.is_none() {
+            self.plan.family = Some(family);
+            self.client.set_family(family, now);
+        }
     }
 
     /// Where a peer is reached over the relay from now on; whether there is a channel already.
@@ -300,14 +319,14 @@ impl Relay {
         let read = match choice.login.read(wall) {
             Ok(read) => read,
             Err(problem) => {
-                tracing::warn!("the credentials for relay {} stay as they are: {problem}", choice.server);
+                tracing::warn!("the credentials for relay {} stay as they are: {problem}", self.server);
                 return false;
             }
         };
         if read.username == known.username && read.password.expose() == known.password.expose() {
             return false;
         }
-        tracing::info!(username = read.username, "new credentials for relay {}", choice.server);
+        tracing::info!(username = read.username, "new credentials for relay {}", self.server);
         choice.credentials = read.clone();
         self.client.set_credentials(read.username, Zeroizing::new(read.password.expose().to_owned()), now);
         true
@@ -324,17 +343,20 @@ impl Relay {
         let usable =
             |server: &SocketAddr| *server != self.server && server.is_ipv4() == self.server.is_ipv4();
         let alternate = alternate.filter(usable);
-        let next = (self.current + 1) % self.plan.choices.len();
-        if alternate.is_none()
-            && self.plan.choices.len() == 1
-            && self.plan.choices[next].server == self.server
-        {
-            return false;
-        }
-        if alternate.is_none() {
+        let server = if let Some(server) = alternate {
+            server
+        } else {
+            // The name of the only one need not have an address yet, when another relay named this one.
+            let Some((next, server)) = self.plan.addressed_from((self.current + 1) % self.plan.choices.len())
+            else {
+                return false;
+            };
+            if next == self.current && server == self.server {
+                return false;
+            }
             self.current = next;
-        }
-        let server = alternate.unwrap_or(self.plan.choices[self.current].server);
+            server
+        };
         self.turn_to(server, last_words, now);
         true
     }
@@ -346,7 +368,7 @@ impl Relay {
 
     /// The address of a relay, as far as is known.
     pub(super) fn server_of(&self, index: usize) -> Option<SocketAddr> {
-        self.plan.choices.get(index).map(|choice| choice.server)
+        self.plan.choices.get(index).and_then(|choice| choice.server)
     }
 
     /// The name of a relay leads to `address`: goes over there at once where that relay is the one that is asked, and has given
@@ -363,7 +385,7 @@ impl Relay {
             return false;
         }
         if let Some(choice) = self.plan.choices.get_mut(index) {
-            choice.server = address;
+            choice.server = Some(address);
         }
         if is_in_use {
             self.turn_to(address, last_words, now);

@@ -9,7 +9,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-use super::{ALARM, App};
+use super::App;
+use super::wake::Wake;
 use crate::ingress::{Ingress, Source};
 
 /// A sleep as long as this is noticed as soon as it is over, a shorter one within this time.
@@ -39,7 +40,7 @@ impl App {
     /// Has the loop woken after sleep.
     pub(super) fn set_alarm<I: Ingress>(&mut self, ingress: &mut I) {
         let set = Alarm::every(INTERVAL).and_then(|alarm| {
-            ingress.add_borrowed(alarm.0.as_fd(), ALARM, Source::Ready)?;
+            ingress.add_borrowed(alarm.0.as_fd(), Wake::Alarm.token(), Source::Ready)?;
             Ok(alarm)
         });
         match set {

@@ -99,18 +99,24 @@ impl App {
             relayed: self.relay.as_ref().and_then(|relay| relay.relayed),
             drops: status::losses(&self.drops(), &sent, &received),
             egress: status::Egress::new(&sent, egress.pending()),
-            ingress: status::Ingress::from(&received),
+            ingress: received,
             stages: stages.then(counted),
+        }
+    }
+
+    /// By which way a peer is reached whose messages leave by `path`: over the relay only while that has a channel to it, of which
+    /// the path does not tell. What comes from a peer says where it is before there is one, and the relay may refuse it.
+    pub(super) fn way_shown(&self, path: Option<Path>) -> Option<Way> {
+        match path? {
+            Path::Direct { .. } => Some(Way::Direct),
+            Path::Relayed { peer } => self.relay.as_ref()?.client.channel(peer).map(|_| Way::Relayed),
         }
     }
 
     fn peer_status(&self, view: &PeerView<'_>, wanted: Wanted, now: Instant) -> Peer {
         let stats = &view.stats;
-        let (path, relay) = match view.path {
-            None => (None, None),
-            Some(Path::Direct { .. }) => (Some(Way::Direct), None),
-            Some(Path::Relayed { .. }) => (Some(Way::Relayed), self.relay.as_ref().map(|relay| relay.server)),
-        };
+        let path = self.way_shown(view.path);
+        let relay = self.relay.as_ref().filter(|_| path == Some(Way::Relayed)).map(|relay| relay.server);
         let handshake = stats.last_handshake.map(|handshake| self.tunnel.age_of(&handshake, now));
         Peer {
             public_key: view.public_key.to_string(),

@@ -11,9 +11,10 @@ use rustls::ClientConfig as TlsConfig;
 use rustls::pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::App;
 use super::relays::Relay;
+use super::wake::Wake;
 use super::way::Way;
-use super::{App, STREAM};
 use crate::crypto::aead::Body;
 use crate::drops::Cause;
 use crate::egress::Egress;
@@ -168,14 +169,14 @@ impl RelayStream {
     /// Waits for what comes, and for room where that is missing.
     fn wait<I: Ingress>(&mut self, ingress: &mut I) {
         if !self.is_registered {
-            match ingress.add_borrowed(self.transport.fd(), STREAM, Source::Ready) {
+            match ingress.add_borrowed(self.transport.fd(), Wake::Stream.token(), Source::Ready) {
                 Ok(_) => self.is_registered = true,
                 Err(error) => self.end(&error),
             }
         }
         if !self.is_waking && self.has_to_wait() {
             self.is_waking = true;
-            ingress.wake_when_writable(STREAM);
+            ingress.wake_when_writable(Wake::Stream.token());
         }
     }
 
@@ -186,7 +187,7 @@ impl RelayStream {
 
     fn close<I: Ingress>(mut self, ingress: &mut I) {
         if self.is_registered {
-            ingress.remove(STREAM);
+            ingress.remove(Wake::Stream.token());
         }
         self.transport.say_goodbye();
     }

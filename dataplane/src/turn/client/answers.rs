@@ -158,9 +158,9 @@ impl Client {
                 self.report(reason);
             }
             Request::ChannelBind { number, peer } => {
-                if self.channels.refuse(number, now) {
-                    self.events.push_back(Event::ChannelLost { peer });
-                }
+                self.channels.refuse(number, now);
+                // Also of one that was never bound: where the peer was heard of before, it is taken to be reached so.
+                self.events.push_back(Event::ChannelLost { peer });
                 self.report(reason);
             }
         }

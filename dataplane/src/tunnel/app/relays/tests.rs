@@ -23,7 +23,7 @@ fn at(port: u16) -> SocketAddr {
 fn choice(server: &str) -> RelayChoice {
     let file = "password".into();
     RelayChoice {
-        server: address(server),
+        server: Some(address(server)),
         carrier: Carrier::Udp,
         login: Login { username: Some("alice".to_owned()), file, kind: LoginKind::Secret },
         credentials: Credentials {

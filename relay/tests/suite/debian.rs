@@ -4,19 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-#[path = "../../dataplane/tests/support/debian.rs"]
-mod debian;
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
+use crate::deb::{Overlay, contents, errors, package};
+use crate::harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket};
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
-use debian::{Overlay, contents, errors, package};
-use harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket};
 use rustix::process::Signal;
 
 const CONFIG: &str = "etc/towpath-relay/towpath-relay.toml";

@@ -3,10 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
@@ -16,10 +12,11 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use crate::harness;
+use crate::harness::http::get;
+use crate::harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket};
+use crate::left_out::left_out;
 use dataplane::stun::{Method, Writer};
-use harness::http::get;
-use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket};
-use left_out::left_out;
 use rustix::net::{AddressFamily, Protocol, SocketType, netlink};
 use rustix::process::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
@@ -193,7 +190,7 @@ fn start(directory: &Path, role: &str) -> RelayProcess {
     );
     harness::write_private(&directory.join("relay.toml"), &text);
     let mut command = program(std::env::current_exe().unwrap().to_str().unwrap());
-    command.args(["--exact", "the_relay_with_a_canary", "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", "confined::the_relay_with_a_canary", "--nocapture", "--test-threads=1"]);
     command.env(ROLE, role).env(DIRECTORY, directory);
     RelayProcess::spawn(command)
 }

@@ -2,17 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::harness;
+use crate::harness::stream::{StreamClient, TestCertificate, bare, channel_message, connect, connect_tls};
+use crate::harness::{RelayProcess, code, peer, program, write_private};
 use dataplane::stun::channel_data::ChannelNumber;
 use dataplane::stun::{AttributeType, Message, Method, Writer};
-use harness::stream::{StreamClient, TestCertificate, bare, channel_message, connect, connect_tls};
-use harness::{RelayProcess, code, peer, program, write_private};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;

@@ -2,18 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::harness::http::{exchange, get, settled, status};
+use crate::harness::stream::{StreamClient, channel_message, connect};
+use crate::harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, peer, program, receive, socket};
 use dataplane::stun::channel_data;
 use dataplane::stun::{ChannelNumber, Class, Key, Method, TransactionId, Writer};
-use harness::http::{exchange, get, settled, status};
-use harness::stream::{StreamClient, channel_message, connect};
-use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, peer, program, receive, socket};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 

@@ -3,19 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
-use harness::http::get;
-use harness::{Client, RelayProcess, program};
-use left_out::left_out;
+use crate::harness::http::get;
+use crate::harness::{Client, RelayProcess, program};
+use crate::left_out::left_out;
 use serde_json::Value;
 
 const PREFIX: &str = "towpath_relay_";

@@ -2,20 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/unwritable.rs"]
-mod unwritable;
-
 use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::harness::configured::{Configured, LOOPBACK};
+use crate::harness::http::{connect, exchange, get, settled, status};
+use crate::harness::load::Load;
+use crate::harness::{Client, PASSWORD, PATIENCE, REALM, RelayProcess, USER, code, free_ports, program};
+use crate::unwritable;
 use dataplane::stun::Method;
-use harness::configured::{Configured, LOOPBACK};
-use harness::http::{connect, exchange, get, settled, status};
-use harness::load::Load;
-use harness::{Client, PASSWORD, PATIENCE, REALM, RelayProcess, USER, code, free_ports, program};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 

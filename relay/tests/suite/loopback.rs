@@ -6,17 +6,16 @@
     reason = "a test panics when it cannot go on and says where"
 )]
 
-mod harness;
-
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::harness;
+use crate::harness::{Client, RelayProcess, code, program, receive, socket};
 use dataplane::egress::{Port, Target};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
 use dataplane::sys::udp::{UdpOptions, UdpSocket as FastSocket};
-use harness::{Client, RelayProcess, code, program, receive, socket};
 
 /// Bind, allocate, send both ways by channel and by indication, delete; then stop. The longest payload has `longest`
 /// bytes.

@@ -2,17 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::harness;
+use crate::harness::{Client, RelayProcess, code, free_ports, receive};
 use dataplane::egress::{Port, Target};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
-use harness::{Client, RelayProcess, code, free_ports, receive};
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;
 

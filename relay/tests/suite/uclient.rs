@@ -2,19 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/user_namespace.rs"]
-mod user_namespace;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use harness::stream::TestCertificate;
-use harness::{PASSWORD, RelayProcess, USER, program};
-use user_namespace::left_out::left_out;
+use crate::harness::stream::TestCertificate;
+use crate::harness::{PASSWORD, RelayProcess, USER, program};
+use crate::left_out::left_out;
+use crate::{harness, user_namespace};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -38,7 +35,7 @@ fn with_programs(test: &str, body: impl FnOnce()) {
     if !PROGRAMS.iter().all(is_there) {
         return left_out(&format!("{}: apt-get install coturn", PROGRAMS.join(", ")));
     }
-    if !user_namespace::inside(test) {
+    if !user_namespace::inside(&format!("uclient::{test}")) {
         return;
     }
     let mut handle = dataplane::netlink::Handle::open().unwrap();

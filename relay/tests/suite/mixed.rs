@@ -3,19 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use crate::harness;
+use crate::harness::stream::{StreamClient, TestCertificate, connect, connect_tls, send_indication};
+use crate::harness::{Client, RelayProcess, code, free_ports, receive};
+use crate::left_out::left_out;
 use dataplane::stun::channel_data::{self, ChannelNumber};
 use dataplane::stun::{AddressFamily, AttributeType, Class, Icmp, Message, Method, Writer};
-use harness::stream::{StreamClient, TestCertificate, connect, connect_tls, send_indication};
-use harness::{Client, RelayProcess, code, free_ports, receive};
-use left_out::left_out;
 
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 

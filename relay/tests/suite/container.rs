@@ -3,18 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket, write_private};
+use crate::left_out::left_out;
 use clap::Parser as _;
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
-use harness::{Client, PASSWORD, REALM, RelayProcess, USER, program, receive, socket, write_private};
-use left_out::left_out;
 use relay::config::Args;
 use rustix::process::Signal;
 

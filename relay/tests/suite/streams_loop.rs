@@ -3,15 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::harness::stream::{
+    StreamClient, TestCertificate, bare, channel_message, connect, connect_tls, send_indication,
+};
+use crate::harness::{PASSWORD, REALM, USER, code, peer};
+use crate::{harness, left_out};
 use dataplane::driver::Application as _;
 use dataplane::drops::Cause;
 use dataplane::egress::{Direct, Egress as _, WhenBusy};
@@ -19,10 +20,6 @@ use dataplane::ingress::{Epoll, Ingress, UringIngress};
 use dataplane::stun::channel_data::ChannelNumber;
 use dataplane::stun::{AttributeType, Class, Message, Method, TransactionId, Writer};
 use dataplane::sys::udp::{UdpOptions, UdpSocket as FastSocket};
-use harness::stream::{
-    StreamClient, TestCertificate, bare, channel_message, connect, connect_tls, send_indication,
-};
-use harness::{PASSWORD, REALM, USER, code, peer};
 use relay::admin::Observer;
 use relay::app::Relay;
 use relay::app::duties::Duties;

@@ -2,14 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/user_namespace.rs"]
-mod user_namespace;
-
+use crate::harness::{Client, RelayProcess, USER, browser, code, program, receive, socket};
+use crate::left_out::left_out;
+use crate::user_namespace;
 use dataplane::stun::channel_data;
 use dataplane::stun::{ChannelNumber, Method, Writer};
-use harness::{Client, RelayProcess, USER, browser, code, program, receive, socket};
-use user_namespace::left_out::left_out;
 
 /// Milliseconds of the page's own time, which passes as fast as it has nothing to wait for: every second of it asks once,
 /// and figures are new ten times in a real second.
@@ -27,7 +24,7 @@ fn charts_are_drawn_in_a_browser_without_network() {
     let Some(browser) = browser::path() else {
         return left_out("the status page in a browser: apt-get install chromium");
     };
-    if !user_namespace::inside("charts_are_drawn_in_a_browser_without_network") {
+    if !user_namespace::inside("admin_page::charts_are_drawn_in_a_browser_without_network") {
         return;
     }
     let mut handle = dataplane::netlink::Handle::open().unwrap();

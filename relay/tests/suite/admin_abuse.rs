@@ -3,19 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use crate::harness;
+use crate::harness::http::{Answer, connect, exchange, get, read, status};
+use crate::harness::{RelayProcess, receive, socket};
+use crate::left_out::left_out;
 use dataplane::stun::{Class, Method, TransactionId, Writer};
-use harness::http::{Answer, connect, exchange, get, read, status};
-use harness::{RelayProcess, receive, socket};
-use left_out::left_out;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Connections that the relay keeps at a time, and a few descriptors of slack.

@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-
-use harness::{RelayProcess, program};
+use crate::harness::{RelayProcess, program};
 
 /// TEST-NET-3: no interface has it.
 const ELSEWHERE: &str = "203.0.113.77";

@@ -3,28 +3,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-#[path = "../../dataplane/tests/support/unit.rs"]
-mod unit;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
+use crate::harness::http::get;
+use crate::harness::stream::{StreamClient, TestCertificate, connect, connect_tls};
+use crate::harness::{
+    Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket, write_private,
+};
+use crate::left_out::left_out;
+use crate::unit;
+use crate::unit::{call_groups, calls_in};
 use clap::Parser as _;
 use dataplane::stun::{Class, Message, Method, TransactionId, Writer};
-use harness::http::get;
-use harness::stream::{StreamClient, TestCertificate, connect, connect_tls};
-use harness::{Client, PASSWORD, REALM, RelayProcess, USER, code, program, receive, socket, write_private};
-use left_out::left_out;
 use relay::config::{Args, Config};
 use relay::server::WORKERS_MAX;
 use rustix::process::Signal;
-use unit::{call_groups, calls_in};
 
 fn unit_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/towpath-relay.service")
@@ -90,7 +87,7 @@ fn the_unit_file_permits_every_system_call_of_a_confined_relay() {
     let Some(groups) = call_groups() else { return };
     let allowed = unit::allowed_calls(&unit_text(), &groups);
     // Each call that the relay's own filter names.
-    let source = include_str!("../src/confine/system_calls.rs");
+    let source = include_str!("../../src/confine/system_calls.rs");
     let calls = source.split("libc::SYS_").skip(1).map(|rest| {
         let end = rest.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').unwrap();
         rest[..end].to_owned()

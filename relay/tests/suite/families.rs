@@ -3,19 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/user_namespace.rs"]
-mod user_namespace;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use crate::harness::{Client, RelayProcess, code, receive, socket, socket_on};
+use crate::left_out::left_out;
+use crate::{harness, user_namespace};
 use dataplane::stun::channel_data;
 use dataplane::stun::{
     AddressFamily, AttributeType, ChannelNumber, Class, Icmp, Message, Method, TransactionId, Writer,
 };
-use harness::{Client, RelayProcess, code, receive, socket, socket_on};
-use user_namespace::left_out::left_out;
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -350,7 +347,9 @@ impl Witness {
 
 #[test]
 fn dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it() {
-    if !user_namespace::inside("dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it") {
+    if !user_namespace::inside(
+        "families::dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it",
+    ) {
         return;
     }
     narrow_loopback();

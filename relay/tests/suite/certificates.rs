@@ -3,18 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
+use crate::harness::configured::{Configured, LOOPBACK};
+use crate::harness::http::settled;
+use crate::harness::stream::{StreamClient, TestCertificate, channel_message, connect, connect_tls};
+use crate::harness::{code, peer, receive, write_private};
 use dataplane::stun::channel_data::ChannelNumber;
 use dataplane::stun::{AttributeType, Message, Method, Writer};
-use harness::configured::{Configured, LOOPBACK};
-use harness::http::settled;
-use harness::stream::{StreamClient, TestCertificate, channel_message, connect, connect_tls};
-use harness::{code, peer, receive, write_private};
 use rustix::process::Signal;
 use serde_json::Value;
 

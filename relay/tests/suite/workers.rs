@@ -3,17 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
+use crate::harness::load::Load;
+use crate::harness::stream::{StreamClient, bare, connect, send_indication};
+use crate::harness::{Client, RelayProcess, code, free_ports, http, receive, socket_on};
 use dataplane::stun::channel_data::{self, ChannelData, ChannelNumber};
 use dataplane::stun::{AttributeType, Class, Message, Method, Writer};
-use harness::load::Load;
-use harness::stream::{StreamClient, bare, connect, send_indication};
-use harness::{Client, RelayProcess, code, free_ports, http, receive, socket_on};
 use rustix::process::Signal;
 
 const NUMBER: ChannelNumber = ChannelNumber::MIN;

@@ -7,22 +7,17 @@
     reason = "a test panics when it cannot go on and says what it saw"
 )]
 
-mod harness;
-#[path = "abuse/ranges.rs"]
-mod ranges;
-#[path = "../../dataplane/tests/support/user_namespace.rs"]
-mod user_namespace;
-
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::harness::{Client, RelayProcess, code, program};
+use crate::left_out::left_out;
+use crate::{ranges, user_namespace};
 use dataplane::netlink::Handle;
 use dataplane::stun::{AddressFamily, Class, Method, TransactionId, Writer};
-use harness::{Client, RelayProcess, code, program};
 use relay::server::policy::PeerPolicy;
-use user_namespace::left_out::left_out;
 
 /// The relay's own addresses, as public as any.
 const OWN_V4: &str = "198.41.0.4";
@@ -264,7 +259,7 @@ fn open_up(addresses: &[IpAddr]) {
 /// T32 to T37 and T39 on the wire.
 #[test]
 fn no_packet_leaves_for_a_refused_peer() {
-    if !user_namespace::inside("no_packet_leaves_for_a_refused_peer") {
+    if !user_namespace::inside("ssrf_namespace::no_packet_leaves_for_a_refused_peer") {
         return;
     }
     let Some(_network) = network() else { return };
@@ -323,7 +318,7 @@ fn try_ports(relay: &RelayProcess) -> u64 {
 /// T36: an address that comes to this machine while it is a peer.
 #[test]
 fn an_address_that_becomes_our_own_is_cut_off() {
-    if !user_namespace::inside("an_address_that_becomes_our_own_is_cut_off") {
+    if !user_namespace::inside("ssrf_namespace::an_address_that_becomes_our_own_is_cut_off") {
         return;
     }
     let Some((mut handle, left)) = network() else { return };
@@ -419,7 +414,9 @@ fn the_packaged_rules_stop(io: &str) {
 
 #[test]
 fn what_an_opened_policy_lets_out_the_packaged_firewall_rules_stop_and_count() {
-    if !user_namespace::inside("what_an_opened_policy_lets_out_the_packaged_firewall_rules_stop_and_count") {
+    if !user_namespace::inside(
+        "ssrf_namespace::what_an_opened_policy_lets_out_the_packaged_firewall_rules_stop_and_count",
+    ) {
         return;
     }
     let Some(_network) = network() else { return };

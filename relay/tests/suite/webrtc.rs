@@ -8,21 +8,19 @@
 mod board;
 #[path = "webrtc/browser.rs"]
 mod browser;
-mod harness;
-#[path = "../../dataplane/tests/support/user_namespace.rs"]
-mod user_namespace;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::harness::stream::TestCertificate;
+use crate::harness::{PASSWORD, RelayProcess, USER, http};
+use crate::left_out::left_out;
+use crate::{harness, user_namespace};
 use board::Board;
 use browser::Browser;
 use dataplane::netlink::Handle;
-use harness::stream::TestCertificate;
-use harness::{PASSWORD, RelayProcess, USER, http};
 use serde_json::{Value, json};
-use user_namespace::left_out::left_out;
 
 /// The relay's addresses: browsers do not use loopback for calls. Relayed addresses are the first one whatever clients come
 /// over, because a browser does not ask for a family and gets IPv4 then (RFC 8656 section 7.2).
@@ -198,7 +196,7 @@ fn data_and_video_between_two_pages_over_every_transport() {
     let Some(browser) = harness::browser::path() else {
         return left_out("two pages of a browser: apt-get install chromium");
     };
-    if !user_namespace::inside("data_and_video_between_two_pages_over_every_transport") {
+    if !user_namespace::inside("webrtc::data_and_video_between_two_pages_over_every_transport") {
         return;
     }
     build_network();

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use harness::http::get;
-use harness::{Client, PASSWORD, REALM, RelayProcess, USER, program};
+use crate::harness::http::get;
+use crate::harness::{Client, PASSWORD, REALM, RelayProcess, USER, program};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, Secret, Service};

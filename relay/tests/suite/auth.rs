@@ -2,18 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on")]
 
-mod harness;
-
 use std::net::UdpSocket;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::harness;
+use crate::harness::configured::{Configured, LOOPBACK};
+use crate::harness::{PASSWORD, REALM, RelayProcess, USER, private_file, receive, socket, write_private};
 use base64::Engine as _;
 use dataplane::stun::password::userhash;
 use dataplane::stun::{
     Class, Integrity, LongTermKey, Message, Method, PasswordAlgorithm, TransactionId, Writer,
 };
-use harness::configured::{Configured, LOOPBACK};
-use harness::{PASSWORD, REALM, RelayProcess, USER, private_file, receive, socket, write_private};
 
 /// A request of its own 5-tuple, answered.
 struct Asking<'a> {

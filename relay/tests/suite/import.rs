@@ -2,18 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics when it cannot go on and says where")]
 
-mod harness;
-#[path = "../../dataplane/tests/support/left_out.rs"]
-mod left_out;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Output;
 
-use harness::{Client, RelayProcess, program};
-use left_out::left_out;
+use crate::harness::{Client, RelayProcess, program};
+use crate::left_out::left_out;
 use relay::import::look_up;
 
 const RELAY: &str = env!("CARGO_BIN_EXE_towpath-relay");
