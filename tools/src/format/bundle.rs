@@ -72,7 +72,11 @@ fn create(
         fill(&mut out)?;
         out.flush()
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write().with_context(|| {
+        // Half of it would be taken for all of it, or for that of another program.
+        let _ = fs::remove_file(&path);
+        format!("cannot write {}", path.display())
+    })
 }
 
 /// Adds the other histograms of the whole run to a log, under tags.
@@ -140,6 +144,17 @@ pub fn check_number(runs: usize) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_that_does_not_fit_leaves_no_run_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(RUN_JSON);
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let result = RunResult { histograms: None, ..crate::ab::tests::run_of_a_moment() };
+        let error = format!("{:#}", write(&result, directory.path()).unwrap_err());
+        assert!(error.contains("cannot write") && error.contains("No space left"), "{error}");
+        assert!(fs::symlink_metadata(&path).is_err(), "it would be there and not whole");
+    }
 
     #[test]
     fn what_no_run_has_written_is_refused_before_it_takes_memory() {
