@@ -821,9 +821,7 @@ fn an_interface_that_is_made_in_the_background_is_told_of_on_a_terminal() {
     let Some(hosts) = hosts("an_interface_that_is_made_in_the_background_is_told_of_on_a_terminal") else {
         return;
     };
-    if fs::create_dir_all("/var/run/wireguard").is_err() {
-        return left_out("an interface in the background: root, who may write to /var/run/wireguard");
-    }
+    assert!(shell("mount -t tmpfs tmpfs /run; mkdir -p /run/wireguard").status.success());
     let (terminal, end) = unwritable::open_terminal();
     let mut command = hosts.towpath(&["told9"]);
     command.stdout(Stdio::null()).stderr(end);

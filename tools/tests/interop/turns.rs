@@ -51,7 +51,7 @@ pub fn run(tests: Vec<Test>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();
-    lock_memory_for_all();
+    let at_a_time = if lock_memory_for_all() { WAITING_PER_CORE } else { 0 };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let shown = arguments.nocapture;
     let trial = |test: Test, turns: Arc<Turns>| {
@@ -61,12 +61,12 @@ pub fn run(tests: Vec<Test>) -> ExitCode {
         })
         .with_ignored_flag(test.turn == Turn::AskedFor)
     };
-    let nobody = Arc::new(Turns::new(cores, 0));
+    let nobody = Arc::new(Turns::new(at_a_time * cores, 0));
     let is_shared = |test: &&Test| {
         let trial = trial(**test, Arc::clone(&nobody));
         test.turn != Turn::Alone && !arguments.is_filtered_out(&trial) && !arguments.is_ignored(&trial)
     };
-    let turns = Arc::new(Turns::new(cores, tests.iter().filter(is_shared).count()));
+    let turns = Arc::new(Turns::new(at_a_time * cores, tests.iter().filter(is_shared).count()));
     // Each has a thread, on which it waits for its turn.
     arguments.test_threads.get_or_insert(tests.len());
     let trials = tests.into_iter().map(|test| trial(test, Arc::clone(&turns))).collect();
@@ -74,15 +74,15 @@ pub fn run(tests: Vec<Test>) -> ExitCode {
 }
 
 /// The limit on locked memory, which is counted per user and not per process, is that of one test times those that run at a time.
-fn lock_memory_for_all() {
+/// `false` where that is not allowed: then they run one after the other.
+fn lock_memory_for_all() -> bool {
     const BYTES: u64 = 128 << 20;
     let Rlimit { current, maximum } = getrlimit(Resource::Memlock);
-    // Where that is not allowed, some write from memory that is not registered, and say so.
     let limit = Rlimit {
         current: current.map(|bytes| bytes.max(BYTES)),
         maximum: maximum.map(|bytes| bytes.max(BYTES)),
     };
-    let _ = setrlimit(Resource::Memlock, limit);
+    setrlimit(Resource::Memlock, limit).is_ok()
 }
 
 /// Who runs, and who is still to come.
@@ -111,15 +111,18 @@ impl Counts {
 }
 
 impl Turns {
-    fn new(cores: usize, shared_left: usize) -> Self {
+    /// Of no more than one at all, when `waiting_max` is zero.
+    fn new(waiting_max: usize, shared_left: usize) -> Self {
         let counts = Counts { waiting: 0, busy: 0, alone: 0, shared_left };
-        Self { counts: Mutex::new(counts), changed: Condvar::new(), waiting_max: WAITING_PER_CORE * cores }
+        Self { counts: Mutex::new(counts), changed: Condvar::new(), waiting_max }
     }
 
     /// Waits until a test of this kind may run.
     fn take(&self, turn: Turn) -> Taken<'_> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let one_by_one = self.waiting_max == 0;
         let has_to_wait = |counts: &mut Counts| match turn {
+            _ if one_by_one => counts.waiting + counts.busy + counts.alone > 0,
             Turn::Waiting | Turn::AskedFor => counts.waiting >= self.waiting_max,
             Turn::Busy => counts.busy > 0,
             Turn::Alone => counts.shared_left > 0 || counts.alone > 0,
