@@ -199,16 +199,23 @@ fn make_directory(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
 }
 
-/// Makes those of the sides; runs of another time must not get among those of this one.
-fn make_directories(out: &Path, sides: &[String], unfinished: &Path) -> anyhow::Result<()> {
-    for side in sides {
-        let dir = out.join(side);
-        if dir.exists() {
+/// Refuses an `out` that has runs of these sides from another time, which must not get among those of this one.
+///
+/// # Errors
+/// [`Problem::Usage`] with the directory that is there.
+pub fn check_is_new(out: &Path, sides: &[String]) -> anyhow::Result<()> {
+    match sides.iter().map(|side| out.join(side)).find(|dir| dir.exists()) {
+        None => Ok(()),
+        Some(dir) => {
             let message = format!("{} exists already; choose a new directory with --out", dir.display());
-            return Err(Problem::Usage(message).into());
+            Err(Problem::Usage(message).into())
         }
-        make_directory(&dir)?;
     }
+}
+
+fn make_directories(out: &Path, sides: &[String], unfinished: &Path) -> anyhow::Result<()> {
+    check_is_new(out, sides)?;
+    sides.iter().try_for_each(|side| make_directory(&out.join(side)))?;
     make_directory(unfinished)
 }
 

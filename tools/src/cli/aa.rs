@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::ab::{metrics, target};
+use super::page::Page;
 use super::run::{self, Load};
 use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::ab::{Noise, Plan, collect, measure, noise};
@@ -85,6 +85,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let mut metrics = metrics(&args.metrics, target.command.is_some() || !base.dut_pids.is_empty());
     // Its logarithm is none where nothing is lost; what is lost is in the notes.
     metrics.retain(|metric| metric.by_ratio());
+    let page = args.out.as_ref().map(|out| Page::claim(&out.join(AA_JSON))).transpose()?;
     let stop = super::stop_flag()?;
     let plan =
         Plan { sides: vec!["A".to_owned()], blocks: args.runs, seed: base.seed, out: args.out.clone() };
@@ -100,16 +101,15 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let group = &collected.groups[0];
     let mut found = found(group, &metrics, args.per_side, base.seed);
     found.shortfall = collected.shortfall(plan.runs());
-    if let Some(out) = &args.out {
-        let path = out.join(AA_JSON);
-        let text = format!("{}\n", serde_json::to_string_pretty(&found)?);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    // What was measured is printed even where it cannot be written.
+    let text = format!("{}\n", serde_json::to_string_pretty(&found)?);
+    let written = page.map_or(Ok(()), |page| page.write(&text));
     if args.json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&found)?))?;
+        super::print(&text)?;
     } else {
         super::print(&report(&found, &metrics).to_text())?;
     }
+    written?;
     if let Some(failure) = collected.failure.take() {
         return Err(failure);
     }

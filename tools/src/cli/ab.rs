@@ -11,7 +11,7 @@ use super::judging::{self, Judging};
 use super::run::{self, Load};
 use super::{EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::ab::designs::{Designs, Through};
-use crate::ab::{Collected, Plan, Target, collect, measure};
+use crate::ab::{Collected, Plan, Target, check_is_new, collect, measure};
 use crate::demo;
 use crate::judge::{
     Difference, Group, Judgement, Metric, difference_table, differences, notes, verdict_table,
@@ -178,6 +178,10 @@ fn of_designs(args: Args) -> anyhow::Result<Found> {
     };
     let through: Vec<Through> = args.through.into_iter().filter(possible).collect();
     let bar = progress::bar((through.len() * names.len()) as u64 * u64::from(args.blocks));
+    // What is found only behind the first table would cost that.
+    for out in args.out.iter().flat_map(|out| through.iter().map(|through| out.join(through.name()))) {
+        check_is_new(&out, &names)?;
+    }
     for through in through {
         let plan = Plan {
             sides: names.clone(),
@@ -185,10 +189,17 @@ fn of_designs(args: Args) -> anyhow::Result<Found> {
             seed: base.seed,
             out: args.out.as_ref().map(|out| out.join(through.name())),
         };
-        let mut collected = collect(&plan, &stop, &bar, |turn| {
+        let collected = collect(&plan, &stop, &bar, |turn| {
             let label = format!("{} {}", through.name(), names[turn.side]);
             designs.measure(args.io[turn.side], through, &turn.spec(&base, &label, &stop), turn.progress)
-        })?;
+        });
+        let mut collected = match collected {
+            Ok(collected) => collected,
+            Err(error) => {
+                failure = Some(error.context(format!("through the {}", through.name())));
+                break;
+            }
+        };
         interrupted = collected.interrupted;
         let sides = names.iter().map(|name| (name.clone(), format!("--io {name}"))).collect();
         let (of, planned) = ((through.name(), sides), plan.runs());

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use super::{EXIT_FILES, EXIT_INTERRUPTED, EXIT_INVALID};
 use crate::demo::isolate;
 use crate::format::bundle;
-use crate::lab::{self, DEMO, Scenario, Verdict};
+use crate::lab::{self, DEMO, Ran, Scenario, Verdict};
 use crate::progress;
 use crate::run::Problem;
 use crate::run::verdict::Validity;
@@ -109,7 +109,7 @@ fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> 
     let log = out.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let ran = lab::run(&scenario, &stop, log, |share| progress::step(&bar, 0, share));
     bar.finish_and_clear();
-    let (result, verdicts) = ran?;
+    let Ran { result, verdicts, failure } = ran?;
     // What was measured is printed even where it cannot be written.
     let written = out.map_or(Ok(()), |dir| bundle::write(&result, dir));
     if json {
@@ -120,6 +120,9 @@ fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> 
         super::print(&format!("{}{lines}", super::run::text(&result, out.filter(|_| written.is_ok()))))?;
     }
     written?;
+    if let Some(failure) = failure {
+        return Err(failure.context("what was measured is printed, but a program ended meanwhile"));
+    }
     let holds = verdicts.iter().all(|verdict| verdict.holds);
     Ok(match (result.interrupted, result.verdict.validity) {
         (true, _) => ExitCode::from(EXIT_INTERRUPTED),

@@ -11,6 +11,7 @@ mod files;
 mod gate;
 mod judging;
 mod lab;
+mod page;
 mod reflect;
 mod replay;
 mod report;

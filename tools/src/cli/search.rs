@@ -77,6 +77,9 @@ fn width(text: &str) -> Result<f64, String> {
 pub(super) struct Outcome {
     /// What the generator itself can do, in datagrams a second, where it was measured.
     pub(super) ceiling: Option<f64>,
+    /// What was known of that when its measurement was broken off, and with it all that was to follow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) calibration: Option<Found>,
     /// The range that was searched.
     pub(super) range: [f64; 2],
     /// One for each goal.
@@ -90,6 +93,26 @@ pub(super) struct Outcome {
     /// What kept a trial from being made, and with it all that were to follow.
     #[serde(skip)]
     pub(super) failure: Option<anyhow::Error>,
+}
+
+impl Outcome {
+    /// Of a search that its calibration did not get to.
+    fn uncalibrated(known: Found, min: f64, ended: anyhow::Result<End>) -> Self {
+        let (end, failure) = match ended {
+            Ok(end) => (Some(end), None),
+            Err(failure) => (None, Some(failure)),
+        };
+        Self {
+            ceiling: None,
+            range: [min, known.lower.unwrap_or(min)],
+            calibration: Some(known),
+            found: Vec::new(),
+            trials: Vec::new(),
+            limited: false,
+            end,
+            failure,
+        }
+    }
 }
 
 /// Calibrates where no highest rate is given, and searches.
@@ -107,9 +130,10 @@ pub(super) fn outcome(
     let max = match range.max {
         Some(max) => max.packets_per_second(base.mean_size()),
         None => {
-            let (found, end) = with_reflector(base, |spec| ceiling(spec, range.budget, stop, &bar))?;
-            if end == End::Interrupted {
-                return Err(Problem::Interrupted.into());
+            let (found, ended) = with_reflector(base, |spec| ceiling(spec, range.budget, stop, &bar))?;
+            if !matches!(ended, Ok(End::Over | End::OutOfTime)) {
+                bar.finish_and_clear();
+                return Ok(Outcome::uncalibrated(found, min, ended));
             }
             let Some(ceiling) = found.lower else {
                 return Err(Problem::Setup(
@@ -141,6 +165,7 @@ pub(super) fn outcome(
     };
     Ok(Outcome {
         ceiling: generator,
+        calibration: None,
         range: [min, max],
         found: search.found(),
         trials: search.trials().cloned().collect(),
@@ -158,15 +183,20 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     base.check_rate_is_free()?;
     let stop = super::stop_flag()?;
     let mut outcome = outcome(&base, args.goal, &args.range, &stop)?;
-    if args.json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(&outcome)?))?;
-    } else {
-        super::print(&report(&outcome, &base).to_text())?;
-    }
+    print(&outcome, &base, args.json)?;
     if let Some(failure) = outcome.failure.take() {
         return Err(failure.context("the search broke off; what the trials before say is printed"));
     }
     Ok(exit(&outcome))
+}
+
+/// Prints what was found, as tables or as JSON.
+pub(super) fn print(outcome: &Outcome, base: &RunSpec, json: bool) -> anyhow::Result<()> {
+    if json {
+        super::print(&format!("{}\n", serde_json::to_string_pretty(outcome)?))
+    } else {
+        super::print(&report(outcome, base).to_text())
+    }
 }
 
 fn exit(outcome: &Outcome) -> ExitCode {
@@ -199,9 +229,17 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
         .iter()
         .filter_map(|found| Some(format!("{}: {}", found.goal, found.note.as_ref()?)))
         .collect();
-    notes.push(match outcome.ceiling {
-        Some(ceiling) => format!("generator: {} by itself, to a reflector on loopback", units::rate(ceiling)),
-        None => "generator: not calibrated, because --max was given".to_owned(),
+    let known = |rate: Option<f64>| rate.map_or("unknown".to_owned(), units::rate);
+    notes.push(match (outcome.ceiling, &outcome.calibration) {
+        (Some(ceiling), _) => {
+            format!("generator: {} by itself, to a reflector on loopback", units::rate(ceiling))
+        }
+        (None, Some(Found { lower, upper, .. })) => format!(
+            "generator: its calibration was broken off; it keeps {}, and what it does not keep is {}",
+            known(*lower),
+            known(*upper)
+        ),
+        (None, None) => "generator: not calibrated, because --max was given".to_owned(),
     });
     let bits =
         outcome.found.iter().filter_map(|found| found.lower).fold(0.0, f64::max) * 8.0 * base.mean_size();
@@ -329,4 +367,33 @@ fn calibration(found: &Calibration, base: &RunSpec) -> Report {
     let table = Table { header: ["generator", "value", ""].map(str::to_owned).into(), rows };
     let section = Section { table, notes, ..Section::default() };
     Report { title: "towpath-lab calibrate".to_owned(), notes: Vec::new(), sections: vec![section] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_calibration_knew_when_it_was_interrupted_is_told() {
+        let base = RunSpec::new(Kind::Udp, ([127, 0, 0, 1], 9).into());
+        let range = Range {
+            from: Rate::Packets(1_000.0),
+            max: None,
+            force: false,
+            width: 0.005,
+            budget: Duration::from_secs(60),
+        };
+        let stop = Arc::new(AtomicBool::new(true));
+        let mut outcome = outcome(&base, vec!["ndr".parse().unwrap()], &range, &stop).unwrap();
+        assert_eq!((outcome.end, outcome.found.len()), (Some(End::Interrupted), 0));
+        outcome.calibration.as_mut().unwrap().lower = Some(5_000.0);
+        let text = report(&outcome, &base).to_text();
+        assert!(
+            text.contains(
+                "its calibration was broken off; it keeps 5.00 kpps, and what it does not keep is unknown"
+            ),
+            "{text}"
+        );
+        assert!(serde_json::to_string(&outcome).unwrap().contains("\"calibration\":{"));
+    }
 }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use serde::Serialize;
 
+use super::page::Page;
 use super::run::{self, Load};
 use super::search::{self, Range};
 use super::{EXIT_INCONCLUSIVE, EXIT_INTERRUPTED, EXIT_INVALID};
@@ -92,24 +92,19 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let base = run::spec(args.kind, run::resolve(&args.target)?, args.load)?;
     base.check()?;
     base.check_rate_is_free()?;
+    let page = args.html.as_deref().map(Page::claim).transpose()?;
     let stop = super::stop_flag()?;
     let (whole, of) = match args.of {
         Some(rate) => (rate.packets_per_second(base.mean_size()), None),
         None => {
             let goal: Goal = "pdr:0.5%".parse().map_err(anyhow::Error::msg)?;
-            let outcome = search::outcome(&base, vec![goal], &args.range, &stop)?;
-            if let Some(failure) = outcome.failure {
-                return Err(failure.context("while searching for 100 %; give the rate with --of"));
-            }
-            if outcome.end == Some(End::Interrupted) {
-                return Err(Problem::Interrupted.into());
-            }
-            match whole(&outcome.found[0]) {
+            let mut outcome = search::outcome(&base, vec![goal], &args.range, &stop)?;
+            match whole(&outcome) {
                 Whole::Rate(rate, of) => (rate, of),
-                Whole::Nothing(why) => return Err(Problem::Setup(why).into()),
-                Whole::Undecided(why) => {
-                    super::tell(&why);
-                    return Ok(ExitCode::from(EXIT_INCONCLUSIVE));
+                without => {
+                    // What it found is all there is.
+                    search::print(&outcome, &base, args.json)?;
+                    return without_a_whole(without, outcome.failure.take());
                 }
             }
         }
@@ -146,9 +141,8 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     let mut report = report(&points, &groups, whole, &base);
     report.notes.extend(shortfall.clone());
     report.sections[0].notes.extend(of.clone());
-    if let Some(path) = &args.html {
-        std::fs::write(path, report.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    // What was measured is printed even where it cannot be written.
+    let written = page.map_or(Ok(()), |page| page.write(&report.to_html()));
     if args.json {
         let notes: Vec<String> = said(&groups).into_iter().chain(of).collect();
         let json =
@@ -157,6 +151,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         super::print(&report.to_text())?;
     }
+    written?;
     let is_believed = groups.iter().all(|group| group.doubts().is_empty());
     if let Some(failure) = collected.failure.take() {
         return Err(failure);
@@ -177,9 +172,34 @@ enum Whole {
     Nothing(String),
     /// It did not come to an end; what it knows.
     Undecided(String),
+    /// It was interrupted.
+    Interrupted,
+    /// A trial could not be made.
+    Failed,
 }
 
-fn whole(found: &Found) -> Whole {
+/// How a sweep ends whose search has found no rate.
+fn without_a_whole(whole: Whole, failure: Option<anyhow::Error>) -> anyhow::Result<ExitCode> {
+    match (whole, failure) {
+        (_, Some(failure)) => Err(failure.context("while searching for 100 %; give the rate with --of")),
+        (Whole::Nothing(why), None) => Err(Problem::Setup(why).into()),
+        (Whole::Undecided(why), None) => {
+            super::tell(&why);
+            Ok(ExitCode::from(EXIT_INCONCLUSIVE))
+        }
+        _ => Err(Problem::Interrupted.into()),
+    }
+}
+
+fn whole(outcome: &search::Outcome) -> Whole {
+    match (&outcome.failure, outcome.end, outcome.found.first()) {
+        (Some(_), ..) => Whole::Failed,
+        (None, Some(End::Interrupted), _) | (None, _, None) => Whole::Interrupted,
+        (None, _, Some(found)) => whole_of(found),
+    }
+}
+
+fn whole_of(found: &Found) -> Whole {
     let give = "give the rate with --of";
     if !found.complete {
         let bound = |rate: Option<f64>| rate.map_or("unknown".to_owned(), units::rate);
@@ -295,12 +315,14 @@ mod tests {
 
     #[test]
     fn a_bound_that_is_undecided_is_not_a_hundred_percent() {
-        assert_eq!(whole(&found(true, Some(5e3), Some(6e3))), Whole::Rate(5e3, None));
-        let Whole::Undecided(why) = whole(&found(false, Some(5e3), Some(6e3))) else { panic!("decided") };
+        assert_eq!(whole_of(&found(true, Some(5e3), Some(6e3))), Whole::Rate(5e3, None));
+        let Whole::Undecided(why) = whole_of(&found(false, Some(5e3), Some(6e3))) else { panic!("decided") };
         assert!(why.contains("5.00 kpps") && why.contains("6.00 kpps") && why.contains("--budget"), "{why}");
-        let Whole::Nothing(why) = whole(&found(true, None, Some(1e3))) else { panic!("a rate") };
+        let Whole::Nothing(why) = whole_of(&found(true, None, Some(1e3))) else { panic!("a rate") };
         assert!(why.contains("as it is") && why.contains("--of"), "{why}");
-        let Whole::Rate(rate, Some(note)) = whole(&found(true, Some(5e3), None)) else { panic!("no note") };
+        let Whole::Rate(rate, Some(note)) = whole_of(&found(true, Some(5e3), None)) else {
+            panic!("no note")
+        };
         assert!(rate == 5e3 && note.contains("no limit of the device (as it is)"), "{note}");
     }
 

@@ -22,5 +22,5 @@ pub use claim::Claim;
 pub use enter::exec;
 pub use keeper::{down, up};
 pub use role::dispatch;
-pub use run::{Verdict, run};
+pub use run::{Ran, Verdict, run};
 pub use scenario::{DEMO, Scenario, ScenarioError};

@@ -32,6 +32,17 @@ pub struct Verdict {
     pub found: String,
 }
 
+/// What a scenario came to.
+#[derive(Debug)]
+pub struct Ran {
+    /// What was measured.
+    pub result: RunResult,
+    /// What became of each claim.
+    pub verdicts: Vec<Verdict>,
+    /// The program that ended meanwhile, which makes nothing of what was measured untrue, but the scenario another.
+    pub failure: Option<anyhow::Error>,
+}
+
 /// Runs a scenario, with an interval log where one is named. This process must be in a network namespace of its own already; call it from
 /// the main thread.
 ///
@@ -42,7 +53,7 @@ pub fn run(
     stop: &Arc<AtomicBool>,
     log: Option<PathBuf>,
     progress: impl Fn(f64) + Send,
-) -> anyhow::Result<(RunResult, Vec<Verdict>)> {
+) -> anyhow::Result<Ran> {
     let load = scenario.load.as_ref().ok_or_else(|| {
         Problem::Usage(
             "the scenario has no [load], so there is nothing to run; `towpath-lab lab up` makes its hosts"
@@ -55,16 +66,20 @@ pub fn run(
     let mut secrets = Secrets::new(&directory.0)?;
     let mut programs = Programs::start(scenario, &hosts, &directory.0, &mut secrets, &new_mark(), stop)?;
     let result = run_load(load, &hosts, &mut secrets, log, stop, progress);
-    // Why a program ended says more than what the load saw of it.
-    programs.check()?;
+    let ended = programs.check();
     programs.stop();
-    let result = result?;
+    let (result, failure) = match (result, ended) {
+        (Ok(result), ended) => (result, ended.err()),
+        // Why a program ended says more than what the load saw of it.
+        (Err(_), Err(ended)) => return Err(ended),
+        (Err(error), Ok(())) => return Err(error),
+    };
     let judged = load.claims.iter().map(|claim| {
         let (holds, found) = claim.judge(&result);
         Verdict { claim: claim.to_string(), holds, found }
     });
     let verdicts = judged.collect();
-    Ok((result, verdicts))
+    Ok(Ran { result, verdicts, failure })
 }
 
 fn run_load(

@@ -32,6 +32,9 @@ const HISTOGRAMS: usize = 4;
 const LINES_MAX: u64 = 8_192;
 /// How often it is looked whether the receiver has ended without a word.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long after the drain something may still be received: the sender gives up, and the receiver looks at the time, some tenths of
+/// a second late.
+const OVERTIME: Duration = Duration::from_secs(1);
 
 fn histogram() -> Histogram<u32> {
     Histogram::new_with_bounds(1, HIGHEST_NS, DIGITS).expect("valid bounds")
@@ -40,7 +43,9 @@ fn histogram() -> Histogram<u32> {
 /// The length of a line of the log of a run, in nanoseconds.
 #[must_use]
 pub fn length_ns(spec: &RunSpec) -> u64 {
-    let [asked_ns, run_ns] = [spec.interval, spec.duration].map(|time| time.as_nanos() as u64);
+    // Arrivals go on through the drain, each of which may be in a line of its own.
+    let receiving = spec.duration + spec.drain + OVERTIME;
+    let [asked_ns, run_ns] = [spec.interval, receiving].map(|time| time.as_nanos() as u64);
     asked_ns.max(run_ns.div_ceil(LINES_MAX)).max(1)
 }
 
@@ -350,6 +355,18 @@ mod tests {
         assert_eq!((length_ns(&lasting(800)), lengthened(&lasting(800))), (LENGTH_NS, None));
         let remark = lengthened(&lasting(8_192)).unwrap();
         assert!(remark.contains("1.00 s long instead of 100 ms"), "{remark}");
+    }
+
+    #[test]
+    fn what_arrives_in_the_drain_makes_no_lines_that_are_too_many() {
+        let spec = RunSpec {
+            interval: Duration::from_millis(1),
+            duration: Duration::from_secs(8),
+            drain: Duration::from_secs(60),
+            ..spec()
+        };
+        assert!(68_000_000_000 / length_ns(&spec) < LINES_MAX, "{}", length_ns(&spec));
+        assert!(lengthened(&spec).is_some());
     }
 
     #[test]

@@ -362,7 +362,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, found: Found) ->
         steal: steal_share(before.steal),
         peer_refused: ledgers.down.map_or(0, |down| down.refused),
         interrupted,
-        sender_waited_ns: outcome.waited_ns,
+        stalls: outcome.stalls,
         refusal: outcome.refusal.map(|error| error.to_string()),
         slack_error: outcome.slack_error,
     };
@@ -465,6 +465,7 @@ mod tests {
     use super::super::distribution::histogram;
     use super::super::kind::Kind;
     use super::super::ledger::Sent;
+    use super::super::stall::Stalls;
     use super::*;
 
     fn spec() -> RunSpec {
@@ -493,7 +494,7 @@ mod tests {
                 sent,
                 bytes: 0,
                 cpu_ns: 0,
-                waited_ns: None,
+                stalls: Stalls::default(),
                 lateness: histogram(),
                 asked: Vec::new(),
                 refusal: None,
@@ -528,7 +529,7 @@ mod tests {
                     sent,
                     bytes: 0,
                     cpu_ns: 0,
-                    waited_ns: None,
+                    stalls: Stalls::default(),
                     asked: Vec::new(),
                     lateness: histogram(),
                     refusal: None,

@@ -34,6 +34,7 @@ pub mod sender;
 pub mod server;
 pub mod sizes;
 mod spec;
+pub mod stall;
 pub mod tcp;
 pub mod trace;
 pub mod transmit;

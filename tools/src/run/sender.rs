@@ -8,7 +8,6 @@ use hdrhistogram::Histogram;
 
 use super::clock::{monotonic_ns, thread_cpu_ns};
 use super::distribution::histogram;
-use super::environment::waited_for_core_ns;
 use super::ledger::Sent;
 use super::live::Live;
 use super::pace::Pacer;
@@ -16,6 +15,7 @@ use super::payload::Phase;
 use super::receiver::Shared;
 use super::schedule::{Burst, Schedule};
 use super::spec::RunSpec;
+use super::stall::{Stalls, Watch};
 use super::transmit::Noted;
 
 /// How far behind the end of the run the sender may still be before it gives up on the rest of the schedule.
@@ -55,8 +55,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Processor time of the sending thread in the measured phase, its waiting included, in nanoseconds.
     pub cpu_ns: u64,
-    /// How long it was ready meanwhile and something else had its core, in nanoseconds, where the kernel says so.
-    pub waited_ns: Option<u64>,
+    /// How long it stood still meanwhile, and why.
+    pub stalls: Stalls,
     /// How much later than planned every measured datagram was sent.
     pub lateness: Histogram<u64>,
     /// The sends that asked when the device took them.
@@ -150,7 +150,9 @@ pub fn send(
 ) -> io::Result<Outcome> {
     let (pacer, slack_error) = Pacer::new(spec.pace);
     let flows = spec.flows as usize;
-    let mut sender = Sender { spec, outlet, pacer, stop, next: vec![0; flows], tally: Tally::new(spec) };
+    let watch = Watch::start();
+    let mut sender =
+        Sender { spec, outlet, pacer, stop, next: vec![0; flows], tally: Tally::new(spec), watch };
     sender.phase(Phase::Warmup, timing.warmup_ns, timing.warmup_end_ns)?;
     // What the warm-up came to does not count.
     sender.next.fill(0);
@@ -161,13 +163,14 @@ pub fn send(
     shared.is_warm.store(true, Ordering::Release);
     let start_ns = sender.wait_for_start(shared)?;
     let timing = timing.begun_at(start_ns);
-    let (cpu_before_ns, waited_before_ns) = (thread_cpu_ns(), waited_for_core_ns());
+    let cpu_before_ns = thread_cpu_ns();
+    sender.watch = Watch::start();
     sender.phase(Phase::Measured, timing.start_ns, timing.end_ns)?;
     sender.finish(timing.end_ns)?;
     let cpu_ns = thread_cpu_ns() - cpu_before_ns;
-    let waited_ns = waited_for_core_ns().zip(waited_before_ns).map(|(after, before)| after - before);
+    let stalls = sender.watch.stalls();
     let Tally { sent, bytes, lateness, refusal, .. } = sender.tally;
-    Ok(Outcome { sent, bytes, cpu_ns, waited_ns, lateness, asked: Vec::new(), refusal, slack_error })
+    Ok(Outcome { sent, bytes, cpu_ns, stalls, lateness, asked: Vec::new(), refusal, slack_error })
 }
 
 struct Sender<'a, O> {
@@ -178,6 +181,7 @@ struct Sender<'a, O> {
     /// The number of each flow's next datagram.
     next: Vec<u64>,
     tally: Tally,
+    watch: Watch,
 }
 
 impl<O: Outlet> Sender<'_, O> {
@@ -222,6 +226,7 @@ impl<O: Outlet> Sender<'_, O> {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
+            self.watch.look(now, due_ns);
             if now >= due_ns {
                 return Ok(Some(now));
             }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::distribution::{Distribution, Grade};
 use super::ledger::Ledger;
+use super::stall::Stalls;
 use crate::units;
 
 /// Smallest share of the schedule that must have been sent.
@@ -11,9 +12,6 @@ const OFFERED_MIN: f64 = 0.999;
 /// What of the lateness is looked at, and how many times the limit each may be: the limit is that of p99.9. Half of the datagrams
 /// must not be late by much of that, and no stall be much longer, which a fraction of a thousand would hide.
 const LATENESS: [(&str, f64); 4] = [("p50", 0.1), ("p99.9", 1.0), ("p99.99", 10.0), ("max", 10.0)];
-
-/// Waiting for its core for less than this in all does not explain that a sender is late, in nanoseconds.
-const WAITED_MIN_NS: u64 = 1_000_000;
 
 /// Whether a run can be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -84,8 +82,8 @@ pub struct Observations {
     pub peer_refused: u64,
     /// Whether the run was ended early.
     pub interrupted: bool,
-    /// How long the sender was ready and something else had its core, in nanoseconds, where the kernel says so.
-    pub sender_waited_ns: Option<u64>,
+    /// How long the sender did nothing although something was due, and why.
+    pub stalls: Stalls,
     /// Why the kernel refused the first send that it did.
     pub refusal: Option<String>,
     /// Why the timer slack could not be lowered.
@@ -205,17 +203,16 @@ fn limits(
 
 /// Who made the sender late, as far as the host tells, and what to do about it.
 fn whose(observed: &Observations) -> String {
-    match observed.sender_waited_ns {
-        Some(waited) if waited >= WAITED_MIN_NS => {
-            let waited = units::nanoseconds(waited);
-            format!("other threads had its core for {waited}: free a core, or send less")
-        }
-        Some(waited) => {
-            let waited = units::nanoseconds(waited);
-            format!(
-                "other threads had its core for {waited} only, so it was the kernel, the hypervisor or the load itself: send less"
-            )
-        }
+    let Stalls { still_ns, waited_ns } = observed.stalls;
+    let [waited, still] = [waited_ns.unwrap_or(0), still_ns].map(units::nanoseconds);
+    match observed.stalls.of_others() {
+        Some(true) => format!(
+            "other threads had its core for {waited} of the {still} that it stood still: free a core, or send less"
+        ),
+        Some(false) => format!(
+            "other threads had its core for {waited} only of the {still} that it stood still, so it was the kernel, the hypervisor or \
+             the load itself: send less"
+        ),
         None => "free a core, or send less".to_owned(),
     }
 }
@@ -292,7 +289,7 @@ mod tests {
             steal: None,
             peer_refused: 0,
             interrupted: false,
-            sender_waited_ns: None,
+            stalls: Stalls::default(),
             refusal: None,
             slack_error: None,
         }
@@ -388,14 +385,17 @@ mod tests {
 
     #[test]
     fn who_had_the_core_of_a_late_sender_is_named() {
-        let why = |sender_waited_ns| {
-            let found = verdict(&Observations { sender_waited_ns, ..fine() }, 2_000_000, 50_000);
+        let why = |still_ns, waited_ns| {
+            let stalls = Stalls { still_ns, waited_ns };
+            let found = verdict(&Observations { stalls, ..fine() }, 2_000_000, 50_000);
             assert_eq!(found.validity, Validity::GeneratorLimited);
             found.reasons.join("; ")
         };
-        assert!(why(Some(7_000_000)).contains("other threads had its core for 7.00 ms: free"));
-        assert!(why(Some(7_000)).contains("for 7.00 µs only, so it was the kernel"), "{}", why(Some(7_000)));
-        assert!(why(None).ends_with("; free a core, or send less"));
+        let (much, little) = (why(9_000_000, Some(7_000_000)), why(90_000_000, Some(7_000_000)));
+        assert!(much.contains("had its core for 7.00 ms of the 9.00 ms that it stood still: free"), "{much}");
+        assert!(little.contains("for 7.00 ms only of the 90.0 ms"), "{little}");
+        assert!(why(0, Some(0)).contains("so it was the kernel"), "the load itself");
+        assert!(why(2_000_000, None).ends_with("; free a core, or send less"));
     }
 
     #[test]

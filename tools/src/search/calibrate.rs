@@ -73,19 +73,23 @@ pub fn with_reflector<T>(
     })
 }
 
-/// Finds the highest rate that the generator offers on time and gets back whole from the reflector at `spec.target`.
+/// Finds the highest rate that the generator offers on time and gets back whole from the reflector at `spec.target`; how that ended
+/// is beside it, so that what is known is not lost with it.
 ///
 /// # Errors
-/// Those of [`run`].
+/// Those of the first [`run`].
 pub fn ceiling(
     spec: &RunSpec,
     budget: Duration,
     stop: &Arc<AtomicBool>,
     bar: &ProgressBar,
-) -> anyhow::Result<(Found, End)> {
+) -> anyhow::Result<(Found, anyhow::Result<End>)> {
     let mut search = search_for_ceiling()?;
-    let end = carry_out(&mut search, spec, budget, Unoffered::IsBad, stop, bar)?;
-    Ok((search.found().remove(0), end))
+    let ended = carry_out(&mut search, spec, budget, Unoffered::IsBad, stop, bar);
+    match ended {
+        Err(failure) if search.trials().next().is_none() => Err(failure),
+        ended => Ok((search.found().remove(0), ended)),
+    }
 }
 
 fn search_for_ceiling() -> anyhow::Result<Search> {

@@ -176,6 +176,22 @@ fn what_a_scenario_claims_is_judged() {
 }
 
 #[test]
+fn what_was_measured_is_printed_when_a_program_ended_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = small(directory.path(), r#"["lost > 5"]"#);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("--loss 10%", "--duration 100ms")).unwrap();
+    let Some((code, text, errors)) = done(lab(directory.path(), &["run", &path])) else { return };
+    assert!(
+        code == 5
+            && errors.contains("a program ended meanwhile")
+            && errors.contains("towpath-lab on b ended"),
+        "{code} {text}{errors}"
+    );
+    assert!(text.contains("account: intended ") && text.contains("\nholds  lost > 5"), "{text}{errors}");
+}
+
+#[test]
 fn a_tunnel_from_behind_nat_that_drops_is_accounted_for_to_the_last_datagram() {
     let directory = tempfile::tempdir().unwrap();
     let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/narrow.toml");

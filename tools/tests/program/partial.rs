@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::bad_reflector::{BadReflector, Plan};
 use super::judging::SHORT;
-use super::lab;
+use super::left_out::left_out;
+use super::{lab, output};
 
 /// A process to be observed: when it is gone, no further run can be made.
 struct Observed(Child);
@@ -89,7 +90,7 @@ fn noise_that_was_measured_is_kept_when_a_run_cannot_be_made() {
 #[test]
 fn loads_that_were_measured_are_kept_when_a_run_cannot_be_made() {
     let dir = tempfile::tempdir().unwrap();
-    let (out, page) = (dir.path().join("sweep"), dir.path().join("sweep.html"));
+    let (out, page) = (dir.path().join("sweep"), dir.path().join("pages/sweep.html"));
     let reflector = BadReflector::start(Plan::default());
     let target = reflector.address.to_string();
     let sweep = ["sweep", "udp", &target, "--of", "2kpps", "--points", "50,100", "--blocks", "500"];
@@ -116,4 +117,50 @@ fn trials_that_were_made_are_kept_when_one_cannot_be_made() {
     assert!(!found["trials"].as_array().unwrap().is_empty(), "{found}");
     assert_eq!(found["found"][0]["complete"], false);
     assert!(stderr.contains("the search broke off"), "{stderr}");
+}
+
+#[test]
+fn trials_for_the_whole_of_a_sweep_are_kept_when_one_cannot_be_made() {
+    let reflector = BadReflector::start(Plan::default());
+    let target = reflector.address.to_string();
+    let sweep = ["sweep", "udp", &target, "--max", "2kpps"];
+    let (text, stderr) = cut_short(&sweep, || reflector.began_ns.load(Ordering::Relaxed) > 0);
+    reflector.finish();
+    assert!(text.contains("towpath-lab search") && text.contains("the search broke off"), "{text}");
+    // The trial that was under way came to its end.
+    let trials = text.split("Trials").nth(1).unwrap();
+    assert!(trials.contains(" kpps ") || trials.contains(" pps "), "{text}");
+    assert!(stderr.contains("while searching for 100 %"), "{stderr}");
+}
+
+#[test]
+fn what_could_not_be_written_at_the_end_is_refused_at_the_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("file"), dir.path().join("out"));
+    fs::write(&file, "").unwrap();
+    let page = file.join("page.html");
+    let (code, text, stderr) =
+        output(&["sweep", "udp", "127.0.0.1:9", "--of", "2kpps", "--html", path(&page), "--out", path(&out)]);
+    assert!(code == 1 && text.is_empty() && stderr.contains("file/page.html"), "{code} {text} {stderr}");
+    assert!(!out.exists(), "nothing was begun");
+    fs::create_dir_all(out.join("aa.json")).unwrap();
+    let (code, text, stderr) = output(&["aa", "udp", "127.0.0.1:9", "--out", path(&out)]);
+    assert!(code == 1 && text.is_empty() && stderr.contains("out/aa.json"), "{code} {text} {stderr}");
+    assert!(!out.join("A").exists(), "nothing was begun");
+}
+
+#[test]
+fn runs_of_another_time_in_a_later_part_are_found_before_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("tunnel/drop")).unwrap();
+    let ab = ["ab", "--io", "suspend,drop", "--blocks", "1", "--out", path(dir.path())];
+    let (code, text, stderr) = output(&[&ab[..], &SHORT[..]].concat());
+    if text.contains("left out: tunnel") {
+        return left_out("a tunnel's part of ab: its network cannot be made here");
+    }
+    assert!(
+        code == 2 && stderr.contains("tunnel/drop exists already") && text.is_empty(),
+        "{code} {text} {stderr}"
+    );
+    assert!(!dir.path().join("relay").exists(), "nothing was begun");
 }
