@@ -765,6 +765,12 @@ fn a_reload_sets_the_tunnel_to_its_file_while_packets_pass() {
     assert!(reload.status.success(), "{reload:?}");
     assert_eq!(told(&reload), "towpath: again: 0 peers added, 0 changed, 0 removed\n");
 
+    // By its name alone it takes the file it was brought up with, which lies where no name is looked up.
+    let by_name = |command: &str| hosts.a.run(|| hosts.towpath(&[command, "again"]).output().unwrap());
+    let reload = by_name("reload");
+    assert_eq!(told(&reload), "towpath: again: 0 peers added, 0 changed, 0 removed\n");
+    assert_eq!(by_name("strip").stdout, ask("strip").stdout);
+
     // Another prefix of the same peer, and one peer more.
     let more =
         "\n[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nAllowedIPs = 10.77.0.0/16\n";
@@ -808,6 +814,8 @@ fn a_reload_sets_the_tunnel_to_its_file_while_packets_pass() {
     assert!(socket.exists());
     assert!(hosts.down("again").status.success());
     assert!(!socket.exists());
+    let gone = by_name("reload");
+    assert!(told(&gone).contains("/etc/towpath/again.conf"), "nobody runs it any more: {gone:?}");
     let gone = ask("reload");
     assert_eq!(gone.status.code(), Some(2), "the file is still wrong: {gone:?}");
     hosts.file("again.conf", &text);

@@ -32,7 +32,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
-    let file = config::find(&flags.file)?;
+    let file = host::find_running(&flags.file)?;
     let (config, warnings) = Config::load(&file)?;
     let name = config::interface_name(&file)?;
     let say = |text: &str| {

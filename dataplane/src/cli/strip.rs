@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::Failure;
 use crate::config::{self, Config};
+use crate::host;
 use crate::show;
 use crate::uapi::DIRECTORY;
 use crate::uapi::status::{Device, Wanted};
@@ -21,7 +22,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
-    let file = config::find(&flags.file)?;
+    let file = host::find_running(&flags.file)?;
     let (config, _) = Config::load(&file)?;
     let name = config::interface_name(&file)?;
     if config.private_key.is_zero() {

@@ -216,11 +216,9 @@ pub fn find(given: &Path) -> Result<PathBuf, ConfigError> {
         return Ok(file.clone());
     }
     let [first, second, third] = kept.map(|file| file.display().to_string());
-    let here = if given.exists() {
-        format!("; the one in this directory is ./{}", given.display())
-    } else {
-        String::new()
-    };
+    let beside = ["", ".conf", ".toml"].map(|ending| format!("./{}{ending}", given.display()));
+    let here = beside.iter().find(|file| Path::new(file).is_file());
+    let here = here.map_or_else(String::new, |file| format!("; the one in this directory is {file}"));
     Err(ConfigError {
         file: given.into(),
         line: None,
@@ -231,7 +229,8 @@ pub fn find(given: &Path) -> Result<PathBuf, ConfigError> {
 }
 
 /// Whether this is a name without a path and without the ending of a configuration.
-fn is_name(given: &Path) -> bool {
+#[must_use]
+pub fn is_name(given: &Path) -> bool {
     let has_ending = given.extension().is_some_and(|end| end == "conf" || end == "toml");
     !has_ending && given.file_name() == Some(given.as_os_str())
 }

@@ -5,6 +5,7 @@
 //! kernel knows which process that is) runs the tunnel. Its lines are JSON and are only ever appended:
 //!
 //! ```text
+//!  {"runs":"/etc/towpath/wg0.conf"}
 //!  {"done":{"rule":{…}}}
 //!  {"taken_back":true}
 //! ```
@@ -62,6 +63,10 @@ enum Line {
     },
     TakenBack {
         taken_back: bool,
+    },
+    /// The configuration of the tunnel, for whoever is to read it again.
+    Runs {
+        runs: PathBuf,
     },
 }
 
@@ -140,6 +145,14 @@ impl Journal {
         Ok(())
     }
 
+    /// Writes down which configuration the tunnel has, by its absolute path.
+    ///
+    /// # Errors
+    /// When it cannot be written, as with a path that is not UTF-8.
+    pub fn note_file(&mut self, file: &Path) -> io::Result<()> {
+        self.append(&Line::Runs { runs: file.to_owned() })
+    }
+
     /// What is to be taken back next: the newest step.
     #[must_use]
     pub fn newest(&self) -> Option<&Step> {
@@ -206,10 +219,29 @@ fn steps_in(text: &str) -> Vec<Step> {
             // It has its place: a later line may say that it is taken back.
             Ok(Line::Unknown { .. }) => steps.push(Step::Unknown),
             Ok(Line::TakenBack { .. }) => _ = steps.pop(),
-            Err(_) => {}
+            Ok(Line::Runs { .. }) | Err(_) => {}
         }
     }
     steps
+}
+
+/// The configuration that the last process to run this tunnel has noted.
+fn file_in(text: &str) -> Option<PathBuf> {
+    text.lines().rev().find_map(|line| match serde_json::from_str(line) {
+        Ok(Line::Runs { runs }) => Some(runs),
+        _ => None,
+    })
+}
+
+/// The configuration of a tunnel of this network namespace that another process runs; `None` where nobody does, or that is
+/// not known. Not for a process that has a journal open: it would lose its lock.
+#[must_use]
+pub fn file_of(directory: &Path, interface: &str) -> Option<PathBuf> {
+    let file = File::open(path(directory, interface).ok()?).ok()?;
+    holder(&file).ok()??;
+    let mut text = String::new();
+    (&file).take(LENGTH_MAX).read_to_string(&mut text).ok()?;
+    file_in(&text)
 }
 
 /// Who has a file locked; `None` when nobody has it any more.
@@ -320,6 +352,23 @@ mod tests {
         assert_eq!(found(&[&one, unknown, &two]), [hook("one"), Step::Unknown, hook("two")]);
         assert_eq!(found(&[&one, "\"bridge\"", "{\"done\":{\"bri", "{}", back]), []);
         assert_eq!(found(&[&one, more]).len(), 2, "more is said about it than is known");
+    }
+
+    #[test]
+    fn the_configuration_is_noted_and_is_no_step() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let mut journal = free(folder.path());
+        for file in ["/one/wg0.conf", "/two/wg0.conf"] {
+            journal.note(hook(file)).expect("noted");
+            journal.note_file(Path::new(file)).expect("noted");
+        }
+        journal.forget_newest();
+        let text = fs::read_to_string(&journal.path).expect("text");
+        assert_eq!(steps_in(&text), [hook("/one/wg0.conf")]);
+        assert_eq!(file_in(&text).as_deref(), Some(Path::new("/two/wg0.conf")));
+        assert_eq!(file_in("{\"taken_back\":true}\n{\"runs\":\"/one"), None);
+        drop(journal);
+        assert_eq!(file_of(folder.path(), "wg0"), None, "nobody runs it");
     }
 
     #[test]

@@ -28,10 +28,22 @@ use serde::{Deserialize, Serialize};
 pub use self::journal::{Found, Journal};
 use self::names::Resolver;
 pub(crate) use self::routes::is_connected;
-use crate::config::{Config, HostSection};
+use crate::config::{self, Config, ConfigError, HostSection};
 use crate::netlink::{Handle, Rule};
 use crate::sys::signal::{self, Signal, StopSignals};
 use crate::tunnel::apart::apart;
+
+/// The configuration that is meant by a name alone: that of the tunnel that runs under it, or one that is kept for it.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn find_running(given: &Path) -> Result<PathBuf, ConfigError> {
+    let running = || journal::file_of(&journal::directory(), given.to_str()?);
+    match config::is_name(given).then(running).flatten() {
+        Some(file) => Ok(file),
+        None => config::find(given),
+    }
+}
 
 /// Something that was done to the host, with what is needed to take it back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +164,12 @@ impl Host {
                 "a process that was killed has left something of {interface} behind: it is taken back"
             );
             host.take_back_all();
+        }
+        // What is no file, such as a pipe, cannot be read again.
+        if host.file.is_file()
+            && let Err(error) = host.journal.note_file(&host.file)
+        {
+            tracing::info!("`towpath reload {interface}` does not find this file: {error}");
         }
         Ok(host)
     }
