@@ -16,7 +16,7 @@ use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
 use super::intervals::{self, Begun, Intervals};
 use super::ledger::Ledger;
-use super::path::socket_drops;
+use super::path::{socket_drops, tells_drops};
 use super::peer::{Books, Peer};
 use super::receiver::{Receiver, Shared};
 use super::result::{Histograms, Latency, RunResult, SCHEMA};
@@ -351,6 +351,7 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, found: Found) ->
         up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, gone(&up))),
         down: ledgers.down.map(|down| Distribution::new(&receiver.down, gone(&down))),
     };
+    let steal = steal_share(before.steal);
     let observed = Observations {
         ledger,
         legs_balance: ledgers.up.iter().chain(&ledgers.down).all(Ledger::balances),
@@ -359,7 +360,8 @@ fn assemble(spec: &RunSpec, sockets: &[UdpSocket], run_id: u64, found: Found) ->
         suspended_ns: suspended_ns().saturating_sub(before.suspended_ns),
         unknown_arrivals: receiver.unknown + peer.as_ref().map_or(0, |peer| peer.unknown),
         clock_step_ns,
-        steal: steal_share(before.steal),
+        steal,
+        unchecked: unchecked(tells_drops(sockets), steal),
         peer_refused: ledgers.down.map_or(0, |down| down.refused),
         interrupted,
         stalls: outcome.stalls,
@@ -456,6 +458,13 @@ fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
 fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
     let ((all_before, stolen_before), (all, stolen)) = (before?, steal_ticks()?);
     (all > all_before).then(|| stolen.saturating_sub(stolen_before) as f64 / (all - all_before) as f64)
+}
+
+/// Which of the generator's own faults it could not look for.
+fn unchecked(tells_drops: bool, steal: Option<f64>) -> Vec<&'static str> {
+    let drops = (!tells_drops).then_some("what its own sockets dropped (the kernel has no SO_MEMINFO here)");
+    let steal = steal.is_none().then_some("what the hypervisor took (/proc/stat does not say)");
+    drops.into_iter().chain(steal).collect()
 }
 
 #[cfg(test)]
@@ -555,6 +564,15 @@ mod tests {
         assert_eq!(found(reasons(7_000_000_000, 0)), [true, false]);
         // What lies between the readings of two clocks is no millisecond.
         assert_eq!(found(reasons(0, 7_000_500_000)), [false, true]);
+    }
+
+    #[test]
+    fn a_check_that_cannot_be_made_is_named() {
+        assert_eq!(unchecked(true, Some(0.0)), Vec::<&str>::new());
+        let said = |tells, steal| unchecked(tells, steal).join("; ");
+        assert!(said(false, Some(0.0)).starts_with("what its own sockets dropped"));
+        assert!(said(true, None).starts_with("what the hypervisor took"));
+        assert_eq!(unchecked(false, None).len(), 2);
     }
 
     #[test]

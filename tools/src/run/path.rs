@@ -112,6 +112,12 @@ pub fn socket_drops(sockets: &[UdpSocket]) -> u64 {
     sockets.iter().filter_map(|socket| socket.dropped().ok()).map(u64::from).sum()
 }
 
+/// Whether the kernel tells what [`socket_drops`] counts, of each of `sockets`.
+#[must_use]
+pub fn tells_drops(sockets: &[UdpSocket]) -> bool {
+    sockets.iter().all(|socket| socket.dropped().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +133,7 @@ mod tests {
         }
         assert!(socket_drops(std::slice::from_ref(&victim)) > 100);
         assert_eq!(socket_drops(std::slice::from_ref(&other)), 0);
+        assert!(tells_drops(&[victim, other]));
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub struct Observations {
     pub clock_step_ns: u64,
     /// Share of processor time that the hypervisor took, 0 to 1.
     pub steal: Option<f64>,
+    /// What could not be found out, and so is no fault above.
+    pub unchecked: Vec<&'static str>,
     /// Datagrams refused when the in-process peer sent them back.
     pub peer_refused: u64,
     /// Whether the run was ended early.
@@ -221,7 +223,9 @@ fn whose(observed: &Observations) -> String {
 fn notes(observed: &Observations) -> Vec<String> {
     let refused = observed.ledger.refused;
     let slack = observed.slack_error.as_ref();
+    let unchecked = &observed.unchecked;
     [
+        (!unchecked.is_empty()).then(|| format!("not checked: {}", unchecked.join("; "))),
         (refused > 0).then(|| format!("{refused} sends were refused by the kernel{}", refusal(observed))),
         observed
             .steal
@@ -287,6 +291,7 @@ mod tests {
             unknown_arrivals: 0,
             clock_step_ns: 0,
             steal: None,
+            unchecked: Vec::new(),
             peer_refused: 0,
             interrupted: false,
             stalls: Stalls::default(),
@@ -345,6 +350,14 @@ mod tests {
     fn a_little_steal_is_a_note() {
         let found = verdict(&Observations { steal: Some(0.03), ..fine() }, 1_000, 50_000);
         assert_eq!((found.validity, found.notes.len()), (Validity::Valid, 1));
+    }
+
+    #[test]
+    fn what_could_not_be_checked_is_a_note() {
+        let unchecked = vec!["what the hypervisor took", "the moon"];
+        let found = verdict(&Observations { unchecked, ..fine() }, 1_000, 50_000);
+        assert_eq!(found.validity, Validity::Valid);
+        assert_eq!(found.notes, ["not checked: what the hypervisor took; the moon"]);
     }
 
     /// So many of each.
