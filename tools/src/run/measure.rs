@@ -197,7 +197,7 @@ where
     progress(1.0);
     let timing = timing.begun_at(shared.start().unwrap_or(start_ns));
     let interrupted = stop.load(Ordering::Relaxed);
-    let measured_ns = measured_ns(timing, interrupted);
+    let measured_ns = measured_ns(timing, interrupted, shared.sender_done_ns.load(Ordering::Acquire));
     // What was measured counts more than how it went over time.
     let log_error = logged.and_then(|log| log.and_then(|log| log.finish(measured_ns)).err());
     let found = Found { outcome, receiver, peer, before, used, clock_step_ns, interrupted, measured_ns };
@@ -468,9 +468,9 @@ impl Carried {
     }
 }
 
-/// The length of measured sending; an interrupted run ended now at the latest.
-fn measured_ns(timing: Timing, interrupted: bool) -> u64 {
-    let end_ns = if interrupted { timing.end_ns.min(monotonic_ns()) } else { timing.end_ns };
+/// The length of measured sending; an interrupted run ended with its sender, and not with the drain behind it.
+fn measured_ns(timing: Timing, interrupted: bool, sender_done_ns: u64) -> u64 {
+    let end_ns = if interrupted { timing.end_ns.min(sender_done_ns) } else { timing.end_ns };
     end_ns.saturating_sub(timing.start_ns).max(1)
 }
 
@@ -486,6 +486,9 @@ fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
     use super::super::clock::tests::set;
     use super::super::clock::thread_cpu_ns;
     use super::super::distribution::histogram;
@@ -574,6 +577,48 @@ mod tests {
             measure(&spec(), 5, ends, |_| {}).unwrap().dut[0].cpu_ns
         };
         assert!((0..10).map(charged).any(|cpu_ns| cpu_ns < BUSY_NS / 2));
+    }
+
+    #[test]
+    fn the_drain_is_no_part_of_an_interrupted_run_s_length() {
+        let stop = Arc::new(AtomicBool::new(false));
+        let sending_ns = AtomicU64::new(0);
+        let send = |_, shared: &Shared, stop: &AtomicBool| {
+            shared.is_warm.store(true, Ordering::Release);
+            while shared.start().is_none() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(Duration::from_millis(50));
+            stop.store(true, Ordering::Relaxed);
+            sending_ns.store(monotonic_ns() - shared.start().unwrap(), Ordering::Relaxed);
+            Ok(Outcome {
+                sent: vec![Sent::default()],
+                bytes: 0,
+                cpu_ns: 0,
+                waited_ns: None,
+                lateness: histogram(),
+                asked: Vec::new(),
+                refusal: None,
+                slack_error: None,
+            })
+        };
+        let receive = |_: &mut Receiver, _, shared: &Shared| {
+            while shared.sender_done_ns.load(Ordering::Acquire) == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(Duration::from_secs(1));
+            Ok(())
+        };
+        let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
+        let spec = RunSpec { duration: Duration::from_secs(60), stop: Some(stop), ..spec() };
+        let result = measure(&spec, 5, ends, |_| {}).unwrap();
+        let sending_s = sending_ns.load(Ordering::Relaxed) as f64 / 1e9;
+        assert!(result.interrupted);
+        assert!(
+            (sending_s..sending_s + 0.5).contains(&result.measured_s),
+            "{sending_s} {}",
+            result.measured_s
+        );
     }
 
     #[test]
