@@ -471,8 +471,12 @@ fn a_log_that_cannot_be_written_is_lost_and_nothing_else_is() {
     // A terminal that is closed while the tunnel is its foreground process, which then has a signal and no log any more.
     let (terminal, end) = unwritable::open_terminal();
     let program = hosts.towpath(&["up", file.to_str().unwrap(), "--io", "suspend"]);
-    let mut command = Command::new("setsid");
-    command.args(["--ctty", TOWPATH]).args(program.get_args()).env_remove("RUST_LOG");
+    // Under nohup the signal would be ignored, by tests and program alike.
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal=HUP", "setsid", "--ctty", TOWPATH])
+        .args(program.get_args())
+        .env_remove("RUST_LOG");
     command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.stdin(end.try_clone().unwrap()).stdout(end.try_clone().unwrap()).stderr(end);
     let mut child = hosts.a.run(|| command.spawn().unwrap());

@@ -203,12 +203,12 @@ fn write_peer(new: &mut String, peer: &Peer, old: &[&str]) {
     if !peer.allowed_ips.is_empty() {
         let _ = writeln!(new, "AllowedIPs = {}", peer.allowed_ips.join(", "));
     }
-    // An address is where the peer was last; a name is where it will be.
-    let named = old
-        .iter()
-        .filter_map(|line| pair(line))
-        .find(|(key, value)| key == "endpoint" && value.parse::<std::net::SocketAddr>().is_err());
-    if let Some(endpoint) = named.map(|(_, value)| value).or(peer.endpoint.as_deref()) {
+    // An address is where the peer was last; a name is where it will be. Where the tunnel knows no address, as of a peer behind a
+    // relay that was never reached, what was written is still the best there is.
+    let written = old.iter().filter_map(|line| pair(line)).find(|(key, _)| key == "endpoint");
+    let written = written.map(|(_, value)| value);
+    let named = written.filter(|value| value.parse::<std::net::SocketAddr>().is_err());
+    if let Some(endpoint) = named.or(peer.endpoint.as_deref()).or(written) {
         let _ = writeln!(new, "Endpoint = {endpoint}");
     }
     if let Some(seconds) = &peer.persistent_keepalive {
@@ -248,6 +248,28 @@ mod tests {
         // A second time nothing changes.
         assert_eq!(*rewritten(&expected, &answer).expect("good"), expected);
         assert!(rewritten(&text, "public_key=12\n").is_err());
+    }
+
+    #[test]
+    fn an_address_that_the_tunnel_never_learned_stays() {
+        let key = PublicKey([3; KEY_LEN]);
+        let peer = |endpoint: Option<&str>| Peer {
+            public_key: key.to_string(),
+            preshared_key: None,
+            allowed_ips: Vec::new(),
+            endpoint: endpoint.map(str::to_owned),
+            persistent_keepalive: None,
+        };
+        let written = |endpoint, old: &[&str]| {
+            let mut new = String::new();
+            write_peer(&mut new, &peer(endpoint), old);
+            new.lines().find_map(|line| line.strip_prefix("Endpoint = ")).map(str::to_owned)
+        };
+        let literal = ["Endpoint = 192.0.2.2:51820"];
+        assert_eq!(written(None, &literal).as_deref(), Some("192.0.2.2:51820"));
+        assert_eq!(written(Some("192.0.2.9:7"), &literal).as_deref(), Some("192.0.2.9:7"));
+        assert_eq!(written(Some("192.0.2.9:7"), &["Endpoint = a.example:1"]).as_deref(), Some("a.example:1"));
+        assert_eq!(written(None, &[]), None);
     }
 
     #[test]

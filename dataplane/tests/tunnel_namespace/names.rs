@@ -56,6 +56,27 @@ fn a_tunnel_starts_without_the_address_of_its_peer_and_finds_it_later() {
 }
 
 #[test]
+fn a_peer_that_has_called_meanwhile_stays_where_it_is() {
+    let test = "names::a_peer_that_has_called_meanwhile_stays_where_it_is";
+    let Some(cable) = Cable::enter(test) else { return };
+    let names = Names::new(&cable);
+    let a = start(&cable.a, &cable.configuration(1, "MTU = 1420", "Endpoint = far.example:51820"), &[]);
+    let calling = "Endpoint = 192.0.2.1:51820\nPersistentKeepalive = 1";
+    let mut b = start(&cable.b, &cable.configuration(2, "MTU = 1420", calling), &[]);
+    b.wait_for("handshake complete");
+    echo_datagrams(&cable, "10.99.0.1:7000", "10.99.0.2:7000");
+    // An address where nobody is, found now.
+    names.set("192.0.2.99 far.example");
+    cable.a.sh("ip addr add 192.0.2.77/24 dev left");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    echo_datagrams(&cable, "10.99.0.1:7000", "10.99.0.2:7000");
+    assert!(!a.log().contains("is looked for"), "{}", a.log());
+    for ledger in [a.stop(), b.stop()] {
+        assert_eq!(ledger["unexplained"], 0, "{ledger:#}");
+    }
+}
+
+#[test]
 fn everything_is_routed_into_a_tunnel_only_when_its_peer_has_an_address() {
     let test = "names::everything_is_routed_into_a_tunnel_only_when_its_peer_has_an_address";
     let Some(cable) = Cable::enter(test) else { return };

@@ -492,8 +492,8 @@ mod tests {
     use super::super::clock::tests::set;
     use super::super::clock::thread_cpu_ns;
     use super::super::distribution::histogram;
+    use super::super::kind::Kind;
     use super::super::ledger::Sent;
-    use super::super::spec::Kind;
     use super::*;
 
     fn spec() -> RunSpec {

@@ -16,6 +16,7 @@ pub mod dut;
 pub mod environment;
 pub mod frame;
 pub mod intervals;
+mod kind;
 pub mod ledger;
 pub mod live;
 mod measure;
@@ -44,9 +45,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use distribution::{CurvePoint, Distribution, Grade, Quantile};
+pub use kind::Kind;
 pub use problem::Problem;
 pub use result::{Histograms, Latency, RunResult, SCHEMA};
-pub use spec::{Arrivals, BUFFER, CHANNELS_PER_ALLOCATION, Kind, Pace, RunSpec, STEAL_LIMIT, SendBy};
+pub use spec::{Arrivals, BUFFER, CHANNELS_PER_ALLOCATION, Pace, RunSpec, STEAL_LIMIT, SendBy};
 pub use wireguard::WireGuard;
 
 use clock::monotonic_ns;

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn an_address_of_another_host_is_refused_with_a_hint() {
-        let spec = RunSpec::new(super::super::spec::Kind::Udp, "192.0.2.1:9".parse().unwrap());
+        let spec = RunSpec::new(super::super::kind::Kind::Udp, "192.0.2.1:9".parse().unwrap());
         let error = bind(&spec, "192.0.2.1:0".parse().unwrap()).unwrap_err();
         assert!(error.to_string().contains("must belong to this host"), "{error}");
     }

@@ -265,7 +265,7 @@ fn exponential(random: &mut Xoshiro256PlusPlus) -> f64 {
 mod tests {
     use std::time::Duration;
 
-    use super::super::spec::Kind;
+    use super::super::kind::Kind;
     use super::super::trace::Trace;
     use super::*;
 

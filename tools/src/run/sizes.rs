@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::kind::Kind;
 use super::payload;
-use super::spec::Kind;
 
 /// Ethernet header and frame check sequence, bytes: what the sizes of an IMIX count in.
 const ETHERNET: usize = 18;

@@ -139,7 +139,7 @@ pub(super) fn joined(mut asked: Vec<Noted>, came: &mut Came) -> (Histogram<u64>,
 mod tests {
     use std::time::Duration;
 
-    use super::super::spec::Kind;
+    use super::super::kind::Kind;
     use super::*;
 
     fn spec(tx_stamps: u32) -> RunSpec {

@@ -12,10 +12,11 @@ use zeroize::Zeroizing;
 
 use super::clock::monotonic_ns;
 use super::frame::Prefix;
+use super::kind::Kind;
 use super::path::{Flow, Path, allow_descriptors, bind, local_address};
 use super::problem::Problem;
 use super::receiver::{Framing, Poller};
-use super::spec::{Kind, RunSpec};
+use super::spec::RunSpec;
 
 /// Set-up is given up after this long without an answer that brings it forward.
 const PATIENCE_NS: u64 = 10_000_000_000;

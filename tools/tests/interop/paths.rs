@@ -169,7 +169,9 @@ fn longest_outage(world: &World, host: &str, seconds: u32, meanwhile: impl FnOnc
             .filter_map(|line| line.strip_prefix('[')?.split_once(']')?.0.parse().ok())
             .collect();
         assert!(times.len() > 20, "{text}");
-        times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max)
+        // What is not answered any more by its end counts as well.
+        let silent = times[0] + f64::from(seconds) - times[times.len() - 1];
+        times.windows(2).map(|pair| pair[1] - pair[0]).fold(silent, f64::max)
     })
 }
 

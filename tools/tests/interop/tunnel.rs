@@ -139,7 +139,7 @@ pub fn every_design_carries_a_tunnel(world: World) {
         // What TCP puts into a superpacket leaves as one: 45 packets of this MTU, sealed, fill a datagram of 64 KiB.
         sh("ip -n a -d link show towa | grep -w 'gso_max_segs 45'");
         sh("ip netns exec a ping -c 3 -i 0.05 -W 3 10.77.0.2");
-        let [out, back] = world.iperf("a", "b", "10.77.0.2", 64);
+        let [out, back] = world.iperf("a", "b", "10.77.0.2", 192);
         println!("{flags:?}: {out:.2} Gbit/s there, {back:.2} back");
         drop((caller, callee));
     }

@@ -22,7 +22,7 @@ use crate::stun::AddressFamily;
 use crate::tunnel::PeerIndex;
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::lookup::{AGAIN_MAX, AGAIN_MIN};
-use crate::tunnel::paths::Paths;
+use crate::tunnel::paths::{Paths, Policy};
 
 /// How soon one name is looked up again.
 const AGAIN: Duration = Duration::from_secs(15);
@@ -121,6 +121,11 @@ impl Names {
         }
         self.pause = if self.missing_at.is_some() { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN_MIN };
         self.missing_at = Some(now + self.pause);
+    }
+
+    /// Whether somebody had no address at the start, and none since.
+    fn is_missing(&self, subject: Subject) -> bool {
+        self.missing.contains(&subject)
     }
 
     /// Somebody has an address.
@@ -259,11 +264,23 @@ impl App {
         // Over the relay it is reached where it was found first.
         let direct = self.tunnel.paths(peer).and_then(Paths::direct);
         let current = direct.or_else(|| self.tunnel.path(peer).map(|path| path.remote()));
+        if self.outside.names.is_missing(Subject::Peer(peer)) && current.is_some() {
+            // It has called meanwhile: where it is then is better than any of its name's addresses.
+            self.outside.names.is_found(Subject::Peer(peer));
+            return;
+        }
         if let Some(address) = next_address(&self.with_socket(found), current) {
             tracing::info!("{endpoint} is looked for at {address} now");
             self.outside.names.is_found(Subject::Peer(peer));
-            self.set_relay_family(address, now);
+            let policy = self.policy(peer);
+            if policy != Policy::Direct {
+                self.set_relay_family(address, now);
+            }
             self.set_endpoint(peer, address, now);
+            if policy != Policy::Relay {
+                // Whoever can be reached directly need not wait for the relay.
+                self.report_ready();
+            }
         }
     }
 
@@ -280,6 +297,13 @@ impl App {
     fn with_socket(&self, found: &[SocketAddr]) -> Vec<SocketAddr> {
         let is_closed = self.sockets.port() == 0;
         found.iter().copied().filter(|address| is_closed || self.ports.of(*address).is_some()).collect()
+    }
+
+    /// By which ways a peer may be reached.
+    fn policy(&self, peer: PeerIndex) -> Policy {
+        let plan = self.relay.as_ref().map(|relay| &relay.plan).or(self.waiting_relay.as_ref());
+        let key = self.tunnel.view(peer).map(|view| view.public_key);
+        plan.zip(key).map_or(Policy::Direct, |(plan, key)| plan.policy_of(&key))
     }
 
     /// The first peer behind the relay was found: it gets a relayed address that reaches it.

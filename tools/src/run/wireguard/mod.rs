@@ -22,11 +22,12 @@ use serde::{Deserialize, Serialize};
 use self::peer::{Heard, Peer};
 use super::clock::monotonic_ns;
 use super::frame::Wrap;
+use super::kind::Kind;
 use super::path::{Flow, Path, allow_descriptors, bind, local_address};
 use super::payload::{self, Header};
 use super::problem::Problem;
 use super::receiver::Framing;
-use super::spec::{Kind, RunSpec};
+use super::spec::RunSpec;
 
 /// Most flows: each has a port inside the tunnel, from [`FIRST_PORT`] on.
 pub const FLOWS_MAX: u32 = 50_000;
