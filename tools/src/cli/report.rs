@@ -97,7 +97,7 @@ fn comma_separated(runs: &Runs) -> anyhow::Result<String> {
     let mut out = Vec::new();
     let head = ["run", "side", "path", "verdict", "rate_pps", "offered_pps", "received", "lost", "min_ns"];
     let quantiles = QUANTILES.iter().map(|name| format!("{name}_ns"));
-    let ends = ["max_ns", "mean_ns", "cpu_ns_per_packet"].map(str::to_owned);
+    let ends = ["max_ns", "mean_ns", "cpu_ns_per_packet", "interrupted"].map(str::to_owned);
     csv::row(&mut out, head.map(str::to_owned).into_iter().chain(quantiles).chain(ends))?;
     for run in &runs.runs {
         let result = run.result.as_ref();
@@ -120,6 +120,7 @@ fn comma_separated(runs: &Runs) -> anyhow::Result<String> {
         row.push(time(run.response.max_ns));
         row.push(figure((run.response.count > 0).then_some(run.response.mean_ns)));
         row.push(figure(result.and_then(|result| result.dut_cpu_ns_per_packet)));
+        row.push(result.map_or_else(String::new, |result| result.interrupted.to_string()));
         csv::row(&mut out, row)?;
     }
     Ok(String::from_utf8(out)?)
@@ -133,6 +134,7 @@ fn figures(runs: &Runs) -> serde_json::Value {
             "side": runs.sides[run.side],
             "path": run.path,
             "verdict": result.map(|result| &result.verdict),
+            "interrupted": result.map(|result| result.interrupted),
             "rate_pps": run.rate_pps(),
             "offered_pps": result.map(|result| result.offered_pps),
             "response": run.response,
@@ -141,4 +143,21 @@ fn figures(runs: &Runs) -> serde_json::Value {
         })
     };
     json!({ "sides": runs.sides, "notes": runs.notes, "runs": runs.runs.iter().map(run).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_was_interrupted_is_called_so_in_every_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = crate::run::RunResult { interrupted: true, ..crate::ab::tests::run_of_a_moment() };
+        crate::format::bundle::write(&run, dir.path()).unwrap();
+        let runs = Runs::read(&[dir.path().to_owned()], None, By::Label).unwrap();
+        let text = comma_separated(&runs).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].ends_with(",interrupted") && lines[1].ends_with(",true"), "{text}");
+        assert_eq!(figures(&runs)["runs"][0]["interrupted"], true);
+    }
 }

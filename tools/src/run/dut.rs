@@ -54,22 +54,23 @@ impl Snapshot {
         Ok(Self(pids.iter().map(read).collect::<Result<_, _>>()?))
     }
 
-    /// What each process has used since.
+    /// What each process has used since then.
     #[must_use]
-    pub fn until_now(self) -> Vec<DutCpu> {
-        let used = |Observed { pid, name, started, cpu_ns: before }: Observed| {
+    pub fn until_now(&self) -> Vec<DutCpu> {
+        let used = |observed: &Observed| {
+            let Observed { pid, started, cpu_ns: before, .. } = *observed;
             // A number may have been given to another process meanwhile.
             let same = Stat::read(pid).filter(|stat| stat.started == started);
             let after = same.as_ref().and_then(|_| cpu_ns(pid));
             DutCpu {
                 pid,
-                name,
+                name: observed.name.clone(),
                 cpu_ns: after.unwrap_or(before).saturating_sub(before),
                 threads: same.as_ref().map_or(0, |stat| stat.threads),
                 ended_early: after.is_none() || same.is_none_or(|stat| stat.ended),
             }
         };
-        self.0.into_iter().map(used).collect()
+        self.0.iter().map(used).collect()
     }
 }
 

@@ -270,6 +270,14 @@ pub fn is_own(lateness: &Distribution, service: &Distribution, name: &str) -> bo
     figure(lateness, name).is_some_and(|late| figure(service, name).is_some_and(|needed| late > needed / 4))
 }
 
+/// Which of the generator's own faults it could not look for.
+#[must_use]
+pub fn unchecked(tells_drops: bool, steal: Option<f64>) -> Vec<&'static str> {
+    let drops = (!tells_drops).then_some("what its own sockets dropped (the kernel has no SO_MEMINFO here)");
+    let steal = steal.is_none().then_some("what the hypervisor took (/proc/stat does not say)");
+    drops.into_iter().chain(steal).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::distribution::histogram;
@@ -415,5 +423,14 @@ mod tests {
     fn lateness_counts_only_where_it_moves_the_figures() {
         assert_eq!(verdict(&fine(), 2_000_000, 50_000).validity, Validity::GeneratorLimited);
         assert_eq!(verdict(&fine(), 2_000_000, 20_000_000).validity, Validity::Valid);
+    }
+
+    #[test]
+    fn a_check_that_cannot_be_made_is_named() {
+        assert_eq!(unchecked(true, Some(0.0)), Vec::<&str>::new());
+        let said = |tells, steal| unchecked(tells, steal).join("; ");
+        assert!(said(false, Some(0.0)).starts_with("what its own sockets dropped"));
+        assert!(said(true, None).starts_with("what the hypervisor took"));
+        assert_eq!(unchecked(false, None).len(), 2);
     }
 }
