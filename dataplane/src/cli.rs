@@ -273,7 +273,7 @@ fn assemble(
         mtu = plan.tunnel.mtu,
         listen_port = sockets.port(),
         peers = plan.tunnel.peers.len(),
-        offloads = ?tun.offloads(),
+        offloads = %tun.offloads(),
         "interface is up"
     );
     let now = now();

@@ -205,6 +205,13 @@ fn the_unit_file_is_good_and_sandboxed() {
     assert!(level <= 2.8, "{level}");
 }
 
+#[test]
+fn a_mistake_is_not_tried_again_and_names_are_waited_for() {
+    assert_eq!(of_unit("Restart"), ["on-failure"]);
+    assert_eq!(of_unit("RestartPreventExitStatus"), ["2"]);
+    assert_eq!(of_unit("TimeoutStartSec"), ["infinity"]);
+}
+
 /// A configuration with everything that the program does to a host.
 const WHOLE: &str = "[Interface]\nPrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=\nAddress = 10.9.0.1/24\n\
                      SaveConfig = true\nPreUp = true\nPostUp = ip rule; echo hook > hooks\nPreDown = ls\nPostDown = true\n\

@@ -44,7 +44,10 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
     }
     let tunnel = show::ask(Path::new(DIRECTORY), &name, Wanted { allowed_ips: true, stages: false })
         .map_err(|error| Failure { text: of_ask(&error, &name), status: 1, as_log: false })?;
-    let endpoints = resolved(&file, &config, &tunnel)?;
+    let (endpoints, kept) = resolved(&file, &config, &tunnel)?;
+    for name in kept {
+        say(&name);
+    }
     let plan = Plan::new(&config, &tunnel, &endpoints);
     // Apart from the rest: with a relay the port stays as it is, and that is no reason to leave the peers as they are.
     for (request, what) in [(&plan.port, "ListenPort"), (&plan.changes, "the change")] {
@@ -85,9 +88,9 @@ fn of_ask(error: &AskError, name: &str) -> String {
 }
 
 /// The addresses of the file's endpoints, by place of the peer. One that cannot be looked up is an error before anything is
-/// changed, unless the peer is reached somewhere already.
-fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<Endpoints, Failure> {
-    let mut found = Endpoints::new();
+/// changed, unless the peer is reached somewhere already: the second result says so of each such name.
+fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<(Endpoints, Vec<String>), Failure> {
+    let (mut found, mut kept) = (Endpoints::new(), Vec::new());
     for (place, peer) in config.peers.iter().enumerate() {
         let Some((endpoint, line)) = &peer.endpoint else {
             continue;
@@ -97,7 +100,10 @@ fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<Endpoints, 
             || tunnel.peers.iter().any(|present| present.public_key == key && present.endpoint.is_some());
         match endpoint.addresses() {
             Ok(addresses) => _ = found.insert(place, addresses),
-            Err(_) if is_reached() => {}
+            Err(error) if is_reached() => {
+                let place = format!("{}:{line}", file.display());
+                kept.push(format!("{place}: {endpoint}: {error}; the peer stays at the address it has"));
+            }
             Err(error) => {
                 let problem =
                     format!("{endpoint}: {error}; nothing was changed: check the name, or write the address");
@@ -105,7 +111,7 @@ fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<Endpoints, 
             }
         }
     }
-    Ok(found)
+    Ok((found, kept))
 }
 
 type Endpoints = BTreeMap<usize, Vec<SocketAddr>>;
@@ -265,7 +271,7 @@ mod tests {
         let file = folder.path().join("wg0.conf");
         std::fs::write(&file, text).unwrap();
         let (config, _) = Config::load(&file).unwrap();
-        let endpoints = resolved(&file, &config, tunnel).unwrap();
+        let (endpoints, _) = resolved(&file, &config, tunnel).unwrap();
         Plan::new(&config, tunnel, &endpoints)
     }
 
@@ -340,6 +346,9 @@ mod tests {
             ..Peer::default()
         };
         let reached = Tunnel { peers: vec![peer], ..Tunnel::default() };
-        assert!(resolved(&file, &config, &reached).unwrap().is_empty(), "it stays where it is");
+        let (endpoints, kept) = resolved(&file, &config, &reached).unwrap();
+        assert!(endpoints.is_empty(), "it stays where it is");
+        assert!(kept.len() == 1 && kept[0].contains("wg0.conf:5: nobody.invalid:7: "), "{kept:?}");
+        assert!(kept[0].ends_with("stays at the address it has"), "{kept:?}");
     }
 }

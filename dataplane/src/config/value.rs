@@ -164,6 +164,9 @@ pub(super) fn relay(text: &str) -> Result<(Endpoint, Transport), String> {
         )
     };
     let (scheme, rest) = text.split_once(':').ok_or_else(wrong)?;
+    if let ("turn" | "turns", Some(rest)) = (scheme, rest.strip_prefix("//")) {
+        return Err(format!("the URI of a relay has no //; write {}", shown(&format!("{scheme}:{rest}"))));
+    }
     let (host_and_port, transport) = match rest.split_once('?') {
         None => (rest, None),
         Some((host_and_port, query)) => {
@@ -216,4 +219,20 @@ pub(super) fn shown(text: &str) -> String {
         return "the value (not shown: it may be a key)".to_owned();
     }
     format!("{text:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uri_of_a_relay_has_no_slashes() {
+        for (text, instead) in [
+            ("turn://relay.example:3478", "write \"turn:relay.example:3478\""),
+            ("turns://relay.example", "write \"turns:relay.example\""),
+        ] {
+            let error = relay(text).expect_err(text);
+            assert!(error.ends_with(instead), "{error}");
+        }
+    }
 }

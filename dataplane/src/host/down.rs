@@ -16,7 +16,7 @@ pub fn down(interface: &str) -> io::Result<()> {
     let directory = journal::directory();
     if !journal::exists(&directory, interface) {
         let more = if super::is_there(interface) {
-            ": somebody else has made the interface of this name"
+            ": somebody else has made the interface of this name; end it by `wg-quick down` or `ip link del`"
         } else {
             ""
         };

@@ -1,5 +1,6 @@
 //! TUN devices whose packets start with a virtio_net header (Documentation/networking/tuntap.rst in the kernel).
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -29,6 +30,16 @@ pub struct Offloads {
     pub uso: bool,
     /// There is no virtio_net header in front of packets, and so none of the above.
     pub bare: bool,
+}
+
+/// Their names between commas, or `none`.
+impl fmt::Display for Offloads {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(self.checksum, "checksum"), (self.tso, "tso"), (self.uso, "uso")];
+        let names: Vec<&str> = names.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect();
+        formatter.write_str(if names.is_empty() { "none" } else { "" })?;
+        formatter.write_str(&names.join(","))
+    }
 }
 
 /// What a TUN device is asked for.
@@ -292,6 +303,15 @@ mod tests {
             let error = named_request(name).expect_err("refused").to_string();
             assert!(error.contains("use 1 to 15"), "{error}");
         }
+    }
+
+    #[test]
+    fn offloads_are_told_by_name() {
+        let some = Offloads { checksum: true, uso: true, ..Offloads::default() };
+        assert_eq!(
+            (some.to_string(), Offloads::default().to_string()),
+            ("checksum,uso".into(), "none".into())
+        );
     }
 
     #[test]

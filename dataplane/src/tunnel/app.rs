@@ -191,7 +191,7 @@ impl App {
     /// To whom a packet goes and by which way; no way while it has to wait for a handshake.
     fn decide(&mut self, packet: &[u8], now: Instant) -> Result<(PeerIndex, Option<Way>), Cause> {
         let peer = self.tunnel.route(packet)?;
-        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.relayed.is_none())
+        if let Some(relay) = self.relay.as_mut()
             && self.tunnel.paths(peer).is_some_and(|paths| paths.misses_relay(now))
         {
             relay.client.wanted(now);

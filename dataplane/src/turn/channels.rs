@@ -12,6 +12,9 @@ use crate::stun::ChannelNumber;
 const REFRESH_AFTER: Duration = Duration::from_secs(8 * 60);
 /// How long a refused one waits.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// ... unless somebody waits for it: then so many are asked for again, each of which was refused this long ago.
+const RETRY_WANTED: usize = 16;
+pub(super) const RETRY_WANTED_AFTER: Duration = Duration::from_secs(5);
 /// A number that was bound to one peer goes to another only after its binding (10 minutes) has expired and 5 more have
 /// passed (RFC 8656 section 12).
 const NUMBER_RESTS: Duration = Duration::from_secs(15 * 60);
@@ -20,6 +23,8 @@ struct Channel {
     peer: SocketAddr,
     /// The server has confirmed it.
     bound: bool,
+    /// The server has refused it the last time.
+    refused: bool,
     /// When to bind it (again); `None` while a request is in flight.
     due: Option<Instant>,
     /// Set when nobody wants it any more: the number rests until then.
@@ -43,7 +48,7 @@ impl Channels {
         if let Some(&number) = self.by_peer.get(&peer) {
             return Some(number);
         }
-        let fresh = Channel { peer, bound: false, due: Some(now), rests_until: None };
+        let fresh = Channel { peer, bound: false, refused: false, due: Some(now), rests_until: None };
         // To the server a peer has one number for as long as the binding lasts, and any other is a mistake of ours.
         let own = |channel: &Channel| channel.rests_until.is_some() && channel.peer == peer;
         let free = |channel: &Channel| channel.rests_until.is_some_and(|until| until <= now);
@@ -96,6 +101,7 @@ impl Channels {
             return false;
         };
         channel.due = Some(now + REFRESH_AFTER + jitter);
+        channel.refused = false;
         !std::mem::replace(&mut channel.bound, true)
     }
 
@@ -104,7 +110,24 @@ impl Channels {
         if let Some(channel) = self.get_mut(number).filter(|channel| channel.rests_until.is_none()) {
             channel.due = Some(now + RETRY_AFTER);
             channel.bound = false;
+            channel.refused = true;
         }
+    }
+
+    /// Somebody waits for a way over the server, which may let through by now what it has refused: some of those are due at
+    /// once, the longest ago first. Answers whether there was one.
+    pub(super) fn retry_refused(&mut self, now: Instant) -> bool {
+        let latest = now + RETRY_AFTER - RETRY_WANTED_AFTER;
+        let mut found = false;
+        for _ in 0..RETRY_WANTED {
+            let refused = self.table.iter_mut().filter(|channel| {
+                channel.refused && channel.due.is_some_and(|due| due > now && due <= latest)
+            });
+            let Some(first) = refused.min_by_key(|channel| channel.due) else { break };
+            first.due = Some(now);
+            found = true;
+        }
+        found
     }
 
     /// The allocation is gone: yields the peers that were bound, and wants all of them again.

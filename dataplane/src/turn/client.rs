@@ -135,6 +135,8 @@ pub struct Client {
     watch: Watch,
     /// Until then requests are urgent.
     urgent_until: Option<Instant>,
+    /// When refused channels were last asked for because somebody waits.
+    retried: Option<Instant>,
     /// When a hint was last followed.
     hinted: Option<Instant>,
     /// It was lost to silence, not to a refusal.
@@ -165,6 +167,7 @@ impl Client {
             deadline: None,
             watch: Watch::default(),
             urgent_until: None,
+            retried: None,
             hinted: None,
             away: false,
             reliable: false,

@@ -434,6 +434,34 @@ fn a_forbidden_peer_is_named_and_does_not_harm_the_others() {
 }
 
 #[test]
+fn a_forbidden_peer_is_asked_for_again_every_five_seconds_while_it_is_missed() {
+    let mut now = start();
+    let (mut client, mut server, _) = bound(now);
+    server.forbidden = Some(address(OTHER).ip());
+    client.bind_channel(address(OTHER), now).unwrap();
+    let end = now + 30 * SECOND;
+    while now < end {
+        client.wanted(now);
+        run(&mut client, &mut server, now, now + SECOND / 4);
+        now += SECOND / 4;
+    }
+    let asked = server.count(Method::ChannelBind);
+    assert!((5..=9).contains(&asked), "{asked}");
+    server.forbidden = None;
+    let end = now + 6 * SECOND;
+    while now < end {
+        client.wanted(now);
+        run(&mut client, &mut server, now, now + SECOND / 4);
+        now += SECOND / 4;
+    }
+    assert!(client.channel(address(OTHER)).is_some());
+    let asked = server.count(Method::ChannelBind);
+    client.wanted(now);
+    run(&mut client, &mut server, now, now + 30 * SECOND);
+    assert_eq!(server.count(Method::ChannelBind), asked, "nothing is refused any more");
+}
+
+#[test]
 fn an_unsigned_success_to_a_signed_request_is_not_believed() {
     let now = start();
     let (mut client, mut server, _) = bound(now);

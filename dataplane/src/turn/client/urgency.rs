@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::channels::RETRY_WANTED_AFTER;
 use super::{Allocation, Client, Input};
 
 /// How long a server that has gone away is asked for more urgently than RFC 8489 does by default.
@@ -25,9 +26,20 @@ impl Client {
 
     /// Data waits for an allocation. A server that has gone away is asked often for as long as this is said, so that it is found
     /// soon after it is back; one that refuses is not. O(1) when it was said lately.
+    ///
+    /// With an allocation, what is missed is a peer that the server has refused: those are asked for again, every 5 seconds.
     pub fn wanted(&mut self, now: Instant) {
+        if let Allocation::Established { .. } = self.allocation {
+            if self.retried.is_none_or(|last| now >= last + RETRY_WANTED_AFTER) {
+                self.retried = Some(now);
+                if self.channels.retry_refused(now) {
+                    self.advance(now);
+                }
+            }
+            return;
+        }
         let lately = self.urgent_until.is_some_and(|until| until >= now + WANTED - WANTED_EVERY);
-        if lately || matches!(self.allocation, Allocation::Established { .. } | Allocation::Closed) {
+        if lately || matches!(self.allocation, Allocation::Closed) {
             return;
         }
         self.urgent_until = self.urgent_until.max(Some(now + WANTED));
