@@ -1,4 +1,4 @@
-//! The README says what is so: its commands and flags are accepted, its examples parse, its tables are complete.
+//! The README, and those of the programs, say what is so: commands and flags are accepted, examples parse, tables are complete.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 #![expect(clippy::disallowed_methods, reason = "a test starts programs")]
@@ -33,6 +33,23 @@ fn root() -> PathBuf {
 
 fn document(name: &str) -> Document {
     Document::parse(&fs::read_to_string(root().join(name)).unwrap())
+}
+
+/// The README and those of the three programs that it leads to. Their headings count as one level below its own.
+const READMES: [&str; 4] = ["README.md", "dataplane/README.md", "relay/README.md", "tools/README.md"];
+
+/// All of them, one behind the other.
+fn readme() -> Document {
+    let mut all = String::new();
+    for name in READMES {
+        let mut in_block = false;
+        for line in fs::read_to_string(root().join(name)).unwrap().lines() {
+            in_block ^= line.starts_with("```");
+            let is_below = name != READMES[0] && line.starts_with('#') && !in_block;
+            all.extend([if is_below { "#" } else { "" }, line, "\n"]);
+        }
+    }
+    Document::parse(&all)
 }
 
 /// One of the three programs. The lab runs the other two under hidden subcommands, so that one build tests all.
@@ -110,12 +127,12 @@ fn is_ours(word: &str) -> bool {
 
 #[test]
 fn every_command_is_accepted_as_it_stands() {
-    let readme = document("README.md");
+    let readme = readme();
     let mut seen = 0;
     for block in readme.blocks("sh") {
         for command in commands_of_shell(block) {
             let name = command[0].as_str();
-            let known = ["cargo", "umask", "sudo", "systemctl", "jq", "kill", "printf", "openssl", "base64", "docker"]
+            let known = ["cargo", "umask", "mkdir", "echo", "sudo", "systemctl", "jq", "kill", "printf", "openssl", "base64", "docker"]
                 .contains(&name)
                 || name.starts_with("name=")
                 // Run by the interop tests.
@@ -171,7 +188,7 @@ const LABS: [&str; 20] = [
 
 #[test]
 fn every_flag_in_the_text_exists_where_the_text_says() {
-    let readme = document("README.md");
+    let readme = readme();
     let mut seen = 0;
     for (section, span) in readme.spans().filter(|(_, span)| span.starts_with("--")) {
         let bases: Vec<&str> = match section {
@@ -243,7 +260,7 @@ fn commands(base: &str) -> Vec<String> {
 
 #[test]
 fn every_flag_of_tunnel_and_relay_is_described_where_they_are() {
-    let readme = document("README.md");
+    let readme = readme();
     // What is said of one program describes no flag of another.
     for (bases, others) in [
         (&[UP, DOWN, INTERFACE, SHOW][..], &["The relay", "Seeing what the relay does", "The lab"][..]),
@@ -264,7 +281,7 @@ fn every_flag_of_tunnel_and_relay_is_described_where_they_are() {
 
 #[test]
 fn the_tables_of_the_lab_have_the_flags_that_each_command_has_and_no_others() {
-    let readme = document("README.md");
+    let readme = readme();
     let row = |(command, text): (&str, &str)| (command.to_owned(), flags_in(text));
     let table =
         readme.cells("Flags of the commands", "command").into_iter().map(|cell| cell.trim_matches('`'));
@@ -291,7 +308,7 @@ fn the_tables_of_the_lab_have_the_flags_that_each_command_has_and_no_others() {
 
 #[test]
 fn every_drop_cause_and_design_has_its_row() {
-    let readme = document("README.md");
+    let readme = readme();
     let causes: Vec<&str> = readme.column("Drop causes", "cause");
     assert_eq!(causes, Cause::ALL.iter().map(|cause| cause.name()).collect::<Vec<_>>());
     let designs: BTreeSet<&str> = readme.column("I/O designs", "`--io`").into_iter().collect();
@@ -324,7 +341,7 @@ fn tunnel_config(text: &str) -> Result<(Config, Vec<String>), String> {
 
 #[test]
 fn the_examples_of_tunnel_configurations_are_good() {
-    let readme = document("README.md");
+    let readme = readme();
     let mut relays = Vec::new();
     for example in readme.blocks("ini") {
         let (config, warnings) = tunnel_config(example).unwrap();
@@ -358,7 +375,7 @@ fn the_examples_of_relay_configurations_are_good() {
         let args = relay::config::Args::try_parse_from(args).unwrap();
         relay::config::Config::load(&args).unwrap()
     };
-    let readme = document("README.md");
+    let readme = readme();
     for example in readme.blocks("toml").filter(|example| !example.starts_with("[interface]")) {
         assert_eq!(load(example).relay_ports, 50_000..=59_999);
     }
@@ -404,7 +421,7 @@ const UNKNOWN: &str = "is unknown in";
 
 #[test]
 fn every_key_in_the_table_is_known_and_every_known_key_is_in_it() {
-    let readme = document("README.md");
+    let readme = readme();
     let keys = readme.column("Configuration", "key");
     let keys: BTreeSet<&str> = keys.iter().flat_map(|cell| cell.split(['`', ',', ' '])).collect();
     let keys: Vec<&str> = keys.into_iter().filter(|key| !matches!(*key, "" | "or")).collect();
@@ -426,7 +443,7 @@ fn every_key_in_the_table_is_known_and_every_known_key_is_in_it() {
 
 #[test]
 fn the_example_in_toml_says_what_the_first_one_does() {
-    let readme = document("README.md");
+    let readme = readme();
     let example = readme.blocks("toml").find(|example| example.starts_with("[interface]")).unwrap();
     let directory = directory();
     let file = directory.path().join("wg0.toml");
@@ -450,7 +467,7 @@ fn the_example_in_toml_says_what_the_first_one_does() {
 
 #[test]
 fn the_key_commands_work_when_typed_into_a_shell() {
-    let readme = document("README.md");
+    let readme = readme();
     let script = readme.blocks("sh").find(|block| block.contains("genkey")).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let towpath = directory.path().join("towpath");
@@ -470,7 +487,7 @@ fn the_key_commands_work_when_typed_into_a_shell() {
 
 #[test]
 fn the_commands_for_a_time_limited_name_make_what_the_relay_takes() {
-    let readme = document("README.md");
+    let readme = readme();
     let script = readme.blocks("sh").find(|block| block.contains("openssl")).unwrap();
     let Ok(_) = Command::new("openssl").arg("version").output() else {
         return left_out("openssl is not installed: apt-get install openssl");
@@ -514,7 +531,7 @@ fn log() -> String {
 #[test]
 fn jq_reads_the_log_as_described() {
     let log = log();
-    let readme = document("README.md");
+    let readme = readme();
     let filters: Vec<Vec<String>> = readme
         .blocks("sh")
         .flat_map(commands_of_shell)
@@ -549,7 +566,7 @@ fn the_cargo_commands_name_what_there_is() {
     let workspace = manifest("Cargo.toml");
     let members = workspace.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
     let mut seen = 0;
-    for document in [document("README.md"), document(".github/CONTRIBUTING.md")] {
+    for document in [readme(), document(".github/CONTRIBUTING.md")] {
         let spans = document.spans().map(|(_, span)| span);
         for command in document.blocks("sh").chain(spans).flat_map(commands_of_shell) {
             let Some(start) = command.iter().position(|word| word == "cargo") else { continue };
@@ -575,7 +592,9 @@ fn the_cargo_commands_name_what_there_is() {
 
 #[test]
 fn every_link_leads_somewhere() {
-    for name in ["README.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"] {
+    for name in
+        READMES.into_iter().chain([".github/CONTRIBUTING.md", ".github/SECURITY.md", "benches/README.md"])
+    {
         let folder = root().join(name).parent().unwrap().to_owned();
         for link in document(name).links().filter(|link| !link.starts_with("https://")) {
             let (file, anchor) =

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_readme_has_a_row_for_every_end_and_those_that_are_logged_in_bold() {
-        let readme = include_str!("../../../README.md");
+        let readme = include_str!("../../README.md");
         for &end in End::ALL {
             let bold = if end.is_trouble() { "**" } else { "" };
             let row = format!("\n| {bold}`{}`{bold} | ", end.name());

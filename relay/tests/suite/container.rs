@@ -155,7 +155,7 @@ fn the_image_listens_on_both_families_and_says_how_long_it_drains() {
     }
     assert_eq!(of(&stages()[1], "EXPOSE"), ["3478/udp 3478/tcp"]);
     let drain = effective["drain-timeout"].as_integer().unwrap();
-    for name in ["relay/packaging/Containerfile", "README.md"] {
+    for name in ["relay/packaging/Containerfile", "relay/README.md"] {
         let text = read(name);
         let (_, rest) = text.split_once("--stop-timeout ").unwrap();
         let given: i64 = rest.split(' ').next().unwrap().parse().unwrap();
@@ -215,7 +215,7 @@ fn a_directory_with_users_in_place_of_the_images_is_read_again_at_a_signal() {
     }
     let stages = stages();
     let run = &stages[1];
-    let readme = read("README.md");
+    let readme = read("relay/README.md");
     let (_, mount) = readme.split_once("--volume /srv/towpath-relay:").unwrap();
     let directory = folder.path().join(mount.split(':').next().unwrap().trim_start_matches('/'));
     let config = workspace().join("relay/packaging/debian/towpath-relay.toml");

@@ -117,7 +117,7 @@ fn the_alert_rules_are_good_and_fire_when_they_should() {
 /// A relay that never answered is known by the name of its job only.
 #[test]
 fn the_job_of_the_readme_is_one_that_the_alert_on_silence_knows() {
-    let readme = fs::read_to_string(here("../README.md")).unwrap();
+    let readme = fs::read_to_string(here("README.md")).unwrap();
     let job = readme.lines().find_map(|line| line.trim().strip_prefix("- job_name: ")).unwrap();
     let rules = fs::read_to_string(here("packaging/prometheus-rules.yml")).unwrap();
     assert!(rules.contains("up{job=~\".*towpath.*\"} == 0") && job.contains("towpath"), "{job}");

@@ -57,7 +57,7 @@ fn the_service_is_started_again_however_often_it_fails() {
 #[test]
 fn the_unit_file_is_good_and_sandboxed() {
     let unit = unit_text();
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let added = readme.split("```").find(|block| block.starts_with("text\n[Service]\n")).unwrap();
     let added = added.trim_start_matches("text\n");
     assert!(added.contains("SupplementaryGroups="), "{added}");
@@ -264,7 +264,7 @@ fn the_unit_file_leaves_everything_to_the_configuration() {
 
 /// The commands of the README that install the unit without a package.
 fn installation() -> Vec<Vec<String>> {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let (_, rest) = readme.split_once("**systemd.** Without the").unwrap();
     let (steps, _) = rest.split_once("\nFor a program elsewhere").unwrap();
     let lines = steps.lines().filter_map(|line| line.strip_prefix("sudo "));
