@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::thread;
 
 use serde::{Deserialize, Serialize};
@@ -70,8 +71,10 @@ pub fn steal_ticks() -> Option<(u64, u64)> {
 /// /proc/PID/task/TID/schedstat, of the kernel's Documentation/scheduler/sched-stats.rst).
 #[must_use]
 pub fn waited_for_core_ns() -> Option<u64> {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    text.split_whitespace().nth(1)?.parse().ok()
+    // Three numbers. It is read while load is sent, where nothing is allocated.
+    let mut text = [0; 64];
+    let len = fs::File::open("/proc/thread-self/schedstat").ok()?.read(&mut text).ok()?;
+    std::str::from_utf8(&text[..len]).ok()?.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn cpu_model() -> Option<String> {
