@@ -253,6 +253,26 @@ fn ipv6_works_too() {
 }
 
 #[test]
+fn a_run_does_not_replace_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let reflector = Reflector::start("127.0.0.1:0");
+    short_run(&reflector.address, &out, &[]);
+    let first = fs::read(out.join(bundle::RUN_JSON)).unwrap();
+    let path = out.to_str().unwrap();
+    for again in [vec!["run", "udp", &reflector.address, "--out", path], vec!["replay", path, "--out", path]]
+    {
+        let (code, stdout, stderr) = output(&again);
+        assert!(
+            code == 2 && stdout.is_empty() && stderr.contains("choose a new directory"),
+            "{code} {stderr}"
+        );
+    }
+    assert_eq!(fs::read(out.join(bundle::RUN_JSON)).unwrap(), first);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 4);
+}
+
+#[test]
 fn wrong_requests_end_with_2_and_name_the_fix() {
     for (arguments, hint) in [
         (vec!["run", "udp", "127.0.0.1:9", "--size", "10"], "--size 56"),

@@ -51,7 +51,7 @@ enum Command {
     Run {
         /// The scenario, or `demo`
         file: PathBuf,
-        /// Directory for the files of the run
+        /// New directory for the files of the run
         #[arg(long)]
         out: Option<PathBuf>,
         /// Print run.json and what must hold instead of tables
@@ -100,7 +100,7 @@ fn read(file: &Path) -> anyhow::Result<(String, Scenario)> {
 
 fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
     let (_, scenario) = read(file)?;
-    super::run::make_directory(out)?;
+    super::run::claim_directory(out)?;
     // Before there are threads.
     isolate().map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let stop = super::stop_flag()?;

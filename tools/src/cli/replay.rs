@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Name of the run in tables and plots [default: that of the run]
     #[arg(long)]
     label: Option<String>,
-    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    /// New directory for run.json, latency.hlog, detail.hlog and latency.hgrm
     #[arg(long)]
     out: Option<PathBuf>,
     /// Print run.json instead of a table

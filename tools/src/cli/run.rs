@@ -34,7 +34,7 @@ pub(super) struct Args {
     target: String,
     #[command(flatten)]
     load: Load,
-    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    /// New directory for run.json, latency.hlog, detail.hlog and latency.hgrm
     #[arg(long)]
     out: Option<PathBuf>,
     /// Name of the run in tables and plots
@@ -193,15 +193,16 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     perform(spec, out.as_deref(), json)
 }
 
-/// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement.
-pub(super) fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
+/// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement, and one that holds a
+/// run already not that one.
+pub(super) fn claim_directory(dir: Option<&Path>) -> anyhow::Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
 }
 
 /// Makes the run of `spec`, writes and prints it.
 pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
-    make_directory(out)?;
+    claim_directory(out)?;
     spec.log = out.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);
