@@ -189,7 +189,18 @@ fn comparing_shows_losses_doubts_and_files_of_other_versions() {
     let arguments = ["compare", good.to_str().unwrap(), &bad];
     assert_eq!(output(&[&arguments[..], &["--allow-invalid"]].concat()).0, 0);
     let (code, table, stderr) = output(&arguments);
-    assert_eq!(code, 4, "{stderr}");
+    assert!(
+        code == 4 && !table.contains('÷') && table.contains("--allow-invalid"),
+        "{code} {table} {stderr}"
+    );
+    // The first divides the others, so it has to be believed as well.
+    let (code, table, _) = output(&["compare", &bad, good.to_str().unwrap()]);
+    assert!(code == 4 && !table.contains('÷'), "{code} {table}");
+    let (_, json, _) = output(&[&arguments[..], &["--json"]].concat());
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(rows[1]["ratio"].is_null(), "{rows}");
+    let (code, table, stderr) = output(&[&arguments[..], &["--allow-invalid"]].concat());
+    assert_eq!(code, 0, "{stderr}");
     let line = table.lines().find(|line| line.starts_with("│ bad ")).unwrap();
     assert!(line.contains(" lost ") && line.contains("(500)") && line.contains("INVALID"), "{table}");
     let ratios = table.lines().find(|line| line.contains("÷ good")).unwrap();

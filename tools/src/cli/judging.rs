@@ -82,7 +82,7 @@ fn floor(noise: &Noise, date: &str) -> String {
 pub(super) const INVALID: &str = "runs are not VALID, or died; make them again, or add --allow-invalid";
 
 /// What must not be overlooked when runs are compared, for commands that read them.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Allowed {
     /// Compare runs that are not VALID, or died, all the same
     #[arg(long)]

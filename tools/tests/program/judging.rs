@@ -96,7 +96,11 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
     );
     assert!(text.starts_with("NO VERDICT") && !text.contains("FAIL"), "{text}");
     assert_eq!(gate(&worse, &["--allow-invalid"]).0, 1);
-    assert_eq!(output(&["compare", &a, "--", &worse]).0, 4);
+    let (code, text, _) = output(&["compare", &a, "--", &worse]);
+    assert!(code == 4 && !text.contains("│ B") && text.contains("--allow-invalid"), "{code} {text}");
+    let (_, text, _) = output(&["compare", &a, "--", &worse, "--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert!(json["differences"] == json!([]) && json["quantile_ratios"] == json!([]), "{json}");
     assert_eq!(output(&["compare", &a, "--", &worse, "--allow-invalid"]).0, 0);
 
     let second = dir.path().join("worse/3").join(bundle::RUN_JSON);
