@@ -297,7 +297,6 @@ fn wrong_requests_end_with_2_and_name_the_fix() {
         (vec!["reflect", "127.0.0.1:0", "--loss", "2"], "1%"),
         (vec!["reflect", "127.0.0.1:0", "--loss", "60%", "--corrupt", "50%"], "110.0 %"),
         (vec!["run", "udp", "127.0.0.1:9", "--server-admin", "here"], "127.0.0.1:9641"),
-        (vec!["lab", "run", "nowhere.toml"], "nowhere.toml"),
         (vec!["lab", "up", "demo", "--name", "a/b"], "--name"),
         (vec!["frobnicate"], "Usage"),
     ] {
@@ -316,6 +315,24 @@ fn missing_surroundings_end_with_5_and_missing_files_with_1() {
     assert_eq!(code, 5, "{stderr}");
     let (code, _, stderr) = output(&["compare", "/nonexistent"]);
     assert_eq!(code, 1);
+    let empty = tempfile::tempdir().unwrap();
+    let empty = empty.path().to_str().unwrap();
+    for (arguments, hint) in [
+        (vec!["lab", "run", "nowhere.toml"], "or `demo`"),
+        (vec!["lab", "up", "nowhere.toml"], "or `demo`"),
+        (vec!["run", "udp", "127.0.0.1:9", "--arrivals", "trace:nowhere"], "trace:nowhere"),
+        (vec!["replay", "nowhere"], "--out"),
+        (vec!["report", "nowhere"], "nowhere"),
+        (vec!["compare", empty], "--out"),
+        (vec!["gate", empty, "--", empty, "--fail", "p99>+5%"], "holds no run"),
+        (vec!["gate", empty, "--", empty, "--fail", "p99>+5%", "--noise", "nowhere"], "nowhere"),
+    ] {
+        let (code, _, stderr) = output(&arguments);
+        assert!(
+            code == 1 && (stderr.contains(hint) || stderr.contains("holds no run")),
+            "{arguments:?}: {code} {stderr}"
+        );
+    }
     assert!(stderr.contains("/nonexistent") && stderr.contains("--out"), "{stderr}");
     let reflector = Reflector::start("127.0.0.1:0");
     let (code, _, stderr) = output(&["run", "udp", &reflector.address, "--dut-pid", "4294967290"]);

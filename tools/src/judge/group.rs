@@ -43,7 +43,7 @@ impl Group {
     /// Reads runs: each path is the directory of a run, its `run.json`, or a directory of such directories.
     ///
     /// # Errors
-    /// As [`bundle::read`]; [`Problem::Usage`] when a directory holds no run.
+    /// As [`bundle::read`]; [`Problem::File`] when a directory holds no run, [`Problem::Usage`] when one is named twice.
     pub fn read(name: &str, paths: &[PathBuf]) -> anyhow::Result<Self> {
         let (mut there, mut dead) = (Vec::new(), Vec::new());
         for path in paths {
@@ -164,7 +164,7 @@ impl Group {
 fn runs_at(path: &Path) -> anyhow::Result<Found> {
     let found = Found::at(path, 0)?;
     if found.runs.is_empty() {
-        return Err(Problem::Usage(format!(
+        return Err(Problem::File(format!(
             "{} holds no run; give directories written by `towpath-lab run … --out DIR` or `towpath-lab ab … --out DIR`",
             path.display()
         ))
