@@ -187,7 +187,6 @@ fn comparing_shows_losses_doubts_and_files_of_other_versions() {
         json["spec"]["label"] = "bad".into();
     });
     let arguments = ["compare", good.to_str().unwrap(), &bad];
-    assert_eq!(output(&[&arguments[..], &["--allow-invalid"]].concat()).0, 0);
     let (code, table, stderr) = output(&arguments);
     assert!(
         code == 4 && !table.contains('÷') && table.contains("--allow-invalid"),
@@ -254,16 +253,6 @@ fn a_replayed_run_sends_and_loses_what_the_first_one_did() {
 }
 
 #[test]
-fn ipv6_works_too() {
-    let reflector = Reflector::start("[::1]:0");
-    let dir = tempfile::tempdir().unwrap();
-    short_run(&reflector.address, dir.path(), &[]);
-    let result = bundle::read(dir.path()).unwrap();
-    assert!(result.ledger.balances() && result.ledger.received > 0, "{:?}", result.ledger);
-    assert!(result.spec.target.is_ipv6());
-}
-
-#[test]
 fn a_run_does_not_replace_another() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
@@ -281,6 +270,16 @@ fn a_run_does_not_replace_another() {
     }
     assert_eq!(fs::read(out.join(bundle::RUN_JSON)).unwrap(), first);
     assert_eq!(fs::read_dir(&out).unwrap().count(), 4);
+}
+
+#[test]
+fn ipv6_works_too() {
+    let reflector = Reflector::start("[::1]:0");
+    let dir = tempfile::tempdir().unwrap();
+    short_run(&reflector.address, dir.path(), &[]);
+    let result = bundle::read(dir.path()).unwrap();
+    assert!(result.ledger.balances() && result.ledger.received > 0, "{:?}", result.ledger);
+    assert!(result.spec.target.is_ipv6());
 }
 
 #[test]
@@ -315,6 +314,7 @@ fn missing_surroundings_end_with_5_and_missing_files_with_1() {
     assert_eq!(code, 5, "{stderr}");
     let (code, _, stderr) = output(&["compare", "/nonexistent"]);
     assert_eq!(code, 1);
+    assert!(stderr.contains("/nonexistent") && stderr.contains("--out"), "{stderr}");
     let empty = tempfile::tempdir().unwrap();
     let empty = empty.path().to_str().unwrap();
     for (arguments, hint) in [
@@ -333,7 +333,6 @@ fn missing_surroundings_end_with_5_and_missing_files_with_1() {
             "{arguments:?}: {code} {stderr}"
         );
     }
-    assert!(stderr.contains("/nonexistent") && stderr.contains("--out"), "{stderr}");
     let reflector = Reflector::start("127.0.0.1:0");
     let (code, _, stderr) = output(&["run", "udp", &reflector.address, "--dut-pid", "4294967290"]);
     assert_eq!(code, 5, "{stderr}");

@@ -355,6 +355,11 @@ fn an_interrupt_keeps_the_runs_that_are_complete() {
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(text.contains("interrupted") && text.contains("p50"), "{text}");
     bundle::read(&out.join("A/01")).unwrap();
+    // Whoever judges these runs later is told, though each of them is whole.
+    let [a, b] = ["A", "B"].map(|side| out.join(side).to_str().unwrap().to_owned());
+    let (code, text, stderr) = super::output(&["gate", &a, "--", &b, "--fail", "p99>+5%"]);
+    assert!(code == 4 && text.starts_with("NO VERDICT"), "{code} {text} {stderr}");
+    assert!(text.contains("was cut short (interrupted): ") && text.contains(" of 1000 runs"), "{text}");
 }
 
 #[test]
