@@ -96,6 +96,25 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Why it ended, in a line.
+    fn why_ended(&self) -> String {
+        let unbounded = self.found.iter().find(|found| found.upper.is_none() || found.lower.is_none());
+        let limit = units::rate(self.range[1]);
+        match (self.end, unbounded) {
+            _ if self.failure.is_some() => "a trial could not be made".to_owned(),
+            (Some(End::Interrupted), _) => "interrupted".to_owned(),
+            (Some(End::OutOfTime), _) => "the time of --budget was up; raise it to go on".to_owned(),
+            _ if self.limited => "the generator was the limit: it could not offer what was asked for; see `towpath-lab calibrate`".to_owned(),
+            (_, Some(Found { goal, lower: None, .. })) => {
+                format!("not even the lowest rate, {}, holds for {goal}; lower --from", units::rate(self.range[0]))
+            }
+            (_, Some(Found { goal, .. })) => {
+                format!("the highest rate of the search, {limit}, holds for {goal}; raise --max")
+            }
+            (_, None) => "found: both bounds of every goal".to_owned(),
+        }
+    }
+
     /// Of a search that its calibration did not get to.
     fn uncalibrated(known: Found, min: f64, ended: anyhow::Result<End>) -> Self {
         let (end, failure) = match ended {
@@ -193,7 +212,9 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
 /// Prints what was found, as tables or as JSON.
 pub(super) fn print(outcome: &Outcome, base: &RunSpec, json: bool) -> anyhow::Result<()> {
     if json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(outcome)?))
+        let mut all = serde_json::to_value(outcome)?;
+        all["ended"] = outcome.why_ended().into();
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&all)?))
     } else {
         super::print(&report(outcome, base).to_text())
     }
@@ -266,8 +287,9 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
     let bounds = Section { table, notes, ..Section::default() };
     let trials = Section { title: "Trials".to_owned(), table: trials, ..Section::default() };
     let title = format!("towpath-lab search  {} {}", base.kind.name(), base.target);
-    let broke_off = outcome.failure.as_ref().map(|error| format!("the search broke off: {error:#}"));
-    Report { title, notes: broke_off.into_iter().collect(), sections: vec![bounds, trials] }
+    let mut notes = vec![format!("ended: {}", outcome.why_ended())];
+    notes.extend(outcome.failure.as_ref().map(|error| format!("the search broke off: {error:#}")));
+    Report { title, notes, sections: vec![bounds, trials] }
 }
 
 fn trial(trial: &Trial) -> Vec<Cell> {

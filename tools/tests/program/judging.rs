@@ -423,10 +423,14 @@ fn a_search_has_bounds_and_says_what_no_loss_means() {
     if code == 0 {
         assert!(text.contains("2.00 kpps") && text.contains("at least that"), "{text}");
         assert!(text.contains("loss < 3/"), "{text}");
+        assert!(text.contains("ended: the highest rate of the search, 2.00 kpps, holds for slo"), "{text}");
+    } else {
+        assert!(text.contains("ended: the generator was the limit"), "{text}");
     }
     let (code, text, stderr) = search(&["--budget", "0s", "--json"]);
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code, &json["found"][0]["lower"]), (3, &Value::Null), "{json} {stderr}");
+    assert!(json["ended"].as_str().unwrap().contains("--budget"), "{json}");
     assert!(json["found"][0]["note"].as_str().unwrap().contains("undecided"), "{json}");
     let (code, _, stderr) = search(&["--from", "3kpps"]);
     assert!(code == 2 && stderr.contains("nothing to search"), "{code} {stderr}");
@@ -464,6 +468,7 @@ fn an_interrupted_search_says_what_it_knows() {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.code() == Some(130) && text.contains("undecided"), "{:?} {text}", output.status);
+    assert!(text.contains("ended: interrupted"), "{text}");
 }
 
 #[test]
@@ -485,7 +490,12 @@ fn a_sweep_has_a_row_for_each_load_and_a_calibration_one_for_each_figure() {
     // A search that came to no end does not say what 100 % is.
     let (code, text, stderr) =
         output(&["sweep", "udp", &reflector.address, "--max", "8kpps", "--budget", "0s", "--blocks", "1"]);
-    assert!(code == 3 && text.is_empty() && stderr.contains("100 % is undecided"), "{code} {text} {stderr}");
+    assert!(
+        code == 3
+            && text.contains("ended: the time of --budget was up")
+            && stderr.contains("100 % is undecided"),
+        "{code} {text} {stderr}"
+    );
 
     let mut arguments = vec!["calibrate", "--budget", "0s"];
     arguments.extend(SHORT);
