@@ -99,7 +99,7 @@ pub(super) struct Load {
     /// Ask the kernel when the device took one of N sends (SO_TIMESTAMPING), and so what lies between the send call and it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     tx_stamps: Option<u32>,
-    /// Share of processor time taken by the hypervisor above which the run is invalid
+    /// Share of any core's time, taken by the hypervisor, above which the run is invalid
     #[arg(long, default_value = "5%", value_parser = units::parse_share)]
     steal_limit: f64,
     /// Receive buffer of the load's sockets, bytes
@@ -197,7 +197,19 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
 /// run already not that one.
 pub(super) fn claim_directory(dir: Option<&Path>) -> anyhow::Result<()> {
     let Some(dir) = dir else { return Ok(()) };
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    let mut inside =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read the directory {}", dir.display()))?;
+    match inside.next() {
+        None => Ok(()),
+        Some(_) => {
+            let dir = dir.display();
+            let text = format!(
+                "--out {dir}: something is there already, which the run would replace; choose a new directory, or remove {dir} first"
+            );
+            Err(Problem::Usage(text).into())
+        }
+    }
 }
 
 /// Makes the run of `spec`, writes and prints it.
