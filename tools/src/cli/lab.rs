@@ -109,7 +109,8 @@ fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> 
     let log = out.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let ran = lab::run(&scenario, &stop, log, |share| progress::step(&bar, 0, share));
     bar.finish_and_clear();
-    let Ran { result, verdicts, failure } = ran?;
+    let Ran { mut result, verdicts, failure } = ran?;
+    result.scenario = Some(file.display().to_string());
     // What was measured is printed even where it cannot be written.
     let written = out.map_or(Ok(()), |dir| bundle::write(&result, dir));
     if json {

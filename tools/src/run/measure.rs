@@ -442,6 +442,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
         dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried.delivered),
         dut_cpu_ns_per_offered: cpu_per_packet(&dut, carried.offered),
         dut,
+        scenario: None,
         histograms: Some(Histograms {
             response: receiver.response,
             service: receiver.service,

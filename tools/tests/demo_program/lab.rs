@@ -176,6 +176,26 @@ fn what_a_scenario_claims_is_judged() {
 }
 
 #[test]
+fn a_replay_says_that_it_makes_no_hosts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (scenario, out) = (small(directory.path(), "[]"), directory.path().join("out"));
+    let out = out.to_str().unwrap();
+    let Some((code, text, errors)) = done(lab(directory.path(), &["run", &scenario, "--out", out])) else {
+        return;
+    };
+    assert!(code == 0 || code == 4, "{code} {text}{errors}");
+    let mut replay = program();
+    replay.args(["replay", out]).stdin(Stdio::null());
+    let (code, text, errors) = done(replay).unwrap();
+    assert!(code == 5 && text.is_empty(), "nobody is at that address here: {code} {text}{errors}");
+    assert!(
+        errors.contains("the load alone is repeated, from here to [fd01::2]:7")
+            && errors.contains(&format!("towpath-lab lab run {scenario}`")),
+        "{errors}"
+    );
+}
+
+#[test]
 fn what_was_measured_is_printed_when_a_program_ended_meanwhile() {
     let directory = tempfile::tempdir().unwrap();
     let path = small(directory.path(), r#"["lost > 5"]"#);
