@@ -271,7 +271,7 @@ fn report(compared: &[Compared], failed: bool) -> Report {
         let baseline = sides.next().map_or("", |side| &side.0);
         let runs: Vec<String> = compared.runs.iter().map(usize::to_string).collect();
         let mut notes = vec![format!(
-            "Each run is one sample; {} runs a side, in interleaved random blocks. p: exact permutation test, two-sided, corrected by \
+            "Each run is one sample; runs of each side: {}; in interleaved random blocks. p: exact permutation test, two-sided, corrected by \
              Holm over the table; from and to: 95 % of each comparison alone. better and worse: p ≤ 0.05; same: within 5 % \
              (loss: 0.01 %) for sure; open: neither.",
             runs.join(", ")

@@ -265,14 +265,14 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
     let bits =
         outcome.found.iter().filter_map(|found| found.lower).fold(0.0, f64::max) * 8.0 * base.mean_size();
     notes.push(format!(
-        "{} trials between {} and {}, there and back: datagrams of {} B of UDP payload ({:.1} Mbit/s of it at the highest lower bound), \
-         {} flows, bursts of {}{}; seed {}",
-        outcome.trials.len(),
+        "{} between {} and {}, there and back: datagrams of {} B of UDP payload ({:.1} Mbit/s of it at the highest lower bound), \
+         {}, bursts of {}{}; seed {}",
+        units::count(outcome.trials.len() as u64, "trial"),
         units::rate(outcome.range[0]),
         units::rate(outcome.range[1]),
         base.size,
         bits / 1e6,
-        base.flows,
+        units::count(base.flows, "flow"),
         base.burst,
         if base.gso { " in one superpacket" } else { "" },
         base.seed
@@ -380,9 +380,9 @@ fn calibration(found: &Calibration, base: &RunSpec) -> Report {
     ];
     let mut notes: Vec<String> = found.ceiling.note.iter().map(|note| format!("ceiling: {note}")).collect();
     notes.push(format!(
-        "datagrams of {} B, {} flows, bursts of {}{}; a limit that is found above 80 % of the ceiling may be the generator's",
+        "datagrams of {} B, {}, bursts of {}{}; a limit that is found above 80 % of the ceiling may be the generator's",
         base.size,
-        base.flows,
+        units::count(base.flows, "flow"),
         base.burst,
         if base.gso { " in one superpacket" } else { "" }
     ));
