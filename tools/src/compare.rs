@@ -32,8 +32,8 @@ pub struct Row {
     pub loss: f64,
     /// CPU time of the observed processes per datagram delivered one way.
     pub cpu_ns_per_packet: Option<f64>,
-    /// Each of the figures divided by the first run's; absent for the first run, for one with another load, and where one of the
-    /// two is.
+    /// Each of the figures divided by the first run's; absent for the first run, for one with another load, where one of the two
+    /// cannot be believed, and where a figure of one of the two is.
     pub ratio: Option<Ratio>,
 }
 
@@ -54,21 +54,24 @@ pub struct Comparison {
     runs: Vec<(String, PathBuf, RunResult)>,
     /// Whether runs are divided by the first though they had another load.
     any_load: bool,
+    /// Whether they are though one of the two is not valid, or was ended early.
+    any_validity: bool,
 }
 
 impl Comparison {
-    /// Reads each directory or `run.json`. A run with another load than the first is not divided by it, unless `any_load`.
+    /// Reads each directory or `run.json`. A run with another load than the first is not divided by it, unless `any_load`; nor is one
+    /// where either cannot be believed, unless `any_validity`.
     ///
     /// # Errors
     /// As [`bundle::read`].
-    pub fn read(paths: &[PathBuf], any_load: bool) -> anyhow::Result<Self> {
+    pub fn read(paths: &[PathBuf], any_load: bool, any_validity: bool) -> anyhow::Result<Self> {
         let read = |path: &PathBuf| {
             let result = bundle::read(path)?;
             Ok((name(&result, path), path.clone(), result))
         };
         let mut runs = paths.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
         tell_apart(&mut runs);
-        Ok(Self { runs, any_load })
+        Ok(Self { runs, any_load, any_validity })
     }
 
     /// The figures.
@@ -84,13 +87,17 @@ impl Comparison {
             max_ns: result.latency.response.max_ns,
             loss: result.ledger.loss_fraction(),
             cpu_ns_per_packet: result.dut_cpu_ns_per_packet,
-            ratio: (index > 0 && self.is_like_first(result)).then(|| ratio(result, &self.runs[0].2)),
+            ratio: (index > 0 && self.is_comparable(result)).then(|| ratio(result, &self.runs[0].2)),
         };
         self.runs.iter().enumerate().map(row).collect()
     }
 
-    fn is_like_first(&self, run: &RunResult) -> bool {
-        self.any_load || circumstances::load(&self.runs[0].2.spec, &run.spec).is_empty()
+    /// Whether a run may be divided by the first.
+    fn is_comparable(&self, run: &RunResult) -> bool {
+        let first = &self.runs[0].2;
+        let is_believed = |run: &RunResult| run.verdict.validity == Validity::Valid && !run.interrupted;
+        (self.any_load || circumstances::load(&first.spec, &run.spec).is_empty())
+            && (self.any_validity || (is_believed(first) && is_believed(run)))
     }
 
     /// Table, plot and what keeps the runs from being compared.

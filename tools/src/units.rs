@@ -48,6 +48,13 @@ impl FromStr for Rate {
     }
 }
 
+/// A number of things: `1 run`, `2 runs`.
+#[must_use]
+pub fn count(number: impl Into<u64>, thing: &str) -> String {
+    let number = number.into();
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A rate with a prefix: `20.0 kpps`.
 #[must_use]
 pub fn rate(packets_per_second: f64) -> String {
@@ -147,6 +154,10 @@ mod tests {
         let times = [999, 1_000, 9_994, 61_234, 999_499, 1_500_000, 2_000_000_000].map(nanoseconds);
         assert_eq!(times, ["999 ns", "1.00 µs", "9.99 µs", "61.2 µs", "999 µs", "1.50 ms", "2.00 s"]);
         assert_eq!([share(0.0), share(0.125), share(2e-6)], ["0.00 %", "12.50 %", "2.0e-6"]);
+        assert_eq!(
+            [count(0_u32, "run"), count(1_u32, "run"), count(2_u32, "run")],
+            ["0 runs", "1 run", "2 runs"]
+        );
         assert_eq!([rate(5.0), rate(20_000.0), rate(2.5e6)], ["5.0 pps", "20.00 kpps", "2.50 Mpps"]);
     }
 }

@@ -187,9 +187,19 @@ fn comparing_shows_losses_doubts_and_files_of_other_versions() {
         json["spec"]["label"] = "bad".into();
     });
     let arguments = ["compare", good.to_str().unwrap(), &bad];
-    assert_eq!(output(&[&arguments[..], &["--allow-invalid"]].concat()).0, 0);
     let (code, table, stderr) = output(&arguments);
-    assert_eq!(code, 4, "{stderr}");
+    assert!(
+        code == 4 && !table.contains('÷') && table.contains("--allow-invalid"),
+        "{code} {table} {stderr}"
+    );
+    // The first divides the others, so it has to be believed as well.
+    let (code, table, _) = output(&["compare", &bad, good.to_str().unwrap()]);
+    assert!(code == 4 && !table.contains('÷'), "{code} {table}");
+    let (_, json, _) = output(&[&arguments[..], &["--json"]].concat());
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(rows[1]["ratio"].is_null(), "{rows}");
+    let (code, table, stderr) = output(&[&arguments[..], &["--allow-invalid"]].concat());
+    assert_eq!(code, 0, "{stderr}");
     let line = table.lines().find(|line| line.starts_with("│ bad ")).unwrap();
     assert!(line.contains(" lost ") && line.contains("(500)") && line.contains("INVALID"), "{table}");
     let ratios = table.lines().find(|line| line.contains("÷ good")).unwrap();
@@ -243,6 +253,26 @@ fn a_replayed_run_sends_and_loses_what_the_first_one_did() {
 }
 
 #[test]
+fn a_run_does_not_replace_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let reflector = Reflector::start("127.0.0.1:0");
+    short_run(&reflector.address, &out, &[]);
+    let first = fs::read(out.join(bundle::RUN_JSON)).unwrap();
+    let path = out.to_str().unwrap();
+    for again in [vec!["run", "udp", &reflector.address, "--out", path], vec!["replay", path, "--out", path]]
+    {
+        let (code, stdout, stderr) = output(&again);
+        assert!(
+            code == 2 && stdout.is_empty() && stderr.contains("choose a new directory"),
+            "{code} {stderr}"
+        );
+    }
+    assert_eq!(fs::read(out.join(bundle::RUN_JSON)).unwrap(), first);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 4);
+}
+
+#[test]
 fn ipv6_works_too() {
     let reflector = Reflector::start("[::1]:0");
     let dir = tempfile::tempdir().unwrap();
@@ -266,7 +296,6 @@ fn wrong_requests_end_with_2_and_name_the_fix() {
         (vec!["reflect", "127.0.0.1:0", "--loss", "2"], "1%"),
         (vec!["reflect", "127.0.0.1:0", "--loss", "60%", "--corrupt", "50%"], "110.0 %"),
         (vec!["run", "udp", "127.0.0.1:9", "--server-admin", "here"], "127.0.0.1:9641"),
-        (vec!["lab", "run", "nowhere.toml"], "nowhere.toml"),
         (vec!["lab", "up", "demo", "--name", "a/b"], "--name"),
         (vec!["frobnicate"], "Usage"),
     ] {
@@ -286,6 +315,24 @@ fn missing_surroundings_end_with_5_and_missing_files_with_1() {
     let (code, _, stderr) = output(&["compare", "/nonexistent"]);
     assert_eq!(code, 1);
     assert!(stderr.contains("/nonexistent") && stderr.contains("--out"), "{stderr}");
+    let empty = tempfile::tempdir().unwrap();
+    let empty = empty.path().to_str().unwrap();
+    for (arguments, hint) in [
+        (vec!["lab", "run", "nowhere.toml"], "or `demo`"),
+        (vec!["lab", "up", "nowhere.toml"], "or `demo`"),
+        (vec!["run", "udp", "127.0.0.1:9", "--arrivals", "trace:nowhere"], "trace:nowhere"),
+        (vec!["replay", "nowhere"], "--out"),
+        (vec!["report", "nowhere"], "nowhere"),
+        (vec!["compare", empty], "--out"),
+        (vec!["gate", empty, "--", empty, "--fail", "p99>+5%"], "holds no run"),
+        (vec!["gate", empty, "--", empty, "--fail", "p99>+5%", "--noise", "nowhere"], "nowhere"),
+    ] {
+        let (code, _, stderr) = output(&arguments);
+        assert!(
+            code == 1 && (stderr.contains(hint) || stderr.contains("holds no run")),
+            "{arguments:?}: {code} {stderr}"
+        );
+    }
     let reflector = Reflector::start("127.0.0.1:0");
     let (code, _, stderr) = output(&["run", "udp", &reflector.address, "--dut-pid", "4294967290"]);
     assert_eq!(code, 5, "{stderr}");

@@ -78,14 +78,18 @@ fn own(ip: &str, io: &str) -> Relay {
 }
 
 /// The same with these flags.
-#[expect(clippy::disallowed_methods, reason = "the test starts a relay")]
 fn own_with(ip: &str, flags: &[&str]) -> Relay {
+    own_strict(ip, &[flags, &["--allow-peer", "127.0.0.0/8", "--allow-peer", "::1/128"]].concat())
+}
+
+/// The same, which allows no peers but those of the flags.
+#[expect(clippy::disallowed_methods, reason = "the test starts a relay")]
+fn own_strict(ip: &str, flags: &[&str]) -> Relay {
     let address = free_address(ip);
     let child = Command::new(env!("CARGO_BIN_EXE_towpath-lab"))
         .args(["__relay", "-", &std::process::id().to_string(), "--listen", &address.to_string()])
         .args(["--realm", "test", "--user", &format!("{USER}:{PASSWORD}")])
         .args(flags)
-        .args(["--allow-peer", "127.0.0.0/8", "--allow-peer", "::1/128"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -254,5 +258,26 @@ fn a_wrong_password_is_a_set_up_error_that_names_the_option() {
     let wrong = RunSpec { password: Some("mule".to_owned()), ..spec(&relay, Kind::TurnChannel) };
     let error = run(&wrong, |_| {}).unwrap_err();
     assert!(matches!(error.downcast_ref(), Some(Problem::Setup(_))), "{error}");
-    assert!(error.to_string().contains("--user"), "{error}");
+    assert!(error.to_string().contains("--user NAME:PASSWORD"), "{error}");
+}
+
+#[test]
+fn what_the_relay_refuses_is_said_with_the_options_of_the_lab_and_of_the_relay() {
+    // Loopback is no peer of anybody by default.
+    let relay = own_strict("127.0.0.1", &["--io", "suspend", "--admin", "off"]);
+    let refused = |kind, password: &str| {
+        let spec = RunSpec { password: Some(password.to_owned()), ..spec(&relay, kind) };
+        let error = run(&spec, |_| {}).unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(Problem::Setup(_))), "{error}");
+        let text = error.to_string();
+        assert!(!text.contains("RelayUsername") && !text.contains("RelayPasswordFile"), "{text}");
+        text
+    };
+    for kind in [Kind::TurnChannel, Kind::TurnSend] {
+        let text = refused(kind, PASSWORD);
+        assert!(text.contains("forbids the peer 127.0.0.1 (403)"), "{text}");
+        assert!(text.contains("--allow-peer 127.0.0.1") && text.contains("--peer an address"), "{text}");
+    }
+    let text = refused(Kind::TurnChannel, "mule");
+    assert!(text.contains("refuses user \"walker\" (401); check --user NAME:PASSWORD"), "{text}");
 }

@@ -60,8 +60,8 @@ impl Designs {
             );
         }
         let topology = if facts.no_network.is_none() {
-            demo::isolate()?;
-            Some(Topology::new()?)
+            let made = demo::isolate().and_then(|()| Topology::new());
+            Some(made.map_err(|error| Problem::Setup(format!("{error:#}")))?)
         } else {
             None
         };

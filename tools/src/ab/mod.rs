@@ -15,6 +15,7 @@ use anyhow::Context;
 use indicatif::ProgressBar;
 
 use crate::format::bundle;
+use crate::format::series::{SERIES_JSON, Series, Side};
 use crate::judge::Group;
 use crate::progress;
 use crate::run::verdict::Validity;
@@ -40,7 +41,7 @@ pub struct Plan {
     pub blocks: u32,
     /// Decides the order.
     pub seed: u64,
-    /// Directory in which each side has one, with a numbered one for each run.
+    /// Directory in which each side has one, with a numbered one for each run; `series.json` in it says what became of them.
     pub out: Option<PathBuf>,
 }
 
@@ -59,23 +60,35 @@ pub struct Collected {
     pub groups: Vec<Group>,
     /// Whether SIGINT or SIGTERM came before the last.
     pub interrupted: bool,
-    /// Runs that were repeated because they could not be believed.
-    pub repeated: u32,
     /// What kept a run from being made or written, and with it all that were to follow.
     pub failure: Option<anyhow::Error>,
 }
 
 impl Collected {
+    /// Why not all runs were made; `None` when all were.
+    fn cut(&self) -> Option<String> {
+        match &self.failure {
+            Some(failure) => Some(format!("a run could not be made ({failure:#})")),
+            None => self.interrupted.then(|| "interrupted".to_owned()),
+        }
+    }
+
     /// What is missing of the `planned` runs, and why, in a sentence; `None` when all were made.
     #[must_use]
     pub fn shortfall(&self, planned: u64) -> Option<String> {
-        let why = match &self.failure {
-            Some(failure) => format!("a run could not be made ({failure:#})"),
-            None if self.interrupted => "interrupted".to_owned(),
-            None => return None,
-        };
+        let why = self.cut()?;
         let made: usize = self.groups.iter().map(|group| group.runs.len()).sum();
         Some(format!("{why}: what follows rests on {made} of {planned} runs, those that were complete"))
+    }
+
+    /// What is written beside the runs.
+    fn series(&self, plan: &Plan, cut: Option<String>) -> Series {
+        let side = |group: &Group| Side {
+            name: group.name.clone(),
+            made: group.runs.len(),
+            repeated: group.repeated,
+        };
+        Series { planned: plan.blocks, sides: self.groups.iter().map(side).collect(), cut }
     }
 
     /// Why there is nothing to show: what kept the first run from being made.
@@ -129,11 +142,16 @@ pub fn collect(
     let Some(out) = &plan.out else { return take_turns(plan, stop, bar, None, &mut measure) };
     let unfinished = out.join(UNFINISHED);
     make_directories(out, &plan.sides, &unfinished)?;
-    let collected = take_turns(plan, stop, bar, Some(&unfinished), &mut measure);
+    let mut collected = take_turns(plan, stop, bar, Some(&unfinished), &mut measure)?;
     // What is left in it is no run, and nobody looks there.
     let _ = fs::remove_dir_all(&unfinished);
-    collected
+    let written = collected.series(plan, collected.cut()).write(out);
+    collected.failure = collected.failure.or(written.err());
+    Ok(collected)
 }
+
+/// Why runs are missing while they are being made, and of a command that was killed.
+const UNENDED: &str = "it did not come to its end";
 
 fn take_turns(
     plan: &Plan,
@@ -145,7 +163,12 @@ fn take_turns(
     let log = unfinished.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let group = |name: &String| Group { name: name.clone(), ..Group::default() };
     let groups = plan.sides.iter().map(group).collect();
-    let mut collected = Collected { groups, interrupted: false, repeated: 0, failure: None };
+    let mut collected = Collected { groups, interrupted: false, failure: None };
+    let note = |collected: &Collected| -> anyhow::Result<()> {
+        let Some(out) = &plan.out else { return Ok(()) };
+        collected.series(plan, Some(UNENDED.to_owned())).write(out)
+    };
+    note(&collected)?;
     let begin = bar.position() / progress::STEPS;
     let mut done = 0;
     for (block, sides) in (0_u32..).zip(order(plan.sides.len(), plan.blocks, plan.seed)) {
@@ -155,12 +178,17 @@ fn take_turns(
             let run = loop {
                 let progress = |share| progress::step(bar, begin + done, share);
                 let made = measure(Turn { side, block, log: log.as_deref(), progress: &progress });
-                if stop.load(Ordering::Relaxed) {
-                    // What the signal cut short is no sample of anything.
-                    collected.interrupted = true;
-                    return Ok(collected);
-                }
+                let stopped = stop.load(Ordering::Relaxed);
                 let run = match made {
+                    // The signal came when it was over.
+                    Ok(run) if stopped && !run.interrupted && run.verdict.validity == Validity::Valid => {
+                        break run;
+                    }
+                    // What the signal cut short is no sample of anything.
+                    _ if stopped => {
+                        collected.interrupted = true;
+                        return Ok(collected);
+                    }
                     Ok(run) => run,
                     Err(error) => {
                         collected.failure = Some(error);
@@ -171,18 +199,25 @@ fn take_turns(
                     break run;
                 }
                 attempt += 1;
-                collected.repeated += 1;
+                collected.groups[side].repeated += 1;
             };
             if let Some((out, unfinished)) = plan.out.as_ref().zip(unfinished) {
                 let dir = out.join(&plan.sides[side]).join(format!("{:02}", block + 1));
                 collected.failure = keep(&run, unfinished, &dir).err();
             }
             collected.groups[side].runs.push(run);
-            if collected.failure.is_some() {
-                return Ok(collected);
+            if collected.failure.is_none() {
+                collected.failure = note(&collected).err();
             }
             done += 1;
             progress::step(bar, begin + done, 0.0);
+            if collected.failure.is_some() {
+                return Ok(collected);
+            }
+            if done < plan.runs() && stop.load(Ordering::Relaxed) {
+                collected.interrupted = true;
+                return Ok(collected);
+            }
         }
     }
     Ok(collected)
@@ -204,10 +239,16 @@ fn make_directory(dir: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// [`Problem::Usage`] with the directory that is there.
 pub fn check_is_new(out: &Path, sides: &[String]) -> anyhow::Result<()> {
-    match sides.iter().map(|side| out.join(side)).find(|dir| dir.exists()) {
+    match sides
+        .iter()
+        .map(String::as_str)
+        .chain([SERIES_JSON])
+        .map(|name| out.join(name))
+        .find(|path| path.exists())
+    {
         None => Ok(()),
-        Some(dir) => {
-            let message = format!("{} exists already; choose a new directory with --out", dir.display());
+        Some(path) => {
+            let message = format!("{} exists already; choose a new directory with --out", path.display());
             Err(Problem::Usage(message).into())
         }
     }
@@ -288,6 +329,54 @@ pub(crate) mod tests {
         assert!(failure.contains("cannot move a run to") && failure.contains("02"), "{failure}");
         let mut there: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         there.sort();
-        assert_eq!(there, ["A", "B"], "nothing unfinished is left");
+        assert_eq!(there, ["A", "B", "series.json"], "nothing unfinished is left");
+    }
+
+    #[test]
+    fn what_was_cut_or_repeated_is_read_with_the_runs() {
+        let (good, stop) = (run_of_a_moment(), AtomicBool::new(false));
+        let mut bad = good.clone();
+        bad.verdict.validity = Validity::GeneratorLimited;
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let read = |side: &str| Group::read(side, &[out.join(side)]).unwrap();
+        let mut number = 0;
+        let collected = collect(&plan(Some(out.clone())), &stop, &ProgressBar::hidden(), |turn| {
+            if number == 2 {
+                // Whoever is killed now leaves word of it.
+                let side = ["A", "B"].into_iter().find(|side| out.join(side).join("01").exists()).unwrap();
+                assert!(read(side).doubts().iter().any(|doubt| doubt.contains("did not come to its end")));
+            }
+            number += 1;
+            let (started_unix_ns, run_id) = (number, format!("{number:016x}"));
+            // The very first is made again; the signal comes when the fifth is over.
+            stop.store(number == 5, Ordering::Relaxed);
+            let run = if number == 1 { bad.clone() } else { good.clone() };
+            assert!(turn.log.is_some());
+            Ok(RunResult { started_unix_ns, run_id, ..run })
+        });
+        let collected = collected.unwrap();
+        assert!(collected.interrupted && number == 5, "{number}");
+        let made: Vec<usize> = collected.groups.iter().map(|group| group.runs.len()).collect();
+        assert_eq!(made, [2, 2], "what was over when the signal came is kept");
+        let groups = [read("A"), read("B")];
+        for group in &groups {
+            let doubts = group.doubts().join("; ");
+            assert!(doubts.contains("was cut short (interrupted): 2 of 3 runs are there"), "{doubts}");
+        }
+        let repeated: Vec<u32> = groups.iter().map(|group| group.repeated).collect();
+        assert_eq!((repeated[0] + repeated[1], repeated[0] * repeated[1]), (1, 0));
+        let said = crate::judge::notes(&[&groups[0], &groups[1]]).join("; ");
+        let by_side = format!("not VALID: {} of A, {} of B", repeated[0], repeated[1]);
+        assert!(said.contains(&by_side), "{said}");
+
+        stop.store(false, Ordering::Relaxed);
+        let whole = dir.path().join("whole");
+        collect(&plan(Some(whole.clone())), &stop, &ProgressBar::hidden(), |_| {
+            number += 1;
+            Ok(RunResult { run_id: format!("{number:016x}"), ..good.clone() })
+        })
+        .unwrap();
+        assert_eq!(Group::read("A", &[whole.join("A")]).unwrap().doubts(), [""; 0]);
     }
 }

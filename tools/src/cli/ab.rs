@@ -63,8 +63,8 @@ struct Compared {
     sides: Vec<(String, String)>,
     /// Runs of each side that are complete.
     runs: Vec<usize>,
-    /// Runs that were repeated because they could not be believed.
-    repeated: u32,
+    /// Runs of each side that were repeated because they could not be believed.
+    repeated: Vec<u32>,
     /// What is missing of the runs that were asked for, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     shortfall: Option<String>,
@@ -230,7 +230,10 @@ fn compare(
 ) -> Compared {
     let groups: Vec<&Group> = collected.groups.iter().collect();
     let (baseline, others) = (groups[0], &groups[1..]);
-    let doubts = !judging.allow_invalid && groups.iter().any(|group| !group.doubts().is_empty());
+    let shortfall = collected.shortfall(planned);
+    // As of runs that died: those that were made may be the better ones.
+    let doubts = !judging.allow_invalid
+        && (shortfall.is_some() || groups.iter().any(|group| !group.doubts().is_empty()));
     let mut judgements: Vec<(String, Vec<Judgement>)> = Vec::new();
     let mut notes = notes(&groups);
     if !judging.fail.is_empty() {
@@ -245,9 +248,9 @@ fn compare(
     Compared {
         title: title.to_owned(),
         sides,
-        shortfall: collected.shortfall(planned),
+        shortfall,
         runs: groups.iter().map(|group| group.runs.len()).collect(),
-        repeated: collected.repeated,
+        repeated: groups.iter().map(|group| group.repeated).collect(),
         differences: differences(baseline, others, metrics, seed),
         judgements,
         notes,
@@ -268,14 +271,11 @@ fn report(compared: &[Compared], failed: bool) -> Report {
         let baseline = sides.next().map_or("", |side| &side.0);
         let runs: Vec<String> = compared.runs.iter().map(usize::to_string).collect();
         let mut notes = vec![format!(
-            "Each run is one sample; {} runs a side, in interleaved random blocks. p: exact permutation test, two-sided, corrected by \
+            "Each run is one sample; runs of each side: {}; in interleaved random blocks. p: exact permutation test, two-sided, corrected by \
              Holm over the table; from and to: 95 % of each comparison alone. better and worse: p ≤ 0.05; same: within 5 % \
              (loss: 0.01 %) for sure; open: neither.",
             runs.join(", ")
         )];
-        if compared.repeated > 0 {
-            notes.push(format!("{} runs were repeated because they were not VALID", compared.repeated));
-        }
         notes.extend(compared.differences.iter().filter_map(judging::open));
         notes.extend(compared.notes.iter().cloned());
         report.sections.push(Section {
@@ -366,10 +366,10 @@ mod tests {
                 run
             };
             let values = [50_000, 50_500, 49_500, 50_200, 49_800];
-            Group { name: name.to_owned(), runs: (0..).zip(values).map(with).collect(), dead: Vec::new() }
+            Group { name: name.to_owned(), runs: (0..).zip(values).map(with).collect(), ..Group::default() }
         };
         let groups = vec![side("A", Validity::Valid), side("B", odd_one)];
-        Collected { groups, interrupted: false, repeated: 0, failure: None }
+        Collected { groups, interrupted: false, failure: None }
     }
 
     fn compared(collected: &Collected, judging: &Judging) -> Compared {
@@ -407,6 +407,7 @@ mod tests {
         let json = serde_json::to_value(&compared).unwrap();
         assert!(json["shortfall"].as_str().unwrap().contains("9 of 10 runs"), "{json}");
         let text = report(&[compared], true).to_text();
+        assert!(text.contains("no verdict") && !text.contains("PASS"), "{text}");
         let said = "udp: a run could not be made (the server is gone): what follows rests on 9 of 10 runs";
         assert!(text.find(said).unwrap() < text.find("p99").unwrap(), "{text}");
     }

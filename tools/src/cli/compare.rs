@@ -37,7 +37,8 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.others.is_empty() {
         return sides(args);
     }
-    let comparison = Comparison::read(&args.runs, args.allowed.allow_different)?;
+    let Allowed { allow_different, allow_invalid } = args.allowed;
+    let comparison = Comparison::read(&args.runs, allow_different, allow_invalid)?;
     let obstacle = args.allowed.obstacle(&comparison.doubts(), &comparison.different());
     let mut report = comparison.report();
     report.sections[0].notes.extend(obstacle.as_ref().map(|why| format!("not to be compared: {why}")));
@@ -95,10 +96,7 @@ fn sides(args: &Args) -> anyhow::Result<ExitCode> {
     let doubts = [a.doubts(), b.doubts()].concat();
     let different = circumstances::different(a.runs.iter().chain(&b.runs).map(|run| &run.spec));
     let obstacle = args.allowed.obstacle(&doubts, &different);
-    let found = match obstacle {
-        Some(_) if !(different.is_empty() || args.allowed.allow_different) => Vec::new(),
-        _ => differences(&a, &[&b], &metrics, 1),
-    };
+    let found = if obstacle.is_none() { differences(&a, &[&b], &metrics, 1) } else { Vec::new() };
     let curves = |group: &Group| -> Vec<Curve> {
         let curve = |(index, run)| Curve::of(format!("{} {}", group.name, index + 1), run);
         group.runs.iter().enumerate().map(curve).collect()
@@ -122,7 +120,8 @@ fn sides(args: &Args) -> anyhow::Result<ExitCode> {
         Report { title: "towpath-lab compare".to_owned(), notes: Vec::new(), sections: vec![section] };
     write_page(args, &report)?;
     if args.json {
-        let shift = quantile_shift::ratios(&curves_of(&a), &curves_of(&b), 0.025);
+        let ratios = || quantile_shift::ratios(&curves_of(&a), &curves_of(&b), 0.025);
+        let shift = if obstacle.is_none() { ratios() } else { Vec::new() };
         // Beyond it there is no ratio.
         let lost_from = [&a, &b].map(lost_from);
         let json = serde_json::json!({

@@ -12,6 +12,7 @@ use crate::judge::{self, Group, Judgement, Verdict, circumstances, verdict_table
 use crate::report::junit::{self, Case, Outcome};
 use crate::report::{Cell, Report, Section};
 use crate::run::Problem;
+use crate::units;
 
 /// Options of `towpath-lab gate`.
 #[derive(Debug, clap::Args)]
@@ -142,7 +143,7 @@ fn report(output: &Output) -> Report {
     notes.extend(output.notes.iter().cloned());
     let section = Section { table: verdict_table(&output.rules), notes, ..Section::default() };
     Report {
-        title: format!("{verdict}  {a} runs of A, {b} of B"),
+        title: format!("{verdict}  {} of A, {b} of B", units::count(a as u64, "run")),
         notes: Vec::new(),
         sections: vec![section],
     }

@@ -22,7 +22,7 @@ pub(super) struct Judging {
     /// A difference of latency that is never worth a FAIL
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     min_effect: std::time::Duration,
-    /// Judge runs that are not VALID all the same
+    /// Judge runs that are not VALID, died, or were not all made, all the same
     #[arg(long)]
     pub(super) allow_invalid: bool,
     /// What `aa` found of this host, to be shown beside the verdict: the aa.json in its --out directory
@@ -79,12 +79,13 @@ fn floor(noise: &Noise, date: &str) -> String {
 }
 
 /// Why there is no verdict on runs that cannot be believed.
-pub(super) const INVALID: &str = "runs are not VALID, or died; make them again, or add --allow-invalid";
+pub(super) const INVALID: &str =
+    "runs are not VALID, died, or were not all made; make them again, or add --allow-invalid";
 
 /// What must not be overlooked when runs are compared, for commands that read them.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Allowed {
-    /// Compare runs that are not VALID, or died, all the same
+    /// Compare runs that are not VALID, died, or were not all made, all the same
     #[arg(long)]
     pub(super) allow_invalid: bool,
     /// Compare runs all the same whose loads were not alike

@@ -51,7 +51,7 @@ enum Command {
     Run {
         /// The scenario, or `demo`
         file: PathBuf,
-        /// Directory for the files of the run
+        /// New directory for the files of the run
         #[arg(long)]
         out: Option<PathBuf>,
         /// Print run.json and what must hold instead of tables
@@ -100,7 +100,7 @@ fn read(file: &Path) -> anyhow::Result<(String, Scenario)> {
 
 fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
     let (_, scenario) = read(file)?;
-    super::run::make_directory(out)?;
+    super::run::claim_directory(out)?;
     // Before there are threads.
     isolate().map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let stop = super::stop_flag()?;
@@ -109,7 +109,8 @@ fn run(file: &Path, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> 
     let log = out.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let ran = lab::run(&scenario, &stop, log, |share| progress::step(&bar, 0, share));
     bar.finish_and_clear();
-    let Ran { result, verdicts, failure } = ran?;
+    let Ran { mut result, verdicts, failure } = ran?;
+    result.scenario = Some(file.display().to_string());
     // What was measured is printed even where it cannot be written.
     let written = out.map_or(Ok(()), |dir| bundle::write(&result, dir));
     if json {

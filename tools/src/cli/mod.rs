@@ -155,7 +155,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         Some(Problem::Usage(_)) => EXIT_USAGE,
         Some(Problem::Setup(_)) => EXIT_SETUP,
         Some(Problem::Interrupted) => EXIT_INTERRUPTED,
-        None => EXIT_FILES,
+        Some(Problem::File(_)) | None => EXIT_FILES,
     };
     // Nowhere is left to say that standard error is closed.
     let _ = writeln!(io::stderr(), "towpath-lab: {error:#}");

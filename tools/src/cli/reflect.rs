@@ -15,6 +15,7 @@ use crate::reflect::plan::{Delay, Plan, Reorder, Share, Stall};
 use crate::reflect::{Counts, Reflector};
 use crate::run::Problem;
 use crate::run::clock::{realtime_ns, rfc3339};
+use crate::units::count;
 
 /// Options of `towpath-lab reflect`.
 #[derive(Debug, clap::Args)]
@@ -119,13 +120,13 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn sentence(counts: &Counts) -> String {
     format!(
-        "received {} datagrams in {} skbs ({} bytes), reflected {}, refused {}, dropped by the kernel {} skbs\n",
-        counts.received,
-        counts.superpackets,
-        counts.bytes,
+        "received {} in {} ({}), reflected {}, refused {}, dropped by the kernel {}\n",
+        count(counts.received, "datagram"),
+        count(counts.superpackets, "skb"),
+        count(counts.bytes, "byte"),
         counts.reflected,
         counts.refused,
-        counts.kernel_drops_skbs
+        count(counts.kernel_drops_skbs, "skb")
     )
 }
 

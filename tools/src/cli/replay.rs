@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Name of the run in tables and plots [default: that of the run]
     #[arg(long)]
     label: Option<String>,
-    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    /// New directory for run.json, latency.hlog, detail.hlog and latency.hgrm
     #[arg(long)]
     out: Option<PathBuf>,
     /// Print run.json instead of a table
@@ -48,6 +48,14 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     }
     if !args.server_admins.is_empty() {
         spec.server_admins = args.server_admins;
+    } else if let Some(file) = &before.scenario {
+        // They were on hosts that are gone: here, other servers or none have their addresses.
+        spec.server_admins.clear();
+        super::tell(&format!(
+            "the load alone is repeated, from here to {}: the run was made on the hosts of a scenario, which are not made again, nor are \
+             its servers asked; for all of it `towpath-lab lab run {file}`",
+            spec.target
+        ));
     }
     spec.label = args.label.unwrap_or(spec.label);
     spec.dut_pids = args.dut_pids;

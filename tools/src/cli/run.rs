@@ -34,7 +34,7 @@ pub(super) struct Args {
     target: String,
     #[command(flatten)]
     load: Load,
-    /// Directory for run.json, latency.hlog, detail.hlog and latency.hgrm
+    /// New directory for run.json, latency.hlog, detail.hlog and latency.hgrm
     #[arg(long)]
     out: Option<PathBuf>,
     /// Name of the run in tables and plots
@@ -99,7 +99,7 @@ pub(super) struct Load {
     /// Ask the kernel when the device took one of N sends (SO_TIMESTAMPING), and so what lies between the send call and it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     tx_stamps: Option<u32>,
-    /// Share of processor time taken by the hypervisor above which the run is invalid
+    /// Share of any core's time, taken by the hypervisor, above which the run is invalid
     #[arg(long, default_value = "5%", value_parser = units::parse_share)]
     steal_limit: f64,
     /// Receive buffer of the load's sockets, bytes
@@ -193,15 +193,28 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     perform(spec, out.as_deref(), json)
 }
 
-/// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement.
-pub(super) fn make_directory(dir: Option<&Path>) -> anyhow::Result<()> {
+/// Makes the directory that a run is written to: one that cannot be made must not cost a minute of measurement, and one that holds a
+/// run already not that one.
+pub(super) fn claim_directory(dir: Option<&Path>) -> anyhow::Result<()> {
     let Some(dir) = dir else { return Ok(()) };
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the directory {}", dir.display()))?;
+    let mut inside =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read the directory {}", dir.display()))?;
+    match inside.next() {
+        None => Ok(()),
+        Some(_) => {
+            let dir = dir.display();
+            let text = format!(
+                "--out {dir}: something is there already, which the run would replace; choose a new directory, or remove {dir} first"
+            );
+            Err(Problem::Usage(text).into())
+        }
+    }
 }
 
 /// Makes the run of `spec`, writes and prints it.
 pub(super) fn perform(mut spec: RunSpec, out: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
-    make_directory(out)?;
+    claim_directory(out)?;
     spec.log = out.map(|dir| dir.join(bundle::LATENCY_HLOG));
     let stop: Arc<AtomicBool> = super::stop_flag()?;
     spec.stop = Some(stop);

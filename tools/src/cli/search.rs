@@ -96,6 +96,25 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Why it ended, in a line.
+    fn why_ended(&self) -> String {
+        let unbounded = self.found.iter().find(|found| found.upper.is_none() || found.lower.is_none());
+        let limit = units::rate(self.range[1]);
+        match (self.end, unbounded) {
+            _ if self.failure.is_some() => "a trial could not be made".to_owned(),
+            (Some(End::Interrupted), _) => "interrupted".to_owned(),
+            (Some(End::OutOfTime), _) => "the time of --budget was up; raise it to go on".to_owned(),
+            _ if self.limited => "the generator was the limit: it could not offer what was asked for; see `towpath-lab calibrate`".to_owned(),
+            (_, Some(Found { goal, lower: None, .. })) => {
+                format!("not even the lowest rate, {}, holds for {goal}; lower --from", units::rate(self.range[0]))
+            }
+            (_, Some(Found { goal, .. })) => {
+                format!("the highest rate of the search, {limit}, holds for {goal}; raise --max")
+            }
+            (_, None) => "found: both bounds of every goal".to_owned(),
+        }
+    }
+
     /// Of a search that its calibration did not get to.
     fn uncalibrated(known: Found, min: f64, ended: anyhow::Result<End>) -> Self {
         let (end, failure) = match ended {
@@ -193,7 +212,9 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
 /// Prints what was found, as tables or as JSON.
 pub(super) fn print(outcome: &Outcome, base: &RunSpec, json: bool) -> anyhow::Result<()> {
     if json {
-        super::print(&format!("{}\n", serde_json::to_string_pretty(outcome)?))
+        let mut all = serde_json::to_value(outcome)?;
+        all["ended"] = outcome.why_ended().into();
+        super::print(&format!("{}\n", serde_json::to_string_pretty(&all)?))
     } else {
         super::print(&report(outcome, base).to_text())
     }
@@ -244,14 +265,14 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
     let bits =
         outcome.found.iter().filter_map(|found| found.lower).fold(0.0, f64::max) * 8.0 * base.mean_size();
     notes.push(format!(
-        "{} trials between {} and {}, there and back: datagrams of {} B of UDP payload ({:.1} Mbit/s of it at the highest lower bound), \
-         {} flows, bursts of {}{}; seed {}",
-        outcome.trials.len(),
+        "{} between {} and {}, there and back: datagrams of {} B of UDP payload ({:.1} Mbit/s of it at the highest lower bound), \
+         {}, bursts of {}{}; seed {}",
+        units::count(outcome.trials.len() as u64, "trial"),
         units::rate(outcome.range[0]),
         units::rate(outcome.range[1]),
         base.size,
         bits / 1e6,
-        base.flows,
+        units::count(base.flows, "flow"),
         base.burst,
         if base.gso { " in one superpacket" } else { "" },
         base.seed
@@ -266,8 +287,9 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
     let bounds = Section { table, notes, ..Section::default() };
     let trials = Section { title: "Trials".to_owned(), table: trials, ..Section::default() };
     let title = format!("towpath-lab search  {} {}", base.kind.name(), base.target);
-    let broke_off = outcome.failure.as_ref().map(|error| format!("the search broke off: {error:#}"));
-    Report { title, notes: broke_off.into_iter().collect(), sections: vec![bounds, trials] }
+    let mut notes = vec![format!("ended: {}", outcome.why_ended())];
+    notes.extend(outcome.failure.as_ref().map(|error| format!("the search broke off: {error:#}")));
+    Report { title, notes, sections: vec![bounds, trials] }
 }
 
 fn trial(trial: &Trial) -> Vec<Cell> {
@@ -358,9 +380,9 @@ fn calibration(found: &Calibration, base: &RunSpec) -> Report {
     ];
     let mut notes: Vec<String> = found.ceiling.note.iter().map(|note| format!("ceiling: {note}")).collect();
     notes.push(format!(
-        "datagrams of {} B, {} flows, bursts of {}{}; a limit that is found above 80 % of the ceiling may be the generator's",
+        "datagrams of {} B, {}, bursts of {}{}; a limit that is found above 80 % of the ceiling may be the generator's",
         base.size,
-        base.flows,
+        units::count(base.flows, "flow"),
         base.burst,
         if base.gso { " in one superpacket" } else { "" }
     ));

@@ -259,10 +259,10 @@ fn report(points: &[Point], groups: &[&Group], whole: f64, base: &RunSpec) -> Re
     };
     let table = Table { header, rows: points.iter().zip(&tails).map(row).collect() };
     let mut lines = vec![format!(
-        "Medians of the runs of each point; 100 % is {}. Response latency over what was sent, there and back; {} B, {} flows, bursts of {}.",
+        "Medians of the runs of each point; 100 % is {}. Response latency over what was sent, there and back; {} B, {}, bursts of {}.",
         units::rate(whole),
         base.size,
-        base.flows,
+        units::count(base.flows, "flow"),
         base.burst
     )];
     lines.extend(said(groups));

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -13,6 +13,7 @@ use super::Interrupt;
 use super::role::Role;
 use crate::netns::Namespace;
 use crate::reexec;
+use crate::run::Problem;
 use crate::run::clock::monotonic_ns;
 
 /// How often a wait looks at what it waits for.
@@ -130,11 +131,12 @@ impl Child {
         }
         let worst = self.log.iter().rev().find(|line| line["severity"] == "ERROR");
         let name = &self.name;
-        match worst.or(self.log.last()) {
-            Some(Value::String(text)) => anyhow!("{name} {what}: {text}"),
-            Some(line) => anyhow!("{name} {what}: {}", sentence(line)),
-            None => anyhow!("{name} {what} and said nothing"),
-        }
+        let text = match worst.or(self.log.last()) {
+            Some(Value::String(text)) => format!("{name} {what}: {text}"),
+            Some(line) => format!("{name} {what}: {}", sentence(line)),
+            None => format!("{name} {what} and said nothing"),
+        };
+        Problem::Setup(text).into()
     }
 
     fn system_pid(&self) -> anyhow::Result<Pid> {

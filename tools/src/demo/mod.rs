@@ -42,6 +42,7 @@ use page::Findings;
 use plan::{Bottleneck, Load};
 use verdict::Outcome;
 
+use crate::format::output::whole_file;
 use crate::netns::Topology;
 use crate::run::Problem;
 use crate::run::clock::monotonic_ns;
@@ -249,9 +250,9 @@ fn machine() -> String {
 /// Prints the table and writes the page.
 fn publish(options: &DemoOptions, findings: &Findings<'_>) -> anyhow::Result<()> {
     let html = page::page(findings).to_html();
-    std::fs::write(&options.html, html).with_context(|| {
-        format!("cannot write {}; choose another file with --html", options.html.display())
-    })?;
+    // Whoever reads its name below finds all of it.
+    whole_file(&options.html, |out| Ok(out.write_all(html.as_bytes())?))
+        .context("choose another file with --html")?;
     let text = if options.json {
         let value = serde_json::json!({
             "cells": findings.cells.iter().map(|(cell, outcome)| serde_json::json!({ "cell": cell, "outcome": outcome })).collect::<Vec<_>>(),

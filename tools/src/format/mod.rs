@@ -14,3 +14,4 @@ pub mod hgrm_reader;
 pub mod input;
 pub mod log;
 pub mod output;
+pub mod series;

@@ -41,22 +41,34 @@ impl Format {
 /// # Errors
 /// What the file system answers, with the path; when the format cannot hold the log.
 pub fn write(log: &Log, format: Format, path: &Path) -> anyhow::Result<()> {
+    whole_file(path, |out| write_to(log, format, out))
+}
+
+/// Makes a file that is whole or not there at all: what was there before stays until then.
+///
+/// # Errors
+/// What the file system or `fill` answers, with the path.
+pub fn whole_file(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let failed = || format!("cannot write {}", path.display());
+    let into = |path: &Path| -> anyhow::Result<()> {
+        let mut out = BufWriter::new(File::create(path)?);
+        fill(&mut out)?;
+        Ok(out.flush()?)
+    };
     if path.exists() && !path.is_file() {
         // A pipe or a terminal: nothing was there before that could be lost.
-        return write_to(log, format, &mut File::create(path).with_context(failed)?).with_context(failed);
+        return into(path).with_context(failed);
     }
-    // Into its place when it is complete: what was there before stays until then.
     let mut name = path.file_name().with_context(failed)?.to_owned();
     name.push(".part");
     let part = path.with_file_name(name);
-    let fill = || -> anyhow::Result<()> {
-        let mut out = BufWriter::new(File::create(&part)?);
-        write_to(log, format, &mut out)?;
-        out.flush()?;
-        Ok(std::fs::rename(&part, path)?)
-    };
-    fill().inspect_err(|_| drop(std::fs::remove_file(&part))).with_context(failed)
+    into(&part)
+        .and_then(|()| Ok(std::fs::rename(&part, path)?))
+        .inspect_err(|_| drop(std::fs::remove_file(&part)))
+        .with_context(failed)
 }
 
 /// Writes a log to `out`.
@@ -148,4 +160,30 @@ pub fn json(log: &Log) -> anyhow::Result<serde_json::Value> {
     });
     let tags = tags.collect::<anyhow::Result<Vec<_>>>()?;
     Ok(json!({ "start_unix_s": log.start_unix_s, "unit": "ns", "notes": log.notes, "tags": tags }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_stays_as_it_was_until_the_new_one_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("page.html");
+        let write = |text: &'static str, then: anyhow::Result<()>| {
+            whole_file(&path, |out| {
+                out.write_all(text.as_bytes())?;
+                out.flush()?;
+                assert_ne!(std::fs::read_to_string(&path).unwrap_or_default(), text, "it is not there yet");
+                then
+            })
+        };
+        write("old", Ok(())).unwrap();
+        let error = write("half of it", Err(anyhow::anyhow!("the disk is full"))).unwrap_err();
+        assert!(format!("{error:#}").contains("page.html: the disk is full"), "{error:#}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        write("new", Ok(())).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1, "nothing else is left");
+    }
 }

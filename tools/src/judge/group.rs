@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::metric::Metric;
 use crate::format::bundle;
 use crate::format::find::{Found, epitaph};
+use crate::format::series::Member;
 use crate::run::verdict::{Validity, is_own};
 use crate::run::{Problem, RunResult};
 use crate::statistics::Proportion;
@@ -19,8 +20,10 @@ pub struct Group {
     pub name: String,
     /// The runs.
     pub runs: Vec<RunResult>,
-    /// What is known of those that died: a sentence on each.
+    /// What is known of those that died, or were not made because their series was cut: a sentence on each.
     pub dead: Vec<String>,
+    /// How many were made again because they could not be believed.
+    pub repeated: u32,
 }
 
 /// One side's values of one metric.
@@ -43,15 +46,19 @@ impl Group {
     /// Reads runs: each path is the directory of a run, its `run.json`, or a directory of such directories.
     ///
     /// # Errors
-    /// As [`bundle::read`]; [`Problem::Usage`] when a directory holds no run.
+    /// As [`bundle::read`]; [`Problem::File`] when a directory holds no run, [`Problem::Usage`] when one is named twice.
     pub fn read(name: &str, paths: &[PathBuf]) -> anyhow::Result<Self> {
         let (mut there, mut dead) = (Vec::new(), Vec::new());
+        let mut members: Vec<Member> = Vec::new();
         for path in paths {
             let found = runs_at(path)?;
             there.extend(found.runs);
             bundle::check_number(there.len())?;
             dead.extend(found.dead.iter().map(|path| epitaph(path)));
+            members.extend(Member::of(path)?.filter(|member| !members.contains(member)));
         }
+        dead.extend(members.iter().filter_map(Member::cut));
+        let repeated = members.iter().map(Member::repeated).sum();
         let mut runs = there.iter().map(|path| bundle::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
         // Runs are the sample: one that counts twice makes the rest look surer than it is.
@@ -62,7 +69,7 @@ impl Group {
             ))
             .into());
         }
-        Ok(Self { name: name.to_owned(), runs, dead })
+        Ok(Self { name: name.to_owned(), runs, dead, repeated })
     }
 
     /// Refuses a run on both sides: it is no second sample, and what it has in common with itself would make the sides look alike.
@@ -130,7 +137,8 @@ impl Group {
     }
 
     /// What keeps runs from being believed: a sentence on the first that is not valid, on the first that was ended early, on the
-    /// first whose server was, with how many there are, and on each that died: those that are left may be the better ones.
+    /// first whose server was, with how many there are, and on each that died or was not made: those that are left may be the better
+    /// ones.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
         let first = |is: &dyn Fn(&RunResult) -> bool, say: &dyn Fn(&RunResult) -> String| {
@@ -164,7 +172,7 @@ impl Group {
 fn runs_at(path: &Path) -> anyhow::Result<Found> {
     let found = Found::at(path, 0)?;
     if found.runs.is_empty() {
-        return Err(Problem::Usage(format!(
+        return Err(Problem::File(format!(
             "{} holds no run; give directories written by `towpath-lab run … --out DIR` or `towpath-lab ab … --out DIR`",
             path.display()
         ))

@@ -44,7 +44,8 @@ impl FromStr for Rule {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| {
             format!(
-                "{text:?}: {what}; write a rule like p99>+5%, p99>+5%@95, p50>+20us, loss>+1e-5, cpu/pkt>+3% or pps<-2%"
+                "{text:?}: {what}; write a rule as METRIC>+MARGIN or METRIC>+MARGIN@CONFIDENCE, like p99>+5%, p99>+5%@95, p50>+20us, \
+                 loss>+1e-5, cpu/pkt>+3% or pps<-2%"
             )
         };
         let (rule, confidence) = match text.split_once('@') {
@@ -176,7 +177,10 @@ mod tests {
             "p99>+-5%",
         ] {
             let error = text.parse::<Rule>().unwrap_err();
-            assert!(error.contains("p99>+5%@95"), "{text}: {error}");
+            assert!(
+                error.contains("METRIC>+MARGIN@CONFIDENCE") && error.contains("p99>+5%@95"),
+                "{text}: {error}"
+            );
         }
     }
 }

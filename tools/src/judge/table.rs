@@ -62,12 +62,17 @@ pub fn difference_table(baseline: &str, differences: &[Difference]) -> Table {
     Table { header: header.map(str::to_owned).into(), rows: differences.iter().map(row).collect() }
 }
 
-/// What a reader of a table has to know: how runs were made otherwise, what cannot be believed, and what was lost.
+/// What a reader of a table has to know: how runs were made otherwise, what cannot be believed or was repeated, and what was lost.
 #[must_use]
 pub fn notes(groups: &[&Group]) -> Vec<String> {
     let mut notes = loads(groups);
     notes.extend(hosts(groups));
     notes.extend(groups.iter().flat_map(|group| group.doubts()));
+    if groups.iter().any(|group| group.repeated > 0) {
+        let of = |group: &&Group| format!("{} of {}", group.repeated, group.name);
+        let by_side = groups.iter().map(of).collect::<Vec<_>>().join(", ");
+        notes.push(format!("repeated because they were not VALID: {by_side}"));
+    }
     for group in groups {
         let lost = group.side(Metric::Loss).lost;
         notes.push(match lost.some {

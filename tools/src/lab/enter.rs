@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use anyhow::{Context, anyhow};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::files;
 use super::role::{MARK, becoming};
 use super::state::State;
 use crate::run::Problem;
@@ -31,15 +32,14 @@ pub fn exec(lab: Option<&str>, host: &str, words: &[OsString]) -> anyhow::Error 
 fn prepare(lab: Option<&str>, host: &str, words: &[OsString]) -> anyhow::Result<std::process::Command> {
     let state = State::find(lab)?;
     let up = state.up()?;
-    let descriptor = up.hosts.get(host).ok_or_else(|| {
+    let place = up.hosts.get(host).ok_or_else(|| {
         let there = up.hosts.keys().cloned().collect::<Vec<_>>().join(", ");
         Problem::Usage(format!("the lab {} has no host {host:?}; it has {there}", state.name))
     })?;
     let keeper = up.keeper;
-    let network = open(&format!("/proc/{keeper}/fd/{descriptor}"))?;
+    let network = open(&format!("/proc/{keeper}/fd/{}", place.network))?;
+    let mounts = format!("/proc/{keeper}/fd/{}", place.mounts);
     let users = open(&format!("/proc/{keeper}/ns/user"))?;
-    let mounts = open(&format!("/proc/{keeper}/ns/mnt"))?;
-    let here = std::env::current_dir();
     // Who is root already stays in the namespace of users it is in.
     if fs::metadata("/proc/self/ns/user")?.ino() != users.metadata()?.ino() {
         move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
@@ -47,10 +47,7 @@ fn prepare(lab: Option<&str>, host: &str, words: &[OsString]) -> anyhow::Result<
     }
     move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
         .with_context(|| format!("cannot enter the host {host}"))?;
-    move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))
-        .context("cannot enter the lab's own /run and /etc")?;
-    // That has led to the root directory; a directory that is not there any more is none of the lab's business.
-    let _ = here.and_then(std::env::set_current_dir);
+    files::enter(mounts.as_ref())?;
     let shell = || std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
     let words = if words.is_empty() { vec![shell()] } else { words.to_vec() };
     let mut command = becoming(&words)?;

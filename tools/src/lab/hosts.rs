@@ -3,30 +3,43 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use dataplane::netlink::Handle;
 
-use super::scenario::{Bucket, Host, Link, Scenario, device};
+use super::files::Mounts;
+use super::scenario::{self, Bucket, Link, Scenario, device};
 use crate::netns::Namespace;
 
+/// A host: a network, and the places in which its programs leave files.
+#[derive(Debug)]
+pub struct Host {
+    /// Its devices.
+    pub network: Arc<Namespace>,
+    /// Its files.
+    pub mounts: Mounts,
+}
+
 /// The hosts, by name. They end with this value and with the processes in them.
-#[derive(Clone, Debug)]
-pub struct Hosts(BTreeMap<String, Arc<Namespace>>);
+#[derive(Debug)]
+pub struct Hosts(BTreeMap<String, Host>);
 
 impl Hosts {
-    /// Makes them; the process must be allowed to (own user namespace, or CAP_SYS_ADMIN and CAP_NET_ADMIN).
+    /// Makes them, in a lab with this directory; the process must be allowed to (own user namespace, or CAP_SYS_ADMIN and
+    /// CAP_NET_ADMIN).
     ///
     /// # Errors
     /// What could not be made, with its remedy.
-    pub fn new(scenario: &Scenario) -> anyhow::Result<Self> {
+    pub fn new(scenario: &Scenario, directory: &Path) -> anyhow::Result<Self> {
         let mut hosts = BTreeMap::new();
         for (name, host) in &scenario.hosts {
             let namespace = Namespace::new().with_context(|| format!("cannot make the host {name}"))?;
             namespace.run(|| prepare(host))?.with_context(|| format!("host {name}"))?;
-            hosts.insert(name.clone(), Arc::new(namespace));
+            let mounts = Mounts::new(name, directory)?;
+            hosts.insert(name.clone(), Host { network: Arc::new(namespace), mounts });
         }
         let hosts = Self(hosts);
         for link in &scenario.links {
@@ -35,7 +48,7 @@ impl Hosts {
                 .with_context(|| format!("link between {} and {}", link.ends[0], link.ends[1]))?;
         }
         for (name, host) in &scenario.hosts {
-            let finished = hosts.get(name)?.run(|| finish(host))?;
+            let finished = hosts.get(name)?.network.run(|| finish(host))?;
             finished.with_context(|| format!("host {name}"))?;
         }
         Ok(hosts)
@@ -45,7 +58,7 @@ impl Hosts {
     ///
     /// # Errors
     /// When there is none of this name.
-    pub fn get(&self, name: &str) -> anyhow::Result<&Arc<Namespace>> {
+    pub fn get(&self, name: &str) -> anyhow::Result<&Host> {
         self.0.get(name).with_context(|| {
             let there: Vec<&str> = self.0.keys().map(String::as_str).collect();
             format!("there is no host {name:?}; there are {}", there.join(", "))
@@ -53,13 +66,13 @@ impl Hosts {
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Namespace>)> {
-        self.0.iter().map(|(name, namespace)| (name.as_str(), namespace))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Host)> {
+        self.0.iter().map(|(name, host)| (name.as_str(), host))
     }
 
     fn join(&self, link: &Link) -> anyhow::Result<()> {
         let [a, b] = &link.ends;
-        let (near, far) = (self.get(a)?, self.get(b)?);
+        let (near, far) = (&self.get(a)?.network, &self.get(b)?.network);
         let names = [device(a, b), device(b, a)];
         near.run(|| {
             let mut handle = Handle::open()?;
@@ -88,7 +101,7 @@ impl Hosts {
 }
 
 /// Before there are devices.
-fn prepare(host: &Host) -> anyhow::Result<()> {
+fn prepare(host: &scenario::Host) -> anyhow::Result<()> {
     if !host.ipv6 {
         for name in ["all", "default"] {
             set(&format!("ipv6/conf/{name}/disable_ipv6"))?;
@@ -107,7 +120,7 @@ fn prepare(host: &Host) -> anyhow::Result<()> {
 }
 
 /// When all devices are there.
-fn finish(host: &Host) -> anyhow::Result<()> {
+fn finish(host: &scenario::Host) -> anyhow::Result<()> {
     let mut handle = Handle::open()?;
     for &(net, gateway) in &host.routes {
         handle.add_route_via(net, gateway)?;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -16,13 +16,12 @@ use dataplane::sys::signal::StopSignals;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
 
-use super::files;
-use super::hosts::Hosts;
+use super::hosts::{Host, Hosts};
 use super::programs::Programs;
 use super::role::{KEEPER, MARK};
 use super::scenario::Scenario;
 use super::secrets::Secrets;
-use super::state::{State, Up, is_keeper, signal};
+use super::state::{Place, State, Up, is_keeper, signal};
 use crate::demo::isolate;
 use crate::run::Problem;
 use crate::run::clock::monotonic_ns;
@@ -131,19 +130,16 @@ fn keep(directory: &Path, mark: &str) -> anyhow::Result<()> {
     let text = fs::read_to_string(directory.join(SCENARIO_FILE))?;
     let scenario = Scenario::parse(SCENARIO_FILE, &text)?;
     isolate()?;
-    files::separate(directory)?;
     let signals = StopSignals::new().context("cannot watch for signals")?;
-    let hosts = Hosts::new(&scenario)?;
+    let hosts = Hosts::new(&scenario, directory)?;
     let mut secrets = Secrets::new(directory)?;
     let never = AtomicBool::new(false);
     let programs = Programs::start(&scenario, &hosts, directory, &mut secrets, mark, &never)?;
-    let descriptor = |(name, namespace): (&str, &std::sync::Arc<crate::netns::Namespace>)| {
-        (name.to_owned(), std::os::fd::AsFd::as_fd(&**namespace).as_raw_fd())
+    let place = |(name, host): (&str, &Host)| {
+        let place = Place { network: host.network.as_fd().as_raw_fd(), mounts: host.mounts.descriptor() };
+        (name.to_owned(), place)
     };
-    State::write_up(
-        directory,
-        &Up { keeper: std::process::id(), hosts: hosts.iter().map(descriptor).collect() },
-    )?;
+    State::write_up(directory, &Up { keeper: std::process::id(), hosts: hosts.iter().map(place).collect() })?;
     let mut out = std::io::stdout();
     writeln!(out, "{READY}").and_then(|()| out.flush())?;
     while signals.take().is_none() {

@@ -5,8 +5,9 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
+use super::files;
+use super::hosts::Host;
 use super::keeper;
-use crate::netns::Namespace;
 use crate::reexec;
 
 /// Names the lab that a process belongs to, in its environment: what `lab down` finds it by.
@@ -27,9 +28,9 @@ const ROLES: [(Role, &str); 1] = [(Role::Inside, "__inside")];
 ///
 /// # Errors
 /// When this program's own file cannot be found.
-pub fn inside(namespace: &Namespace, words: &[String]) -> anyhow::Result<Command> {
-    let mut command = reexec::command(&ROLES, &Role::Inside, Some(namespace))?;
-    command.args(words);
+pub fn inside(host: &Host, words: &[String]) -> anyhow::Result<Command> {
+    let mut command = reexec::command(&ROLES, &Role::Inside, Some(&host.network))?;
+    command.arg(host.mounts.path_for_child()).args(words);
     Ok(command)
 }
 
@@ -65,12 +66,14 @@ pub fn dispatch(arguments: &[OsString]) -> Option<ExitCode> {
         Ok((Role::Inside, words)) => words,
         Err(code) => return Some(code),
     };
-    let error = match becoming(words) {
-        Ok(mut command) => command.exec(),
+    let [mounts, words @ ..] = words else { return Some(ExitCode::from(2)) };
+    let ready = files::enter(mounts).and_then(|()| Ok(becoming(words)?));
+    let error = match ready {
+        Ok(mut command) => command.exec().into(),
         Err(error) => error,
     };
     let name = words.first().map(|name| name.to_string_lossy()).unwrap_or_default();
     // The lab shows the end of its log.
-    let _ = writeln!(std::io::stderr(), "cannot start {name}: {error}; is it installed and in the PATH?");
+    let _ = writeln!(std::io::stderr(), "cannot start {name}: {error:#}; is it installed and in the PATH?");
     Some(ExitCode::from(127))
 }

@@ -9,14 +9,12 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::files;
-use super::hosts::Hosts;
+use super::hosts::{self, Hosts};
 use super::programs::Programs;
 use super::scenario::{Load, Scenario};
 use super::secrets::Secrets;
 use super::state::new_mark;
 use crate::cli::run_spec;
-use crate::netns::Namespace;
 use crate::run::devices::Host;
 use crate::run::server::ServerAdmin;
 use crate::run::{Problem, RunResult, run as measure};
@@ -61,8 +59,7 @@ pub fn run(
         )
     })?;
     let directory = Directory::new()?;
-    files::separate(&directory.0)?;
-    let hosts = Hosts::new(scenario).map_err(|error| Problem::Setup(format!("{error:#}")))?;
+    let hosts = Hosts::new(scenario, &directory.0).map_err(|error| Problem::Setup(format!("{error:#}")))?;
     let mut secrets = Secrets::new(&directory.0)?;
     let mut programs = Programs::start(scenario, &hosts, &directory.0, &mut secrets, &new_mark(), stop)?;
     let result = run_load(load, &hosts, &mut secrets, log, stop, progress);
@@ -94,16 +91,16 @@ fn run_load(
     let mut spec = run_spec(&words).map_err(Problem::Usage)?;
     (spec.stop, spec.log) = (Some(Arc::clone(stop)), log);
     for (host, admin) in &load.admins {
-        let namespace = Some(Arc::clone(hosts.get(host)?));
+        let namespace = Some(Arc::clone(&hosts.get(host)?.network));
         let name = Some(admin.name.clone().unwrap_or_else(|| host.clone()));
         spec.server_admins.push(ServerAdmin { namespace, name, ..admin.clone() });
     }
-    let host = |(name, namespace): (&str, &Arc<Namespace>)| Host {
+    let host = |(name, host): (&str, &hosts::Host)| Host {
         name: name.to_owned(),
-        namespace: Arc::clone(namespace),
+        namespace: Arc::clone(&host.network),
     };
     spec.hosts = hosts.iter().map(host).collect();
-    hosts.get(&load.host)?.run(|| measure(&spec, progress))?
+    hosts.get(&load.host)?.network.run(|| measure(&spec, progress))?
 }
 
 /// A directory that goes away with this value.

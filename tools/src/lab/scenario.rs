@@ -192,7 +192,7 @@ impl Scenario {
     /// When it cannot be read or something in it is wrong.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let text = bounded::read_to_string(path, 1 << 20).map_err(|error| {
-            crate::run::Problem::Usage(format!(
+            crate::run::Problem::File(format!(
                 "cannot read {}: {error}; give the name of a scenario file, or `demo`",
                 path.display()
             ))

@@ -24,8 +24,17 @@ const HOSTS_FILE: &str = "hosts.json";
 pub struct Up {
     /// Keeps the hosts.
     pub keeper: u32,
-    /// Descriptor of each host's namespace in the keeper.
-    pub hosts: BTreeMap<String, i32>,
+    /// Where each host is, by its name.
+    pub hosts: BTreeMap<String, Place>,
+}
+
+/// Descriptors of a host's namespaces in the keeper.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Place {
+    /// Of its devices.
+    pub network: i32,
+    /// Of its files.
+    pub mounts: i32,
 }
 
 /// A lab that is up, or was.

@@ -60,11 +60,11 @@ impl Model {
         let rate = crate::units::rate(spec.rate_pps);
         Self {
             heading: format!(
-                "{} {}  {rate}, {} B, {} flows",
+                "{} {}  {rate}, {} B, {}",
                 spec.kind.name(),
                 spec.target,
                 spec.size,
-                spec.flows
+                crate::units::count(spec.flows, "flow")
             ),
             now_s: None,
             duration_s: spec.duration.as_secs_f64(),

@@ -116,7 +116,7 @@ mod tests {
         let model = Model::new(&RunSpec::new(Kind::Udp, "127.0.0.1:9".parse().unwrap()));
         let text = screen(&model, 80, 24);
         for part in
-            ["udp 127.0.0.1:9  1.00 kpps, 200 B, 1 flows", "connecting", "so far: nothing", "q ends the run"]
+            ["udp 127.0.0.1:9  1.00 kpps, 200 B, 1 flow", "connecting", "so far: nothing", "q ends the run"]
         {
             assert!(text.contains(part), "{part}: {text}");
         }

@@ -11,7 +11,7 @@ use crate::compare::quantile_cell;
 use crate::format::log::Log;
 use crate::format::output::whole;
 use crate::run::Distribution;
-use crate::units::nanoseconds;
+use crate::units::{self, nanoseconds};
 
 /// Quantiles of the tables.
 const COLUMNS: [&str; 5] = ["p50", "p90", "p99", "p99.9", "p99.99"];
@@ -42,7 +42,7 @@ pub fn show(name: &str, log: &Log) -> anyhow::Result<String> {
     let start =
         log.start_unix_s.and_then(|start| jiff::Timestamp::from_millisecond((start * 1e3) as i64).ok());
     let start = start.map_or(String::new(), |start| format!(", from {start}"));
-    let title = format!("{name}: {} lines{start}", log.lines.len());
+    let title = format!("{name}: {}{start}", units::count(log.lines.len() as u64, "line"));
     let section = Section { table, notes, ..Section::default() };
     Ok(Report { title, notes: Vec::new(), sections: vec![section] }.to_text() + &spread)
 }

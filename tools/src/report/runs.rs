@@ -11,6 +11,7 @@ use crate::format::counts::Counts;
 use crate::format::find::{self, Found};
 use crate::format::input::{self, Unit};
 use crate::format::log::Line;
+use crate::format::series::SERIES_JSON;
 use crate::run::distribution::curve;
 use crate::run::{CurvePoint, Distribution, RunResult};
 
@@ -83,7 +84,8 @@ impl Runs {
     /// When one cannot be read; the message names it.
     pub fn read(paths: &[PathBuf], unit: Option<Unit>, by: By) -> anyhow::Result<Self> {
         let mut all = Self::default();
-        for path in paths {
+        // What a glob finds beside the sides of a series is no run.
+        for path in paths.iter().filter(|path| path.file_name().is_none_or(|name| name != SERIES_JSON)) {
             let Found { runs: found, dead } = Found::at(path, LEVELS)?;
             all.notes.extend(dead.iter().map(|dead| find::epitaph(dead)));
             all.dead.extend(dead);

@@ -116,7 +116,7 @@ impl Account {
         for Loss { cause, datagrams, skbs } in &self.causes {
             line.push_str(&format!(" + {cause} {datagrams}"));
             if let Some(skbs) = skbs {
-                line.push_str(&format!(" ({skbs} skbs)"));
+                line.push_str(&format!(" ({})", crate::units::count(*skbs, "skb")));
             }
         }
         if self.asked {

@@ -57,14 +57,40 @@ impl Environment {
     }
 }
 
-/// Ticks of all processors so far, and how many of them the hypervisor took (/proc/stat, proc_stat(5)).
+/// Ticks of each processor so far, and how many of them the hypervisor took, by its number.
+pub type StealTicks = BTreeMap<usize, (u64, u64)>;
+
+/// Those of the processors that the calling thread may use (/proc/stat, proc_stat(5)); `None` where the kernel does not say.
 #[must_use]
-pub fn steal_ticks() -> Option<(u64, u64)> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let fields: Vec<u64> =
-        stat.lines().next()?.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-    // user nice system idle iowait irq softirq steal; guest times are part of user.
-    Some((fields.iter().take(8).sum(), *fields.get(7)?))
+pub fn steal_ticks() -> Option<StealTicks> {
+    let usable = rustix::thread::sched_getaffinity(None).ok()?;
+    let ticks = parse_ticks(&fs::read_to_string("/proc/stat").ok()?);
+    let ticks: StealTicks = ticks
+        .into_iter()
+        .filter(|(core, _)| *core < rustix::thread::CpuSet::MAX_CPU && usable.is_set(*core))
+        .collect();
+    (!ticks.is_empty()).then_some(ticks)
+}
+
+fn parse_ticks(stat: &str) -> StealTicks {
+    let core = |line: &str| {
+        let (core, fields) = line.strip_prefix("cpu")?.split_once(' ')?;
+        let fields: Vec<u64> = fields.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        // user nice system idle iowait irq softirq steal; guest times are part of user. The sum of all has no number.
+        Some((core.parse().ok()?, (fields.iter().take(8).sum(), *fields.get(7)?)))
+    };
+    stat.lines().filter_map(core).collect()
+}
+
+/// The largest share, 0 to 1, that the hypervisor took of any one processor in between: among many that are idle, one that is taken
+/// away hardly shows in the sum.
+#[must_use]
+pub fn steal_share(before: &StealTicks, after: &StealTicks) -> Option<f64> {
+    let share = |(core, (all, stolen)): (&usize, &(u64, u64))| {
+        let (all_before, stolen_before) = before.get(core)?;
+        (all > all_before).then(|| stolen.saturating_sub(*stolen_before) as f64 / (all - all_before) as f64)
+    };
+    after.iter().filter_map(share).reduce(f64::max)
 }
 
 /// How long the calling thread was ready to run so far and something else had its core, in nanoseconds (the second field of
@@ -96,8 +122,25 @@ mod tests {
         let environment = Environment::read();
         assert!(environment.kernel.starts_with(|first: char| first.is_ascii_digit()), "{environment:?}");
         assert!(environment.cores > 0);
-        let (all, stolen) = steal_ticks().unwrap();
-        assert!(all > stolen);
+        let ticks = steal_ticks().unwrap();
+        assert!(ticks.len() >= environment.cores, "{ticks:?}");
+        assert!(ticks.values().all(|(all, stolen)| all > stolen), "{ticks:?}");
+    }
+
+    #[test]
+    fn the_core_that_was_stolen_most_counts() {
+        let at = |stolen: u64| {
+            parse_ticks(&format!(
+                "cpu  900 0 0 0 0 0 0 {stolen} 5 5\ncpu0 300 0 0 0 0 0 0 0 5 5\ncpu1 {} 0 0 0 0 0 0 {stolen} 0 0\n\
+                 cpu12 300 0 0 0 0 0 0 0 0 0\nintr 7\n",
+                300 - stolen
+            ))
+        };
+        let before = parse_ticks("cpu  0 0 0 0 0 0 0 0\ncpu0 200 0 0 0 0 0 0 0\ncpu1 200 0 0 0 0 0 0 0\n");
+        assert_eq!(at(20).keys().copied().collect::<Vec<_>>(), [0, 1, 12]);
+        assert_eq!(steal_share(&before, &at(20)), Some(0.2), "the new core was not there before");
+        assert_eq!(steal_share(&before, &at(0)), Some(0.0));
+        assert_eq!(steal_share(&before, &before), None, "no time has passed");
     }
 
     #[test]

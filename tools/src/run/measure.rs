@@ -13,7 +13,7 @@ use super::clock::{Offset, StepWatch, monotonic_ns, rfc3339, suspended_ns};
 use super::devices;
 use super::distribution::{Distribution, curve};
 use super::dut::{DutCpu, Snapshot};
-use super::environment::{Environment, steal_ticks};
+use super::environment::{Environment, StealTicks, steal_share, steal_ticks};
 use super::intervals::{self, Begun, Intervals};
 use super::ledger::Ledger;
 use super::path::{socket_drops, tells_drops};
@@ -52,7 +52,7 @@ struct Surroundings {
     cpu: Snapshot,
     servers: (server::Snapshot, devices::Snapshot),
     drops: u64,
-    steal: Option<(u64, u64)>,
+    steal: Option<StealTicks>,
     suspended_ns: u64,
 }
 
@@ -70,7 +70,7 @@ impl Used {
     fn since(before: &Surroundings) -> Self {
         Self {
             dut: before.cpu.until_now(),
-            steal: steal_share(before.steal),
+            steal: before.steal.as_ref().and_then(|before| steal_share(before, &steal_ticks()?)),
             own_socket_drops: 0,
             tells_drops: true,
         }
@@ -442,6 +442,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
         dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried.delivered),
         dut_cpu_ns_per_offered: cpu_per_packet(&dut, carried.offered),
         dut,
+        scenario: None,
         histograms: Some(Histograms {
             response: receiver.response,
             service: receiver.service,
@@ -485,11 +486,6 @@ fn measured_ns(timing: Timing, interrupted: bool, sender_done_ns: u64) -> u64 {
 fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
     let cpu_ns: u64 = dut.iter().map(|process| process.cpu_ns).sum();
     (!dut.is_empty() && packets > 0).then(|| cpu_ns as f64 / packets as f64)
-}
-
-fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
-    let ((all_before, stolen_before), (all, stolen)) = (before?, steal_ticks()?);
-    (all > all_before).then(|| stolen.saturating_sub(stolen_before) as f64 / (all - all_before) as f64)
 }
 
 #[cfg(test)]

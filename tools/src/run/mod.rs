@@ -119,7 +119,11 @@ fn run_turn(spec: &RunSpec, run_id: u64, progress: impl Fn(f64)) -> anyhow::Resu
         .and_then(|mut peer| probe(spec, run_id, &mut way, Some(&mut peer)));
     if let Err(problem) = probed {
         way.framing.close();
-        return Err(problem.into());
+        // Why nothing came through, where the relay has said it.
+        return Err(match (problem, way.framing.trouble()) {
+            (Problem::Setup(_), Some(trouble)) => Problem::Setup(trouble.to_owned()).into(),
+            (problem, _) => problem.into(),
+        });
     }
     let result = measure_datagrams(spec, run_id, &mut way, &peers, progress);
     let trouble = way.framing.trouble().map(str::to_owned);

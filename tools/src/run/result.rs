@@ -88,6 +88,9 @@ pub struct RunResult {
     /// The same divided by the datagrams that were offered, as far as that is known: those that were sent, and sent back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dut_cpu_ns_per_offered: Option<f64>,
+    /// The scenario of `towpath-lab lab run` whose hosts it was made on, by its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenario: Option<String>,
     /// The histograms themselves; written as `.hlog` and `.hgrm`, not into the JSON.
     #[serde(skip)]
     pub histograms: Option<Histograms>,

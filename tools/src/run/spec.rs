@@ -31,7 +31,7 @@ pub const FLOWS_MAX: u32 = 65_536;
 /// Most datagrams of a run: the ledger keeps one bit for each in both directions (128 MiB at this count).
 pub const PACKETS_MAX: f64 = 1e9;
 
-/// Share of processor time that the hypervisor may take: a neighbour's share that is felt in every quantile begins here.
+/// Share of a core that the hypervisor may take: a neighbour's share that is felt in every quantile begins here.
 pub const STEAL_LIMIT: f64 = 0.05;
 /// Socket buffers that are asked for, in bytes.
 pub const BUFFER: usize = 8 << 20;
@@ -136,7 +136,7 @@ pub struct RunSpec {
     /// Of so many sends one, in the mean, is asked when the device took it; 0 when none is.
     #[serde(default)]
     pub tx_stamps: u32,
-    /// Share of processor time, 0 to 1, above which the hypervisor's taking voids the run.
+    /// Share of any core's time, 0 to 1, above which the hypervisor's taking voids the run.
     #[serde(default = "steal_limit")]
     pub steal_limit: f64,
     /// Receive buffer that the sockets of the load ask for, in bytes.

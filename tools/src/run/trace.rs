@@ -93,10 +93,10 @@ impl Trace {
     /// Reads the file.
     ///
     /// # Errors
-    /// [`Problem::Usage`], naming file and line and how a line looks.
+    /// [`Problem::File`] when it cannot be read; [`Problem::Usage`], naming file and line and how a line looks.
     pub fn load(&self) -> Result<Self, Problem> {
         let text = bounded::read_to_string(&self.file, BYTES_MAX)
-            .map_err(|error| Problem::Usage(format!("--arrivals trace:{}: {error}", self.file.display())))?;
+            .map_err(|error| Problem::File(format!("--arrivals trace:{}: {error}", self.file.display())))?;
         Self::parse(&self.file, &text)
     }
 

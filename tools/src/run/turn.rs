@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use dataplane::stun::{AddressFamily, ChannelData, Class, Method, TransactionId, Writer, channel_data};
+use dataplane::stun::{
+    AddressFamily, ChannelData, Class, ErrorCode, Message, Method, TransactionId, Writer, channel_data,
+};
 use dataplane::sys::udp::UdpSocket;
 use dataplane::turn::{Client, ClientConfig, Event, Input};
 use zeroize::Zeroizing;
@@ -20,6 +22,8 @@ use super::spec::RunSpec;
 
 /// Set-up is given up after this long without an answer that brings it forward.
 const PATIENCE_NS: u64 = 10_000_000_000;
+/// The answer to a request that the relay's policy forbids (RFC 8656 section 19).
+const FORBIDDEN: ErrorCode = ErrorCode(403);
 /// Longest header of a Send indication: message header, XOR-PEER-ADDRESS of IPv6, DATA's header.
 const INDICATION_HEADER_MAX: usize = 20 + 24 + 4;
 
@@ -40,8 +44,14 @@ pub(super) struct TurnFraming {
     clients: Vec<Client>,
     sockets: Vec<UdpSocket>,
     server: SocketAddr,
+    /// Who this is to the relay.
+    username: String,
+    /// Where the far end is, as the relay reaches it.
+    peer: IpAddr,
     /// The first thing the relay refused.
     trouble: Option<String>,
+    /// Whether it has answered that its policy forbids a peer.
+    forbids: bool,
     channels_bound: usize,
     allocated: Vec<bool>,
 }
@@ -105,7 +115,10 @@ impl TurnFraming {
             clients: (0..sockets.len()).map(client).collect(),
             sockets: sockets.to_vec(),
             server: spec.target,
+            username: spec.username.clone().unwrap_or_default(),
+            peer: peer_ip,
             trouble: None,
+            forbids: false,
             channels_bound: 0,
             allocated: vec![false; sockets.len()],
         }
@@ -122,9 +135,7 @@ impl TurnFraming {
         loop {
             self.tick();
             if let Some(trouble) = &self.trouble {
-                return Err(Problem::Setup(format!(
-                    "{trouble} (here: --user NAME:PASSWORD, TARGET, --peer)"
-                )));
+                return Err(Problem::Setup(trouble.clone()));
             }
             let allocated = self.allocated.iter().filter(|&&allocated| allocated).count();
             if allocated == self.clients.len() && !wanted {
@@ -187,6 +198,12 @@ impl TurnFraming {
 
     /// Gives a datagram to its client; answers where in it a peer's data is.
     fn handle(&mut self, socket: usize, datagram: &[u8]) -> Option<Range<usize>> {
+        // For what is said of it: what it means is the client's affair.
+        self.forbids |= Message::parse(datagram).is_ok_and(|message| {
+            message.class() == Class::Error
+                && matches!(message.method(), Method::CreatePermission | Method::ChannelBind)
+                && matches!(message.error_code(), Ok(Some(FORBIDDEN)))
+        });
         match self.clients[socket].handle_input(datagram, now()) {
             Input::Data { payload, .. } => Some(payload),
             Input::Consumed | Input::Ignored(_) => None,
@@ -226,6 +243,7 @@ impl Framing for TurnFraming {
     }
 
     fn tick(&mut self) {
+        let mut lost = None;
         for (index, client) in self.clients.iter_mut().enumerate() {
             if client.poll_timeout().is_some_and(|due| due <= now()) {
                 client.handle_timeout(now());
@@ -234,16 +252,33 @@ impl Framing for TurnFraming {
                 match event {
                     Event::Allocated { .. } => self.allocated[index] = true,
                     Event::ChannelBound { .. } => self.channels_bound += 1,
-                    Event::ChannelLost { peer } => {
-                        self.trouble.get_or_insert(format!("the relay lost the channel to {peer}"));
+                    Event::Failed { .. } if self.forbids => {
+                        let (server, peer) = (self.server, self.peer);
+                        self.trouble.get_or_insert(format!(
+                            "the relay {server} forbids the peer {peer} (403); allow it there (towpath-relay: --allow-peer {peer}), \
+                             or choose with --peer an address of this host that it allows"
+                        ));
                     }
                     Event::Failed { reason } => {
-                        self.trouble.get_or_insert(reason);
+                        let options = "(here: --user NAME:PASSWORD, TARGET, --peer)";
+                        self.trouble.get_or_insert(format!("{reason} {options}"));
                     }
+                    // The reason that came with it knows the options of the tunnel.
+                    Event::Unauthorized => {
+                        self.trouble = Some(format!(
+                            "the relay {} refuses user {:?} (401); check --user NAME:PASSWORD, and that the relay has this user",
+                            self.server, self.username
+                        ));
+                    }
+                    Event::ChannelLost { peer } => lost = Some(peer),
                     // A reason comes with each of them, and there is no other relay.
-                    Event::Unusable { .. } | Event::Deallocated | Event::Unauthorized => {}
+                    Event::Unusable { .. } | Event::Deallocated => {}
                 }
             }
+        }
+        // Why comes behind it, where that is known.
+        if let Some(peer) = lost {
+            self.trouble.get_or_insert_with(|| format!("the relay lost the channel to {peer}"));
         }
         self.transmit();
     }

@@ -76,7 +76,7 @@ pub struct Observations {
     pub unknown_arrivals: u64,
     /// The largest step of CLOCK_REALTIME during the run, in nanoseconds.
     pub clock_step_ns: u64,
-    /// Share of processor time that the hypervisor took, 0 to 1.
+    /// Share that the hypervisor took of the core that it took most of, 0 to 1.
     pub steal: Option<f64>,
     /// What could not be found out, and so is no fault above.
     pub unchecked: Vec<&'static str>,
@@ -98,7 +98,7 @@ pub struct Tolerance {
     /// p99.9 of the sender's lateness in nanoseconds; a tenth of it is the limit of p50, ten times that of p99.99 and of the
     /// longest. What is below a quarter of the same figure of the service latency hardly moves it, and is believed all the same.
     pub lateness_ns: u64,
-    /// Share of processor time that the hypervisor may take, 0 to 1.
+    /// Share that the hypervisor may take of any core, 0 to 1.
     pub steal: f64,
 }
 
@@ -150,7 +150,7 @@ fn faults(observed: &Observations, steal_limit: f64) -> Vec<String> {
     }
     if let Some(steal) = observed.steal.filter(|&steal| steal > steal_limit) {
         faults.push(format!(
-            "the hypervisor took {:.1} % of the processor time (limit {:.1} %: --steal-limit); measure when the host is less busy",
+            "the hypervisor took {:.1} % of a core's time (limit {:.1} %: --steal-limit); measure when the host is less busy",
             100.0 * steal,
             100.0 * steal_limit
         ));
@@ -230,7 +230,7 @@ fn notes(observed: &Observations) -> Vec<String> {
         observed
             .steal
             .filter(|&steal| steal > 0.01)
-            .map(|steal| format!("the hypervisor took {:.1} % of the processor time", 100.0 * steal)),
+            .map(|steal| format!("the hypervisor took {:.1} % of a core's time", 100.0 * steal)),
         slack.map(|error| format!("timer slack stays at its default: {error}")),
         observed.interrupted.then(|| "interrupted: the figures cover what was sent until then".to_owned()),
     ]

@@ -110,7 +110,7 @@ fn the_demo_s_network_is_there_until_it_is_taken_down() {
 }
 
 #[test]
-fn two_labs_and_their_host_share_no_sockets_of_wg_and_no_name_servers() {
+fn two_labs_and_their_hosts_share_no_sockets_of_wg_and_no_name_servers() {
     let directory = tempfile::tempdir().unwrap();
     let scenario = small(directory.path(), "[]");
     let lab = |arguments: &[&str]| lab(directory.path(), arguments);
@@ -132,10 +132,10 @@ fn two_labs_and_their_host_share_no_sockets_of_wg_and_no_name_servers() {
     assert_eq!(inside("two", "cat /etc/resolv.conf 2> /dev/null || true"), of_host);
     assert!(!Path::new("/run/wireguard/lab0.sock").exists());
     assert_eq!(std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), of_host);
-    // Another program on another host of the same lab sees the same.
-    let there = "test ! -d /run/wireguard || ls /run/wireguard";
-    let seen = succeeds(lab(&["exec", "--lab", "one", "b", "sh", "-c", there])).unwrap();
-    assert_eq!(seen.trim(), if Path::new("/run/wireguard").is_dir() { "lab0.sock" } else { "" });
+    // Another host of the same lab has its own; another program on the same host has the same.
+    let there = "test ! -d /run/wireguard || ls /run/wireguard; cat /etc/resolv.conf 2> /dev/null || true";
+    assert_eq!(succeeds(lab(&["exec", "--lab", "one", "b", "sh", "-c", there])).unwrap(), of_host);
+    assert_eq!(sockets("one").trim(), if Path::new("/run/wireguard").is_dir() { "lab0.sock" } else { "" });
     for name in ["one", "two"] {
         succeeds(lab(&["down", name])).unwrap();
     }
@@ -173,6 +173,26 @@ fn what_a_scenario_claims_is_judged() {
     let (code, _, stderr) = runs(r#"["p98 < 5ms"]"#).unwrap();
     assert!(code == 2 && stderr.contains("small.toml:16: ") && stderr.contains("p99.9"), "{code} {stderr}");
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "only the scenario is left");
+}
+
+#[test]
+fn a_replay_says_that_it_makes_no_hosts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (scenario, out) = (small(directory.path(), "[]"), directory.path().join("out"));
+    let out = out.to_str().unwrap();
+    let Some((code, text, errors)) = done(lab(directory.path(), &["run", &scenario, "--out", out])) else {
+        return;
+    };
+    assert!(code == 0 || code == 4, "{code} {text}{errors}");
+    let mut replay = program();
+    replay.args(["replay", out]).stdin(Stdio::null());
+    let (code, text, errors) = done(replay).unwrap();
+    assert!(code == 5 && text.is_empty(), "nobody is at that address here: {code} {text}{errors}");
+    assert!(
+        errors.contains("the load alone is repeated, from here to [fd01::2]:7")
+            && errors.contains(&format!("towpath-lab lab run {scenario}`")),
+        "{errors}"
+    );
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn logs_of_others_are_shown_converted_merged_and_compared() {
     assert_eq!(json["tags"][0]["a"], json["tags"][0]["b"], "{text}");
     // The first half alone.
     let (_, text, _) = output(&["show", &log, "--until", "1s"]);
-    assert!(text.contains("1 lines") && text.contains("1000"), "{text}");
+    assert!(text.contains(": 1 line\n") && text.contains("1000"), "{text}");
 }
 
 #[test]

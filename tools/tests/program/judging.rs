@@ -96,7 +96,11 @@ fn the_gate_passes_fails_and_doubts_with_a_status_for_each() {
     );
     assert!(text.starts_with("NO VERDICT") && !text.contains("FAIL"), "{text}");
     assert_eq!(gate(&worse, &["--allow-invalid"]).0, 1);
-    assert_eq!(output(&["compare", &a, "--", &worse]).0, 4);
+    let (code, text, _) = output(&["compare", &a, "--", &worse]);
+    assert!(code == 4 && !text.contains("│ B") && text.contains("--allow-invalid"), "{code} {text}");
+    let (_, text, _) = output(&["compare", &a, "--", &worse, "--json"]);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert!(json["differences"] == json!([]) && json["quantile_ratios"] == json!([]), "{json}");
     assert_eq!(output(&["compare", &a, "--", &worse, "--allow-invalid"]).0, 0);
 
     let second = dir.path().join("worse/3").join(bundle::RUN_JSON);
@@ -351,6 +355,11 @@ fn an_interrupt_keeps_the_runs_that_are_complete() {
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(text.contains("interrupted") && text.contains("p50"), "{text}");
     bundle::read(&out.join("A/01")).unwrap();
+    // Whoever judges these runs later is told, though each of them is whole.
+    let [a, b] = ["A", "B"].map(|side| out.join(side).to_str().unwrap().to_owned());
+    let (code, text, stderr) = super::output(&["gate", &a, "--", &b, "--fail", "p99>+5%"]);
+    assert!(code == 4 && text.starts_with("NO VERDICT"), "{code} {text} {stderr}");
+    assert!(text.contains("was cut short (interrupted): ") && text.contains(" of 1000 runs"), "{text}");
 }
 
 #[test]
@@ -414,10 +423,14 @@ fn a_search_has_bounds_and_says_what_no_loss_means() {
     if code == 0 {
         assert!(text.contains("2.00 kpps") && text.contains("at least that"), "{text}");
         assert!(text.contains("loss < 3/"), "{text}");
+        assert!(text.contains("ended: the highest rate of the search, 2.00 kpps, holds for slo"), "{text}");
+    } else {
+        assert!(text.contains("ended: the generator was the limit"), "{text}");
     }
     let (code, text, stderr) = search(&["--budget", "0s", "--json"]);
     let json: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code, &json["found"][0]["lower"]), (3, &Value::Null), "{json} {stderr}");
+    assert!(json["ended"].as_str().unwrap().contains("--budget"), "{json}");
     assert!(json["found"][0]["note"].as_str().unwrap().contains("undecided"), "{json}");
     let (code, _, stderr) = search(&["--from", "3kpps"]);
     assert!(code == 2 && stderr.contains("nothing to search"), "{code} {stderr}");
@@ -455,6 +468,7 @@ fn an_interrupted_search_says_what_it_knows() {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.code() == Some(130) && text.contains("undecided"), "{:?} {text}", output.status);
+    assert!(text.contains("ended: interrupted"), "{text}");
 }
 
 #[test]
@@ -476,8 +490,12 @@ fn a_sweep_has_a_row_for_each_load_and_a_calibration_one_for_each_figure() {
     // A search that came to no end does not say what 100 % is.
     let (code, text, stderr) =
         output(&["sweep", "udp", &reflector.address, "--max", "8kpps", "--budget", "0s", "--blocks", "1"]);
-    let undecided = text.contains("pdr:0.5%: undecided") && stderr.contains("100 % is undecided");
-    assert!(code == 3 && undecided, "{code} {text} {stderr}");
+    assert!(
+        code == 3
+            && text.contains("ended: the time of --budget was up")
+            && stderr.contains("100 % is undecided"),
+        "{code} {text} {stderr}"
+    );
 
     let mut arguments = vec!["calibrate", "--budget", "0s"];
     arguments.extend(SHORT);

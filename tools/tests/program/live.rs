@@ -72,7 +72,7 @@ fn the_live_view_shows_each_second_and_gives_the_terminal_back() {
     };
     let screen = terminal.wait_for("two seconds", |screen| line(screen, "2 s ").is_some());
     for part in
-        ["udp 127.0.0.1:", "500.0 pps, 200 B, 1 flows", "of 60 s", "p99.9", "so far: ", "q ends the run"]
+        ["udp 127.0.0.1:", "500.0 pps, 200 B, 1 flow", "of 60 s", "p99.9", "so far: ", "q ends the run"]
     {
         assert!(screen.contains(part), "{part}:\n{screen}");
     }

@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use dataplane::hlog;
 use hdrhistogram::Histogram;
-use tools::format::hgrm_reader;
+use tools::format::{bundle, hgrm_reader};
 use tools::run::distribution::histogram;
 
 use super::left_out::left_out;
-use super::output;
+use super::{Reflector, output, short_run};
 
 /// Where Debian puts the Java library.
 const JAR: &str = "/usr/share/java/hdrhistogram.jar";
@@ -74,6 +75,40 @@ impl Logs {
     }
 }
 
+/// A run that the program has made and written, for all readers.
+fn run() -> &'static Path {
+    static RUN: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let made = RUN.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let reflector = Reflector::start_with("127.0.0.1:0", &["--loss", "5%"]);
+        short_run(&reflector.address, directory.path(), &["--flows", "3"]);
+        directory
+    });
+    made.path()
+}
+
+/// The logs of a run have as many values for others as its `run.json` says, and the same.
+fn check_run(reader: &str, print: &impl Fn(&Path, &str) -> String) {
+    let (latency, detail) = (run().join("latency.hlog"), run().join("detail.hlog"));
+    let result = bundle::read(run()).unwrap();
+    let figures = &result.latency;
+    let (received, sent) = (result.ledger.received, result.ledger.sent);
+    assert!(received > 0 && received < sent, "{:?}", result.ledger);
+    for (log, tag, count) in [
+        (&latency, "untagged", received),
+        (&detail, "untagged", received),
+        (&detail, "service", figures.service.count),
+        (&detail, "lateness", figures.lateness.count),
+    ] {
+        let ours = Logs::ours(log, tag);
+        assert_eq!(ours.iter().map(|(_, count)| count).sum::<u64>(), count, "{tag}");
+        assert_same(reader, &print(log, tag), &ours);
+    }
+    assert_eq!((figures.service.count, figures.lateness.count), (received, sent));
+    let hgrm = fs::read_to_string(run().join("latency.hgrm")).unwrap();
+    assert_same(reader, &hgrm, &Logs::ours(&latency, "untagged"));
+}
+
 /// What a reader prints.
 fn printed(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -117,6 +152,7 @@ fn check(reader: &str, tags: &[&str], print: impl Fn(&Path, &str) -> String) {
     for tag in tags {
         assert_same(reader, &print(&logs.detail, tag), &Logs::ours(&logs.detail, tag));
     }
+    check_run(reader, &print);
     // Our own distribution, too, is read as theirs is.
     let hgrm = logs.directory.path().join("latency.hgrm");
     let (code, _, stderr) = output(&["convert", logs.latency.to_str().unwrap(), hgrm.to_str().unwrap()]);

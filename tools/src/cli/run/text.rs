@@ -36,14 +36,14 @@ pub(in crate::cli) fn text(result: &RunResult, out: Option<&Path>) -> String {
         .collect();
     notes.extend([
         format!(
-            "offered {} (intended {}), {}; received {}, {}; {} B, {} flows, seed {}",
+            "offered {} (intended {}), {}; received {}, {}; {} B, {}, seed {}",
             units::rate(result.offered_pps),
             units::rate(spec.rate_pps),
             units::bits(result.offered_bps),
             units::rate(result.received_pps),
             units::bits(result.received_bps),
             size_text(spec),
-            spec.flows,
+            units::count(spec.flows, "flow"),
             spec.seed
         ),
         sums("ledger", &result.ledger),

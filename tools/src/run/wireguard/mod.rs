@@ -70,7 +70,7 @@ impl WireGuard {
 
 fn read_key(file: &File, option: &str) -> Result<SecretKey, Problem> {
     let text = fs::read_to_string(file)
-        .map_err(|error| Problem::Usage(format!("{option} {}: {error}", file.display())))?;
+        .map_err(|error| Problem::File(format!("{option} {}: {error}", file.display())))?;
     text.trim().parse().map_err(|error| Problem::Usage(format!("{option} {}: {error}", file.display())))
 }
 
