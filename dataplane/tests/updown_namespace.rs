@@ -777,7 +777,7 @@ fn a_reload_sets_the_tunnel_to_its_file_while_packets_pass() {
     let changed = text.replace("10.99.0.2/32", "10.99.0.2/32, 203.0.113.9/32") + more;
     hosts.file("again.conf", &changed.replace("[Interface]", "[Interface]\nListenPort = 41234"));
     let reload = ask("reload");
-    assert_eq!(told(&reload), "towpath: again: 1 peers added, 1 changed, 0 removed, another port\n");
+    assert_eq!(told(&reload), "towpath: again: 1 peer added, 1 changed, 0 removed, another port\n");
     assert!(chosen != port() && port() == 41_234);
     let routes = hosts.a.sh("ip route show dev again");
     assert!(routes.contains("10.77.0.0/16") && routes.contains("203.0.113.9 "), "{routes}");

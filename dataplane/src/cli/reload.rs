@@ -206,7 +206,8 @@ impl Plan {
     fn summary(&self) -> String {
         let key = if self.key { ", another private key" } else { "" };
         let port = if self.port.is_empty() { "" } else { ", another port" };
-        format!("{} peers added, {} changed, {} removed{key}{port}", self.added, self.changed, self.removed)
+        let added = show::counted(self.added as u64, "peer");
+        format!("{added} added, {} changed, {} removed{key}{port}", self.changed, self.removed)
     }
 }
 
@@ -323,7 +324,7 @@ mod tests {
              public_key={three}\npreshared_key={one}\nallowed_ip=10.9.0.3/32\n"
         );
         assert_eq!(*plan.changes, expected);
-        assert_eq!(plan.summary(), "1 peers added, 1 changed, 1 removed, another port");
+        assert_eq!(plan.summary(), "1 peer added, 1 changed, 1 removed, another port");
         assert_eq!(plan.new_prefixes.len(), 2);
     }
 
