@@ -86,10 +86,10 @@ end towpath up in order, SIGHUP unless it was ignored at the start: hooks are ru
 all is well; also after a signal, or when the interface was deleted
 .TP
 .B 1
-the system or another program refused something
+the system or another program refused something, or no such tunnel runs
 .TP
 .B 2
-a mistake in flags, a configuration or a key
+a mistake in flags, a configuration, a key or a ticket
 "#;
 
 /// The completions, by the names that the shells look for.

@@ -140,8 +140,32 @@ fn usage_errors_exit_with_2_and_name_the_remedy() {
         assert!(stderr(&output).contains(remedy), "{arguments:?}: {}", stderr(&output));
         assert_eq!(stdout(&output), "", "{arguments:?}");
     }
+    let long = towpath(&["-f", "a-name-that-is-too-long"], "");
+    assert!(long.status.code() == Some(2) && stderr(&long).contains("use 1 to 15"), "{long:?}");
     let help = towpath(&["--help"], "");
     assert!(help.status.success() && stdout(&help).contains("genkey"));
+}
+
+#[test]
+fn a_tunnel_that_is_not_there_is_no_mistake_in_the_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("townone.conf");
+    std::fs::write(&file, format!("[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.1\n")).unwrap();
+    let file = file.to_str().unwrap();
+    let commands: [&[&str]; 5] = [
+        &["show", "townone"],
+        &["down", "townone"],
+        &["reload", file],
+        &["ticket", "townone"],
+        &["down", file],
+    ];
+    for arguments in commands {
+        let output = towpath(arguments, "");
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert!(stderr(&output).contains("townone"), "{arguments:?}: {}", stderr(&output));
+    }
+    let mistaken = towpath(&["ticket", "townone", "--accept", "nonsense"], "");
+    assert_eq!(mistaken.status.code(), Some(2), "{mistaken:?}");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::crypto::CryptoArgs;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
-use crate::sys::tun::Tun;
+use crate::sys::tun::{self, Tun};
 use crate::tunnel::apart::keep_memory_private;
 use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
@@ -79,6 +79,7 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
             "{name:?} is no interface name; for a configuration file run: towpath up {name}"
         )));
     }
+    tun::check_name(name).map_err(|error| Failure::usage(error.to_string()))?;
     if let Some((_, command)) = NO_INTERFACES.iter().find(|(word, _)| *word == name) {
         return Err(Failure::usage(format!(
             "{name} is no command, and is not taken for the name of an interface; run: towpath {command}"
@@ -224,5 +225,5 @@ fn inherited(variable: &str) -> Result<Option<OwnedFd>, Failure> {
 }
 
 fn of_variable(variable: &str, error: &io::Error) -> Failure {
-    Failure { text: format!("{variable}: {error}"), status: 1, as_log: false }
+    Failure::other(format!("{variable}: {error}"))
 }

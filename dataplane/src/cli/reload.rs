@@ -43,7 +43,7 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
         say(&format!("{}: {warning}", file.display()));
     }
     let tunnel = show::ask(Path::new(DIRECTORY), &name, Wanted { allowed_ips: true, stages: false })
-        .map_err(|error| Failure { text: of_ask(&error, &name), status: 1, as_log: false })?;
+        .map_err(|error| Failure::other(of_ask(&error, &name)))?;
     let (endpoints, kept) = resolved(&file, &config, &tunnel)?;
     for name in kept {
         say(&name);
@@ -64,11 +64,7 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
             }
             Some(number) => {
                 let error = io::Error::from_raw_os_error(number);
-                return Err(Failure {
-                    text: format!("{name} refuses {what}: {error}"),
-                    status: 1,
-                    as_log: false,
-                });
+                return Err(Failure::other(format!("{name} refuses {what}: {error}")));
             }
             None => return Err(ticket::odd(&name)),
         }
