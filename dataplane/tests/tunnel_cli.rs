@@ -124,6 +124,8 @@ fn usage_errors_exit_with_2_and_name_the_remedy() {
         (&["wg0", "wg1"], "", "wg1"),
         (&["status"], "", "towpath show"),
         (&["stop"], "", "towpath down"),
+        (&["shwo"], "", "did you mean towpath show?"),
+        (&["genkye"], "", "did you mean towpath genkey?"),
         (&["reload", "/nonexistent/wg0.conf"], "", "/nonexistent/wg0.conf: cannot be read"),
         (&["strip", "/nonexistent/wg0.conf"], "", "/nonexistent/wg0.conf: cannot be read"),
         (&["-f"], "", "INTERFACE"),
@@ -205,11 +207,16 @@ fn configuration_errors_name_file_and_line_as_text_and_as_json() {
 
 #[test]
 fn a_descriptor_that_is_none_is_named_and_the_foreground_ends_as_the_background_does() {
-    let cases =
-        [("-f", "WG_TUN_FD", "x", 2), ("-f", "WG_TUN_FD", "999", 1), ("--io=suspend", "WG_TUN_FD", "x", 2)];
-    for (flag, variable, value, status) in cases {
+    let cases = [
+        ("wg0", "-f", "WG_TUN_FD", "x", 2),
+        ("wg0", "-f", "WG_TUN_FD", "999", 1),
+        ("wg0", "--io=suspend", "WG_TUN_FD", "x", 2),
+        // With -f it is no slip.
+        ("shwo", "-f", "WG_TUN_FD", "999", 1),
+    ];
+    for (name, flag, variable, value, status) in cases {
         let output = Command::new(TOWPATH)
-            .args(["wg0", flag])
+            .args([name, flag])
             .env(variable, value)
             .env_remove("WG_PROCESS_FOREGROUND")
             .output()
