@@ -163,6 +163,7 @@ impl App {
             ingress.add_borrowed(watch.as_fd(), Wake::Addresses.token(), Source::Ready)?;
             Ok(watch)
         });
+        self.outside.names.hurry(now);
         match opened {
             Ok(watch) => self.outside.addresses = Some(watch),
             Err(error) => tracing::warn!("addresses that go away are noticed late: {error}"),
