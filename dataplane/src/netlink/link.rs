@@ -9,7 +9,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -198,6 +199,20 @@ impl Handle {
             &format!("set the queue of interface {index} to {packets} packets"),
             by_index(index),
             vec![LinkAttribute::TxQueueLen(packets)],
+        )
+    }
+
+    /// Has the kernel give an interface no IPv6 address of the link by itself, as it does when one goes up
+    /// (IN6_ADDR_GEN_MODE_NONE). Without that it has nothing to say to routers and groups there.
+    ///
+    /// # Errors
+    /// EAFNOSUPPORT or EINVAL where the interface has no IPv6.
+    pub fn leave_out_link_local(&mut self, index: u32) -> Result<(), Error> {
+        let ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        self.set(
+            &format!("leave the link's IPv6 address out on interface {index}"),
+            by_index(index),
+            vec![LinkAttribute::AfSpecUnspec(vec![ipv6])],
         )
     }
 

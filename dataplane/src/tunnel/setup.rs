@@ -395,6 +395,11 @@ fn set_device(handle: &mut netlink::Handle, name: &str, mtu: usize) -> io::Resul
     let index = handle.link_index(name)?;
     handle.set_mtu(index, u32::try_from(mtu).map_err(io::Error::other)?)?;
     handle.set_txqueuelen(index, TX_QUEUE)?;
+    // As the kernel's WireGuard does: what the kernel would send from such an address, to routers and groups, is for no peer, and
+    // would look like packets lost.
+    if let Err(error) = handle.leave_out_link_local(index) {
+        tracing::debug!("{error}");
+    }
     Ok(index)
 }
 
