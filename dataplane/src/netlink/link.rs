@@ -190,6 +190,16 @@ impl Handle {
         self.set(&format!("bring interface {index} up"), message, Vec::new())
     }
 
+    /// Takes an interface down: its routes and IPv6 addresses go.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN.
+    pub fn set_down(&mut self, index: u32) -> Result<(), Error> {
+        let mut message = by_index(index);
+        message.header.change_mask = LinkFlags::Up;
+        self.set(&format!("take interface {index} down"), message, Vec::new())
+    }
+
     /// Sets how many packets wait in front of an interface; for a TUN device, how many may wait to be read.
     ///
     /// # Errors
