@@ -172,9 +172,9 @@ fn lines_of_ours(name: &str, says: bool) -> Result<Option<Lines>, Failure> {
 /// Looks the names of relays up, while somebody still sees what is said about those that have no address.
 fn with_addresses(lines: Lines, says: bool) -> (Lines, Found) {
     let found = Found::look_up(&lines.relays, &[]);
-    for missing in found.missing.iter().filter(|_| says) {
+    for (_, sentence) in found.missing.iter().filter(|_| says) {
         // Nobody may see it.
-        let _ = writeln!(io::stderr(), "towpath: {}: {missing}", lines.file.display());
+        let _ = writeln!(io::stderr(), "towpath: {}: {sentence}", lines.file.display());
     }
     (lines, found)
 }

@@ -56,7 +56,7 @@ pub fn plan(
     seeds: [u64; 2],
     cookie_secret: [u8; 32],
 ) -> Result<Plan, ConfigError> {
-    let mut warnings = found.missing;
+    let mut warnings: Vec<String> = found.missing.into_iter().map(|(_, sentence)| sentence).collect();
     let mut peers = Vec::with_capacity(config.peers.len());
     let mut relayed = Vec::new();
     let mut inquiries = Inquiries::default();
