@@ -56,6 +56,21 @@ fn a_tunnel_starts_without_the_address_of_its_peer_and_finds_it_later() {
 }
 
 #[test]
+fn an_automatic_mtu_follows_the_route_to_a_peer_that_is_found_later() {
+    let test = "names::an_automatic_mtu_follows_the_route_to_a_peer_that_is_found_later";
+    let Some(cable) = Cable::enter(test) else { return };
+    let names = Names::new(&cable);
+    cable.a.sh("ip route replace 192.0.2.0/24 dev left src 192.0.2.1 mtu 1400");
+    let mut a = start(&cable.a, &cable.configuration(1, "MTU = auto", "Endpoint = far.example:51820"), &[]);
+    // No route changes from here on, and without a change all routes are looked at once a minute.
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    names.set("192.0.2.2 far.example");
+    a.wait_for("the MTU of the interface follows");
+    assert!(cable.a.sh("ip link show towpath1").contains("mtu 1320 "), "{}", a.log());
+    a.stop();
+}
+
+#[test]
 fn a_peer_that_has_called_meanwhile_stays_where_it_is() {
     let test = "names::a_peer_that_has_called_meanwhile_stays_where_it_is";
     let Some(cable) = Cable::enter(test) else { return };

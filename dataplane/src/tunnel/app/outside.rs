@@ -101,6 +101,14 @@ impl Outside {
         self.address_news |= self.addresses.as_mut().is_some_and(AddressWatch::take);
     }
 
+    /// A peer or a relay is somewhere else, where another route may lead.
+    pub fn note_stop(&mut self, now: Instant) {
+        if let Some(auto) = &mut self.auto {
+            let soon = now + SETTLING;
+            auto.at = Some(auto.at.map_or(soon, |at| at.min(soon)));
+        }
+    }
+
     /// Routes may have changed.
     pub fn note_routes(&mut self, now: Instant) {
         if let Some(auto) = &mut self.auto
