@@ -18,7 +18,6 @@ use super::wake::Wake;
 use crate::config::{Endpoint, check_endpoint};
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
-use crate::stun::AddressFamily;
 use crate::tunnel::PeerIndex;
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::lookup::{AGAIN_MAX, AGAIN_MIN};
@@ -272,12 +271,11 @@ impl App {
         if let Some(address) = next_address(&self.with_socket(found), current) {
             tracing::info!("{endpoint} is looked for at {address} now");
             self.outside.names.is_found(Subject::Peer(peer));
-            let policy = self.policy(peer);
-            if policy != Policy::Direct {
-                self.set_relay_family(address, now);
+            if let (Some(relay), Some(view)) = (&mut self.relay, self.tunnel.view(peer)) {
+                relay.choose_family(&view.public_key, address, now);
             }
             self.set_endpoint(peer, address, now);
-            if policy != Policy::Relay {
+            if self.policy(peer) != Policy::Relay {
                 // Whoever can be reached directly need not wait for the relay.
                 self.report_ready();
             }
@@ -304,13 +302,6 @@ impl App {
         let plan = self.relay.as_ref().map(|relay| &relay.plan).or(self.waiting_relay.as_ref());
         let key = self.tunnel.view(peer).map(|view| view.public_key);
         plan.zip(key).map_or(Policy::Direct, |(plan, key)| plan.policy_of(&key))
-    }
-
-    /// The first peer behind the relay was found: it gets a relayed address that reaches it.
-    fn set_relay_family(&mut self, address: SocketAddr, now: Instant) {
-        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.has_no_peers()) {
-            relay.set_family(AddressFamily::of(address.ip()), now);
-        }
     }
 }
 
