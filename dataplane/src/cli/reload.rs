@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use super::{Failure, ticket};
-use crate::config::{self, Config, ConfigError, PeerSection, Table};
+use crate::config::{self, Config, PeerSection, Table};
 use crate::host;
 use crate::netlink::Handle;
 use crate::show::{self, AskError, Tunnel};
@@ -44,8 +44,8 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
     }
     let tunnel = show::ask(Path::new(DIRECTORY), &name, Wanted { allowed_ips: true, stages: false })
         .map_err(|error| Failure::other(of_ask(&error, &name)))?;
-    let (endpoints, kept) = resolved(&file, &config, &tunnel)?;
-    for name in kept {
+    let (endpoints, missing) = resolved(&file, &config, &tunnel);
+    for name in missing {
         say(&name);
     }
     let plan = Plan::new(&config, &tunnel, &endpoints);
@@ -83,10 +83,10 @@ fn of_ask(error: &AskError, name: &str) -> String {
     }
 }
 
-/// The addresses of the file's endpoints, by place of the peer. One that cannot be looked up is an error before anything is
-/// changed, unless the peer is reached somewhere already: the second result says so of each such name.
-fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<(Endpoints, Vec<String>), Failure> {
-    let (mut found, mut kept) = (Endpoints::new(), Vec::new());
+/// The addresses of the file's endpoints, by place of the peer, and a sentence about each name that has none: that peer stays where
+/// it is, and what else is said of it is taken over.
+fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> (Endpoints, Vec<String>) {
+    let (mut found, mut missing) = (Endpoints::new(), Vec::new());
     for (place, peer) in config.peers.iter().enumerate() {
         let Some((endpoint, line)) = &peer.endpoint else {
             continue;
@@ -96,18 +96,17 @@ fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<(Endpoints,
             || tunnel.peers.iter().any(|present| present.public_key == key && present.endpoint.is_some());
         match endpoint.addresses() {
             Ok(addresses) => _ = found.insert(place, addresses),
-            Err(error) if is_reached() => {
-                let place = format!("{}:{line}", file.display());
-                kept.push(format!("{place}: {endpoint}: {error}; the peer stays at the address it has"));
-            }
             Err(error) => {
-                let problem =
-                    format!("{endpoint}: {error}; nothing was changed: check the name, or write the address");
-                return Err(ConfigError { file: file.into(), line: Some(*line), problem }.into());
+                let so = if is_reached() {
+                    "the peer stays at the address it has"
+                } else {
+                    "the peer has no address; check the name, and reload again, or write the address"
+                };
+                missing.push(format!("{}:{line}: {endpoint}: {error}; {so}", file.display()));
             }
         }
     }
-    Ok((found, kept))
+    (found, missing)
 }
 
 type Endpoints = BTreeMap<usize, Vec<SocketAddr>>;
@@ -268,7 +267,7 @@ mod tests {
         let file = folder.path().join("wg0.conf");
         std::fs::write(&file, text).unwrap();
         let (config, _) = Config::load(&file).unwrap();
-        let (endpoints, _) = resolved(&file, &config, tunnel).unwrap();
+        let (endpoints, _) = resolved(&file, &config, tunnel);
         Plan::new(&config, tunnel, &endpoints)
     }
 
@@ -325,27 +324,34 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_an_address_changes_nothing() {
+    fn a_name_without_an_address_keeps_nothing_else_from_being_taken_over() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("wg0.conf");
         let key = SecretKey::new([7; KEY_LEN]).clamped();
         let text = format!(
-            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {ONE}\nEndpoint = nobody.invalid:7\n",
+            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {ONE}\nEndpoint = nobody.invalid:7\nAllowedIPs = 10.9.0.2\n",
             *key.to_base64()
         );
         std::fs::write(&file, text).unwrap();
         let (config, _) = Config::load(&file).unwrap();
-        let refused = resolved(&file, &config, &Tunnel::default()).unwrap_err();
-        assert!(refused.text.contains("wg0.conf:5: nobody.invalid:7: "), "{}", refused.text);
-        let peer = Peer {
-            public_key: ONE.to_owned(),
-            endpoint: Some("192.0.2.2:7".parse().unwrap()),
-            ..Peer::default()
-        };
-        let reached = Tunnel { peers: vec![peer], ..Tunnel::default() };
-        let (endpoints, kept) = resolved(&file, &config, &reached).unwrap();
-        assert!(endpoints.is_empty(), "it stays where it is");
-        assert!(kept.len() == 1 && kept[0].contains("wg0.conf:5: nobody.invalid:7: "), "{kept:?}");
-        assert!(kept[0].ends_with("stays at the address it has"), "{kept:?}");
+        let device = Device { public_key: Some(noise::public_key(&key).to_string()), ..Device::default() };
+        let peer = Peer { public_key: ONE.to_owned(), ..Peer::default() };
+        let reached = Peer { endpoint: Some("192.0.2.2:7".parse().unwrap()), ..peer.clone() };
+        for (peers, so) in [
+            (vec![reached], "stays at the address it has"),
+            (vec![peer], "reload again, or write the address"),
+            (vec![], "reload again, or write the address"),
+        ] {
+            let tunnel = Tunnel { device: device.clone(), peers };
+            let (endpoints, missing) = resolved(&file, &config, &tunnel);
+            assert!(endpoints.is_empty(), "it stays where it is");
+            assert!(
+                missing.len() == 1 && missing[0].contains("wg0.conf:5: nobody.invalid:7: "),
+                "{missing:?}"
+            );
+            assert!(missing[0].ends_with(so), "{missing:?}");
+            let plan = Plan::new(&config, &tunnel, &endpoints);
+            assert!(plan.changes.contains("allowed_ip=10.9.0.2/32\n") && !plan.changes.contains("endpoint="));
+        }
     }
 }
