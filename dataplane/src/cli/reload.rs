@@ -72,6 +72,13 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
     for problem in route(&name, &config, &plan.new_prefixes) {
         say(&problem);
     }
+    let others = host::brought_up_with(&name).map_or_else(Vec::new, |before| before.changed(&config));
+    if !others.is_empty() {
+        let others = others.join(", ");
+        say(&format!(
+            "{name}: the file has other values of {others} now: they take towpath down {name}, and up again"
+        ));
+    }
     say(&format!("{name}: {}", plan.summary()));
     Ok(())
 }
