@@ -165,6 +165,11 @@ impl Failure {
         Self { text: text.into(), status: USAGE, as_log: false }
     }
 
+    /// What is asked for is right, and something else is in the way.
+    fn other(text: impl Into<String>) -> Self {
+        Self { text: text.into(), status: 1, as_log: false }
+    }
+
     /// Written like everything else that is logged.
     fn formatted(self, format: LogFormat) -> Self {
         Self { as_log: format == LogFormat::Json, ..self }
@@ -186,7 +191,7 @@ impl From<io::Error> for Failure {
             Some(libc::EMFILE | libc::ENFILE) => "; raise the limit with `ulimit -n 1024`",
             _ => "",
         };
-        Self { text: format!("{error}{remedy}"), status: 1, as_log: false }
+        Self::other(format!("{error}{remedy}"))
     }
 }
 
@@ -194,7 +199,7 @@ impl From<ShowError> for Failure {
     fn from(error: ShowError) -> Self {
         match error {
             ShowError::Usage(text) => Self::usage(text),
-            error => Self { text: error.to_string(), status: 1, as_log: false },
+            error => Self::other(error.to_string()),
         }
     }
 }

@@ -12,6 +12,9 @@ pub mod halt;
 pub mod hlog;
 pub mod host;
 pub mod ingress;
+#[cfg(test)]
+#[path = "../tests/support/left_out.rs"]
+mod left_out;
 pub mod log;
 pub mod netlink;
 pub mod notify;

@@ -94,6 +94,10 @@ fn text_line(time: Timestamp, metadata: &Metadata<'_>, fields: &Fields) -> Strin
     let mut line = format!("{time:.9} {:5} ", severity(metadata.level()));
     push_printable(&mut line, &fields.message);
     for (name, value) in &fields.others {
+        if let Value::Object(figures) = value {
+            push_figures(&mut line, "", figures);
+            continue;
+        }
         line.push(' ');
         line.push_str(name);
         line.push('=');
@@ -107,6 +111,23 @@ fn text_line(time: Timestamp, metadata: &Metadata<'_>, fields: &Fields) -> Strin
     }
     line.push('\n');
     line
+}
+
+/// ` name=value` for each figure that is not 0, and for those that are looked for first; ` outer.inner=value` of an object in it.
+fn push_figures(line: &mut String, outer: &str, figures: &serde_json::Map<String, Value>) {
+    let first = FIRST.iter().filter_map(|name| figures.get_key_value(*name));
+    let others = figures.iter().filter(|(name, value)| {
+        !FIRST.contains(&name.as_str()) && !value.is_null() && value.as_f64() != Some(0.0)
+    });
+    for (name, value) in first.chain(others) {
+        match value {
+            Value::Object(inner) => push_figures(line, &format!("{outer}{name}."), inner),
+            Value::Number(number) if number.is_f64() => {
+                line.push_str(&format!(" {outer}{name}={:.2}", number.as_f64().unwrap_or_default()));
+            }
+            other => push_printable(line, &format!(" {outer}{name}={other}")),
+        }
+    }
 }
 
 fn push_printable(line: &mut String, text: &str) {
@@ -143,6 +164,9 @@ fn severity(level: &Level) -> &'static str {
         Level::ERROR => "ERROR",
     }
 }
+
+/// What comes first of an object in a line for people, and is told even when it is 0.
+const FIRST: [&str; 3] = ["offered", "sent", "unexplained"];
 
 /// The field that is an object. `tracing` has no objects among its values, so that it comes as text.
 const OBJECT: &str = "figures";
@@ -272,7 +296,8 @@ mod tests {
     #[test]
     fn figures_are_an_object_and_other_fields_are_not() {
         let log = || {
-            tracing::info!(figures = %r#"{"drops":{"busy":2},"sent":8}"#, reason = %r#"{"a":1}"#, "ledger");
+            let figures = r#"{"drops":{"busy":2,"replay":0},"each":1.3333,"enters":0,"offered":10,"sent":8,"unexplained":0}"#;
+            tracing::info!(%figures, reason = %r#"{"a":1}"#, "ledger");
             tracing::info!(figures = "{", "broken");
         };
         let text = captured(LogFormat::Json, EnvFilter::new("info"), log);
@@ -282,10 +307,8 @@ mod tests {
         assert_eq!(lines[1]["figures"], "{");
 
         let text = captured(LogFormat::Text, EnvFilter::new("info"), log);
-        assert!(
-            text.contains(r#"ledger figures={"drops":{"busy":2},"sent":8} reason="{\"a\":1}""#),
-            "{text}"
-        );
+        let expected = r#"ledger offered=10 sent=8 unexplained=0 drops.busy=2 each=1.33 reason="{\"a\":1}""#;
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

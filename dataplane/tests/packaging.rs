@@ -86,10 +86,10 @@ end towpath up in order, SIGHUP unless it was ignored at the start: hooks are ru
 all is well; also after a signal, or when the interface was deleted
 .TP
 .B 1
-the system or another program refused something
+the system or another program refused something, or no such tunnel runs
 .TP
 .B 2
-a mistake in flags, a configuration or a key
+a mistake in flags, a configuration, a key or a ticket
 "#;
 
 /// The completions, by the names that the shells look for.
@@ -274,6 +274,57 @@ fn the_unit_file_permits_every_system_call_and_privilege_from_start_to_end() {
         let missing: Vec<_> = calls.difference(&allowed).collect();
         assert!(missing.is_empty(), "{io}: {missing:?}");
     }
+}
+
+/// What the README says for systems without the package, with another root for every path: then program, unit, key and
+/// configuration are where the unit starts them, nobody else can read the last two, and there is a tunnel.
+#[test]
+fn the_installation_of_the_readme_makes_what_the_unit_starts() {
+    if lacks_root() || run("ip", &["-V"], "iproute2").is_none() {
+        return;
+    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let readme = fs::read_to_string(workspace.join("dataplane/README.md")).unwrap();
+    let (_, steps) = readme.split_once("**Without the package**").unwrap();
+    let (steps, _) = steps.split_once("\nFor a program elsewhere").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().display();
+    let mut services = Vec::new();
+    for command in steps.lines().filter_map(|line| line.strip_prefix("sudo ")) {
+        if let Some(service) = command.strip_prefix("systemctl ") {
+            services.push(service);
+            continue;
+        }
+        let inside = command.replace(" /", &format!(" {root}/")).replace("target/release/towpath", TOWPATH);
+        let output = Command::new("sh").args(["-ec", &inside]).current_dir(workspace).output().unwrap();
+        assert!(output.status.success(), "{inside}: {output:?}");
+    }
+    assert_eq!(services, ["daemon-reload", "enable --now towpath@wg0"]);
+    let inside = |path: &str| folder.path().join(path.trim_start_matches('/'));
+    let unit = fs::read_to_string(inside("/etc/systemd/system/towpath@.service")).unwrap();
+    assert_eq!(unit, text("towpath@.service"));
+    let mode = |path: &str| fs::metadata(inside(path)).unwrap().permissions().mode() & 0o777;
+    let modes = ["/etc/towpath", "/etc/towpath/wg0.key", "/etc/towpath/wg0.conf"].map(mode);
+    assert_eq!(modes, [0o700, 0o600, 0o600]);
+
+    let [start] = &of_unit("ExecStart")[..] else { panic!("one command") };
+    // By a name alone it looks at this machine's own /etc.
+    let start = format!("{root}{}", start.replace("%i", &format!("{root}/etc/towpath/wg0.conf")));
+    let script = format!(
+        "{start} > log 2>&1 & trap 'kill $! 2> /dev/null || true' EXIT
+         for turn in $(seq 3000); do grep -q ' ready ' log && break; sleep 0.02; done
+         ip addr show wg0; {root}/usr/bin/towpath down wg0; wait $!; trap - EXIT"
+    );
+    let output = Command::new("unshare")
+        .args(["--net", "sh", "-ec", &script])
+        .current_dir(folder.path())
+        .env("RUNTIME_DIRECTORY", inside("/run"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let log = fs::read_to_string(inside("/log")).unwrap();
+    assert!(output.status.success() && errors(&output).contains("10.9.0.1/24"), "{output:?}: {log}");
+    assert!(log.contains("ledger") && !log.contains("can be read by everyone"), "{log}");
 }
 
 #[test]

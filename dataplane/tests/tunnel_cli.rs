@@ -124,6 +124,8 @@ fn usage_errors_exit_with_2_and_name_the_remedy() {
         (&["wg0", "wg1"], "", "wg1"),
         (&["status"], "", "towpath show"),
         (&["stop"], "", "towpath down"),
+        (&["shwo"], "", "did you mean towpath show?"),
+        (&["genkye"], "", "did you mean towpath genkey?"),
         (&["reload", "/nonexistent/wg0.conf"], "", "/nonexistent/wg0.conf: cannot be read"),
         (&["strip", "/nonexistent/wg0.conf"], "", "/nonexistent/wg0.conf: cannot be read"),
         (&["-f"], "", "INTERFACE"),
@@ -140,8 +142,32 @@ fn usage_errors_exit_with_2_and_name_the_remedy() {
         assert!(stderr(&output).contains(remedy), "{arguments:?}: {}", stderr(&output));
         assert_eq!(stdout(&output), "", "{arguments:?}");
     }
+    let long = towpath(&["-f", "a-name-that-is-too-long"], "");
+    assert!(long.status.code() == Some(2) && stderr(&long).contains("use 1 to 15"), "{long:?}");
     let help = towpath(&["--help"], "");
     assert!(help.status.success() && stdout(&help).contains("genkey"));
+}
+
+#[test]
+fn a_tunnel_that_is_not_there_is_no_mistake_in_the_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("townone.conf");
+    std::fs::write(&file, format!("[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.1\n")).unwrap();
+    let file = file.to_str().unwrap();
+    let commands: [&[&str]; 5] = [
+        &["show", "townone"],
+        &["down", "townone"],
+        &["reload", file],
+        &["ticket", "townone"],
+        &["down", file],
+    ];
+    for arguments in commands {
+        let output = towpath(arguments, "");
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert!(stderr(&output).contains("townone"), "{arguments:?}: {}", stderr(&output));
+    }
+    let mistaken = towpath(&["ticket", "townone", "--accept", "nonsense"], "");
+    assert_eq!(mistaken.status.code(), Some(2), "{mistaken:?}");
 }
 
 #[test]
@@ -181,11 +207,16 @@ fn configuration_errors_name_file_and_line_as_text_and_as_json() {
 
 #[test]
 fn a_descriptor_that_is_none_is_named_and_the_foreground_ends_as_the_background_does() {
-    let cases =
-        [("-f", "WG_TUN_FD", "x", 2), ("-f", "WG_TUN_FD", "999", 1), ("--io=suspend", "WG_TUN_FD", "x", 2)];
-    for (flag, variable, value, status) in cases {
+    let cases = [
+        ("wg0", "-f", "WG_TUN_FD", "x", 2),
+        ("wg0", "-f", "WG_TUN_FD", "999", 1),
+        ("wg0", "--io=suspend", "WG_TUN_FD", "x", 2),
+        // With -f it is no slip.
+        ("shwo", "-f", "WG_TUN_FD", "999", 1),
+    ];
+    for (name, flag, variable, value, status) in cases {
         let output = Command::new(TOWPATH)
-            .args(["wg0", flag])
+            .args([name, flag])
             .env(variable, value)
             .env_remove("WG_PROCESS_FOREGROUND")
             .output()

@@ -777,12 +777,33 @@ fn a_reload_sets_the_tunnel_to_its_file_while_packets_pass() {
     let changed = text.replace("10.99.0.2/32", "10.99.0.2/32, 203.0.113.9/32") + more;
     hosts.file("again.conf", &changed.replace("[Interface]", "[Interface]\nListenPort = 41234"));
     let reload = ask("reload");
-    assert_eq!(told(&reload), "towpath: again: 1 peers added, 1 changed, 0 removed, another port\n");
+    assert_eq!(told(&reload), "towpath: again: 1 peer added, 1 changed, 0 removed, another port\n");
     assert!(chosen != port() && port() == 41_234);
     let routes = hosts.a.sh("ip route show dev again");
     assert!(routes.contains("10.77.0.0/16") && routes.contains("203.0.113.9 "), "{routes}");
     assert_eq!(echo(&hosts, "203.0.113.9:9").ip().to_string(), "10.99.0.1");
     assert_eq!(running.log().matches("handshake complete").count(), 1, "{}", running.log());
+
+    // What is for the start only is told of; the rest is taken over, also beside a name without an address.
+    let start =
+        changed.replace("10.99.0.1/24", "10.99.0.7/24").replace("[Interface]", "[Interface]\nMTU = 1400");
+    hosts.file(
+        "again.conf",
+        &start.replace("203.0.113.9/32", "203.0.113.8/32").replace("192.0.2.2:", "nobody.invalid:"),
+    );
+    let reload = ask("reload");
+    assert!(reload.status.success(), "{reload:?}");
+    let lines = told(&reload);
+    assert!(
+        lines.contains("nobody.invalid:51820: ") && lines.contains("the peer stays at the address it has"),
+        "{lines}"
+    );
+    assert!(
+        lines.contains("\ntowpath: again: the file has other values of Address, MTU now: they take towpath down again, and up"),
+        "{lines}"
+    );
+    assert!(lines.ends_with("\ntowpath: again: 0 peers added, 1 changed, 0 removed\n"), "{lines}");
+    echo(&hosts, "10.99.0.2:9");
 
     // By what `wg` takes of the file.
     if shell("command -v wg").status.success() {

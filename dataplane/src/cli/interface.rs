@@ -24,7 +24,7 @@ use crate::crypto::CryptoArgs;
 use crate::engine::{self, EngineArgs, Offload};
 use crate::log::{self, LogFormat};
 use crate::sys::daemon::{self, Notice, Side};
-use crate::sys::tun::Tun;
+use crate::sys::tun::{self, Tun};
 use crate::tunnel::apart::keep_memory_private;
 use crate::tunnel::app::{App, Binding, Inquiries, Management, Sockets};
 use crate::tunnel::key::{KEY_LEN, SecretKey};
@@ -79,16 +79,22 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
             "{name:?} is no interface name; for a configuration file run: towpath up {name}"
         )));
     }
+    tun::check_name(name).map_err(|error| Failure::usage(error.to_string()))?;
     if let Some((_, command)) = NO_INTERFACES.iter().find(|(word, _)| *word == name) {
         return Err(Failure::usage(format!(
             "{name} is no command, and is not taken for the name of an interface; run: towpath {command}"
         )));
     }
+    let foreground =
+        flags.foreground || env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
+    if let Some(command) = mistyped(name).filter(|_| !foreground && !Lines::has_file(name)) {
+        return Err(Failure::usage(format!(
+            "{name} is no command, did you mean towpath {command}? To make an interface of this name: towpath -f {name}"
+        )));
+    }
     let level = env::var("LOG_LEVEL").unwrap_or_default();
     let says = level != "silent";
     let lines = lines_of_ours(name, says)?.map(|lines| with_addresses(lines, says));
-    let foreground =
-        flags.foreground || env::var_os("WG_PROCESS_FOREGROUND").is_some_and(|value| value == "1");
     let notice = if foreground {
         None
     } else {
@@ -110,6 +116,26 @@ pub(super) fn run(flags: &Flags) -> Result<ExitCode, Failure> {
     app.and_then(|app| Ok(engine::run(app, &flags.engine)?))
         .map_err(|failure| failure.formatted(flags.log_format))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command that a word is, but for a slip or two of the hand. A name with a digit, as most interfaces have one, is never taken
+/// for that, and `up` is too short to be told by.
+fn mistyped(word: &str) -> Option<String> {
+    let word = word.to_ascii_lowercase();
+    if !word.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        return None;
+    }
+    let cli = super::command();
+    let commands = cli.get_subcommands().map(clap::Command::get_name).chain(["help"]);
+    let is_meant = |command: &&str| {
+        let slips = match command.len() {
+            ..4 => return false,
+            4 => 1,
+            _ => 2,
+        };
+        word.len().abs_diff(command.len()) <= 1 && strsim::osa_distance(&word, command) <= slips
+    };
+    commands.into_iter().find(is_meant).map(str::to_owned)
 }
 
 /// What wg-quick does not hand on of its configuration. Says in one line what is taken from where, as long as somebody sees it.
@@ -146,9 +172,9 @@ fn lines_of_ours(name: &str, says: bool) -> Result<Option<Lines>, Failure> {
 /// Looks the names of relays up, while somebody still sees what is said about those that have no address.
 fn with_addresses(lines: Lines, says: bool) -> (Lines, Found) {
     let found = Found::look_up(&lines.relays, &[]);
-    for missing in found.missing.iter().filter(|_| says) {
+    for (_, sentence) in found.missing.iter().filter(|_| says) {
         // Nobody may see it.
-        let _ = writeln!(io::stderr(), "towpath: {}: {missing}", lines.file.display());
+        let _ = writeln!(io::stderr(), "towpath: {}: {sentence}", lines.file.display());
     }
     (lines, found)
 }
@@ -224,5 +250,36 @@ fn inherited(variable: &str) -> Result<Option<OwnedFd>, Failure> {
 }
 
 fn of_variable(variable: &str, error: &io::Error) -> Failure {
-    Failure { text: format!("{variable}: {error}"), status: 1, as_log: false }
+    Failure::other(format!("{variable}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_close_to_a_command_is_told_from_the_name_of_an_interface() {
+        for (word, command) in [
+            ("shwo", "show"),
+            ("sho", "show"),
+            ("shows", "show"),
+            ("donw", "down"),
+            ("Show", "show"),
+            ("relaod", "reload"),
+            ("reolad", "reload"),
+            ("genkye", "genkey"),
+            ("pubky", "pubkey"),
+            ("tickte", "ticket"),
+            ("hlep", "help"),
+        ] {
+            assert_eq!(mistyped(word).as_deref(), Some(command), "{word}");
+        }
+        for name in [
+            "wg", "wg0", "wg1", "tun", "tun0", "utun", "tap0", "vpn", "vpn1", "home", "work", "office",
+            "lan", "wan", "dmz", "mesh", "corp", "show1", "up1", "ups", "wg-shwo", "tip", "shadow",
+            "towpath",
+        ] {
+            assert_eq!(mistyped(name), None, "{name}");
+        }
+    }
 }

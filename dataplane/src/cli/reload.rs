@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use super::{Failure, ticket};
-use crate::config::{self, Config, ConfigError, PeerSection, Table};
+use crate::config::{self, Config, PeerSection, Table};
 use crate::host;
 use crate::netlink::Handle;
 use crate::show::{self, AskError, Tunnel};
@@ -43,9 +43,9 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
         say(&format!("{}: {warning}", file.display()));
     }
     let tunnel = show::ask(Path::new(DIRECTORY), &name, Wanted { allowed_ips: true, stages: false })
-        .map_err(|error| Failure { text: of_ask(&error, &name), status: 1, as_log: false })?;
-    let (endpoints, kept) = resolved(&file, &config, &tunnel)?;
-    for name in kept {
+        .map_err(|error| Failure::other(of_ask(&error, &name)))?;
+    let (endpoints, missing) = resolved(&file, &config, &tunnel);
+    for name in missing {
         say(&name);
     }
     let plan = Plan::new(&config, &tunnel, &endpoints);
@@ -64,17 +64,20 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
             }
             Some(number) => {
                 let error = io::Error::from_raw_os_error(number);
-                return Err(Failure {
-                    text: format!("{name} refuses {what}: {error}"),
-                    status: 1,
-                    as_log: false,
-                });
+                return Err(Failure::other(format!("{name} refuses {what}: {error}")));
             }
             None => return Err(ticket::odd(&name)),
         }
     }
     for problem in route(&name, &config, &plan.new_prefixes) {
         say(&problem);
+    }
+    let others = host::brought_up_with(&name).map_or_else(Vec::new, |before| before.changed(&config));
+    if !others.is_empty() {
+        let others = others.join(", ");
+        say(&format!(
+            "{name}: the file has other values of {others} now: they take towpath down {name}, and up again"
+        ));
     }
     say(&format!("{name}: {}", plan.summary()));
     Ok(())
@@ -87,10 +90,10 @@ fn of_ask(error: &AskError, name: &str) -> String {
     }
 }
 
-/// The addresses of the file's endpoints, by place of the peer. One that cannot be looked up is an error before anything is
-/// changed, unless the peer is reached somewhere already: the second result says so of each such name.
-fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<(Endpoints, Vec<String>), Failure> {
-    let (mut found, mut kept) = (Endpoints::new(), Vec::new());
+/// The addresses of the file's endpoints, by place of the peer, and a sentence about each name that has none: that peer stays where
+/// it is, and what else is said of it is taken over.
+fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> (Endpoints, Vec<String>) {
+    let (mut found, mut missing) = (Endpoints::new(), Vec::new());
     for (place, peer) in config.peers.iter().enumerate() {
         let Some((endpoint, line)) = &peer.endpoint else {
             continue;
@@ -100,18 +103,17 @@ fn resolved(file: &Path, config: &Config, tunnel: &Tunnel) -> Result<(Endpoints,
             || tunnel.peers.iter().any(|present| present.public_key == key && present.endpoint.is_some());
         match endpoint.addresses() {
             Ok(addresses) => _ = found.insert(place, addresses),
-            Err(error) if is_reached() => {
-                let place = format!("{}:{line}", file.display());
-                kept.push(format!("{place}: {endpoint}: {error}; the peer stays at the address it has"));
-            }
             Err(error) => {
-                let problem =
-                    format!("{endpoint}: {error}; nothing was changed: check the name, or write the address");
-                return Err(ConfigError { file: file.into(), line: Some(*line), problem }.into());
+                let so = if is_reached() {
+                    "the peer stays at the address it has"
+                } else {
+                    "the peer has no address; check the name, and reload again, or write the address"
+                };
+                missing.push(format!("{}:{line}: {endpoint}: {error}; {so}", file.display()));
             }
         }
     }
-    Ok((found, kept))
+    (found, missing)
 }
 
 type Endpoints = BTreeMap<usize, Vec<SocketAddr>>;
@@ -206,7 +208,8 @@ impl Plan {
     fn summary(&self) -> String {
         let key = if self.key { ", another private key" } else { "" };
         let port = if self.port.is_empty() { "" } else { ", another port" };
-        format!("{} peers added, {} changed, {} removed{key}{port}", self.added, self.changed, self.removed)
+        let added = show::counted(self.added as u64, "peer");
+        format!("{added} added, {} changed, {} removed{key}{port}", self.changed, self.removed)
     }
 }
 
@@ -271,7 +274,7 @@ mod tests {
         let file = folder.path().join("wg0.conf");
         std::fs::write(&file, text).unwrap();
         let (config, _) = Config::load(&file).unwrap();
-        let (endpoints, _) = resolved(&file, &config, tunnel).unwrap();
+        let (endpoints, _) = resolved(&file, &config, tunnel);
         Plan::new(&config, tunnel, &endpoints)
     }
 
@@ -323,32 +326,39 @@ mod tests {
              public_key={three}\npreshared_key={one}\nallowed_ip=10.9.0.3/32\n"
         );
         assert_eq!(*plan.changes, expected);
-        assert_eq!(plan.summary(), "1 peers added, 1 changed, 1 removed, another port");
+        assert_eq!(plan.summary(), "1 peer added, 1 changed, 1 removed, another port");
         assert_eq!(plan.new_prefixes.len(), 2);
     }
 
     #[test]
-    fn a_name_without_an_address_changes_nothing() {
+    fn a_name_without_an_address_keeps_nothing_else_from_being_taken_over() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("wg0.conf");
         let key = SecretKey::new([7; KEY_LEN]).clamped();
         let text = format!(
-            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {ONE}\nEndpoint = nobody.invalid:7\n",
+            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {ONE}\nEndpoint = nobody.invalid:7\nAllowedIPs = 10.9.0.2\n",
             *key.to_base64()
         );
         std::fs::write(&file, text).unwrap();
         let (config, _) = Config::load(&file).unwrap();
-        let refused = resolved(&file, &config, &Tunnel::default()).unwrap_err();
-        assert!(refused.text.contains("wg0.conf:5: nobody.invalid:7: "), "{}", refused.text);
-        let peer = Peer {
-            public_key: ONE.to_owned(),
-            endpoint: Some("192.0.2.2:7".parse().unwrap()),
-            ..Peer::default()
-        };
-        let reached = Tunnel { peers: vec![peer], ..Tunnel::default() };
-        let (endpoints, kept) = resolved(&file, &config, &reached).unwrap();
-        assert!(endpoints.is_empty(), "it stays where it is");
-        assert!(kept.len() == 1 && kept[0].contains("wg0.conf:5: nobody.invalid:7: "), "{kept:?}");
-        assert!(kept[0].ends_with("stays at the address it has"), "{kept:?}");
+        let device = Device { public_key: Some(noise::public_key(&key).to_string()), ..Device::default() };
+        let peer = Peer { public_key: ONE.to_owned(), ..Peer::default() };
+        let reached = Peer { endpoint: Some("192.0.2.2:7".parse().unwrap()), ..peer.clone() };
+        for (peers, so) in [
+            (vec![reached], "stays at the address it has"),
+            (vec![peer], "reload again, or write the address"),
+            (vec![], "reload again, or write the address"),
+        ] {
+            let tunnel = Tunnel { device: device.clone(), peers };
+            let (endpoints, missing) = resolved(&file, &config, &tunnel);
+            assert!(endpoints.is_empty(), "it stays where it is");
+            assert!(
+                missing.len() == 1 && missing[0].contains("wg0.conf:5: nobody.invalid:7: "),
+                "{missing:?}"
+            );
+            assert!(missing[0].ends_with(so), "{missing:?}");
+            let plan = Plan::new(&config, &tunnel, &endpoints);
+            assert!(plan.changes.contains("allowed_ip=10.9.0.2/32\n") && !plan.changes.contains("endpoint="));
+        }
     }
 }

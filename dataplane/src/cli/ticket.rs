@@ -42,7 +42,7 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
 fn print(interface: &str) -> Result<(), Failure> {
     let answer = ask(interface, "ticket=1\n\n")?;
     if number(&answer) == Some(NO_RELAY.number()) {
-        return Err(Failure::usage(format!(
+        return Err(Failure::other(format!(
             "{interface} has no address at a relay: write #towpath: Relay = turn:HOST:PORT into its file (with wg-quick, that \
              is /etc/wireguard/{interface}.conf) and bring it up again; or wait until the relay has answered"
         )));
@@ -64,7 +64,7 @@ fn accept(interface: &str, text: &str) -> Result<(), Failure> {
         writeln!(io::stderr(), "the peer {key} is looked for at {} addresses", ticket.candidates.len())?;
         return Ok(());
     }
-    Err(Failure::usage(if refused == libc::ENOENT {
+    Err(Failure::other(if refused == libc::ENOENT {
         format!(
             "{interface} has no peer {key}: write a [Peer] section with PublicKey = {key} and AllowedIPs, or run \
              wg set {interface} peer {key} allowed-ips PREFIXES"
@@ -90,7 +90,7 @@ pub(super) fn number(answer: &str) -> Option<i32> {
 }
 
 pub(super) fn odd(interface: &str) -> Failure {
-    Failure::usage(format!(
+    Failure::other(format!(
         "{interface} is run by another program, or an older towpath; start it again with towpath up"
     ))
 }
@@ -99,7 +99,7 @@ pub(super) fn odd(interface: &str) -> Failure {
 pub(super) fn ask(interface: &str, request: &str) -> Result<String, Failure> {
     let file = Path::new(DIRECTORY).join(format!("{interface}.sock"));
     let failed = |error: io::Error| {
-        Failure::usage(format!(
+        Failure::other(format!(
             "{}: {error}; a tunnel of that name has to run, and it answers who started it, and root",
             file.display()
         ))

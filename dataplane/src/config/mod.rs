@@ -15,6 +15,7 @@
 //! ```
 
 mod document;
+mod fixed;
 mod host;
 mod login;
 mod ours;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
+pub use self::fixed::Fixed;
 pub use self::host::{Hooks, HostSection, Table};
 pub use self::login::{Credentials, Login, LoginKind};
 pub use self::ours::{Lines, NoLines};

@@ -51,6 +51,12 @@ impl Lines {
         Self::load(&Path::new(FOLDER).join(format!("{interface}.conf")))
     }
 
+    /// Whether wg-quick has a configuration for an interface.
+    #[must_use]
+    pub fn has_file(interface: &str) -> bool {
+        Path::new(FOLDER).join(format!("{interface}.conf")).exists()
+    }
+
     fn load(file: &Path) -> Result<Self, NoLines> {
         let opened = File::open(file).map_err(|_| NoLines::Absent)?;
         let metadata = opened.metadata().map_err(|_| NoLines::Absent)?;

@@ -5,7 +5,7 @@
 //! kernel knows which process that is) runs the tunnel. Its lines are JSON and are only ever appended:
 //!
 //! ```text
-//!  {"runs":"/etc/towpath/wg0.conf"}
+//!  {"runs":"/etc/towpath/wg0.conf","with":{…}}
 //!  {"done":{"rule":{…}}}
 //!  {"taken_back":true}
 //! ```
@@ -25,6 +25,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::Step;
+use crate::config::Fixed;
 
 /// Where the files are, unless the service manager names another place (`RUNTIME_DIRECTORY` of systemd.exec(5)).
 pub const DIRECTORY: &str = "/run/towpath";
@@ -64,9 +65,11 @@ enum Line {
     TakenBack {
         taken_back: bool,
     },
-    /// The configuration of the tunnel, for whoever is to read it again.
+    /// The configuration of the tunnel, for whoever is to read it again, and what it said at the start.
     Runs {
         runs: PathBuf,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        with: Option<Fixed>,
     },
 }
 
@@ -145,12 +148,12 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes down which configuration the tunnel has, by its absolute path.
+    /// Writes down which configuration the tunnel has, by its absolute path, and what of it is for the start only.
     ///
     /// # Errors
     /// When it cannot be written, as with a path that is not UTF-8.
-    pub fn note_file(&mut self, file: &Path) -> io::Result<()> {
-        self.append(&Line::Runs { runs: file.to_owned() })
+    pub fn note_file(&mut self, file: &Path, with: Fixed) -> io::Result<()> {
+        self.append(&Line::Runs { runs: file.to_owned(), with: Some(with) })
     }
 
     /// What is to be taken back next: the newest step.
@@ -225,18 +228,19 @@ fn steps_in(text: &str) -> Vec<Step> {
     steps
 }
 
-/// The configuration that the last process to run this tunnel has noted.
-fn file_in(text: &str) -> Option<PathBuf> {
+/// The configuration that the last process to run this tunnel has noted, and what that said.
+fn file_in(text: &str) -> Option<(PathBuf, Option<Fixed>)> {
     text.lines().rev().find_map(|line| match serde_json::from_str(line) {
-        Ok(Line::Runs { runs }) => Some(runs),
+        Ok(Line::Runs { runs, with }) => Some((runs, with)),
         _ => None,
     })
 }
 
-/// The configuration of a tunnel of this network namespace that another process runs; `None` where nobody does, or that is
-/// not known. Not for a process that has a journal open: it would lose its lock.
+/// The configuration of a tunnel of this network namespace that another process runs, and what that said at the start, unless
+/// an older version runs it; `None` where nobody does, or that is not known. Not for a process that has a journal open: it would
+/// lose its lock.
 #[must_use]
-pub fn file_of(directory: &Path, interface: &str) -> Option<PathBuf> {
+pub fn file_of(directory: &Path, interface: &str) -> Option<(PathBuf, Option<Fixed>)> {
     let file = File::open(path(directory, interface).ok()?).ok()?;
     holder(&file).ok()??;
     let mut text = String::new();
@@ -360,12 +364,14 @@ mod tests {
         let mut journal = free(folder.path());
         for file in ["/one/wg0.conf", "/two/wg0.conf"] {
             journal.note(hook(file)).expect("noted");
-            journal.note_file(Path::new(file)).expect("noted");
+            journal.note_file(Path::new(file), Fixed::default()).expect("noted");
         }
         journal.forget_newest();
         let text = fs::read_to_string(&journal.path).expect("text");
         assert_eq!(steps_in(&text), [hook("/one/wg0.conf")]);
-        assert_eq!(file_in(&text).as_deref(), Some(Path::new("/two/wg0.conf")));
+        let with = Some(Fixed::default());
+        assert_eq!(file_in(&text), Some(("/two/wg0.conf".into(), with)));
+        assert_eq!(file_in("{\"runs\":\"/one\"}"), Some(("/one".into(), None)), "of an older version");
         assert_eq!(file_in("{\"taken_back\":true}\n{\"runs\":\"/one"), None);
         drop(journal);
         assert_eq!(file_of(folder.path(), "wg0"), None, "nobody runs it");

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use self::journal::{Found, Journal};
 use self::names::Resolver;
 pub(crate) use self::routes::is_connected;
-use crate::config::{self, Config, ConfigError, HostSection};
+use crate::config::{self, Config, ConfigError, Fixed, HostSection};
 use crate::netlink::{Handle, Rule};
 use crate::sys::signal::{self, Signal, StopSignals};
 use crate::tunnel::apart::apart;
@@ -38,11 +38,18 @@ use crate::tunnel::apart::apart;
 /// # Errors
 /// When there is none of this name.
 pub fn find_running(given: &Path) -> Result<PathBuf, ConfigError> {
-    let running = || journal::file_of(&journal::directory(), given.to_str()?);
+    let running = || Some(journal::file_of(&journal::directory(), given.to_str()?)?.0);
     match config::is_name(given).then(running).flatten() {
         Some(file) => Ok(file),
         None => config::find(given),
     }
+}
+
+/// What the file of a tunnel that another process runs by `towpath up` said when it was brought up, as far as it is for the start
+/// only.
+#[must_use]
+pub fn brought_up_with(interface: &str) -> Option<Fixed> {
+    journal::file_of(&journal::directory(), interface)?.1
 }
 
 /// Something that was done to the host, with what is needed to take it back.
@@ -167,7 +174,7 @@ impl Host {
         }
         // What is no file, such as a pipe, cannot be read again.
         if host.file.is_file()
-            && let Err(error) = host.journal.note_file(&host.file)
+            && let Err(error) = host.journal.note_file(&host.file, Fixed::of(config))
         {
             tracing::info!("`towpath reload {interface}` does not find this file: {error}");
         }

@@ -427,15 +427,7 @@ mod tests {
 
     #[test]
     fn a_socket_is_read_on_while_what_came_before_waits_for_its_turn() {
-        let Ok(mut ingress) = UringIngress::new(false) else {
-            assert!(std::env::var_os("TOWPATH_REQUIRE_ALL").is_none(), "io_uring is not available here");
-            // Not by a macro, whose output the test runner hides.
-            let _ = io::Write::write_all(
-                &mut io::stderr(),
-                b"left out: io_uring is not available (sysctl kernel.io_uring_disabled=0)\n",
-            );
-            return;
-        };
+        let Ok(mut ingress) = UringIngress::new(false) else { return crate::sys::ring::left_out() };
         // Nobody but the loop opens anything: what is handed over waits.
         ingress.set_boss(Boss::start(0, 1, UringIngress::BUFFERS_MAX).expect("no threads"));
         let options = UdpOptions { gro: true, receive_buffer: 8 << 20, ..UdpOptions::default() };

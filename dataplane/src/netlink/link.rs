@@ -9,7 +9,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -189,6 +190,16 @@ impl Handle {
         self.set(&format!("bring interface {index} up"), message, Vec::new())
     }
 
+    /// Takes an interface down: its routes and IPv6 addresses go.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN.
+    pub fn set_down(&mut self, index: u32) -> Result<(), Error> {
+        let mut message = by_index(index);
+        message.header.change_mask = LinkFlags::Up;
+        self.set(&format!("take interface {index} down"), message, Vec::new())
+    }
+
     /// Sets how many packets wait in front of an interface; for a TUN device, how many may wait to be read.
     ///
     /// # Errors
@@ -198,6 +209,20 @@ impl Handle {
             &format!("set the queue of interface {index} to {packets} packets"),
             by_index(index),
             vec![LinkAttribute::TxQueueLen(packets)],
+        )
+    }
+
+    /// Has the kernel give an interface no IPv6 address of the link by itself, as it does when one goes up
+    /// (IN6_ADDR_GEN_MODE_NONE). Without that it has nothing to say to routers and groups there.
+    ///
+    /// # Errors
+    /// EAFNOSUPPORT or EINVAL where the interface has no IPv6.
+    pub fn leave_out_link_local(&mut self, index: u32) -> Result<(), Error> {
+        let ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        self.set(
+            &format!("leave the link's IPv6 address out on interface {index}"),
+            by_index(index),
+            vec![LinkAttribute::AfSpecUnspec(vec![ipv6])],
         )
     }
 

@@ -9,10 +9,14 @@ pub(super) fn long(seconds: u64) -> String {
         (seconds / 60 % 60, "minute"),
         (seconds % 60, "second"),
     ];
-    let plural = |count| if count == 1 { "" } else { "s" };
-    let named = parts.iter().filter(|(count, _)| *count > 0);
-    let named: Vec<_> = named.map(|(count, unit)| format!("{count} {unit}{}", plural(*count))).collect();
+    let named = parts.into_iter().filter(|(count, _)| *count > 0);
+    let named: Vec<_> = named.map(|(count, unit)| counted(count, unit)).collect();
     named.join(", ")
+}
+
+/// A number of something: `1 peer`, `2 peers`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// How long ago something was.

@@ -12,6 +12,7 @@ mod watch;
 
 pub(crate) use self::client::ask;
 pub use self::client::{AskError, Tunnel};
+pub(crate) use self::duration::counted;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};

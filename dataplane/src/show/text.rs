@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Tunnel;
-use super::duration::{ago, bytes, long};
+use super::duration::{ago, bytes, counted, long};
 use crate::uapi::status::{Device, Peer};
 
 /// Everything about a tunnel.
@@ -86,10 +86,11 @@ fn of_peer(text: &mut String, peer: &Peer) {
         line("transfer", format!("{} received, {} sent", bytes(peer.received_bytes), bytes(peer.sent_bytes)));
     }
     if peer.missing_messages > 0 {
-        line("missing", format!("{} messages that it has sent", peer.missing_messages));
+        line("missing", format!("{} that it has sent", counted(peer.missing_messages, "message")));
     }
     if peer.path_switches > 0 {
-        line("path changes", format!("{}, {} messages overtaken", peer.path_switches, peer.path_overlapped));
+        let overtaken = counted(peer.path_overlapped, "message");
+        line("path changes", format!("{}, {overtaken} overtaken", peer.path_switches));
     }
     if peer.persistent_keepalive_s > 0 {
         line("persistent keepalive", format!("every {}", long(peer.persistent_keepalive_s.into())));

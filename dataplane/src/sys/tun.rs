@@ -255,6 +255,14 @@ fn name_of(request: &libc::ifreq) -> String {
     request.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte as u8)).collect()
 }
 
+/// Whether an interface may have this name.
+///
+/// # Errors
+/// `InvalidInput`, with what it may be.
+pub fn check_name(name: &str) -> io::Result<()> {
+    named_request(name).map(drop)
+}
+
 /// A `struct ifreq` with a name in it.
 fn named_request(name: &str) -> io::Result<libc::ifreq> {
     let bytes = name.as_bytes();

@@ -385,6 +385,8 @@ impl Application for App {
         self.figures.start(ingress, now)?;
         self.open_link(ingress, egress, now);
         self.open_outside(ingress, now);
+        // What there is to look at is looked at in the first turn, which nothing else need bring about.
+        self.turned = Some(now);
         self.set_alarm(ingress);
         if self.tunnel.is_running() {
             self.begin_relay(now);

@@ -1,6 +1,7 @@
 //! Names of a configuration, looked up before there is a tunnel. One that has no address keeps no tunnel from coming up: a machine
 //! may be started where there is no network yet. It is looked up again until it has one, beside the packets as a rule.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path as FilePath;
 use std::time::{Duration, Instant};
@@ -29,8 +30,8 @@ pub struct Found {
     pub relays: Vec<Option<SocketAddr>>,
     /// Of the peers' endpoints, by their place.
     pub peers: Vec<Option<SocketAddr>>,
-    /// A sentence about each name that has none.
-    pub missing: Vec<String>,
+    /// Each name that has none, by the line it stands on, and a sentence about it.
+    pub missing: Vec<(usize, String)>,
 }
 
 impl Found {
@@ -51,23 +52,27 @@ impl Found {
     }
 
     /// As [`Found::look_up`] of all of a configuration, and once more with pauses for as long as the tunnel would be in the way of
-    /// it: where name servers are asked through the tunnel, they cannot be asked before it leads anywhere.
+    /// it: where name servers are asked through the tunnel, they cannot be asked before it leads anywhere. Of names that it has
+    /// told of by then, the result does not tell once more.
     #[must_use]
     pub fn wait_for(file: &FilePath, config: &Config) -> Self {
-        let (mut pause, mut told, mut patience) = (AGAIN_MIN, false, PATIENCE);
+        let (mut pause, mut told, mut patience) = (AGAIN_MIN, BTreeSet::new(), PATIENCE);
         let begun = now();
         loop {
-            let found = Self::look_up_with(&config.relays, &config.peers, patience);
+            let mut found = Self::look_up_with(&config.relays, &config.peers, patience);
             let waited = now().saturating_duration_since(begun);
+            found.missing.retain(|(line, _)| !told.contains(line));
             if !found.is_shut_in(config, &name_servers(config), waited < PATIENCE_FOR_RELAYS) {
                 return found;
             }
             // Nobody else waits any more: each name has its turn.
             patience = Duration::MAX;
-            if !std::mem::replace(&mut told, true) {
-                for missing in &found.missing {
-                    tracing::warn!("{}: {missing}", file.display());
-                }
+            let is_first = told.is_empty();
+            for (line, sentence) in &found.missing {
+                told.insert(*line);
+                tracing::warn!("{}: {sentence}", file.display());
+            }
+            if is_first {
                 tracing::warn!(
                     "there is no tunnel before that, because what asks for names would go into it"
                 );
@@ -122,7 +127,7 @@ fn listed(text: &str) -> impl Iterator<Item = IpAddr> {
 }
 
 struct Looking {
-    missing: Vec<String>,
+    missing: Vec<(usize, String)>,
     /// How long look-ups took that found nothing.
     failing: Duration,
     /// How long they may take.
@@ -145,10 +150,11 @@ impl Looking {
             Ok(address) => Some(address),
             Err(problem) => {
                 self.failing += now().saturating_duration_since(start);
-                self.missing.push(format!(
+                let sentence = format!(
                     "line {line}: {endpoint} has no address ({problem}): it is looked up again until it has one; check \
                      the name and the name server, or write the address"
-                ));
+                );
+                self.missing.push((line, sentence));
                 None
             }
         }

@@ -56,7 +56,7 @@ pub fn plan(
     seeds: [u64; 2],
     cookie_secret: [u8; 32],
 ) -> Result<Plan, ConfigError> {
-    let mut warnings = found.missing;
+    let mut warnings: Vec<String> = found.missing.into_iter().map(|(_, sentence)| sentence).collect();
     let mut peers = Vec::with_capacity(config.peers.len());
     let mut relayed = Vec::new();
     let mut inquiries = Inquiries::default();
@@ -350,12 +350,8 @@ pub fn make_interface(
             .map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
     }
     handle.set_up(index)?;
-    if let Err(error) = tun.try_packet() {
-        tracing::warn!(
-            "the header in front of the interface's packets (vnet-hdr) is given up, and superpackets with it: the kernel \
-             refuses a packet behind it ({error})"
-        );
-        // Nothing is routed into it yet, so that nothing is lost.
+    // Nothing is routed into it yet, so that nothing is lost.
+    if !takes_packets(&tun) {
         drop(tun);
         return make_interface(handle, name, config, mtu, TunOptions::BARE);
     }
@@ -369,9 +365,33 @@ pub fn make_interface(
 /// # Errors
 /// As [`make_interface`].
 pub fn make_bare_interface(name: &str, options: TunOptions) -> io::Result<Tun> {
+    let mut handle = netlink::Handle::open()?;
+    let is_ours = handle.link_index(name).is_err();
     let tun = open_device(|| Tun::open(name, options))?;
-    set_device(&mut netlink::Handle::open()?, name, BARE_MTU)?;
+    let index = set_device(&mut handle, name, BARE_MTU)?;
+    // Only what is up takes packets. Nobody has set anything on it yet that would be lost when it goes down again.
+    if is_ours && !tun.offloads().bare {
+        handle.set_up(index)?;
+        let takes_packets = takes_packets(&tun);
+        handle.set_down(index)?;
+        if !takes_packets {
+            drop(tun);
+            return make_bare_interface(name, TunOptions::BARE);
+        }
+    }
     Ok(tun)
+}
+
+/// Whether a device that is up takes a packet behind its header. Says so, when it does not.
+fn takes_packets(tun: &Tun) -> bool {
+    let tried = tun.try_packet();
+    if let Err(error) = &tried {
+        tracing::warn!(
+            "the header in front of the interface's packets (vnet-hdr) is given up, and superpackets with it: the kernel \
+             refuses a packet behind it ({error})"
+        );
+    }
+    tried.is_ok()
 }
 
 /// Opens the device. One that is taken is tried again for a moment: of the descriptors of a process that was killed a ring
@@ -395,6 +415,11 @@ fn set_device(handle: &mut netlink::Handle, name: &str, mtu: usize) -> io::Resul
     let index = handle.link_index(name)?;
     handle.set_mtu(index, u32::try_from(mtu).map_err(io::Error::other)?)?;
     handle.set_txqueuelen(index, TX_QUEUE)?;
+    // As the kernel's WireGuard does: what the kernel would send from such an address, to routers and groups, is for no peer, and
+    // would look like packets lost.
+    if let Err(error) = handle.leave_out_link_local(index) {
+        tracing::debug!("{error}");
+    }
     Ok(index)
 }
 

@@ -579,6 +579,32 @@ fn a_challenge_without_realm_or_with_an_endless_one_is_refused_not_looped() {
 }
 
 #[test]
+fn an_allocation_of_the_other_family_is_given_up_for_one_of_the_family_that_is_needed() {
+    let now = start();
+    let (mut client, mut server, _) = bound(now);
+    while client.poll_event().is_some() {}
+    client.set_family(AddressFamily::V4, now);
+    assert_eq!((client.poll_transmit(), client.poll_event()), (None, None), "it is that already");
+    client.set_family(AddressFamily::V6, now);
+    assert_eq!(client.poll_event(), Some(Event::Deallocated));
+    assert_eq!(client.poll_event(), Some(Event::ChannelLost { peer: address(PEER) }));
+    assert_eq!(client.channel(address(PEER)), None);
+    let [delete, allocate] = [(); 2].map(|()| client.poll_transmit().unwrap());
+    let delete = Message::parse(&delete).unwrap();
+    assert_eq!((delete.method(), delete.lifetime()), (Method::Refresh, Ok(Some(0))));
+    let request = Message::parse(&allocate).unwrap();
+    assert_eq!(request.method(), Method::Allocate);
+    assert_eq!(request.requested_address_family(), Ok(Some(AddressFamily::V6)));
+    // The channel is wanted as before.
+    server.allocated_until = None;
+    server.channels.clear();
+    let answer = server.answer(&allocate, now).unwrap();
+    assert_eq!(client.handle_input(&answer, now), Input::Consumed);
+    settle(&mut client, &mut server, now);
+    assert!(client.channel(address(PEER)).is_some());
+}
+
+#[test]
 fn a_user_name_too_long_to_send_is_said_at_once() {
     let now = start();
     let mut config = ClientConfig {

@@ -56,6 +56,21 @@ fn a_tunnel_starts_without_the_address_of_its_peer_and_finds_it_later() {
 }
 
 #[test]
+fn an_automatic_mtu_follows_the_route_to_a_peer_that_is_found_later() {
+    let test = "names::an_automatic_mtu_follows_the_route_to_a_peer_that_is_found_later";
+    let Some(cable) = Cable::enter(test) else { return };
+    let names = Names::new(&cable);
+    cable.a.sh("ip route replace 192.0.2.0/24 dev left src 192.0.2.1 mtu 1400");
+    let mut a = start(&cable.a, &cable.configuration(1, "MTU = auto", "Endpoint = far.example:51820"), &[]);
+    // No route changes from here on, and without a change all routes are looked at once a minute.
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    names.set("192.0.2.2 far.example");
+    a.wait_for("the MTU of the interface follows");
+    assert!(cable.a.sh("ip link show towpath1").contains("mtu 1320 "), "{}", a.log());
+    a.stop();
+}
+
+#[test]
 fn a_peer_that_has_called_meanwhile_stays_where_it_is() {
     let test = "names::a_peer_that_has_called_meanwhile_stays_where_it_is";
     let Some(cable) = Cable::enter(test) else { return };
@@ -81,7 +96,10 @@ fn everything_is_routed_into_a_tunnel_only_when_its_peer_has_an_address() {
     let test = "names::everything_is_routed_into_a_tunnel_only_when_its_peer_has_an_address";
     let Some(cable) = Cable::enter(test) else { return };
     let names = Names::new(&cable);
-    let peer = "Endpoint = far.example:51820\nPersistentKeepalive = 25\nAllowedIPs = 0.0.0.0/0";
+    let other = "[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nAllowedIPs = 10.98.0.0/16\n\
+                 Endpoint = other.example:51820";
+    let peer =
+        &format!("Endpoint = far.example:51820\nPersistentKeepalive = 25\nAllowedIPs = 0.0.0.0/0\n{other}");
     let b = start(&cable.b, &cable.configuration(2, "", ""), &[]);
     let mut a = spawn(&cable.a, &cable.configuration(1, "", peer), &[]);
     a.wait_for("there is no tunnel before that");
@@ -90,7 +108,8 @@ fn everything_is_routed_into_a_tunnel_only_when_its_peer_has_an_address() {
     names.set("192.0.2.2 far.example");
     a.wait_for("\"ready\"");
     a.wait_for("handshake complete");
-    assert_eq!(told(&a, "far.example:51820"), 1, "{}", a.log());
+    // Nobody waits for the second, which is told of once as well.
+    assert_eq!((told(&a, "far.example:51820"), told(&a, "other.example:51820")), (1, 1), "{}", a.log());
     assert_ne!(cable.a.sh("ip rule | wc -l").trim(), "3");
     for ledger in [a.stop(), b.stop()] {
         assert_eq!(ledger["unexplained"], 0, "{ledger:#}");

@@ -273,7 +273,7 @@ fn resize(terminal: &OwnedFd, rows: u16, columns: u16) {
     tcsetwinsize(terminal.as_fd(), size).unwrap();
 }
 
-/// A rate that is not zero stands in this line, as in `received 1.2kbit/s 3 packets/s   sent …`.
+/// A rate that is not zero stands in this line, as in `received 1.2 kbit/s 3 packets/s   sent …`.
 fn is_moving(screen: &str) -> bool {
     let rate = |line: &str| {
         line.split_whitespace().nth(1).map(|word| word.starts_with(|digit| ('1'..='9').contains(&digit)))

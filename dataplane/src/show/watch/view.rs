@@ -6,7 +6,7 @@ use ratatui::style::{Style, Stylize as _};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row as Cells, Table};
 
-use super::super::duration::{nanoseconds, short};
+use super::super::duration::{counted, nanoseconds, short};
 use super::model::{Model, Row};
 use crate::stages::Stage;
 use crate::status::short_number;
@@ -53,11 +53,18 @@ fn heading(model: &Model) -> Paragraph<'_> {
     let flow = |flow: Option<(f64, f64)>| {
         flow.map_or_else(
             || UNKNOWN.to_owned(),
-            |(bits, packets)| format!("{}bit/s {} packets/s", short_number(bits), short_number(packets)),
+            |(bits, packets)| format!("{} {} packets/s", bit_rate(bits), short_number(packets)),
         )
     };
     let second = format!("received {}   sent {}", flow(model.received), flow(model.sent));
     Paragraph::new(vec![first, Line::from(second)])
+}
+
+/// Bits a second: the factor of a thousand belongs to the unit.
+fn bit_rate(bits: f64) -> String {
+    let number = short_number(bits);
+    let digits = number.trim_end_matches(|letter: char| letter.is_alphabetic());
+    format!("{digits} {}bit/s", &number[digits.len()..])
 }
 
 fn peer_table(model: &Model, area: Rect) -> Table<'_> {
@@ -75,7 +82,7 @@ fn peer_table(model: &Model, area: Rect) -> Table<'_> {
     let shown = if count > fits {
         format!(" peers {} to {} of {count} ", model.scroll + 1, (model.scroll + fits).min(count))
     } else {
-        format!(" {count} peer{} ", if count == 1 { "" } else { "s" })
+        format!(" {} ", counted(count as u64, "peer"))
     };
     Table::new(rows, widths)
         .header(head(["peer", "path", "in bit/s", "out bit/s", "loss", "handshake"]))
@@ -191,7 +198,7 @@ mod tests {
         model.update(later(2));
         let lines = screen(&model, 80, 24);
         assert_eq!(lines[0], "wg0  up 1m42, port 51820, MTU 1420, uring out, epoll in");
-        assert_eq!(lines[1], "received 10.0Mbit/s 900 packets/s   sent 1.0Mbit/s 100 packets/s");
+        assert_eq!(lines[1], "received 10.0 Mbit/s 900 packets/s   sent 1.0 Mbit/s 100 packets/s");
         assert_eq!(
             words(&lines, "HEARD=…"),
             ["HEARD=…", "relay", "203.0.113.5:3478", "10.0M", "1.0M", "10.0", "%", "1m02"]
@@ -223,6 +230,13 @@ mod tests {
         );
         assert_eq!(lines[23], "nothing came for 3 s");
         assert!(lines.iter().any(|line| line.contains("peers 1 to 10 of 50")), "{lines:#?}");
+    }
+
+    #[test]
+    fn rates_have_a_space_before_their_unit() {
+        for (bits, expected) in [(0.0, "0 bit/s"), (999.0, "999 bit/s"), (17_400.0, "17.4 kbit/s")] {
+            assert_eq!(bit_rate(bits), expected);
+        }
     }
 
     #[test]

@@ -54,6 +54,7 @@ impl App {
             tracing::warn!("{warning}");
         }
         self.relay = Some(Relay::new(plan, now));
+        self.outside.note_stop(now);
         self.open_relay(now);
         self.refit_superpackets();
     }
@@ -233,6 +234,7 @@ impl App {
         now: Instant,
     ) {
         self.note_relay_server();
+        self.outside.note_stop(now);
         // The end of a connection says as much.
         for bytes in last_words.into_iter().filter(|_| !over_stream) {
             self.send_to_relay(former, &bytes, egress);

@@ -18,7 +18,6 @@ use super::wake::Wake;
 use crate::config::{Endpoint, check_endpoint};
 use crate::egress::Egress;
 use crate::ingress::{Ingress, Source};
-use crate::stun::AddressFamily;
 use crate::tunnel::PeerIndex;
 use crate::tunnel::key::PublicKey;
 use crate::tunnel::lookup::{AGAIN_MAX, AGAIN_MIN};
@@ -100,7 +99,7 @@ impl Names {
     /// What has no address may have one now.
     pub fn hurry(&mut self, now: Instant) {
         if !self.missing.is_empty() {
-            (self.missing_at, self.pause) = (Some(now), AGAIN_MIN);
+            (self.missing_at, self.pause) = (Some(now), Duration::ZERO);
         }
     }
 
@@ -119,7 +118,7 @@ impl Names {
             }
             self.ask(subject, ingress, now);
         }
-        self.pause = if self.missing_at.is_some() { (self.pause * 2).min(AGAIN_MAX) } else { AGAIN_MIN };
+        self.pause = (self.pause * 2).clamp(AGAIN_MIN, AGAIN_MAX);
         self.missing_at = Some(now + self.pause);
     }
 
@@ -272,12 +271,11 @@ impl App {
         if let Some(address) = next_address(&self.with_socket(found), current) {
             tracing::info!("{endpoint} is looked for at {address} now");
             self.outside.names.is_found(Subject::Peer(peer));
-            let policy = self.policy(peer);
-            if policy != Policy::Direct {
-                self.set_relay_family(address, now);
+            if let (Some(relay), Some(view)) = (&mut self.relay, self.tunnel.view(peer)) {
+                relay.choose_family(&view.public_key, address, now);
             }
             self.set_endpoint(peer, address, now);
-            if policy != Policy::Relay {
+            if self.policy(peer) != Policy::Relay {
                 // Whoever can be reached directly need not wait for the relay.
                 self.report_ready();
             }
@@ -304,13 +302,6 @@ impl App {
         let plan = self.relay.as_ref().map(|relay| &relay.plan).or(self.waiting_relay.as_ref());
         let key = self.tunnel.view(peer).map(|view| view.public_key);
         plan.zip(key).map_or(Policy::Direct, |(plan, key)| plan.policy_of(&key))
-    }
-
-    /// The first peer behind the relay was found: it gets a relayed address that reaches it.
-    fn set_relay_family(&mut self, address: SocketAddr, now: Instant) {
-        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.has_no_peers()) {
-            relay.set_family(AddressFamily::of(address.ip()), now);
-        }
     }
 }
 
@@ -400,6 +391,42 @@ mod tests {
             None,
             "nobody to send to"
         );
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+    fn what_has_no_address_is_asked_for_less_and_less_often_until_it_has_one() {
+        let mut ingress = crate::ingress::Epoll::new().expect("epoll");
+        let endpoint = Endpoint { host: crate::config::Host::Name("localhost".to_owned()), port: 9 };
+        let peer = Subject::Peer(PeerIndex(1));
+        let key = PublicKey([7; crate::tunnel::key::KEY_LEN]);
+        let mut names = Names::new(vec![(PeerIndex(1), key, endpoint)], Vec::new(), vec![peer]);
+        let start = Instant::now();
+        // The pauses after each time that it is asked for, in seconds.
+        let pauses = |names: &mut Names, ingress: &mut crate::ingress::Epoll, count: usize| -> Vec<u64> {
+            let mut pause = || {
+                let at = names.timeout().expect("it is missing");
+                names.ask_missing(ingress, at);
+                names.timeout().expect("it is missing still").saturating_duration_since(at).as_secs()
+            };
+            (0..count).map(|_| pause()).collect()
+        };
+        names.hurry(start);
+        assert_eq!(names.timeout(), Some(start));
+        assert_eq!(pauses(&mut names, &mut ingress, 6), [1, 2, 4, 8, 15, 15]);
+        assert!(names.named[&peer].pending, "it was asked for");
+        let due = names.timeout().expect("it is missing");
+        names.ask_missing(&mut ingress, due - Duration::from_millis(1));
+        assert_eq!(names.timeout(), Some(due), "too early");
+        // There is another network, perhaps: at once, and the pauses are short again.
+        names.hurry(start);
+        assert_eq!(names.timeout(), Some(start));
+        assert_eq!(pauses(&mut names, &mut ingress, 2), [1, 2]);
+        // While it has an address nobody is asked for.
+        names.is_found(peer);
+        names.hurry(start);
+        names.ask_missing(&mut ingress, start + Duration::from_secs(60));
+        assert_eq!(names.timeout(), None);
     }
 
     #[test]

@@ -101,6 +101,14 @@ impl Outside {
         self.address_news |= self.addresses.as_mut().is_some_and(AddressWatch::take);
     }
 
+    /// A peer or a relay is somewhere else, where another route may lead.
+    pub fn note_stop(&mut self, now: Instant) {
+        if let Some(auto) = &mut self.auto {
+            let soon = now + SETTLING;
+            auto.at = Some(auto.at.map_or(soon, |at| at.min(soon)));
+        }
+    }
+
     /// Routes may have changed.
     pub fn note_routes(&mut self, now: Instant) {
         if let Some(auto) = &mut self.auto
@@ -163,6 +171,7 @@ impl App {
             ingress.add_borrowed(watch.as_fd(), Wake::Addresses.token(), Source::Ready)?;
             Ok(watch)
         });
+        self.outside.names.hurry(now);
         match opened {
             Ok(watch) => self.outside.addresses = Some(watch),
             Err(error) => tracing::warn!("addresses that go away are noticed late: {error}"),

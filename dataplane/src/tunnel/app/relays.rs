@@ -142,19 +142,22 @@ impl Relay {
         self.plan.peers.is_empty()
     }
 
+    /// The address of a peer was found. The first that is behind the relay decides which family the relayed address has to reach;
+    /// who is reached directly only is not behind it.
+    pub(super) fn choose_family(&mut self, key: &PublicKey, address: SocketAddr, now: Instant) {
+        let decides = self.has_no_peers() && self.plan.policy_of(key) != Policy::Direct;
+        if decides && self.plan.family.is_none() {
+            let family = AddressFamily::of(address.ip());
+            self.plan.family = Some(family);
+            self.client.set_family(family, now);
+        }
+    }
+
     /// The way to a peer: the number of its channel, if it is bound.
     pub(super) fn channel(&mut self, peer: SocketAddr, now: Instant) -> Option<crate::stun::ChannelNumber> {
         let number = self.client.channel(peer)?;
         self.client.sent(now);
         Some(number)
-    }
-
-    /// The relayed address has to reach this family, if nothing has been asked for so far.
-    pub(super) fn set_family(&mut self, family: AddressFamily, now: Instant) {
-        if self.plan.family.is_none() {
-            self.plan.family = Some(family);
-            self.client.set_family(family, now);
-        }
     }
 
     /// Where a peer is reached over the relay from now on; whether there is a channel already.

@@ -44,14 +44,17 @@ struct World {
 impl World {
     /// A tunnel with one peer behind the relay.
     fn new(choices: &[&str]) -> Self {
+        Self::with(choices, vec![(FIRST, at(1))], HashMap::new())
+    }
+
+    fn with(
+        choices: &[&str],
+        peers: Vec<(PeerIndex, SocketAddr)>,
+        policies: HashMap<PublicKey, Policy>,
+    ) -> Self {
         let now = Instant::now();
-        let plan = RelayPlan {
-            choices: choices.iter().map(|server| choice(server)).collect(),
-            peers: vec![(FIRST, at(1))],
-            policies: HashMap::new(),
-            family: None,
-            seed: 7,
-        };
+        let choices = choices.iter().map(|server| choice(server)).collect();
+        let plan = RelayPlan { choices, peers, policies, family: None, seed: 7 };
         let mut world = Self { relay: Relay::new(plan, now), server: Server::new(), now };
         world.settle();
         world
@@ -221,4 +224,22 @@ fn a_name_that_leads_elsewhere_moves_a_relay_that_gives_no_address() {
     assert_eq!(world.relay.in_use_by_name(), None);
     assert!(!world.relay.move_to(1, address("192.0.2.5:3478"), &mut last_words, now));
     assert_eq!(world.relay.server, elsewhere);
+}
+
+#[test]
+fn who_is_reached_directly_only_does_not_decide_the_family_of_the_relayed_address() {
+    let [direct, relayed, third] = [1, 2, 3].map(|byte| PublicKey([byte; 32]));
+    let policies = [(direct, Policy::Direct), (relayed, Policy::Relay)].into();
+    let mut world = World::with(&[SERVER], Vec::new(), policies);
+    let (ipv4, ipv6) = (at(1), address("[2001:db8::5]:1"));
+    let now = world.now;
+    world.relay.choose_family(&direct, ipv4, now);
+    assert_eq!((world.relay.plan.family, world.relay.client.poll_transmit()), (None, None));
+    world.relay.choose_family(&relayed, ipv6, now);
+    assert_eq!(world.relay.plan.family, Some(AddressFamily::V6));
+    assert!(world.relay.client.poll_transmit().is_some(), "the one of no family is given back");
+    // One address has one family: that of the first.
+    world.relay.set_peer(FIRST, ipv6, now);
+    world.relay.choose_family(&third, ipv4, now);
+    assert_eq!(world.relay.plan.family, Some(AddressFamily::V6));
 }
