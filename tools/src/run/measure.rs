@@ -373,16 +373,17 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
     let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
     let ledger = ledgers.round;
     let carried = Carried::of(spec, &ledgers);
-    let gone = |ledger: &Ledger| ledger.lost + ledger.late;
+    // An interrupted run answers for what it sent until then. In others what a late sender left out was to be waited for, too.
+    let left_out = if interrupted { 0 } else { ledger.unsent };
     let to_device = (spec.tx_stamps > 0).then(|| transmit::joined(outcome.asked, &mut receiver.came));
     let latency = Latency {
-        response: Distribution::new(&receiver.response, gone(&ledger)),
-        service: Distribution::new(&receiver.service, gone(&ledger)),
+        response: Distribution::new(&receiver.response, ledger.gone() + left_out),
+        service: Distribution::new(&receiver.service, ledger.gone()),
         lateness: Distribution::new(&outcome.lateness, 0),
         to_device: to_device.as_ref().map(|(histogram, missing)| Distribution::new(histogram, *missing)),
-        kernel: spec.kernel_stamps.then(|| Distribution::new(&receiver.kernel, gone(&ledger))),
-        up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, gone(&up))),
-        down: ledgers.down.map(|down| Distribution::new(&receiver.down, gone(&down))),
+        kernel: spec.kernel_stamps.then(|| Distribution::new(&receiver.kernel, ledger.gone())),
+        up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, up.gone())),
+        down: ledgers.down.map(|down| Distribution::new(&receiver.down, down.gone())),
     };
     let observed = Observations {
         ledger,
@@ -398,6 +399,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
         interrupted,
         stalls: outcome.stalls,
         refusal: outcome.refusal.map(|error| error.to_string()),
+        refused_far: outcome.refused_far,
         slack_error: outcome.slack_error,
     };
     let tolerance = Tolerance { lateness_ns: spec.lateness_limit.as_nanos() as u64, steal: spec.steal_limit };
@@ -438,7 +440,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
         servers,
         ledger_by_flow: ledgers.by_flow,
         latency,
-        curve: curve(&receiver.response, gone(&ledger)),
+        curve: curve(&receiver.response, ledger.gone() + left_out),
         dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried.delivered),
         dut_cpu_ns_per_offered: cpu_per_packet(&dut, carried.offered),
         dut,
@@ -535,6 +537,7 @@ mod tests {
                 lateness: histogram(),
                 asked: Vec::new(),
                 refusal: None,
+                refused_far: 0,
                 slack_error: None,
             })
         };
@@ -568,6 +571,7 @@ mod tests {
                 lateness: histogram(),
                 asked: Vec::new(),
                 refusal: None,
+                refused_far: 0,
                 slack_error: None,
             })
         };
@@ -608,6 +612,7 @@ mod tests {
                 lateness: histogram(),
                 asked: Vec::new(),
                 refusal: None,
+                refused_far: 0,
                 slack_error: None,
             })
         };
@@ -631,6 +636,37 @@ mod tests {
     }
 
     #[test]
+    fn what_a_late_sender_left_out_is_waited_for_and_what_came_after_an_interruption_is_not() {
+        let gone = |interrupted| {
+            let stop = Arc::new(AtomicBool::new(false));
+            let send = |_, shared: &Shared, stop: &AtomicBool| {
+                shared.is_warm.store(true, Ordering::Release);
+                while shared.start().is_none() {
+                    thread::yield_now();
+                }
+                stop.store(interrupted, Ordering::Relaxed);
+                Ok(Outcome {
+                    sent: vec![Sent { sent: 10, refused: 2, unsent: 5 }],
+                    bytes: 0,
+                    cpu_ns: 0,
+                    stalls: Stalls::default(),
+                    lateness: histogram(),
+                    asked: Vec::new(),
+                    refusal: None,
+                    refused_far: 0,
+                    slack_error: None,
+                })
+            };
+            let receive = |_: &mut Receiver, _, _: &Shared| Ok(());
+            let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
+            let result = measure(&RunSpec { stop: Some(stop), ..spec() }, 5, ends, |_| {}).unwrap();
+            (result.latency.response.lost, result.latency.service.lost)
+        };
+        assert_eq!(gone(false), (17, 12));
+        assert_eq!(gone(true), (12, 12));
+    }
+
+    #[test]
     fn a_clock_that_is_set_and_a_host_that_was_suspended_void_the_run() {
         let reasons = |realtime_ns, boottime_ns| {
             let send = |_, shared: &Shared, _: &AtomicBool| {
@@ -649,6 +685,7 @@ mod tests {
                     asked: Vec::new(),
                     lateness: histogram(),
                     refusal: None,
+                    refused_far: 0,
                     slack_error: None,
                 })
             };

@@ -24,6 +24,8 @@ pub const FLOWS_MAX: u32 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes of one connection that may wait here; above it a message is refused.
 const WAITING_MAX: usize = 1 << 20;
+/// Why: the far end, or the way there, is what keeps a connection from having room.
+const NOT_TAKEN: &str = "a connection has not taken what waited for it, 1 MiB";
 /// How often a connection that had no room is tried again, in nanoseconds.
 const RETRY_NS: u64 = 500_000;
 /// Bytes read at once.
@@ -114,7 +116,7 @@ impl<'a> Streams<'a> {
         let queue = &mut self.queues[flow as usize];
         if !queue.is_empty() {
             if queue.len() + len > WAITING_MAX {
-                return Err(io::ErrorKind::WouldBlock.into());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, NOT_TAKEN));
             }
             queue.extend(message);
             return Ok(());

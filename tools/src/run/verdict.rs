@@ -88,6 +88,8 @@ pub struct Observations {
     pub stalls: Stalls,
     /// Why the kernel refused the first send that it did.
     pub refusal: Option<String>,
+    /// Datagrams that it refused because of the far end, or the way there: what is measured lost them.
+    pub refused_far: u64,
     /// Why the timer slack could not be lowered.
     pub slack_error: Option<String>,
 }
@@ -178,7 +180,8 @@ fn limits(
 ) -> Vec<String> {
     let mut limits = Vec::new();
     let ledger = &observed.ledger;
-    if !observed.interrupted && (ledger.sent as f64) < OFFERED_MIN * ledger.intended as f64 {
+    let offered = ledger.sent + observed.refused_far;
+    if !observed.interrupted && (offered as f64) < OFFERED_MIN * ledger.intended as f64 {
         limits.push(format!(
             "only {:.3} % of the scheduled datagrams were sent ({} refused by the kernel{}, {} not tried in time); \
              lower --rate, or use --burst with --gso",
@@ -304,6 +307,7 @@ mod tests {
             interrupted: false,
             stalls: Stalls::default(),
             refusal: None,
+            refused_far: 0,
             slack_error: None,
         }
     }
@@ -352,6 +356,18 @@ mod tests {
         let found = verdict(&refused, 1_000, 50_000);
         assert_eq!(found.validity, Validity::GeneratorLimited);
         assert!(found.reasons[0].contains("10 refused by the kernel with \"no room\""), "{found:?}");
+    }
+
+    #[test]
+    fn sends_that_the_far_end_refused_are_its_own_loss() {
+        let ledger = Ledger { intended: 1_000, sent: 500, refused: 500, received: 500, ..Ledger::default() };
+        let reset = |refused_far| {
+            let refusal = Some("reset".to_owned());
+            verdict(&Observations { ledger, refused_far, refusal, ..fine() }, 1_000, 50_000)
+        };
+        assert_eq!(reset(500).line(), "VALID");
+        assert_eq!(reset(500).notes, ["500 sends were refused by the kernel with \"reset\""]);
+        assert_eq!(reset(490).validity, Validity::GeneratorLimited, "ten found no room here");
     }
 
     #[test]

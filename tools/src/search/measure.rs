@@ -115,9 +115,9 @@ pub fn trial(result: &RunResult, rate: f64, seconds: f64) -> Trial {
             result.latency.response.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted);
         (name, quantile.and_then(|quantile| quantile.value_ns).map(|ns| ns as f64))
     });
-    let max = result.latency.response.max_ns.filter(|_| ledger.lost + ledger.late == 0);
+    let max = result.latency.response.max_ns.filter(|_| ledger.gone() == 0);
     let latency = latency.into_iter().chain([("max", max.map(|ns| ns as f64))]).collect();
-    Trial { latency, ..Trial::new(rate, seconds, ledger.sent, ledger.lost + ledger.late) }
+    Trial { latency, ..Trial::new(rate, seconds, ledger.tried(), ledger.gone()) }
 }
 
 /// A bar for a search that may last `budget`; hidden where standard error is no terminal.

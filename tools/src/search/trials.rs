@@ -12,7 +12,7 @@ pub struct Trial {
     pub rate: f64,
     /// For how many seconds.
     pub seconds: f64,
-    /// Datagrams sent.
+    /// Datagrams sent, with those that the kernel refused.
     pub sent: u64,
     /// Datagrams that did not come back in time.
     pub lost: u64,

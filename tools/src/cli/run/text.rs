@@ -132,12 +132,12 @@ fn worst_flow_text(result: &RunResult) -> Option<String> {
     let share = |flow: &(usize, &Ledger)| flow.1.loss_fraction();
     let worst = flows.iter().enumerate().max_by(|a, b| share(a).total_cmp(&share(b)));
     worst.filter(|worst| flows.len() > 1 && share(worst) > 0.0).map(|(index, ledger)| {
-        let losing = flows.iter().filter(|flow| flow.lost + flow.late > 0).count();
+        let losing = flows.iter().filter(|flow| flow.gone() > 0).count();
         format!(
             "{losing} of {} flows lost something; flow {index} most: {} of {}",
             flows.len(),
-            ledger.lost + ledger.late,
-            ledger.sent
+            ledger.gone(),
+            ledger.tried()
         )
     })
 }
