@@ -451,6 +451,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
             to_device: to_device.map(|(histogram, _)| histogram),
             kernel: spec.kernel_stamps.then_some(receiver.kernel),
             down: peer.is_some().then_some(receiver.down),
+            tail: receiver.tail,
             up: peer.map(|peer| peer.up),
         }),
         log_error: None,

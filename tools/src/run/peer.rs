@@ -64,7 +64,8 @@ impl<'a> Peer<'a> {
         poller.receive_superpackets(sockets, |index, arrival, segment_size, now| {
             let Some(dataplane::ingress::Meta::Udp { from, .. }) = arrival.meta else { return };
             let late = now > late_after_ns;
-            let when = When { arrived_ns: now, kernel_ns: None, late, start_ns: shared.start() };
+            let (start_ns, ended_ns) = (shared.start(), shared.ended());
+            let when = When { arrived_ns: now, kernel_ns: None, late, start_ns, ended_ns };
             for datagram in arrival.bytes.chunks_mut(segment_size.max(1)) {
                 if !books.has_room(datagram.len()) {
                     books.give_back(&sockets[index], from);

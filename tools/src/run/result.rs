@@ -137,4 +137,6 @@ pub struct Histograms {
     pub up: Option<Histogram<u64>>,
     /// One way back.
     pub down: Option<Histogram<u64>>,
+    /// Arrival less the time of the last send, of what came after that.
+    pub tail: Histogram<u64>,
 }

@@ -210,7 +210,8 @@ pub fn receive(
                 Ok(len) => {
                     let arrived_ns = monotonic_ns();
                     let late = arrived_ns > late_after_ns;
-                    let when = When { arrived_ns, kernel_ns: None, late, start_ns: shared.start() };
+                    let (start_ns, ended_ns) = (shared.start(), shared.ended());
+                    let when = When { arrived_ns, kernel_ns: None, late, start_ns, ended_ns };
                     let mut each = |message: &[u8]| receiver.handle(message, when);
                     pieces[index].take(&chunk[..len], &mut each);
                 }
