@@ -16,6 +16,7 @@ use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, steal_ticks};
 use super::intervals::{self, Begun, Intervals};
 use super::ledger::Ledger;
+use super::legs::{Carried, Ledgers, cpu_per_packet};
 use super::path::{socket_drops, tells_drops};
 use super::peer::{Books, Peer};
 use super::receiver::{Receiver, Shared};
@@ -344,33 +345,11 @@ fn read_surroundings(
     })
 }
 
-/// Ledgers of all legs.
-struct Ledgers {
-    by_flow: Vec<Ledger>,
-    round: Ledger,
-    up: Option<Ledger>,
-    down: Option<Ledger>,
-}
-
-/// Balances what arrived against what was sent, on each leg.
-fn ledgers(outcome: &Outcome, receiver: &Receiver, peer: Option<&Books>) -> Ledgers {
-    let (by_flow, mut round) = receiver.arrivals.close_scheduled(&outcome.sent);
-    let Some(peer) = peer else { return Ledgers { by_flow, round, up: None, down: None } };
-    let (_, up) = peer.arrivals.close_scheduled(&outcome.sent);
-    let (_, mut down) = receiver.arrivals.close(&peer.sent);
-    // By sequence number the way back would be charged for what the way there overtook.
-    down.reordered = receiver.down_reordered;
-    // The peer returns each datagram once, so what was doubled or harmed on the way there shows only in its books.
-    round.duplicate += up.duplicate;
-    round.corrupt += up.corrupt;
-    Ledgers { by_flow, round, up: Some(up), down: Some(down) }
-}
-
 /// Puts the result together after all threads have ended.
 fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
     let Found { outcome, mut receiver, peer, before, used, clock_step_ns, interrupted, measured_ns } = found;
     let Used { dut, steal, own_socket_drops, tells_drops } = used;
-    let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
+    let ledgers = Ledgers::close(&outcome, &receiver, peer.as_ref());
     let ledger = ledgers.round;
     let carried = Carried::of(spec, &ledgers);
     // An interrupted run answers for what it sent until then. In others what a late sender left out was to be waited for, too.
@@ -458,36 +437,10 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
     }
 }
 
-/// What the device under test had to do, in datagrams, each way counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Carried {
-    /// It was given, as far as that is known: what came back had been sent back.
-    offered: u64,
-    /// It delivered in time.
-    delivered: u64,
-}
-
-impl Carried {
-    fn of(spec: &RunSpec, ledgers: &Ledgers) -> Self {
-        let Ledger { sent, received, .. } = ledgers.round;
-        match (&ledgers.up, &ledgers.down) {
-            _ if spec.kind.is_one_way() => Self { offered: sent, delivered: received },
-            (Some(up), Some(down)) => Self { offered: sent + down.sent, delivered: up.received + received },
-            // Of what was lost nobody knows on which way.
-            _ => Self { offered: sent + received, delivered: 2 * received },
-        }
-    }
-}
-
 /// The length of measured sending; an interrupted run ended with its sender, and not with the drain behind it.
 fn measured_ns(timing: Timing, interrupted: bool, sender_done_ns: u64) -> u64 {
     let end_ns = if interrupted { timing.end_ns.min(sender_done_ns) } else { timing.end_ns };
     end_ns.saturating_sub(timing.start_ns).max(1)
-}
-
-fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
-    let cpu_ns: u64 = dut.iter().map(|process| process.cpu_ns).sum();
-    (!dut.is_empty() && packets > 0).then(|| cpu_ns as f64 / packets as f64)
 }
 
 fn steal_share(before: Option<(u64, u64)>) -> Option<f64> {
@@ -709,21 +662,5 @@ mod tests {
         assert_eq!(found(reasons(7_000_000_000, 0)), [true, false]);
         // What lies between the readings of two clocks is no millisecond.
         assert_eq!(found(reasons(0, 7_000_500_000)), [false, true]);
-    }
-
-    #[test]
-    fn processor_time_is_divided_by_what_was_delivered() {
-        let round = Ledger { sent: 100, received: 60, ..Ledger::default() };
-        let up = Ledger { sent: 100, received: 80, ..Ledger::default() };
-        let down = Ledger { sent: 80, received: 60, ..Ledger::default() };
-        let alone = Ledgers { by_flow: Vec::new(), round, up: None, down: None };
-        assert_eq!(Carried::of(&spec(), &alone), Carried { offered: 160, delivered: 120 });
-        let one_way = RunSpec { kind: Kind::WgRx, ..spec() };
-        assert_eq!(Carried::of(&one_way, &alone), Carried { offered: 100, delivered: 60 });
-        let both = Ledgers { up: Some(up), down: Some(down), ..alone };
-        assert_eq!(Carried::of(&spec(), &both), Carried { offered: 180, delivered: 140 });
-        let dut = DutCpu { pid: 1, name: String::new(), cpu_ns: 280, threads: 1, ended_early: false };
-        assert_eq!(cpu_per_packet(std::slice::from_ref(&dut), 140), Some(2.0));
-        assert_eq!(cpu_per_packet(&[dut], 0), None, "nothing was carried");
     }
 }
