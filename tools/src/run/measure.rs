@@ -355,15 +355,22 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
     // An interrupted run answers for what it sent until then. In others what a late sender left out was to be waited for, too.
     let left_out = if interrupted { 0 } else { ledger.unsent };
     let to_device = (spec.tx_stamps > 0).then(|| transmit::joined(outcome.asked, &mut receiver.came));
+    if let Some(peer) = &peer {
+        let added = receiver.lateness.add(&peer.lateness);
+        debug_assert!(added.is_ok(), "all histograms have the same bounds");
+    }
+    let receiving = Distribution::new(&receiver.lateness, 0);
     let latency = Latency {
         response: Distribution::new(&receiver.response, ledger.gone() + left_out),
         service: Distribution::new(&receiver.service, ledger.gone()),
         lateness: Distribution::new(&outcome.lateness, 0),
+        receiving: (receiving.count > 0).then_some(receiving),
         to_device: to_device.as_ref().map(|(histogram, missing)| Distribution::new(histogram, *missing)),
         kernel: spec.kernel_stamps.then(|| Distribution::new(&receiver.kernel, ledger.gone())),
         up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, up.gone())),
         down: ledgers.down.map(|down| Distribution::new(&receiver.down, down.gone())),
     };
+    let tells_arrival = latency.receiving.is_some() || ledger.received == 0;
     let observed = Observations {
         ledger,
         legs_balance: ledgers.up.iter().chain(&ledgers.down).all(Ledger::balances),
@@ -373,7 +380,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
         unknown_arrivals: receiver.unknown + peer.as_ref().map_or(0, |peer| peer.unknown),
         clock_step_ns,
         steal,
-        unchecked: verdict::unchecked(tells_drops, steal),
+        unchecked: verdict::unchecked(tells_drops, tells_arrival, steal),
         peer_refused: ledgers.down.map_or(0, |down| down.refused),
         interrupted,
         stalls: outcome.stalls,
@@ -387,7 +394,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
     servers.extend(devices.until_now());
     let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
     let account = Account::new(&ledger, own, &servers, !spec.server_admins.is_empty());
-    let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, tolerance);
+    let verdict = verdict::judge(&observed, latency.delays(), tolerance);
     let troubles =
         servers.iter().filter_map(|server| Some(format!("{}: {}", server.name, server.trouble.as_ref()?)));
     let longer = spec.log.as_ref().and_then(|_| intervals::lengthened(spec));

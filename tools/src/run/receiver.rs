@@ -70,7 +70,7 @@ impl Shared {
 pub(super) struct When {
     /// Here.
     pub arrived_ns: u64,
-    /// In the kernel, where it says so.
+    /// In the kernel, where it says so; of a stream, when it had come at the latest.
     pub kernel_ns: Option<u64>,
     /// Whether the drain was over.
     pub late: bool,
@@ -81,6 +81,11 @@ pub(super) struct When {
 }
 
 impl When {
+    /// How late it was read, in nanoseconds; `None` where the kernel does not say when it came.
+    pub fn lateness_ns(&self) -> Option<u64> {
+        Some(self.arrived_ns.saturating_sub(self.kernel_ns?).max(1))
+    }
+
     /// Whether a harmed datagram may be one of those that count: it cannot say so itself.
     pub fn harmed_may_count(&self, datagram: &[u8]) -> bool {
         let begun = self.start_ns.is_some_and(|start_ns| self.arrived_ns >= start_ns);
@@ -122,6 +127,8 @@ pub struct Receiver {
     pub down: Histogram<u64>,
     /// Arrival in this host's kernel less actual send time; empty without its time stamps.
     pub kernel: Histogram<u64>,
+    /// Arrival less arrival in this host's kernel: the receiver's own lateness.
+    pub lateness: Histogram<u64>,
     /// Arrival less the time of the last send, of what came after that.
     pub tail: Histogram<u64>,
     /// Stamps of what the device has taken.
@@ -154,6 +161,7 @@ impl Receiver {
             service: histogram(),
             down: histogram(),
             kernel: histogram(),
+            lateness: histogram(),
             tail: histogram(),
             came: Came::new(spec),
             intervals: None,
@@ -282,6 +290,9 @@ impl Receiver {
         self.service.saturating_record(service);
         if let Some(kernel_ns) = when.kernel_ns {
             self.kernel.saturating_record(kernel_ns.saturating_sub(header.actual_ns).max(1));
+        }
+        if let Some(lateness_ns) = when.lateness_ns() {
+            self.lateness.saturating_record(lateness_ns);
         }
         if let Some(ended_ns) = when.ended_ns {
             self.tail.saturating_record(now.saturating_sub(ended_ns).max(1));

@@ -201,7 +201,10 @@ pub fn receive(
     let mut pieces: Vec<Pieces> = streams.iter().map(|_| Pieces::default()).collect();
     let mut chunk = vec![0; READ];
     while let Some(late_after_ns) = receiver.goes_on(drain_ns, shared) {
+        // A stream has no stamps. But what the wait found had come before the wait should have been over, and before it was.
+        let over_ns = monotonic_ns() + WAIT_NS;
         watch.wait(WAIT_NS)?;
+        let come_ns = monotonic_ns().min(over_ns);
         for index in watch.ready() {
             match (&streams[index]).read(&mut chunk) {
                 Err(error) if is_busy(&error) => {}
@@ -211,7 +214,7 @@ pub fn receive(
                     let arrived_ns = monotonic_ns();
                     let late = arrived_ns > late_after_ns;
                     let (start_ns, ended_ns) = (shared.start(), shared.ended());
-                    let when = When { arrived_ns, kernel_ns: None, late, start_ns, ended_ns };
+                    let when = When { arrived_ns, kernel_ns: Some(come_ns), late, start_ns, ended_ns };
                     let mut each = |message: &[u8]| receiver.handle(message, when);
                     pieces[index].take(&chunk[..len], &mut each);
                 }

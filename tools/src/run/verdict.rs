@@ -9,7 +9,7 @@ use crate::units;
 
 /// Smallest share of the schedule that must have been sent.
 const OFFERED_MIN: f64 = 0.999;
-/// What of the lateness is looked at, and how many times the limit each may be: the limit is that of p99.9. Half of the datagrams
+/// What of the sender's or receiver's lateness is looked at, and how many times the limit each may be: the limit is that of p99.9. Half of the datagrams
 /// must not be late by much of that, and no stall be much longer, which a fraction of a thousand would hide.
 const LATENESS: [(&str, f64); 4] = [("p50", 0.1), ("p99.9", 1.0), ("p99.99", 10.0), ("max", 10.0)];
 
@@ -19,7 +19,8 @@ const LATENESS: [(&str, f64); 4] = [("p50", 0.1), ("p99.9", 1.0), ("p99.99", 10.
 pub enum Validity {
     /// The figures are the device's.
     Valid,
-    /// The sender could not keep the schedule: the figures are for less load than asked, or for a burstier one.
+    /// The sender could not keep the schedule: the figures are for less load than asked, or for a burstier one. Or the receiver was late
+    /// to read: the latency is its own.
     GeneratorLimited,
     /// The figures are wrong.
     Invalid,
@@ -97,23 +98,29 @@ pub struct Observations {
 /// What is still believed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// p99.9 of the sender's lateness in nanoseconds; a tenth of it is the limit of p50, ten times that of p99.99 and of the
+    /// p99.9 of the sender's lateness and of the receiver's in nanoseconds; a tenth of it is the limit of p50, ten times that of p99.99 and of the
     /// longest. What is below a quarter of the same figure of the service latency hardly moves it, and is believed all the same.
     pub lateness_ns: u64,
     /// Share of processor time that the hypervisor may take, 0 to 1.
     pub steal: f64,
 }
 
+/// The delays by which a run is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Delays<'a> {
+    /// The sender's own lateness.
+    pub lateness: &'a Distribution,
+    /// The receiver's own lateness, where it is known.
+    pub receiving: Option<&'a Distribution>,
+    /// From actual send to arrival, the receiver's lateness included.
+    pub service: &'a Distribution,
+}
+
 /// Judges a run.
 #[must_use]
-pub fn judge(
-    observed: &Observations,
-    lateness: &Distribution,
-    service: &Distribution,
-    tolerance: Tolerance,
-) -> Verdict {
+pub fn judge(observed: &Observations, delays: Delays<'_>, tolerance: Tolerance) -> Verdict {
     let faults = faults(observed, tolerance.steal);
-    let limits = limits(observed, lateness, service, tolerance.lateness_ns);
+    let limits = limits(observed, delays, tolerance.lateness_ns);
     let validity = match (faults.is_empty(), limits.is_empty()) {
         (false, _) => Validity::Invalid,
         (true, false) => Validity::GeneratorLimited,
@@ -121,7 +128,7 @@ pub fn judge(
     };
     let reasons = faults.into_iter().chain(limits).collect();
     let mut notes = notes(observed);
-    notes.extend(own(lateness, service));
+    notes.extend(own(delays.lateness, delays.service));
     Verdict { validity, reasons, notes }
 }
 
@@ -172,12 +179,7 @@ fn faults(observed: &Observations, steal_limit: f64) -> Vec<String> {
 }
 
 /// What makes the load another than the one that was asked for.
-fn limits(
-    observed: &Observations,
-    lateness: &Distribution,
-    service: &Distribution,
-    lateness_limit_ns: u64,
-) -> Vec<String> {
+fn limits(observed: &Observations, delays: Delays<'_>, lateness_limit_ns: u64) -> Vec<String> {
     let mut limits = Vec::new();
     let ledger = &observed.ledger;
     let offered = ledger.sent + observed.refused_far;
@@ -191,15 +193,22 @@ fn limits(
             ledger.unsent
         ));
     }
-    let too_late = |(name, times): (&str, f64)| {
-        let limit = ((lateness_limit_ns as f64 * times) as u64).max(figure(service, name).unwrap_or(0) / 4);
-        let late = figure(lateness, name).filter(|&late| late > limit)?;
-        let (late, limit) = (units::nanoseconds(late), units::nanoseconds(limit));
-        let whose = whose(observed);
-        Some(format!("{name} of the sender's lateness is {late} (limit {limit}); {whose}"))
+    let too_late = |lateness: &Distribution| {
+        // One tells of the others.
+        LATENESS.into_iter().find_map(|(name, times)| {
+            let needed = figure(delays.service, name).unwrap_or(0);
+            let limit = ((lateness_limit_ns as f64 * times) as u64).max(needed / 4);
+            let late = figure(lateness, name).filter(|&late| late > limit)?;
+            Some((name, units::nanoseconds(late), units::nanoseconds(limit)))
+        })
     };
-    // One tells of the others.
-    limits.extend(LATENESS.into_iter().find_map(too_late));
+    limits.extend(too_late(delays.lateness).map(|(name, late, limit)| {
+        let whose = whose(observed);
+        format!("{name} of the sender's lateness is {late} (limit {limit}); {whose}")
+    }));
+    limits.extend(delays.receiving.and_then(too_late).map(|(name, late, limit)| {
+        format!("{name} of the receiver's lateness is {late} (limit {limit}), and the latency has it; free a core, or send less")
+    }));
     if observed.peer_refused > 0 {
         limits.push(format!("the in-process peer could not send {} datagrams back", observed.peer_refused));
     }
@@ -275,10 +284,12 @@ pub fn is_own(lateness: &Distribution, service: &Distribution, name: &str) -> bo
 
 /// Which of the generator's own faults it could not look for.
 #[must_use]
-pub fn unchecked(tells_drops: bool, steal: Option<f64>) -> Vec<&'static str> {
+pub fn unchecked(tells_drops: bool, tells_arrival: bool, steal: Option<f64>) -> Vec<&'static str> {
     let drops = (!tells_drops).then_some("what its own sockets dropped (the kernel has no SO_MEMINFO here)");
     let steal = steal.is_none().then_some("what the hypervisor took (/proc/stat does not say)");
-    drops.into_iter().chain(steal).collect()
+    let arrival =
+        (!tells_arrival).then_some("how late the receiver was (the kernel stamps no arrivals here)");
+    drops.into_iter().chain(arrival).chain(steal).collect()
 }
 
 #[cfg(test)]
@@ -312,9 +323,15 @@ mod tests {
         }
     }
 
+    const TOLERANCE: Tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05 };
+
+    fn judged(observed: &Observations, lateness: &Distribution, service_ns: u64) -> Verdict {
+        let service = &constant(service_ns);
+        judge(observed, Delays { lateness, receiving: None, service }, TOLERANCE)
+    }
+
     fn verdict(observed: &Observations, lateness_ns: u64, service_ns: u64) -> Verdict {
-        let tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05 };
-        judge(observed, &constant(lateness_ns), &constant(service_ns), tolerance)
+        judged(observed, &constant(lateness_ns), service_ns)
     }
 
     #[test]
@@ -393,9 +410,8 @@ mod tests {
 
     #[test]
     fn lateness_of_the_half_of_the_last_and_of_the_longest_counts_as_that_of_a_thousandth_does() {
-        let tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05 };
         let limited = |lateness: &[(u64, u64)]| {
-            let found = judge(&fine(), &mixture(lateness), &constant(50_000), tolerance);
+            let found = judged(&fine(), &mixture(lateness), 50_000);
             (found.validity == Validity::GeneratorLimited, found.reasons.join("; "))
         };
         let on_time = 100;
@@ -410,6 +426,24 @@ mod tests {
         let (found, why) = limited(&[(on_time, 999_999), (20_000_000, 1)]);
         assert!(found && why.starts_with("max of the sender's lateness is 20.0 ms (limit 10.0 ms)"), "{why}");
         assert!(!limited(&[(on_time, 999_900), (8_000_000, 100)]).0, "a stall that is no longer than others");
+    }
+
+    #[test]
+    fn a_receiver_that_is_late_limits_the_run_as_a_sender_does() {
+        let found = |receiving: &[(u64, u64)], service_ns| {
+            let (lateness, receiving, service) =
+                (&constant(100), Some(&mixture(receiving)), &constant(service_ns));
+            judge(&fine(), Delays { lateness, receiving, service }, TOLERANCE)
+        };
+        assert_eq!(found(&[(30_000, 1_000_000)], 50_000).line(), "VALID", "so long takes a wake-up");
+        let late = found(&[(30_000, 990_000), (2_000_000, 10_000)], 50_000);
+        assert_eq!(late.validity, Validity::GeneratorLimited);
+        assert!(
+            late.reasons[0].starts_with("p99.9 of the receiver's lateness is 2.00 ms (limit 1.00 ms)"),
+            "{late:?}"
+        );
+        assert_eq!(found(&[(30_000, 999_999), (20_000_000, 1)], 50_000).validity, Validity::GeneratorLimited);
+        assert_eq!(found(&[(2_000_000, 1_000_000)], 20_000_000).line(), "VALID", "a tenth of what there is");
     }
 
     #[test]
@@ -443,10 +477,11 @@ mod tests {
 
     #[test]
     fn a_check_that_cannot_be_made_is_named() {
-        assert_eq!(unchecked(true, Some(0.0)), Vec::<&str>::new());
-        let said = |tells, steal| unchecked(tells, steal).join("; ");
-        assert!(said(false, Some(0.0)).starts_with("what its own sockets dropped"));
-        assert!(said(true, None).starts_with("what the hypervisor took"));
-        assert_eq!(unchecked(false, None).len(), 2);
+        assert_eq!(unchecked(true, true, Some(0.0)), Vec::<&str>::new());
+        let said = |drops, arrival, steal| unchecked(drops, arrival, steal).join("; ");
+        assert!(said(false, true, Some(0.0)).starts_with("what its own sockets dropped"));
+        assert!(said(true, false, Some(0.0)).starts_with("how late the receiver was"));
+        assert!(said(true, true, None).starts_with("what the hypervisor took"));
+        assert_eq!(unchecked(false, false, None).len(), 3);
     }
 }

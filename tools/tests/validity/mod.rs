@@ -15,6 +15,7 @@ use tools::run::{Arrivals, Kind, Pace, RunResult, RunSpec, run};
 
 use super::bad_reflector::{BadReflector, Plan};
 use super::user_namespace;
+use super::user_namespace::left_out::left_out;
 
 const MS: u64 = 1_000_000;
 /// How often figures that the machine itself can spoil are tried for.
@@ -328,4 +329,51 @@ fn sends_that_the_kernel_refuses_limit_the_run() {
     assert_ne!(result.verdict.validity, Validity::Valid);
     let reasons = result.verdict.reasons.join("; ");
     assert!(reasons.contains("refused by the kernel with") && reasons.contains("unavailable"), "{reasons}");
+}
+
+/// Keeps the receiver of each run from its core, and leaves the sender its own: what the verdict gives as reasons.
+#[test]
+fn a_receiver_without_a_processor_says_that_it_was_late() {
+    let _alone = alone();
+    let ours = sched_getaffinity(None).unwrap();
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|&cpu| ours.is_set(cpu));
+    let (_, Some(one)) = (cores.next().unwrap(), cores.next()) else {
+        return left_out("a receiver without a processor: a second core for the sender");
+    };
+    let mut only_one = CpuSet::new();
+    only_one.set(one);
+    let reflector = BadReflector::start(Plan::default());
+    let mut child = start(&reflector, &["--rate", "500pps", "--duration", "1500ms", "--pace", "sleep"]);
+    until_began(&reflector, &mut child, Duration::from_millis(50));
+    let tasks = format!("/proc/{}/task", child.id());
+    let receiver = std::fs::read_dir(&tasks)
+        .unwrap()
+        .map(|task| task.unwrap())
+        .find(|task| std::fs::read_to_string(task.path().join("comm")).unwrap().trim() == "lab-receiver")
+        .unwrap();
+    let receiver = Pid::from_raw(receiver.file_name().to_str().unwrap().parse().unwrap()).unwrap();
+    let done = AtomicBool::new(false);
+    let (code, result) = std::thread::scope(|scope| {
+        // A thread that shares its core with so many waits for some milliseconds whenever it has slept.
+        for _ in 0..16 {
+            scope.spawn(|| {
+                sched_setaffinity(None, &only_one).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        sched_setaffinity(Some(receiver), &only_one).unwrap();
+        let finished = finish(child);
+        done.store(true, Ordering::Relaxed);
+        finished
+    });
+    reflector.finish();
+    println!("{:?}\n{:?}", result.verdict, result.latency.receiving);
+    assert_eq!(code, Some(4), "{:?}", result.verdict);
+    let named = |reason: &String| reason.contains("of the receiver's lateness");
+    assert!(result.verdict.reasons.iter().any(named), "{:?}", result.verdict);
+    // Where the sender was on time, it is this alone that limits the run.
+    let others = result.verdict.reasons.iter().filter(|reason| !named(reason)).count();
+    assert!(others > 0 || result.verdict.validity == Validity::GeneratorLimited);
 }

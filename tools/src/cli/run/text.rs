@@ -28,6 +28,9 @@ pub(in crate::cli) fn text(result: &RunResult, out: Option<&Path>) -> String {
     if let Some(to_device) = &latency.to_device {
         table.rows.push(row("  then, as far as the device", to_device));
     }
+    if let Some(receiving) = &latency.receiving {
+        table.rows.push(row("lateness of the receiver", receiving));
+    }
     let mut notes: Vec<String> = result
         .verdict
         .reasons
