@@ -24,6 +24,7 @@ use dataplane::sys::udp::{UdpSocket, send_batch};
 use super::clock::monotonic_ns;
 use super::datagrams::{HELD_BYTES, HELD_MAX};
 use super::spec::{SIZE_MAX, SendBy};
+use super::transmit::Ask;
 
 /// Most messages of one system call: at 2 to 4 µs each, the last of them leaves some 20 µs behind the time it bears, a fifth of what
 /// the median of the lateness may be. A call alone costs a tenth of that.
@@ -43,15 +44,14 @@ pub struct Sending<'a> {
     pub segment: usize,
     /// All of its bytes.
     pub len: usize,
-    /// Whether the kernel is to say when the device took it, which only [`Post::Messages`] asks for: it leaves in a call of its
-    /// own.
-    pub stamped: bool,
+    /// If the kernel is to say when the device took it, which only [`Post::Messages`] asks for: it leaves in a call of its own.
+    pub ask: Option<Ask>,
 }
 
 impl Sending<'_> {
     /// Whether it leaves in a system call of its own.
     fn alone(&self) -> bool {
-        self.stamped || self.len > self.segment
+        self.ask.is_some() || self.len > self.segment
     }
 
     fn target(&self) -> Target {
@@ -150,12 +150,12 @@ impl Messages {
         for together in of_one_socket.flat_map(|messages| messages.chunks(TOGETHER)) {
             let left_ns = monotonic_ns();
             if let &[(_, index)] = together {
-                let Sending { socket, to, segment, len, stamped } = sending(index);
+                let Sending { socket, to, segment, len, ask } = sending(index);
                 let bytes = &mut frames[..len];
                 fill(index, left_ns, bytes);
-                let taken = match stamped {
-                    true => socket.send_stamped(to, bytes, segment),
-                    false => socket.send_segments(to, None, 0, bytes, segment),
+                let taken = match ask {
+                    Some(ask) => socket.send_stamped(to, bytes, segment, ask.number),
+                    None => socket.send_segments(to, None, 0, bytes, segment),
                 };
                 answers[index] = Answer { left_ns, taken };
                 continue;
@@ -309,7 +309,7 @@ mod tests {
             let mut post = Post::new(send).unwrap();
             // How many share the time that they bear, call by call.
             let mut calls = |count: usize, len: usize| {
-                let sending = |_: usize| Sending { socket: &socket, to, segment: 100, len, stamped: false };
+                let sending = |_: usize| Sending { socket: &socket, to, segment: 100, len, ask: None };
                 let mut answers = Vec::new();
                 let mut borne = vec![0; count];
                 let fill = |index: usize, left_ns: u64, _: &mut [u8]| borne[index] = left_ns;
@@ -345,7 +345,7 @@ mod tests {
             let before_ns = monotonic_ns();
             let sending = |index: usize| {
                 let (socket, to) = plan[index];
-                Sending { socket, to, segment: 100 + index, len: 100 + index, stamped: false }
+                Sending { socket, to, segment: 100 + index, len: 100 + index, ask: None }
             };
             let fill = |index: usize, left_ns: u64, bytes: &mut [u8]| {
                 assert!(bytes.len() == 100 + index && left_ns >= before_ns);
