@@ -76,6 +76,7 @@ impl Model {
             tolerance: Tolerance {
                 lateness_ns: spec.lateness_limit.as_nanos() as u64,
                 steal: spec.steal_limit,
+                blind: None,
             },
             received: 0,
             overtaken: 0,
