@@ -195,7 +195,7 @@ pub fn quantile_cell(distribution: &Distribution, name: &str) -> Cell {
 /// The share lost as a cell.
 #[must_use]
 pub fn loss_cell(result: &RunResult) -> Cell {
-    let gone = result.ledger.lost + result.ledger.late;
+    let gone = result.ledger.gone();
     match gone {
         0 => Cell::from("0"),
         _ => Cell::new(format!("{} ({gone})", units::share(result.ledger.loss_fraction())), Tone::Bad),

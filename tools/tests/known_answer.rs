@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking")]
 
 mod bad_reflector;
+#[path = "known_answer/gone.rs"]
+mod gone;
 #[path = "known_answer/reflector.rs"]
 mod reflector;
 mod scale;

@@ -17,6 +17,8 @@ pub(super) const UDP_GRO: i32 = 104;
 const ECN: u8 = 3;
 /// Size of a `struct cmsghdr`.
 const HEADER: usize = 16;
+/// Of include/uapi/asm-generic/socket.h, since Linux 6.13: the number under which a stamp is reported.
+const SCM_TS_OPT_ID: i32 = 81;
 /// Room for IPV6_PKTINFO (40), UDP_SEGMENT (24) and a traffic class (24), with slack.
 const SEND_CONTROL: usize = 96;
 /// Room for packet info (40), UDP_GRO (24), SO_RXQ_OVFL (24) and a traffic class (24), with slack.
@@ -104,14 +106,18 @@ impl SendHeader {
     }
 
     /// Has the kernel say when the device takes the message that was prepared (SOF_TIMESTAMPING_TX_SOFTWARE as a control message,
-    /// of the kernel's Documentation/networking/timestamping.rst, 1.3.4). There is room for it beside a segment size only.
-    pub(super) fn ask_for_stamp(&mut self) {
+    /// of the kernel's Documentation/networking/timestamping.rst, 1.3.4), under `number` if there is one (SCM_TS_OPT_ID, likewise). There
+    /// is room for it beside a segment size only.
+    pub(super) fn ask_for_stamp(&mut self, number: Option<u32>) {
         let mut control = ControlWriter { words: &mut self.control, len: self.message.msg_controllen };
         control.push(
             libc::SOL_SOCKET,
             libc::SO_TIMESTAMPING,
             &libc::SOF_TIMESTAMPING_TX_SOFTWARE.to_ne_bytes(),
         );
+        if let Some(number) = number {
+            control.push(libc::SOL_SOCKET, SCM_TS_OPT_ID, &number.to_ne_bytes());
+        }
         self.message.msg_controllen = control.len;
         self.message.msg_control = self.control.as_mut_ptr().cast();
     }

@@ -1,11 +1,14 @@
 //! Time stamps of datagrams that leave (SO_TIMESTAMPING of socket(7), TX_SOFTWARE): the kernel takes one when the driver of the
 //! device is handed the packet, after queues and before the wire, and puts it into the socket's error queue.
 //!
-//! Only those are stamped that ask for it ([`super::udp::UdpSocket::send_stamped`]). The kernel numbers them by socket, from 0.
+//! Only those are stamped that ask for it ([`super::udp::UdpSocket::send_stamped`]). The kernel reports each under the
+//! number that it was sent with, or, before Linux 6.13, counts them by socket from 0.
 
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use super::udp::{UdpOptions, UdpSocket};
 use super::{message, socket};
 
 /// Room for SCM_TIMESTAMPING (64) and a `struct sock_extended_err` with the address of whom it is from (64), with slack.
@@ -17,7 +20,7 @@ const ORIGIN: u8 = libc::SO_EE_ORIGIN_TIMESTAMPING;
 /// A datagram or superpacket that was stamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// Its number among those of its socket that asked for one, from 0; wraps at 2^32.
+    /// The number it was sent with; without one, that among those of its socket that asked for a stamp, from 0, which wraps at 2^32.
     pub number: u32,
     /// When the driver had it: nanoseconds of CLOCK_REALTIME.
     pub taken_ns: u64,
@@ -34,6 +37,19 @@ pub(super) fn report(fd: BorrowedFd<'_>, arrivals: bool, departures: bool) -> io
         flags |= libc::SOF_TIMESTAMPING_OPT_ID | libc::SOF_TIMESTAMPING_OPT_TSONLY;
     }
     socket::set_option(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, flags as i32)
+}
+
+/// Whether a send can bring the number of its stamp (since Linux 6.13). Sends a datagram to itself.
+#[must_use]
+pub fn takes_numbers() -> bool {
+    let options = UdpOptions { packet_info: false, transmit_stamps: true, ..UdpOptions::default() };
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    // Control messages are looked at before the route is, which there need not be.
+    UdpSocket::bind(any, &options).is_ok_and(|socket| {
+        let own = socket.local_addr();
+        socket.send_stamped(own, &[0], 1, Some(0)).err().and_then(|error| error.raw_os_error())
+            != Some(libc::EINVAL)
+    })
 }
 
 /// Takes up to `count` messages from the error queue and hands over those that are stamps; the answer is how many there were.
@@ -90,7 +106,6 @@ fn parse(mut control: &[u8]) -> Option<Stamp> {
 #[cfg(test)]
 mod tests {
     use super::super::clock;
-    use super::super::udp::{UdpOptions, UdpSocket};
     use super::*;
 
     #[test]
@@ -103,7 +118,7 @@ mod tests {
             let mut stamps = Vec::new();
             for _ in 0..5 {
                 sender.send_segments(receiver.local_addr(), None, 0, &[1; 300], 300).expect("sent");
-                sender.send_stamped(receiver.local_addr(), &[2; 300], 100).expect("sent");
+                sender.send_stamped(receiver.local_addr(), &[2; 300], 100, None).expect("sent");
             }
             // On loopback the device takes a packet within the call.
             assert_eq!(sender.take_stamps(3, |stamp| stamps.push(stamp)), 3);
@@ -112,6 +127,30 @@ mod tests {
             assert!(stamps.is_sorted_by_key(|stamp| stamp.taken_ns));
             let now = clock::read(clock::Clock::Realtime).as_nanos() as u64;
             assert!(now.abs_diff(stamps[0].taken_ns) < 60_000_000_000, "{now} {stamps:?}");
+        }
+    }
+
+    #[test]
+    fn a_stamp_has_the_number_that_its_send_brought_whatever_was_refused_before() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let any: SocketAddr = any.parse().expect("address");
+            let options = UdpOptions { packet_info: false, transmit_stamps: true, ..UdpOptions::default() };
+            let sender = UdpSocket::bind(any, &options).expect("loopback socket");
+            let receiver = UdpSocket::bind(any, &UdpOptions::default()).expect("loopback socket");
+            let to = receiver.local_addr();
+            let first = sender.send_stamped(to, &[1; 300], 100, Some(7));
+            if !takes_numbers() {
+                // Linux before 6.13: nothing leaves under a number that would not come back.
+                assert_eq!(first.expect_err("refused").raw_os_error(), Some(libc::EINVAL));
+                continue;
+            }
+            first.expect("sent");
+            // More segments than a superpacket may have.
+            sender.send_stamped(to, &[1; 3_000], 1, Some(8)).expect_err("refused");
+            sender.send_stamped(to, &[1; 300], 300, Some(900)).expect("sent");
+            let mut numbers = Vec::new();
+            sender.take_stamps(9, |stamp| numbers.push(stamp.number));
+            assert_eq!(numbers, [7, 900]);
         }
     }
 

@@ -256,13 +256,21 @@ impl UdpSocket {
     }
 
     /// As [`UdpSocket::send_segments`], without an address of its own and a traffic class, of a socket with
-    /// [`UdpOptions::transmit_stamps`]: the kernel says when the device took the first of the datagrams.
+    /// [`UdpOptions::transmit_stamps`]: the kernel says when the device took the first of the datagrams, under `number`, or
+    /// without one under the next of its own count.
     ///
     /// # Errors
-    /// As [`UdpSocket::send_segments`]. What was refused has a number among the stamped ones before Linux 6.13, and none since.
-    pub fn send_stamped(&self, to: SocketAddr, bytes: &[u8], segment_size: usize) -> io::Result<()> {
+    /// As [`UdpSocket::send_segments`]; EINVAL for a number that [`transmit_stamps::takes_numbers`] denies. Whether what was refused
+    /// has a number in the kernel's own count depends on its version.
+    pub fn send_stamped(
+        &self,
+        to: SocketAddr,
+        bytes: &[u8],
+        segment_size: usize,
+        number: Option<u32>,
+    ) -> io::Result<()> {
         let target = Target { port: Port(0), to, from: None, traffic_class: 0, dont_fragment: false };
-        send_once(&self.fd, &target, bytes, segment_size, true)
+        send_once(&self.fd, &target, bytes, segment_size, Some(number))
     }
 
     /// Takes up to `count` messages off the error queue, and hands over those that are stamps of [`UdpSocket::send_stamped`]; the
@@ -400,22 +408,22 @@ fn bind_patiently(socket: &Socket, address: SocketAddr, patience: Duration) -> i
 /// # Errors
 /// As [`UdpSocket::send_segments`].
 pub fn send_message(fd: &OwnedFd, target: &Target, bytes: &[u8], segment_size: usize) -> io::Result<()> {
-    send_once(fd, target, bytes, segment_size, false)
+    send_once(fd, target, bytes, segment_size, None)
 }
 
-/// The same, and whether it asks for a time stamp.
+/// The same, and whether it asks for a time stamp, with a number or without.
 fn send_once(
     fd: &OwnedFd,
     target: &Target,
     bytes: &[u8],
     segment_size: usize,
-    stamped: bool,
+    stamp: Option<Option<u32>>,
 ) -> io::Result<()> {
     let mut header = SendHeader::default();
     // The kernel only reads through this pointer: the payload of a sendmsg is not written to.
     header.prepare(target, bytes.as_ptr().cast_mut(), bytes.len(), segment_size);
-    if stamped {
-        header.ask_for_stamp();
+    if let Some(number) = stamp {
+        header.ask_for_stamp(number);
     }
     loop {
         // SAFETY: `header` and `bytes` live on in this frame until the call returns; `prepare` filled in their

@@ -278,7 +278,9 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
         base.seed
     ));
     let mut trials = Table {
-        header: ["trial", "seconds", "sent", "lost", "p50", "p99"].map(str::to_owned).into(),
+        header: ["trial", "seconds", "sent", "lost", "of them queued", "p50", "p99"]
+            .map(str::to_owned)
+            .into(),
         rows: Vec::new(),
     };
     trials.rows.extend(outcome.trials.iter().map(trial));
@@ -302,6 +304,7 @@ fn trial(trial: &Trial) -> Vec<Cell> {
         Cell::from(format!("{:.1}", trial.seconds)),
         Cell::from(trial.sent.to_string()),
         Cell::from(trial.lost.to_string()),
+        Cell::from(trial.queued.to_string()),
         latency("p50"),
         latency("p99"),
     ]

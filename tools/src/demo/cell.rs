@@ -74,7 +74,7 @@ impl Measured {
     /// Datagrams that did not come back in time.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.run.ledger.lost + self.run.ledger.late
+        self.run.ledger.gone()
     }
 
     /// Every cause that lost something, with its count over all processes.

@@ -95,10 +95,9 @@ impl Group {
             metric.value(run).map_err(|why| format!("run {} of {}: {why}", index + 1, self.name))
         };
         let values: Result<Vec<f64>, String> = self.runs.iter().enumerate().map(value).collect();
-        let gone = |run: &RunResult| run.ledger.lost + run.ledger.late;
         let lost = Proportion {
-            some: self.runs.iter().map(gone).sum(),
-            all: self.runs.iter().map(|run| run.ledger.sent).sum(),
+            some: self.runs.iter().map(|run| run.ledger.gone()).sum(),
+            all: self.runs.iter().map(|run| run.ledger.tried()).sum(),
         };
         match values {
             Ok(values) => Side { values, lost, missing: None, own: self.own(metric) },

@@ -68,7 +68,7 @@ impl Metric {
             }
             Self::Loss => Ok(run.ledger.loss_fraction()),
             Self::Cpu => cpu(run),
-            Self::Rate if run.ledger.sent == 0 => Err("nothing was sent".to_owned()),
+            Self::Rate if run.ledger.tried() == 0 => Err("nothing was sent".to_owned()),
             // Of a device that died, less than one datagram: the ratio to it has to exist.
             Self::Rate => Ok(run.received_pps.max(1.0 / run.measured_s)),
         }

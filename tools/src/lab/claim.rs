@@ -148,7 +148,7 @@ impl Claim {
             "unexplained" if !result.account.asked => return None,
             "unexplained" => return Some(result.account.unexplained as f64),
             // What was lost has no latency, and no mean or maximum can leave it out.
-            "mean" | "max" if ledger.lost + ledger.late > 0 => return None,
+            "mean" | "max" if ledger.gone() > 0 => return None,
             "mean" => return (response.count > 0).then_some(response.mean_ns),
             "max" => return response.max_ns.map(|ns| ns as f64),
             // A share of the datagrams that were lost has no latency: it is infinite.

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use crate::run::distribution::histogram;
 use crate::run::ledger::Ledger;
 use crate::run::live::{Live, Second};
-use crate::run::verdict::{self, Observations, Tolerance, Verdict};
+use crate::run::verdict::{self, Delays, Observations, Tolerance, Verdict};
 use crate::run::{Distribution, RunSpec};
 
 /// Seconds that are kept.
@@ -76,6 +76,7 @@ impl Model {
             tolerance: Tolerance {
                 lateness_ns: spec.lateness_limit.as_nanos() as u64,
                 steal: spec.steal_limit,
+                blind: None,
             },
             received: 0,
             overtaken: 0,
@@ -151,7 +152,8 @@ impl Model {
         let observed =
             Observations { ledger, legs_balance: true, own_socket_drops, ..Observations::default() };
         let (lateness, service) = (Distribution::new(&self.lateness, 0), Distribution::new(&self.service, 0));
-        self.verdict = (sent > 0).then(|| verdict::judge(&observed, &lateness, &service, self.tolerance));
+        let delays = Delays { lateness: &lateness, receiving: None, service: &service };
+        self.verdict = (sent > 0).then(|| verdict::judge(&observed, delays, self.tolerance));
     }
 }
 

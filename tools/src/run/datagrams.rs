@@ -2,6 +2,8 @@
 
 use std::io;
 
+use dataplane::sys::transmit_stamps::takes_numbers;
+
 use super::frame::Wrap;
 use super::path::Path;
 use super::payload::{Header, Phase};
@@ -9,7 +11,7 @@ use super::post::{Answer, Post, Sending};
 use super::schedule::{Burst, Datagram};
 use super::sender::{Outlet, Tally};
 use super::spec::{GSO_SEGMENTS_MAX, RunSpec, SIZE_MAX};
-use super::transmit::{Asking, Noted};
+use super::transmit::{Ask, Asking, Noted};
 
 /// Sends that are held back at most.
 pub const HELD_MAX: usize = 64;
@@ -28,8 +30,8 @@ struct Held {
     start_ns: u64,
     leave_ns: u64,
     frame_len: usize,
-    /// Whether it asks when the device took it.
-    stamped: bool,
+    /// If it asks when the device took it.
+    ask: Option<Ask>,
 }
 
 /// Frames and sends.
@@ -64,7 +66,7 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
             datagrams: Vec::with_capacity(HELD_MAX * GSO_SEGMENTS_MAX as usize),
             bytes: 0,
             answers: Vec::with_capacity(HELD_MAX),
-            asking: Asking::new(spec, path.sockets.len()),
+            asking: Asking::new(spec, path.sockets.len(), spec.tx_stamps > 0 && takes_numbers()),
         })
     }
 
@@ -79,9 +81,11 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
             self.send(tally)?;
         }
         self.bytes += held.frame_len * held.count;
-        let stamped = held.phase == Phase::Measured
-            && self.asking.takes_next(self.path.flows[held.flow as usize].socket);
-        self.held.push(Held { first: self.datagrams.len(), stamped, ..held });
+        let ask = match held.phase {
+            Phase::Measured => self.asking.takes_next(self.path.flows[held.flow as usize].socket),
+            _ => None,
+        };
+        self.held.push(Held { first: self.datagrams.len(), ask, ..held });
         self.datagrams.extend_from_slice(datagrams);
         Ok(())
     }
@@ -102,7 +106,7 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
                 to: flow.to,
                 segment: held.frame_len,
                 len: held.frame_len * held.count,
-                stamped: held.stamped,
+                ask: held.ask,
             }
         };
         let fill = |index: usize, left_ns: u64, bytes: &mut [u8]| {
@@ -128,8 +132,8 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
         for (held, Answer { left_ns, taken }) in held.iter().zip(answers.drain(..)) {
             let bytes: usize =
                 datagrams[held.first..][..held.count].iter().map(|datagram| datagram.size).sum();
-            if held.stamped {
-                asking.book(path.flows[held.flow as usize].socket, left_ns, &taken);
+            if let Some(ask) = held.ask {
+                asking.book(path.flows[held.flow as usize].socket, ask, left_ns, &taken);
             }
             let lateness_ns = left_ns.saturating_sub(held.leave_ns);
             tally.book(held.flow, held.count as u64, bytes as u64, lateness_ns, taken);
@@ -168,7 +172,7 @@ impl<W: Wrap> Outlet for Datagrams<'_, W> {
                 start_ns,
                 leave_ns,
                 frame_len,
-                stamped: false,
+                ask: None,
             };
             self.hold(held, now, tally)?;
             (rest, number) = (later, number + together as u64);

@@ -52,7 +52,8 @@ pub struct Quantile {
 pub struct Distribution {
     /// Datagrams measured.
     pub count: u64,
-    /// Datagrams lost, which lie beyond every measured one.
+    /// Datagrams that were lost or refused, which lie beyond every measured one; in the response also those that a late sender never
+    /// tried.
     pub lost: u64,
     /// Smallest value in nanoseconds; absent without samples.
     pub min_ns: Option<u64>,

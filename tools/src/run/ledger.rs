@@ -11,7 +11,7 @@ pub struct Ledger {
     pub intended: u64,
     /// Accepted by the kernel.
     pub sent: u64,
-    /// Refused by the kernel (EAGAIN, ENOBUFS and the like); not tried again, so that the load stays open-loop.
+    /// Refused by the kernel (EAGAIN, ECONNRESET and the like); not tried again, so that the load stays open-loop.
     pub refused: u64,
     /// Never tried, because the sender could not keep up or was stopped.
     pub unsent: u64,
@@ -37,10 +37,24 @@ impl Ledger {
             && self.sent == self.received + self.late + self.lost
     }
 
-    /// Share of the sent datagrams that did not arrive in time, 0 to 1.
+    /// Datagrams that were to be sent when their time came, whether or not the kernel took them.
+    #[must_use]
+    pub fn tried(&self) -> u64 {
+        self.sent + self.refused
+    }
+
+    /// Those of [`Self::tried`] that did not arrive in time. A refused one is among them: a connection that was reset, or a queue that
+    /// is full, carries nothing, and must not look better by it. One that was never tried is not: that is the sender's fault alone,
+    /// and makes the run GENERATOR-LIMITED.
+    #[must_use]
+    pub fn gone(&self) -> u64 {
+        self.lost + self.late + self.refused
+    }
+
+    /// Share of the datagrams tried that did not arrive in time, 0 to 1.
     #[must_use]
     pub fn loss_fraction(&self) -> f64 {
-        if self.sent == 0 { 0.0 } else { (self.lost + self.late) as f64 / self.sent as f64 }
+        if self.tried() == 0 { 0.0 } else { self.gone() as f64 / self.tried() as f64 }
     }
 
     /// Adds the counts of another ledger to this one.
@@ -60,17 +74,21 @@ impl Ledger {
 
 /// What the loss says about the true loss rate: the share itself, or the bound that zero losses allow.
 ///
-/// With none of `sent` lost, the rate is below 3/sent with 95 % confidence (the rule of three).
+/// With none of `n` lost, the rate is below 3/n with 95 % confidence (the rule of three).
 #[must_use]
 pub fn loss_statement(ledger: &Ledger) -> String {
-    let gone = ledger.lost + ledger.late;
-    if ledger.sent == 0 {
+    let (gone, tried) = (ledger.gone(), ledger.tried());
+    if tried == 0 {
         return "nothing was sent".to_owned();
     }
     if gone == 0 {
-        return format!("0 of {} lost: loss < {:.1e} at 95 %", ledger.sent, 3.0 / ledger.sent as f64);
+        return format!("0 of {tried} lost: loss < {:.1e} at 95 %", 3.0 / tried as f64);
     }
-    format!("{gone} of {} lost: {:.3e}", ledger.sent, ledger.loss_fraction())
+    let refused = match ledger.refused {
+        0 => String::new(),
+        refused => format!(" ({refused} refused)"),
+    };
+    format!("{gone} of {tried} lost{refused}: {:.3e}", ledger.loss_fraction())
 }
 
 /// How an arrival was booked.
@@ -258,6 +276,26 @@ mod tests {
         assert!(
             loss_statement(&Ledger { sent: 1_000, lost: 10, ..Ledger::default() }).contains("10 of 1000")
         );
+    }
+
+    #[test]
+    fn what_was_refused_is_lost_and_what_was_not_tried_is_not() {
+        let ledger = Ledger {
+            intended: 1_000,
+            sent: 890,
+            refused: 10,
+            unsent: 100,
+            received: 872,
+            late: 3,
+            lost: 15,
+            ..Ledger::default()
+        };
+        assert!(ledger.balances());
+        assert_eq!((ledger.tried(), ledger.gone()), (900, 28));
+        assert_eq!(ledger.loss_fraction(), 28.0 / 900.0);
+        assert_eq!(loss_statement(&ledger), "28 of 900 lost (10 refused): 3.111e-2");
+        let dead = Ledger { intended: 10, refused: 10, ..Ledger::default() };
+        assert_eq!(dead.loss_fraction(), 1.0);
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use super::dut::{DutCpu, Snapshot};
 use super::environment::{Environment, StealTicks, steal_share, steal_ticks};
 use super::intervals::{self, Begun, Intervals};
 use super::ledger::Ledger;
+use super::legs::{Carried, Ledgers, cpu_per_packet};
 use super::path::{socket_drops, tells_drops};
 use super::peer::{Books, Peer};
 use super::receiver::{Receiver, Shared};
@@ -344,46 +345,32 @@ fn read_surroundings(
     })
 }
 
-/// Ledgers of all legs.
-struct Ledgers {
-    by_flow: Vec<Ledger>,
-    round: Ledger,
-    up: Option<Ledger>,
-    down: Option<Ledger>,
-}
-
-/// Balances what arrived against what was sent, on each leg.
-fn ledgers(outcome: &Outcome, receiver: &Receiver, peer: Option<&Books>) -> Ledgers {
-    let (by_flow, mut round) = receiver.arrivals.close_scheduled(&outcome.sent);
-    let Some(peer) = peer else { return Ledgers { by_flow, round, up: None, down: None } };
-    let (_, up) = peer.arrivals.close_scheduled(&outcome.sent);
-    let (_, mut down) = receiver.arrivals.close(&peer.sent);
-    // By sequence number the way back would be charged for what the way there overtook.
-    down.reordered = receiver.down_reordered;
-    // The peer returns each datagram once, so what was doubled or harmed on the way there shows only in its books.
-    round.duplicate += up.duplicate;
-    round.corrupt += up.corrupt;
-    Ledgers { by_flow, round, up: Some(up), down: Some(down) }
-}
-
 /// Puts the result together after all threads have ended.
 fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
     let Found { outcome, mut receiver, peer, before, used, clock_step_ns, interrupted, measured_ns } = found;
     let Used { dut, steal, own_socket_drops, tells_drops } = used;
-    let ledgers = ledgers(&outcome, &receiver, peer.as_ref());
+    let ledgers = Ledgers::close(&outcome, &receiver, peer.as_ref());
     let ledger = ledgers.round;
     let carried = Carried::of(spec, &ledgers);
-    let gone = |ledger: &Ledger| ledger.lost + ledger.late;
+    // An interrupted run answers for what it sent until then. In others what a late sender left out was to be waited for, too.
+    let left_out = if interrupted { 0 } else { ledger.unsent };
     let to_device = (spec.tx_stamps > 0).then(|| transmit::joined(outcome.asked, &mut receiver.came));
+    if let Some(peer) = &peer {
+        let added = receiver.lateness.add(&peer.lateness);
+        debug_assert!(added.is_ok(), "all histograms have the same bounds");
+    }
+    let receiving = Distribution::new(&receiver.lateness, 0);
     let latency = Latency {
-        response: Distribution::new(&receiver.response, gone(&ledger)),
-        service: Distribution::new(&receiver.service, gone(&ledger)),
+        response: Distribution::new(&receiver.response, ledger.gone() + left_out),
+        service: Distribution::new(&receiver.service, ledger.gone()),
         lateness: Distribution::new(&outcome.lateness, 0),
+        receiving: (receiving.count > 0).then_some(receiving),
         to_device: to_device.as_ref().map(|(histogram, missing)| Distribution::new(histogram, *missing)),
-        kernel: spec.kernel_stamps.then(|| Distribution::new(&receiver.kernel, gone(&ledger))),
-        up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, gone(&up))),
-        down: ledgers.down.map(|down| Distribution::new(&receiver.down, gone(&down))),
+        kernel: spec.kernel_stamps.then(|| Distribution::new(&receiver.kernel, ledger.gone())),
+        up: peer.as_ref().zip(ledgers.up).map(|(peer, up)| Distribution::new(&peer.up, up.gone())),
+        down: ledgers.down.map(|down| Distribution::new(&receiver.down, down.gone())),
     };
+    let tells_arrival = latency.receiving.is_some() || ledger.received == 0;
     let observed = Observations {
         ledger,
         legs_balance: ledgers.up.iter().chain(&ledgers.down).all(Ledger::balances),
@@ -393,20 +380,22 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
         unknown_arrivals: receiver.unknown + peer.as_ref().map_or(0, |peer| peer.unknown),
         clock_step_ns,
         steal,
-        unchecked: verdict::unchecked(tells_drops, steal),
+        unchecked: verdict::unchecked(tells_drops, tells_arrival, steal),
         peer_refused: ledgers.down.map_or(0, |down| down.refused),
         interrupted,
         stalls: outcome.stalls,
         refusal: outcome.refusal.map(|error| error.to_string()),
+        refused_far: outcome.refused_far,
         slack_error: outcome.slack_error,
     };
-    let tolerance = Tolerance { lateness_ns: spec.lateness_limit.as_nanos() as u64, steal: spec.steal_limit };
+    let lateness_ns = spec.lateness_limit.as_nanos() as u64;
+    let tolerance = Tolerance { lateness_ns, steal: spec.steal_limit, blind: spec.blind };
     let (admins, devices) = before.servers;
     let mut servers = admins.until_now();
     servers.extend(devices.until_now());
     let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
     let account = Account::new(&ledger, own, &servers, !spec.server_admins.is_empty());
-    let verdict = verdict::judge(&observed, &latency.lateness, &latency.service, tolerance);
+    let verdict = verdict::judge(&observed, latency.delays(), tolerance);
     let troubles =
         servers.iter().filter_map(|server| Some(format!("{}: {}", server.name, server.trouble.as_ref()?)));
     let longer = spec.log.as_ref().and_then(|_| intervals::lengthened(spec));
@@ -438,7 +427,7 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
         servers,
         ledger_by_flow: ledgers.by_flow,
         latency,
-        curve: curve(&receiver.response, gone(&ledger)),
+        curve: curve(&receiver.response, ledger.gone() + left_out),
         dut_cpu_ns_per_packet: cpu_per_packet(&dut, carried.delivered),
         dut_cpu_ns_per_offered: cpu_per_packet(&dut, carried.offered),
         dut,
@@ -450,30 +439,10 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
             to_device: to_device.map(|(histogram, _)| histogram),
             kernel: spec.kernel_stamps.then_some(receiver.kernel),
             down: peer.is_some().then_some(receiver.down),
+            tail: receiver.tail,
             up: peer.map(|peer| peer.up),
         }),
         log_error: None,
-    }
-}
-
-/// What the device under test had to do, in datagrams, each way counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Carried {
-    /// It was given, as far as that is known: what came back had been sent back.
-    offered: u64,
-    /// It delivered in time.
-    delivered: u64,
-}
-
-impl Carried {
-    fn of(spec: &RunSpec, ledgers: &Ledgers) -> Self {
-        let Ledger { sent, received, .. } = ledgers.round;
-        match (&ledgers.up, &ledgers.down) {
-            _ if spec.kind.is_one_way() => Self { offered: sent, delivered: received },
-            (Some(up), Some(down)) => Self { offered: sent + down.sent, delivered: up.received + received },
-            // Of what was lost nobody knows on which way.
-            _ => Self { offered: sent + received, delivered: 2 * received },
-        }
     }
 }
 
@@ -481,11 +450,6 @@ impl Carried {
 fn measured_ns(timing: Timing, interrupted: bool, sender_done_ns: u64) -> u64 {
     let end_ns = if interrupted { timing.end_ns.min(sender_done_ns) } else { timing.end_ns };
     end_ns.saturating_sub(timing.start_ns).max(1)
-}
-
-fn cpu_per_packet(dut: &[DutCpu], packets: u64) -> Option<f64> {
-    let cpu_ns: u64 = dut.iter().map(|process| process.cpu_ns).sum();
-    (!dut.is_empty() && packets > 0).then(|| cpu_ns as f64 / packets as f64)
 }
 
 #[cfg(test)]
@@ -531,6 +495,7 @@ mod tests {
                 lateness: histogram(),
                 asked: Vec::new(),
                 refusal: None,
+                refused_far: 0,
                 slack_error: None,
             })
         };
@@ -564,6 +529,7 @@ mod tests {
                 lateness: histogram(),
                 asked: Vec::new(),
                 refusal: None,
+                refused_far: 0,
                 slack_error: None,
             })
         };
@@ -604,6 +570,7 @@ mod tests {
                 lateness: histogram(),
                 asked: Vec::new(),
                 refusal: None,
+                refused_far: 0,
                 slack_error: None,
             })
         };
@@ -627,8 +594,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_late_sender_left_out_is_waited_for_and_what_came_after_an_interruption_is_not() {
+        let gone = |interrupted| {
+            let stop = Arc::new(AtomicBool::new(false));
+            let send = |_, shared: &Shared, stop: &AtomicBool| {
+                shared.is_warm.store(true, Ordering::Release);
+                while shared.start().is_none() {
+                    thread::yield_now();
+                }
+                stop.store(interrupted, Ordering::Relaxed);
+                Ok(Outcome {
+                    sent: vec![Sent { sent: 10, refused: 2, unsent: 5 }],
+                    bytes: 0,
+                    cpu_ns: 0,
+                    stalls: Stalls::default(),
+                    lateness: histogram(),
+                    asked: Vec::new(),
+                    refusal: None,
+                    refused_far: 0,
+                    slack_error: None,
+                })
+            };
+            let receive = |_: &mut Receiver, _, _: &Shared| Ok(());
+            let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
+            let result = measure(&RunSpec { stop: Some(stop), ..spec() }, 5, ends, |_| {}).unwrap();
+            (result.latency.response.lost, result.latency.service.lost)
+        };
+        assert_eq!(gone(false), (17, 12));
+        assert_eq!(gone(true), (12, 12));
+    }
+
+    #[test]
     fn a_clock_that_is_set_and_a_host_that_was_suspended_void_the_run() {
-        let reasons = |realtime_ns, boottime_ns| {
+        let reasons = |blind, realtime_ns, boottime_ns| {
             let send = |_, shared: &Shared, _: &AtomicBool| {
                 shared.is_warm.store(true, Ordering::Release);
                 while shared.start().is_none() {
@@ -645,6 +643,7 @@ mod tests {
                     asked: Vec::new(),
                     lateness: histogram(),
                     refusal: None,
+                    refused_far: 0,
                     slack_error: None,
                 })
             };
@@ -656,32 +655,17 @@ mod tests {
                     set(realtime_ns, boottime_ns);
                 }
             };
-            let result = measure(&spec(), 5, ends, at_the_end).unwrap();
+            let result = measure(&RunSpec { blind, ..spec() }, 5, ends, at_the_end).unwrap();
             set(0, 0);
             assert_eq!(result.verdict.validity, verdict::Validity::Invalid);
             result.verdict.reasons.join("; ")
         };
         let said = ["the clock was set by 7.00 s", "the host was suspended for 7000 ms"];
         let found = |reasons: String| said.map(|said| reasons.contains(said));
-        assert_eq!(found(reasons(0, 0)), [false, false]);
-        assert_eq!(found(reasons(7_000_000_000, 0)), [true, false]);
+        assert_eq!(found(reasons(None, 0, 0)), [false, false]);
+        assert_eq!(found(reasons(None, 7_000_000_000, 0)), [true, false]);
+        assert_eq!(found(reasons(Some(verdict::Check::ClockStep), 7_000_000_000, 0)), [false, false]);
         // What lies between the readings of two clocks is no millisecond.
-        assert_eq!(found(reasons(0, 7_000_500_000)), [false, true]);
-    }
-
-    #[test]
-    fn processor_time_is_divided_by_what_was_delivered() {
-        let round = Ledger { sent: 100, received: 60, ..Ledger::default() };
-        let up = Ledger { sent: 100, received: 80, ..Ledger::default() };
-        let down = Ledger { sent: 80, received: 60, ..Ledger::default() };
-        let alone = Ledgers { by_flow: Vec::new(), round, up: None, down: None };
-        assert_eq!(Carried::of(&spec(), &alone), Carried { offered: 160, delivered: 120 });
-        let one_way = RunSpec { kind: Kind::WgRx, ..spec() };
-        assert_eq!(Carried::of(&one_way, &alone), Carried { offered: 100, delivered: 60 });
-        let both = Ledgers { up: Some(up), down: Some(down), ..alone };
-        assert_eq!(Carried::of(&spec(), &both), Carried { offered: 180, delivered: 140 });
-        let dut = DutCpu { pid: 1, name: String::new(), cpu_ns: 280, threads: 1, ended_early: false };
-        assert_eq!(cpu_per_packet(std::slice::from_ref(&dut), 140), Some(2.0));
-        assert_eq!(cpu_per_packet(&[dut], 0), None, "nothing was carried");
+        assert_eq!(found(reasons(None, 0, 7_000_500_000)), [false, true]);
     }
 }

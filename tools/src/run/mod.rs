@@ -18,6 +18,7 @@ pub mod frame;
 pub mod intervals;
 mod kind;
 pub mod ledger;
+mod legs;
 pub mod live;
 mod measure;
 pub mod order;

@@ -69,7 +69,8 @@ pub fn bind(spec: &RunSpec, address: SocketAddr) -> Result<UdpSocket, Problem> {
         packet_info: false,
         receive_buffer: spec.receive_buffer,
         send_buffer: spec.send_buffer,
-        timestamps: spec.kernel_stamps,
+        // They tell how late the receiver is.
+        timestamps: true,
         transmit_stamps: spec.tx_stamps > 0,
         ..UdpOptions::default()
     };

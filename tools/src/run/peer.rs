@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use dataplane::sys::udp::UdpSocket;
 use hdrhistogram::Histogram;
 
-use super::clock::monotonic_ns;
+use super::clock::{Offset, monotonic_ns};
 use super::distribution::histogram;
 use super::ledger::{Arrival, Arrivals, Sent};
 use super::payload::{self, Header, Parsed, Phase};
@@ -19,6 +19,7 @@ use super::spec::GSO_SEGMENTS_MAX;
 pub(super) struct Peer<'a> {
     sockets: &'a [UdpSocket],
     poller: Poller,
+    offset: Offset,
     books: Books,
 }
 
@@ -28,6 +29,8 @@ pub(super) struct Books {
     pub arrivals: Arrivals,
     /// Arrival less intended send time.
     pub up: Histogram<u64>,
+    /// Arrival less arrival in this host's kernel: the peer's own lateness.
+    pub lateness: Histogram<u64>,
     /// What was sent back, by flow.
     pub sent: Vec<Sent>,
     /// Datagrams that arrived before they were sent.
@@ -46,7 +49,7 @@ pub(super) struct Books {
 impl<'a> Peer<'a> {
     /// A peer on `sockets` that keeps `books`.
     pub(super) fn new(sockets: &'a [UdpSocket], books: Books) -> io::Result<Self> {
-        Ok(Self { sockets, poller: Poller::new(sockets)?, books })
+        Ok(Self { sockets, poller: Poller::new(sockets)?, offset: Offset::read(), books })
     }
 
     /// Returns what arrives until the main receiver has finished.
@@ -60,11 +63,13 @@ impl<'a> Peer<'a> {
 
     /// Waits up to 5 ms and returns what arrives; after `late_after_ns` it is late.
     pub(super) fn poll(&mut self, late_after_ns: u64, shared: &Shared) -> io::Result<()> {
-        let Self { sockets, poller, books } = self;
+        let Self { sockets, poller, offset, books } = self;
         poller.receive_superpackets(sockets, |index, arrival, segment_size, now| {
             let Some(dataplane::ingress::Meta::Udp { from, .. }) = arrival.meta else { return };
             let late = now > late_after_ns;
-            let when = When { arrived_ns: now, kernel_ns: None, late, start_ns: shared.start() };
+            let (start_ns, ended_ns) = (shared.start(), shared.ended());
+            let kernel_ns = arrival.stamp_ns.map(|stamp| offset.to_monotonic(stamp));
+            let when = When { arrived_ns: now, kernel_ns, late, start_ns, ended_ns };
             for datagram in arrival.bytes.chunks_mut(segment_size.max(1)) {
                 if !books.has_room(datagram.len()) {
                     books.give_back(&sockets[index], from);
@@ -85,6 +90,7 @@ impl Books {
         Self {
             arrivals: Arrivals::new(intended_by_flow),
             up: histogram(),
+            lateness: histogram(),
             sent: vec![Sent::default(); intended_by_flow.len()],
             clock_backwards: 0,
             unknown: 0,
@@ -117,6 +123,9 @@ impl Books {
                 Arrival::First => {
                     self.clock_backwards += u64::from(now < header.actual_ns);
                     self.up.saturating_record(now.saturating_sub(header.intended_ns).max(1));
+                    if let Some(lateness_ns) = when.lateness_ns() {
+                        self.lateness.saturating_record(lateness_ns);
+                    }
                 }
                 Arrival::Late => {}
                 Arrival::Duplicate => return,

@@ -56,6 +56,13 @@ impl Shared {
         let start_ns = self.start_ns.load(Ordering::Acquire);
         (start_ns > 0).then_some(start_ns)
     }
+
+    /// When the last datagram left, once it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<u64> {
+        let ended_ns = self.sender_done_ns.load(Ordering::Acquire);
+        (ended_ns > 0).then_some(ended_ns)
+    }
 }
 
 /// When something arrived (CLOCK_MONOTONIC, nanoseconds).
@@ -63,15 +70,22 @@ impl Shared {
 pub(super) struct When {
     /// Here.
     pub arrived_ns: u64,
-    /// In the kernel, where it says so.
+    /// In the kernel, where it says so; of a stream, when it had come at the latest.
     pub kernel_ns: Option<u64>,
     /// Whether the drain was over.
     pub late: bool,
     /// When measured sending began, or will; `None` while that is not known.
     pub start_ns: Option<u64>,
+    /// When the last datagram left; `None` until then.
+    pub ended_ns: Option<u64>,
 }
 
 impl When {
+    /// How late it was read, in nanoseconds; `None` where the kernel does not say when it came.
+    pub fn lateness_ns(&self) -> Option<u64> {
+        Some(self.arrived_ns.saturating_sub(self.kernel_ns?).max(1))
+    }
+
     /// Whether a harmed datagram may be one of those that count: it cannot say so itself.
     pub fn harmed_may_count(&self, datagram: &[u8]) -> bool {
         let begun = self.start_ns.is_some_and(|start_ns| self.arrived_ns >= start_ns);
@@ -113,6 +127,10 @@ pub struct Receiver {
     pub down: Histogram<u64>,
     /// Arrival in this host's kernel less actual send time; empty without its time stamps.
     pub kernel: Histogram<u64>,
+    /// Arrival less arrival in this host's kernel: the receiver's own lateness.
+    pub lateness: Histogram<u64>,
+    /// Arrival less the time of the last send, of what came after that.
+    pub tail: Histogram<u64>,
     /// Stamps of what the device has taken.
     pub(super) came: Came,
     /// Response by time of arrival, where there is a log for it.
@@ -143,6 +161,8 @@ impl Receiver {
             service: histogram(),
             down: histogram(),
             kernel: histogram(),
+            lateness: histogram(),
+            tail: histogram(),
             came: Came::new(spec),
             intervals: None,
             clock_backwards: 0,
@@ -175,7 +195,8 @@ impl Receiver {
             poller.receive_superpackets(sockets, |socket, arrival, segment_size, arrived_ns| {
                 let kernel_ns = arrival.stamp_ns.map(|stamp| offset.to_monotonic(stamp));
                 let late = arrived_ns > late_after_ns;
-                let when = When { arrived_ns, kernel_ns, late, start_ns: shared.start() };
+                let (start_ns, ended_ns) = (shared.start(), shared.ended());
+                let when = When { arrived_ns, kernel_ns, late, start_ns, ended_ns };
                 for datagram in arrival.bytes.chunks(segment_size.max(1)) {
                     let Some(payload) = framing.payload(socket, datagram) else { continue };
                     self.handle(payload, when);
@@ -269,6 +290,12 @@ impl Receiver {
         self.service.saturating_record(service);
         if let Some(kernel_ns) = when.kernel_ns {
             self.kernel.saturating_record(kernel_ns.saturating_sub(header.actual_ns).max(1));
+        }
+        if let Some(lateness_ns) = when.lateness_ns() {
+            self.lateness.saturating_record(lateness_ns);
+        }
+        if let Some(ended_ns) = when.ended_ns {
+            self.tail.saturating_record(now.saturating_sub(ended_ns).max(1));
         }
         if let Some(live) = &mut self.live {
             live.record(response, service);
@@ -392,7 +419,7 @@ mod tests {
         let mut receiver = Receiver::new(&spec, 5, timing, &[10]);
         let mut books = Books::new(5, &[10]);
         let mut arrive = |phase, arrived_ns, start_ns| {
-            let when = When { arrived_ns, kernel_ns: None, late: false, start_ns };
+            let when = When { arrived_ns, kernel_ns: None, late: false, start_ns, ended_ns: None };
             receiver.handle(&harmed(phase), when);
             books.handle(&mut harmed(phase), when);
             let count = |arrivals: &Arrivals| arrivals.close(&[]).1.corrupt;

@@ -11,7 +11,7 @@ use super::ledger::Ledger;
 use super::order::Reordering;
 use super::server::ServerDrops;
 use super::spec::RunSpec;
-use super::verdict::Verdict;
+use super::verdict::{Delays, Verdict};
 
 /// Version of the layout of `run.json`.
 pub const SCHEMA: u32 = 1;
@@ -108,6 +108,10 @@ pub struct Latency {
     pub service: Distribution,
     /// Actual less intended send time: the sender's own lateness.
     pub lateness: Distribution,
+    /// Arrival less arrival in the kernel: how late this process was to read it, the in-process peer included. Of streams, which have no
+    /// stamps, what it was late at least. Absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiving: Option<Distribution>,
     /// When the device took a datagram less actual send time, of some sends (kernel's time stamps); lost are the stamps that did not
     /// come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,6 +125,14 @@ pub struct Latency {
     /// One way, from the far end's send to arrival here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down: Option<Distribution>,
+}
+
+impl Latency {
+    /// What a verdict looks at.
+    #[must_use]
+    pub fn delays(&self) -> Delays<'_> {
+        Delays { lateness: &self.lateness, receiving: self.receiving.as_ref(), service: &self.service }
+    }
 }
 
 /// The histograms of a run, values in nanoseconds.
@@ -140,4 +152,6 @@ pub struct Histograms {
     pub up: Option<Histogram<u64>>,
     /// One way back.
     pub down: Option<Histogram<u64>>,
+    /// Arrival less the time of the last send, of what came after that.
+    pub tail: Histogram<u64>,
 }

@@ -63,6 +63,8 @@ pub struct Outcome {
     pub asked: Vec<Noted>,
     /// Why the kernel refused the first measured send that it did.
     pub refusal: Option<io::Error>,
+    /// Datagrams refused because of the far end or the way there ([`is_far`]); the others found no room on this host.
+    pub refused_far: u64,
     /// Why the timer slack could not be lowered.
     pub slack_error: Option<String>,
 }
@@ -74,13 +76,14 @@ pub struct Tally {
     bytes: u64,
     lateness: Histogram<u64>,
     refusal: Option<io::Error>,
+    refused_far: u64,
     live: Option<Arc<Live>>,
 }
 
 impl Tally {
     fn new(spec: &RunSpec) -> Self {
         let sent = vec![Sent::default(); spec.flows as usize];
-        Self { sent, bytes: 0, lateness: histogram(), refusal: None, live: spec.live.clone() }
+        Self { sent, bytes: 0, lateness: histogram(), refusal: None, refused_far: 0, live: spec.live.clone() }
     }
 
     /// Books `count` datagrams of a flow, together of so many `bytes` of payload, that left, or did not, so long after the
@@ -98,6 +101,7 @@ impl Tally {
             }
             Err(error) => {
                 sent.refused += count;
+                self.refused_far += if is_far(&error) { count } else { 0 };
                 self.refusal.get_or_insert(error);
             }
         }
@@ -106,6 +110,24 @@ impl Tally {
     fn give_up(&mut self, burst: &Burst<'_>) {
         self.sent[burst.flow as usize].unsent += burst.datagrams.len() as u64;
     }
+}
+
+/// Whether a send was refused because of the far end or the way there, which are what is measured, and not for want of room here.
+#[must_use]
+pub fn is_far(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::ConnectionAborted
+            | Kind::BrokenPipe
+            | Kind::NotConnected
+            | Kind::TimedOut
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown
+    )
 }
 
 /// Takes what is due and brings it to the kernel.
@@ -169,8 +191,9 @@ pub fn send(
     sender.finish(timing.end_ns)?;
     let cpu_ns = thread_cpu_ns() - cpu_before_ns;
     let stalls = sender.watch.stalls();
-    let Tally { sent, bytes, lateness, refusal, .. } = sender.tally;
-    Ok(Outcome { sent, bytes, cpu_ns, stalls, lateness, asked: Vec::new(), refusal, slack_error })
+    let Tally { sent, bytes, lateness, refusal, refused_far, .. } = sender.tally;
+    let asked = Vec::new();
+    Ok(Outcome { sent, bytes, cpu_ns, stalls, lateness, asked, refusal, refused_far, slack_error })
 }
 
 struct Sender<'a, O> {

@@ -18,6 +18,7 @@ use super::server::ServerAdmin;
 use super::sizes::{self, Share};
 use super::tcp;
 use super::trace::Trace;
+use super::verdict::Check;
 use super::wireguard::{self, WireGuard};
 
 /// Most datagrams in one GSO send (UDP_MAX_SEGMENTS of the kernel before 6.11; larger bursts are sent in pieces).
@@ -178,6 +179,9 @@ pub struct RunSpec {
     /// Set from another thread to end the run early; the result is then marked as interrupted.
     #[serde(skip)]
     pub stop: Option<Arc<AtomicBool>>,
+    /// A check that is not made, for tests of it ([`super::verdict::Tolerance::blind`]).
+    #[serde(skip)]
+    pub blind: Option<Check>,
     /// Looked at from another thread while the run goes on.
     #[serde(skip)]
     pub live: Option<Arc<Live>>,
@@ -226,6 +230,7 @@ impl RunSpec {
             dut_pids: Vec::new(),
             label: String::new(),
             stop: None,
+            blind: None,
             live: None,
             log: None,
         }

@@ -24,6 +24,8 @@ pub const FLOWS_MAX: u32 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Bytes of one connection that may wait here; above it a message is refused.
 const WAITING_MAX: usize = 1 << 20;
+/// Why: the far end, or the way there, is what keeps a connection from having room.
+const NOT_TAKEN: &str = "a connection has not taken what waited for it, 1 MiB";
 /// How often a connection that had no room is tried again, in nanoseconds.
 const RETRY_NS: u64 = 500_000;
 /// Bytes read at once.
@@ -114,7 +116,7 @@ impl<'a> Streams<'a> {
         let queue = &mut self.queues[flow as usize];
         if !queue.is_empty() {
             if queue.len() + len > WAITING_MAX {
-                return Err(io::ErrorKind::WouldBlock.into());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, NOT_TAKEN));
             }
             queue.extend(message);
             return Ok(());
@@ -199,7 +201,10 @@ pub fn receive(
     let mut pieces: Vec<Pieces> = streams.iter().map(|_| Pieces::default()).collect();
     let mut chunk = vec![0; READ];
     while let Some(late_after_ns) = receiver.goes_on(drain_ns, shared) {
+        // A stream has no stamps. But what the wait found had come before the wait should have been over, and before it was.
+        let over_ns = monotonic_ns() + WAIT_NS;
         watch.wait(WAIT_NS)?;
+        let come_ns = monotonic_ns().min(over_ns);
         for index in watch.ready() {
             match (&streams[index]).read(&mut chunk) {
                 Err(error) if is_busy(&error) => {}
@@ -208,7 +213,8 @@ pub fn receive(
                 Ok(len) => {
                     let arrived_ns = monotonic_ns();
                     let late = arrived_ns > late_after_ns;
-                    let when = When { arrived_ns, kernel_ns: None, late, start_ns: shared.start() };
+                    let (start_ns, ended_ns) = (shared.start(), shared.ended());
+                    let when = When { arrived_ns, kernel_ns: Some(come_ns), late, start_ns, ended_ns };
                     let mut each = |message: &[u8]| receiver.handle(message, when);
                     pieces[index].take(&chunk[..len], &mut each);
                 }

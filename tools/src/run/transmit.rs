@@ -20,10 +20,28 @@ const STAMPS_MAX: usize = 1 << 18;
 pub struct Noted {
     /// Index of the socket.
     socket: u32,
-    /// Which of the socket's sends that ask for a stamp it is, from 0.
+    /// Which of the socket's sends that ask for a stamp it is, from 0; [`UNKNOWN`] of one that was not asked.
     number: u32,
     /// When it was sent, or when the device took it (CLOCK_MONOTONIC).
     at_ns: u64,
+}
+
+/// Of a send whose stamp could not be told from others. A run asks less often than this.
+const UNKNOWN: u32 = u32::MAX;
+
+/// A send that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The number that it brings; `None` where the kernel counts by itself.
+    pub number: Option<u32>,
+}
+
+/// One of so many sends of a run asks, in the mean.
+#[must_use]
+pub fn every(spec: &RunSpec) -> u32 {
+    // Datagrams: superpackets are fewer.
+    let sends = spec.rate_pps * spec.duration.as_secs_f64();
+    spec.tx_stamps.max((sends / STAMPS_MAX as f64).ceil() as u32)
 }
 
 /// The sender's part: which sends ask, and when they left.
@@ -35,52 +53,68 @@ pub(super) struct Asking {
     left: u64,
     /// Draws the gaps, so that flows that take turns are asked evenly.
     random: Xoshiro256PlusPlus,
+    /// Whether a send brings its number.
+    brings_numbers: bool,
     /// By socket: the number of the next one that asks; `None` when that is not known any more.
     next: Vec<Option<u32>>,
     asked: Vec<Noted>,
 }
 
 impl Asking {
-    /// For a run over so many sockets; allocates all it will need.
-    pub(super) fn new(spec: &RunSpec, sockets: usize) -> Self {
+    /// For a run over so many sockets; allocates all it will need. `brings_numbers` says whether the kernel takes the number of a
+    /// stamp from the send.
+    pub(super) fn new(spec: &RunSpec, sockets: usize, brings_numbers: bool) -> Self {
         let asks = spec.tx_stamps > 0;
-        // Datagrams: superpackets are fewer.
-        let sends = spec.rate_pps * spec.duration.as_secs_f64();
-        let every = spec.tx_stamps.max((sends / STAMPS_MAX as f64).ceil() as u32);
         Self {
-            every: if asks { every } else { 0 },
+            every: if asks { every(spec) } else { 0 },
             left: 1,
             random: Xoshiro256PlusPlus::seed_from_u64(spec.seed),
+            brings_numbers,
             next: if asks { vec![Some(0); sockets] } else { Vec::new() },
             asked: Vec::with_capacity(if asks { STAMPS_MAX } else { 0 }),
         }
     }
 
     /// Whether the next send, from this socket, is to ask.
-    pub(super) fn takes_next(&mut self, socket: usize) -> bool {
+    pub(super) fn takes_next(&mut self, socket: usize) -> Option<Ask> {
         if self.every == 0 {
-            return false;
+            return None;
         }
         self.left -= 1;
         if self.left > 0 {
-            return false;
+            return None;
         }
         // Evenly from 1 to twice the mean less one.
         self.left = 1 + self.random.next_u64() % (2 * u64::from(self.every) - 1);
-        self.next[socket].is_some()
+        let Some(number) = self.next[socket] else {
+            // It counts as one whose stamp did not come.
+            self.note(socket, UNKNOWN, 0);
+            return None;
+        };
+        if self.brings_numbers {
+            self.next[socket] = Some(number + 1);
+        }
+        Some(Ask { number: self.brings_numbers.then_some(number) })
     }
 
-    /// A send that asked left, or was refused. Whether the kernel has given a number to what it refused depends on its version,
-    /// so that the socket is not asked any more.
-    pub(super) fn book(&mut self, socket: usize, left_ns: u64, taken: &io::Result<()>) {
-        let next = &mut self.next[socket];
-        let Some(number) = next.filter(|_| taken.is_ok()) else {
-            *next = None;
-            return;
-        };
-        *next = number.checked_add(1);
+    /// A send that asked left, or was refused. Whether a kernel that counts by itself has given a number to what it refused depends on
+    /// its version, so that such a socket is not asked any more.
+    pub(super) fn book(&mut self, socket: usize, ask: Ask, left_ns: u64, taken: &io::Result<()>) {
+        match (ask.number, self.next[socket], taken) {
+            (Some(number), _, Ok(())) => self.note(socket, number, left_ns),
+            (Some(_), ..) => {}
+            (None, Some(number), Ok(())) => {
+                self.next[socket] = Some(number + 1);
+                self.note(socket, number, left_ns);
+            }
+            (None, None, Ok(())) => self.note(socket, UNKNOWN, left_ns),
+            (None, _, Err(_)) => self.next[socket] = None,
+        }
+    }
+
+    fn note(&mut self, socket: usize, number: u32, at_ns: u64) {
         if self.asked.len() < self.asked.capacity() {
-            self.asked.push(Noted { socket: socket as u32, number, at_ns: left_ns });
+            self.asked.push(Noted { socket: socket as u32, number, at_ns });
         }
     }
 
@@ -146,12 +180,17 @@ mod tests {
         RunSpec { tx_stamps, ..RunSpec::new(Kind::Udp, "127.0.0.1:9".parse().unwrap()) }
     }
 
+    /// Of sends that bring their numbers.
+    fn asking(spec: &RunSpec) -> Asking {
+        Asking::new(spec, 4, true)
+    }
+
     /// Sends so many by turns over four sockets, at 1,000 ns each; the answer is what was asked, by socket.
     fn asked(asking: &mut Asking, sends: usize) -> [u64; 4] {
         let mut counts = [0; 4];
         for index in 0..sends {
-            if asking.takes_next(index % 4) {
-                asking.book(index % 4, 1_000 * index as u64, &Ok(()));
+            if let Some(ask) = asking.takes_next(index % 4) {
+                asking.book(index % 4, ask, 1_000 * index as u64, &Ok(()));
                 counts[index % 4] += 1;
             }
         }
@@ -160,19 +199,18 @@ mod tests {
 
     #[test]
     fn one_of_so_many_asks_whatever_the_order_of_the_flows() {
-        let mut asking = Asking::new(&spec(8), 4);
-        let counts = asked(&mut asking, 80_000);
+        let counts = asked(&mut asking(&spec(8)), 80_000);
         // 10,000 in all: a quarter of them is 2,500, with a standard deviation of some 40.
         assert!(counts.iter().all(|count| count.abs_diff(2_500) < 250), "{counts:?}");
-        assert_eq!(asked(&mut Asking::new(&spec(0), 4), 1_000), [0; 4]);
-        assert_eq!(asked(&mut Asking::new(&spec(1), 4), 1_000), [250; 4]);
+        assert_eq!(asked(&mut asking(&spec(0)), 1_000), [0; 4]);
+        assert_eq!(asked(&mut asking(&spec(1)), 1_000), [250; 4]);
         let much = RunSpec { rate_pps: 1e6, duration: Duration::from_secs(60), ..spec(1) };
-        assert_eq!(Asking::new(&much, 4).every, 229);
+        assert_eq!((asking(&much).every, every(&much)), (229, 229));
     }
 
     #[test]
     fn stamps_are_put_together_with_their_sends_and_missing_ones_are_counted() {
-        let mut asking = Asking::new(&spec(1), 4);
+        let mut asking = asking(&spec(1));
         asked(&mut asking, 8);
         let mut came = Came::new(&spec(1));
         let offset = Offset { ns: 5_000_000, uncertainty_ns: 0 };
@@ -188,15 +226,26 @@ mod tests {
         assert_eq!((to_device.min(), to_device.max()), (400, 800));
     }
 
+    /// Two sends are on their way at once, and the first is refused; the numbers that are known, and what is asked later.
+    fn refused(brings_numbers: bool) -> (Vec<u32>, bool) {
+        let mut asking = Asking::new(&spec(1), 2, brings_numbers);
+        let (first, second) = (asking.takes_next(0).unwrap(), asking.takes_next(0).unwrap());
+        asking.book(0, first, 10, &Err(io::ErrorKind::WouldBlock.into()));
+        asking.book(0, second, 20, &Ok(()));
+        let goes_on = asking.takes_next(0).is_some();
+        let other = asking.takes_next(1).unwrap();
+        asking.book(1, other, 30, &Ok(()));
+        (asking.finish().iter().map(|noted| noted.number).collect(), goes_on)
+    }
+
     #[test]
-    fn a_socket_whose_send_was_refused_is_asked_no_more() {
-        let mut asking = Asking::new(&spec(1), 2);
-        assert!(asking.takes_next(0) && asking.takes_next(0));
-        asking.book(0, 10, &Err(io::ErrorKind::WouldBlock.into()));
-        // Its number is not known: it was on its way with the one before.
-        asking.book(0, 20, &Ok(()));
-        assert!(!asking.takes_next(0) && asking.takes_next(1));
-        asking.book(1, 30, &Ok(()));
-        assert_eq!(asking.finish(), [Noted { socket: 1, number: 0, at_ns: 30 }]);
+    fn a_refused_send_takes_its_number_with_it_and_the_others_keep_theirs() {
+        assert_eq!(refused(true), (vec![1, 0], true));
+    }
+
+    #[test]
+    fn where_the_kernel_counts_a_socket_with_a_refused_send_is_asked_no_more_and_its_stamps_are_missing() {
+        // Whose stamp that of the second is, is not known; a third one is not asked.
+        assert_eq!(refused(false), (vec![UNKNOWN, UNKNOWN, 0], false));
     }
 }

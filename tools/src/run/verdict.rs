@@ -9,7 +9,7 @@ use crate::units;
 
 /// Smallest share of the schedule that must have been sent.
 const OFFERED_MIN: f64 = 0.999;
-/// What of the lateness is looked at, and how many times the limit each may be: the limit is that of p99.9. Half of the datagrams
+/// What of the sender's or receiver's lateness is looked at, and how many times the limit each may be: the limit is that of p99.9. Half of the datagrams
 /// must not be late by much of that, and no stall be much longer, which a fraction of a thousand would hide.
 const LATENESS: [(&str, f64); 4] = [("p50", 0.1), ("p99.9", 1.0), ("p99.99", 10.0), ("max", 10.0)];
 
@@ -19,7 +19,8 @@ const LATENESS: [(&str, f64); 4] = [("p50", 0.1), ("p99.9", 1.0), ("p99.99", 10.
 pub enum Validity {
     /// The figures are the device's.
     Valid,
-    /// The sender could not keep the schedule: the figures are for less load than asked, or for a burstier one.
+    /// The sender could not keep the schedule: the figures are for less load than asked, or for a burstier one. Or the receiver was late
+    /// to read: the latency is its own.
     GeneratorLimited,
     /// The figures are wrong.
     Invalid,
@@ -35,6 +36,23 @@ impl Validity {
             Self::Invalid => "INVALID",
         }
     }
+}
+
+/// What can spoil a run and is looked for, of that which tests provoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// The sender's lateness.
+    Sender,
+    /// The receiver's lateness.
+    Receiver,
+    /// How much of the schedule was sent.
+    Offered,
+    /// What the generator's own sockets dropped.
+    OwnDrops,
+    /// What the hypervisor took.
+    Steal,
+    /// Steps of the clock.
+    ClockStep,
 }
 
 /// A validity with its reasons.
@@ -88,6 +106,8 @@ pub struct Observations {
     pub stalls: Stalls,
     /// Why the kernel refused the first send that it did.
     pub refusal: Option<String>,
+    /// Datagrams that it refused because of the far end, or the way there: what is measured lost them.
+    pub refused_far: u64,
     /// Why the timer slack could not be lowered.
     pub slack_error: Option<String>,
 }
@@ -95,23 +115,37 @@ pub struct Observations {
 /// What is still believed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// p99.9 of the sender's lateness in nanoseconds; a tenth of it is the limit of p50, ten times that of p99.99 and of the
+    /// p99.9 of the sender's lateness and of the receiver's in nanoseconds; a tenth of it is the limit of p50, ten times that of p99.99 and of the
     /// longest. What is below a quarter of the same figure of the service latency hardly moves it, and is believed all the same.
     pub lateness_ns: u64,
     /// Share that the hypervisor may take of any core, 0 to 1.
     pub steal: f64,
+    /// A check that is not made. No option sets it: by it the test that provokes a fault shows that it would fail without the check.
+    pub blind: Option<Check>,
+}
+
+impl Tolerance {
+    fn sees(&self, check: Check) -> bool {
+        self.blind != Some(check)
+    }
+}
+
+/// The delays by which a run is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Delays<'a> {
+    /// The sender's own lateness.
+    pub lateness: &'a Distribution,
+    /// The receiver's own lateness, where it is known.
+    pub receiving: Option<&'a Distribution>,
+    /// From actual send to arrival, the receiver's lateness included.
+    pub service: &'a Distribution,
 }
 
 /// Judges a run.
 #[must_use]
-pub fn judge(
-    observed: &Observations,
-    lateness: &Distribution,
-    service: &Distribution,
-    tolerance: Tolerance,
-) -> Verdict {
-    let faults = faults(observed, tolerance.steal);
-    let limits = limits(observed, lateness, service, tolerance.lateness_ns);
+pub fn judge(observed: &Observations, delays: Delays<'_>, tolerance: Tolerance) -> Verdict {
+    let faults = faults(observed, tolerance);
+    let limits = limits(observed, delays, tolerance);
     let validity = match (faults.is_empty(), limits.is_empty()) {
         (false, _) => Validity::Invalid,
         (true, false) => Validity::GeneratorLimited,
@@ -119,18 +153,18 @@ pub fn judge(
     };
     let reasons = faults.into_iter().chain(limits).collect();
     let mut notes = notes(observed);
-    notes.extend(own(lateness, service));
+    notes.extend(own(delays.lateness, delays.service));
     Verdict { validity, reasons, notes }
 }
 
 /// What makes the figures wrong.
-fn faults(observed: &Observations, steal_limit: f64) -> Vec<String> {
+fn faults(observed: &Observations, tolerance: Tolerance) -> Vec<String> {
     let mut faults = Vec::new();
     let ledger = &observed.ledger;
     if !(ledger.balances() && observed.legs_balance) {
         faults.push(format!("the ledger does not balance: {ledger:?}"));
     }
-    if observed.own_socket_drops > 0 {
+    if observed.own_socket_drops > 0 && tolerance.sees(Check::OwnDrops) {
         faults.push(format!(
             "the generator's own sockets dropped {} skbs on receipt; raise net.core.rmem_max, use more --flows or lower --rate",
             observed.own_socket_drops
@@ -142,17 +176,19 @@ fn faults(observed: &Observations, steal_limit: f64) -> Vec<String> {
             observed.clock_backwards
         ));
     }
-    if observed.clock_step_ns > 0 {
+    if observed.clock_step_ns > 0 && tolerance.sees(Check::ClockStep) {
         faults.push(format!(
             "the clock was set by {} during the run; let no program step it meanwhile (chronyd: `makestep`)",
             units::nanoseconds(observed.clock_step_ns)
         ));
     }
-    if let Some(steal) = observed.steal.filter(|&steal| steal > steal_limit) {
+    if let Some(steal) =
+        observed.steal.filter(|&steal| steal > tolerance.steal && tolerance.sees(Check::Steal))
+    {
         faults.push(format!(
             "the hypervisor took {:.1} % of a core's time (limit {:.1} %: --steal-limit); measure when the host is less busy",
             100.0 * steal,
-            100.0 * steal_limit
+            100.0 * tolerance.steal
         ));
     }
     if observed.suspended_ns > 1_000_000 {
@@ -170,15 +206,12 @@ fn faults(observed: &Observations, steal_limit: f64) -> Vec<String> {
 }
 
 /// What makes the load another than the one that was asked for.
-fn limits(
-    observed: &Observations,
-    lateness: &Distribution,
-    service: &Distribution,
-    lateness_limit_ns: u64,
-) -> Vec<String> {
+fn limits(observed: &Observations, delays: Delays<'_>, tolerance: Tolerance) -> Vec<String> {
     let mut limits = Vec::new();
     let ledger = &observed.ledger;
-    if !observed.interrupted && (ledger.sent as f64) < OFFERED_MIN * ledger.intended as f64 {
+    let offered = ledger.sent + observed.refused_far;
+    let enough = offered as f64 >= OFFERED_MIN * ledger.intended as f64;
+    if !observed.interrupted && !enough && tolerance.sees(Check::Offered) {
         limits.push(format!(
             "only {:.3} % of the scheduled datagrams were sent ({} refused by the kernel{}, {} not tried in time); \
              lower --rate, or use --burst with --gso",
@@ -188,15 +221,24 @@ fn limits(
             ledger.unsent
         ));
     }
-    let too_late = |(name, times): (&str, f64)| {
-        let limit = ((lateness_limit_ns as f64 * times) as u64).max(figure(service, name).unwrap_or(0) / 4);
-        let late = figure(lateness, name).filter(|&late| late > limit)?;
-        let (late, limit) = (units::nanoseconds(late), units::nanoseconds(limit));
-        let whose = whose(observed);
-        Some(format!("{name} of the sender's lateness is {late} (limit {limit}); {whose}"))
+    let too_late = |lateness: &Distribution| {
+        // One tells of the others.
+        LATENESS.into_iter().find_map(|(name, times)| {
+            let needed = figure(delays.service, name).unwrap_or(0);
+            let limit = ((tolerance.lateness_ns as f64 * times) as u64).max(needed / 4);
+            let late = figure(lateness, name).filter(|&late| late > limit)?;
+            Some((name, units::nanoseconds(late), units::nanoseconds(limit)))
+        })
     };
-    // One tells of the others.
-    limits.extend(LATENESS.into_iter().find_map(too_late));
+    limits.extend(Some(delays.lateness).filter(|_| tolerance.sees(Check::Sender)).and_then(too_late).map(
+        |(name, late, limit)| {
+            let whose = whose(observed);
+            format!("{name} of the sender's lateness is {late} (limit {limit}); {whose}")
+        },
+    ));
+    limits.extend(delays.receiving.filter(|_| tolerance.sees(Check::Receiver)).and_then(too_late).map(|(name, late, limit)| {
+        format!("{name} of the receiver's lateness is {late} (limit {limit}), and the latency has it; free a core, or send less")
+    }));
     if observed.peer_refused > 0 {
         limits.push(format!("the in-process peer could not send {} datagrams back", observed.peer_refused));
     }
@@ -272,10 +314,12 @@ pub fn is_own(lateness: &Distribution, service: &Distribution, name: &str) -> bo
 
 /// Which of the generator's own faults it could not look for.
 #[must_use]
-pub fn unchecked(tells_drops: bool, steal: Option<f64>) -> Vec<&'static str> {
+pub fn unchecked(tells_drops: bool, tells_arrival: bool, steal: Option<f64>) -> Vec<&'static str> {
     let drops = (!tells_drops).then_some("what its own sockets dropped (the kernel has no SO_MEMINFO here)");
     let steal = steal.is_none().then_some("what the hypervisor took (/proc/stat does not say)");
-    drops.into_iter().chain(steal).collect()
+    let arrival =
+        (!tells_arrival).then_some("how late the receiver was (the kernel stamps no arrivals here)");
+    drops.into_iter().chain(arrival).chain(steal).collect()
 }
 
 #[cfg(test)]
@@ -304,13 +348,20 @@ mod tests {
             interrupted: false,
             stalls: Stalls::default(),
             refusal: None,
+            refused_far: 0,
             slack_error: None,
         }
     }
 
+    const TOLERANCE: Tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05, blind: None };
+
+    fn judged(observed: &Observations, lateness: &Distribution, service_ns: u64) -> Verdict {
+        let service = &constant(service_ns);
+        judge(observed, Delays { lateness, receiving: None, service }, TOLERANCE)
+    }
+
     fn verdict(observed: &Observations, lateness_ns: u64, service_ns: u64) -> Verdict {
-        let tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05 };
-        judge(observed, &constant(lateness_ns), &constant(service_ns), tolerance)
+        judged(observed, &constant(lateness_ns), service_ns)
     }
 
     #[test]
@@ -355,6 +406,18 @@ mod tests {
     }
 
     #[test]
+    fn sends_that_the_far_end_refused_are_its_own_loss() {
+        let ledger = Ledger { intended: 1_000, sent: 500, refused: 500, received: 500, ..Ledger::default() };
+        let reset = |refused_far| {
+            let refusal = Some("reset".to_owned());
+            verdict(&Observations { ledger, refused_far, refusal, ..fine() }, 1_000, 50_000)
+        };
+        assert_eq!(reset(500).line(), "VALID");
+        assert_eq!(reset(500).notes, ["500 sends were refused by the kernel with \"reset\""]);
+        assert_eq!(reset(490).validity, Validity::GeneratorLimited, "ten found no room here");
+    }
+
+    #[test]
     fn a_little_steal_is_a_note() {
         let found = verdict(&Observations { steal: Some(0.03), ..fine() }, 1_000, 50_000);
         assert_eq!((found.validity, found.notes.len()), (Validity::Valid, 1));
@@ -377,9 +440,8 @@ mod tests {
 
     #[test]
     fn lateness_of_the_half_of_the_last_and_of_the_longest_counts_as_that_of_a_thousandth_does() {
-        let tolerance = Tolerance { lateness_ns: 1_000_000, steal: 0.05 };
         let limited = |lateness: &[(u64, u64)]| {
-            let found = judge(&fine(), &mixture(lateness), &constant(50_000), tolerance);
+            let found = judged(&fine(), &mixture(lateness), 50_000);
             (found.validity == Validity::GeneratorLimited, found.reasons.join("; "))
         };
         let on_time = 100;
@@ -394,6 +456,24 @@ mod tests {
         let (found, why) = limited(&[(on_time, 999_999), (20_000_000, 1)]);
         assert!(found && why.starts_with("max of the sender's lateness is 20.0 ms (limit 10.0 ms)"), "{why}");
         assert!(!limited(&[(on_time, 999_900), (8_000_000, 100)]).0, "a stall that is no longer than others");
+    }
+
+    #[test]
+    fn a_receiver_that_is_late_limits_the_run_as_a_sender_does() {
+        let found = |receiving: &[(u64, u64)], service_ns| {
+            let (lateness, receiving, service) =
+                (&constant(100), Some(&mixture(receiving)), &constant(service_ns));
+            judge(&fine(), Delays { lateness, receiving, service }, TOLERANCE)
+        };
+        assert_eq!(found(&[(30_000, 1_000_000)], 50_000).line(), "VALID", "so long takes a wake-up");
+        let late = found(&[(30_000, 990_000), (2_000_000, 10_000)], 50_000);
+        assert_eq!(late.validity, Validity::GeneratorLimited);
+        assert!(
+            late.reasons[0].starts_with("p99.9 of the receiver's lateness is 2.00 ms (limit 1.00 ms)"),
+            "{late:?}"
+        );
+        assert_eq!(found(&[(30_000, 999_999), (20_000_000, 1)], 50_000).validity, Validity::GeneratorLimited);
+        assert_eq!(found(&[(2_000_000, 1_000_000)], 20_000_000).line(), "VALID", "a tenth of what there is");
     }
 
     #[test]
@@ -427,10 +507,11 @@ mod tests {
 
     #[test]
     fn a_check_that_cannot_be_made_is_named() {
-        assert_eq!(unchecked(true, Some(0.0)), Vec::<&str>::new());
-        let said = |tells, steal| unchecked(tells, steal).join("; ");
-        assert!(said(false, Some(0.0)).starts_with("what its own sockets dropped"));
-        assert!(said(true, None).starts_with("what the hypervisor took"));
-        assert_eq!(unchecked(false, None).len(), 2);
+        assert_eq!(unchecked(true, true, Some(0.0)), Vec::<&str>::new());
+        let said = |drops, arrival, steal| unchecked(drops, arrival, steal).join("; ");
+        assert!(said(false, true, Some(0.0)).starts_with("what its own sockets dropped"));
+        assert!(said(true, false, Some(0.0)).starts_with("how late the receiver was"));
+        assert!(said(true, true, None).starts_with("what the hypervisor took"));
+        assert_eq!(unchecked(false, false, None).len(), 3);
     }
 }

@@ -7,6 +7,9 @@ use serde::Serialize;
 use super::goal::Goal;
 use super::trials::{Bound, Trial, classify, conditional_loss};
 
+/// The least time for what comes after the last send of a trial, in nanoseconds: both ends may have to wait for a core.
+const PATIENCE_MIN_NS: u64 = 5_000_000;
+
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Next {
@@ -95,6 +98,7 @@ struct Progress {
 #[derive(Clone, Debug)]
 pub struct Search {
     goals: Vec<(Goal, Progress)>,
+    width: f64,
     grid: Grid,
     trials: BTreeMap<usize, Vec<Trial>>,
     /// The highest load that the generator can offer.
@@ -109,7 +113,14 @@ impl Search {
     pub fn new(goals: Vec<Goal>, min: f64, max: f64, width: f64) -> Self {
         let grid = Grid::new(min, max.max(min * 1.000_001), width);
         let goals = goals.into_iter().map(|goal| (goal, Progress::default())).collect();
-        Self { goals, grid, trials: BTreeMap::new(), ceiling: grid.last, asked: None }
+        Self { goals, width, grid, trials: BTreeMap::new(), ceiling: grid.last, asked: None }
+    }
+
+    /// How long after the last send of a trial of so many seconds what a queue held may come, in nanoseconds: as large a share of the
+    /// trial as the bounds may lie apart. A load that is further above the capacity than that leaves a longer queue.
+    #[must_use]
+    pub fn patience_ns(&self, seconds: f64) -> u64 {
+        PATIENCE_MIN_NS.max((1e9 * seconds * self.width) as u64)
     }
 
     /// The next trial. The same until it is answered.
@@ -331,6 +342,16 @@ fn middle(lower: usize, upper: usize, width: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_queue_may_last_as_large_a_share_of_a_trial_as_the_bounds_may_lie_apart() {
+        let patience_ms = |width, seconds| {
+            Search::new(vec!["ndr".parse().unwrap()], 1_000.0, 2_000.0, width).patience_ns(seconds)
+                / 1_000_000
+        };
+        assert_eq!([patience_ms(0.005, 60.0), patience_ms(0.05, 1.0)], [300, 50]);
+        assert_eq!([patience_ms(0.005, 1.0), patience_ms(0.005, 0.1)], [5, 5]);
+    }
 
     fn goals(names: &[&str]) -> Vec<Goal> {
         names.iter().map(|name| name.parse().unwrap()).collect()

@@ -76,10 +76,12 @@ pub fn carry_out(
             ..base.clone()
         };
         let Some(result) = believed(&spec, unoffered, stop, show)? else { return Ok(End::Interrupted) };
+        let patience_ns = search.patience_ns(seconds);
+        let of_run = |result: &RunResult| trial(result, rate, seconds, patience_ns);
         match (result.verdict.validity, unoffered) {
-            (Validity::Valid, _) => search.record(trial(&result, rate, seconds)),
+            (Validity::Valid, _) => search.record(of_run(&result)),
             (_, Unoffered::Limits) => search.limit(),
-            (_, Unoffered::IsBad) => search.record(Trial { loss: 1.0, ..trial(&result, rate, seconds) }),
+            (_, Unoffered::IsBad) => search.record(Trial { loss: 1.0, ..of_run(&result) }),
         }
     }
     Ok(End::Over)
@@ -106,18 +108,30 @@ fn believed(
     Ok(None)
 }
 
-/// A run as a trial.
+/// A run as a trial. What came later after the last send than the fastest datagram needed and `patience_ns` more was held by a queue
+/// that grew: the drain (RFC 2544 section 23 waits two seconds for residual frames) would let a device carry, for as long as a trial
+/// lasts, what it only stores. It counts as lost.
 #[must_use]
-pub fn trial(result: &RunResult, rate: f64, seconds: f64) -> Trial {
+pub fn trial(result: &RunResult, rate: f64, seconds: f64, patience_ns: u64) -> Trial {
     let ledger = &result.ledger;
     let latency = ["p50", "p90", "p99", "p99.9", "p99.99", "p99.999"].map(|name| {
         let quantile =
             result.latency.response.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted);
         (name, quantile.and_then(|quantile| quantile.value_ns).map(|ns| ns as f64))
     });
-    let max = result.latency.response.max_ns.filter(|_| ledger.lost + ledger.late == 0);
+    let max = result.latency.response.max_ns.filter(|_| ledger.gone() == 0);
     let latency = latency.into_iter().chain([("max", max.map(|ns| ns as f64))]).collect();
-    Trial { latency, ..Trial::new(rate, seconds, ledger.sent, ledger.lost + ledger.late) }
+    let queued = queued(result, patience_ns);
+    Trial { latency, queued, ..Trial::new(rate, seconds, ledger.tried(), ledger.gone() + queued) }
+}
+
+/// Datagrams that came back in time, but too long after the last send.
+fn queued(result: &RunResult, patience_ns: u64) -> u64 {
+    let Some((histograms, fastest)) = result.histograms.as_ref().zip(result.latency.service.min_ns) else {
+        return 0;
+    };
+    let tail = &histograms.tail;
+    tail.len() - tail.count_between(0, fastest.saturating_add(patience_ns))
 }
 
 /// A bar for a search that may last `budget`; hidden where standard error is no terminal.

@@ -12,10 +12,12 @@ pub struct Trial {
     pub rate: f64,
     /// For how many seconds.
     pub seconds: f64,
-    /// Datagrams sent.
+    /// Datagrams sent, with those that the kernel refused.
     pub sent: u64,
-    /// Datagrams that did not come back in time.
+    /// Datagrams that did not come back in time, those in [`Self::queued`] among them.
     pub lost: u64,
+    /// Datagrams that came back, but so long after the last send that they had waited in a queue that grew.
+    pub queued: u64,
     /// The same as a share.
     pub loss: f64,
     /// Latency quantiles in nanoseconds, by name; what was lost is infinitely late, and absent.
@@ -27,7 +29,7 @@ impl Trial {
     #[must_use]
     pub fn new(rate: f64, seconds: f64, sent: u64, lost: u64) -> Self {
         let loss = if sent == 0 { 1.0 } else { lost as f64 / sent as f64 };
-        Self { rate, seconds, sent, lost, loss, latency: Vec::new() }
+        Self { rate, seconds, sent, lost, queued: 0, loss, latency: Vec::new() }
     }
 
     /// The latency by name; `None` when that part was lost or has too few samples.

@@ -66,11 +66,12 @@ fn made_up(
     let histograms = Histograms {
         response,
         service: empty.clone(),
-        lateness: empty,
+        lateness: empty.clone(),
         to_device: None,
         kernel: None,
         up: None,
         down: None,
+        tail: empty,
     };
     result.histograms = Some(histograms);
     bundle::write(&result, directory).unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::compare::quantile_cell;
 use crate::report::{Cell, Report, Section, Table};
 use crate::run::ledger::{Ledger, loss_statement};
-use crate::run::{self, Distribution, RunResult, RunSpec};
+use crate::run::{self, Distribution, RunResult, RunSpec, transmit};
 use crate::units;
 
 /// The result as a person reads it.
@@ -27,6 +27,9 @@ pub(in crate::cli) fn text(result: &RunResult, out: Option<&Path>) -> String {
     table.rows.push(row("lateness of the sender", &latency.lateness));
     if let Some(to_device) = &latency.to_device {
         table.rows.push(row("  then, as far as the device", to_device));
+    }
+    if let Some(receiving) = &latency.receiving {
+        table.rows.push(row("lateness of the receiver", receiving));
     }
     let mut notes: Vec<String> = result
         .verdict
@@ -66,7 +69,7 @@ pub(in crate::cli) fn text(result: &RunResult, out: Option<&Path>) -> String {
     notes.extend(worst_flow_text(result));
     notes.extend(result.ledger_up.iter().map(|ledger| sums("  there", ledger)));
     notes.extend(result.ledger_down.iter().map(|ledger| sums("  back", ledger)));
-    notes.extend(latency.to_device.as_ref().map(|to_device| stamps_text(to_device, spec.tx_stamps)));
+    notes.extend(latency.to_device.as_ref().map(|to_device| stamps_text(to_device, transmit::every(spec))));
     notes.push(result.account.line());
     notes.push(loss_statement(&result.ledger));
     notes.extend(result.dut.iter().map(|dut| {
@@ -100,15 +103,15 @@ fn size_text(spec: &RunSpec) -> String {
     format!("{} (mean {:.0})", shares.join(","), spec.mean_size())
 }
 
-/// How many sends were stamped, and of how many.
+/// How many stamps there are, and of how many sends there should be some.
 fn stamps_text(to_device: &Distribution, every: u32) -> String {
     let (came, asked) = (to_device.count, to_device.count + to_device.lost);
     let missing = if to_device.lost > 0 {
-        ": the device's driver does not stamp, or the queue to it was too long"
+        ": the device's driver does not stamp, the queue to it was too long, or (before Linux 6.13) a send of the same socket was refused before"
     } else {
         ""
     };
-    format!("the kernel stamped {came} of the {asked} sends that it was asked for (one of {every}){missing}")
+    format!("stamps of the device: {came} came of {asked} (of one send in {every}){missing}")
 }
 
 /// How far datagrams were overtaken, when any was.
@@ -132,12 +135,12 @@ fn worst_flow_text(result: &RunResult) -> Option<String> {
     let share = |flow: &(usize, &Ledger)| flow.1.loss_fraction();
     let worst = flows.iter().enumerate().max_by(|a, b| share(a).total_cmp(&share(b)));
     worst.filter(|worst| flows.len() > 1 && share(worst) > 0.0).map(|(index, ledger)| {
-        let losing = flows.iter().filter(|flow| flow.lost + flow.late > 0).count();
+        let losing = flows.iter().filter(|flow| flow.gone() > 0).count();
         format!(
             "{losing} of {} flows lost something; flow {index} most: {} of {}",
             flows.len(),
-            ledger.lost + ledger.late,
-            ledger.sent
+            ledger.gone(),
+            ledger.tried()
         )
     })
 }
