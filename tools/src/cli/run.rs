@@ -90,7 +90,7 @@ pub(super) struct Load {
     /// Length of one line of the interval log
     #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
     interval: Duration,
-    /// p99.9 of the sender's lateness above which the run counts as generator-limited
+    /// p99.9 of the sender's or receiver's lateness above which the run counts as generator-limited
     #[arg(long, default_value = "1ms", value_parser = humantime::parse_duration)]
     lateness_limit: Duration,
     /// Whose time stamps of arrivals are kept: the program's alone, or the kernel's too

@@ -26,8 +26,8 @@ use super::datagrams::{HELD_BYTES, HELD_MAX};
 use super::spec::{SIZE_MAX, SendBy};
 use super::transmit::Ask;
 
-/// Most messages of one system call: at 2 to 4 µs each, the last of them leaves some 20 µs behind the time it bears, a fifth of what
-/// the median of the lateness may be. A call alone costs a tenth of that.
+/// Most messages of one system call: at the 4 µs that the kernel takes for each (benches/README.md, the generator), the last of them
+/// leaves some 30 µs behind the time it bears, a third of what the median of the lateness may be.
 const TOGETHER: usize = 8;
 /// How long one wait for the ring's answers lasts, and how many of them there are before it counts as broken.
 const WAIT: Duration = Duration::from_millis(100);

@@ -127,7 +127,7 @@ pub struct RunSpec {
     /// Length of one line of the interval log; at least 100 ms.
     #[serde(rename = "interval_s", with = "seconds")]
     pub interval: Duration,
-    /// p99.9 of the sender's lateness above which the run counts as limited by the generator (unless it is less than a
+    /// p99.9 of the sender's or receiver's lateness above which the run counts as limited by the generator (unless it is less than a
     /// quarter of the p99.9 of the latency itself).
     #[serde(rename = "lateness_limit_s", with = "seconds")]
     pub lateness_limit: Duration,
