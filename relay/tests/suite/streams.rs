@@ -52,8 +52,8 @@ fn both_transports(flags: &[&str]) {
     ping_pong(connect(relay.tcp[0]), &peer, 300);
     ping_pong(connect_tls(relay.tls[0], &certificate), &peer, 300);
     let (status, log) = relay.stop();
-    assert!(status.success() && log.contains("\"unexplained\":0"), "{log}");
-    assert!(log.contains("\"application_drops\":{}"), "{log}");
+    assert!(status.success() && log.contains(" unexplained=0 "), "{log}");
+    assert!(!log.contains(" application_drops."), "{log}");
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_thousand_connections_are_served_at_once() {
     let (status, log) = relay.stop();
     assert!(status.success(), "{log}");
     assert!(log.contains("connections=1050"), "{log}");
-    assert!(log.contains("\"application_drops\":{}"), "{log}");
+    assert!(!log.contains(" application_drops."), "{log}");
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn refusals_are_logged_by_reason_and_not_by_connection() {
     assert!((1..=2).contains(&lines.len()), "{log}");
     let count = |line: &&str| -> u32 { line.rsplit_once("connections=").unwrap().1.parse().unwrap() };
     assert_eq!(lines.iter().map(count).sum::<u32>(), 200, "{log}");
-    assert!(log.contains("reason=malformed ") && log.contains("\"malformed_outer\":200"), "{log}");
+    assert!(log.contains("reason=malformed ") && log.contains(".malformed_outer=200 "), "{log}");
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn a_relay_without_free_descriptors_rests_and_goes_on() {
     late.read_exact(&mut answer).unwrap();
     let (status, log) = relay.stop();
     assert!(status.success(), "{log}");
-    let calls = log.split_once("\"system_calls\":").unwrap().1.split_once(',').unwrap().0;
+    let calls = log.split_once(" ingress.system_calls=").unwrap().1.split_once(' ').unwrap().0;
     assert!(calls.parse::<u32>().unwrap() < 5_000, "{log}");
     assert!(log.contains("reason=refused_system "), "{log}");
 }

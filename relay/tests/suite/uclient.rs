@@ -186,7 +186,7 @@ impl Relays {
     fn stop(self) -> Vec<String> {
         let stop = |relay: RelayProcess| {
             let (status, log) = relay.stop();
-            assert!(status.success() && log.contains("\"unexplained\":0"), "{log}");
+            assert!(status.success() && log.contains(" unexplained=0 "), "{log}");
             log
         };
         self.relays.into_iter().map(stop).collect()

@@ -188,7 +188,7 @@ fn call_over(protocol: &str, at: &str, pages: &mut Pages, certificate: &TestCert
     pages.hang_up();
     check_figures(relay.admin());
     let (end, log) = relay.stop();
-    assert!(end.success() && log.contains("\"unexplained\":0"), "{log}");
+    assert!(end.success() && log.contains(" unexplained=0 "), "{log}");
 }
 
 #[test]
