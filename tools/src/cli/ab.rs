@@ -240,9 +240,11 @@ fn compare(
         let names = others.iter().map(|other| other.name.clone());
         judgements.extend(names.zip(judging.judge_all(baseline, others, seed)));
     }
-    if doubts && !judgements.is_empty() {
-        // Nobody may read a PASS out of figures that cannot be believed.
+    let mut differences = differences(baseline, others, metrics, seed);
+    if doubts {
+        // Nobody may read a PASS, or better and worse, out of figures that cannot be believed.
         judgements.iter_mut().flat_map(|(_, judged)| judged).for_each(Judgement::take_back);
+        differences.iter_mut().for_each(Difference::take_back);
         notes.push(format!("no verdict: {}", judging::INVALID));
     }
     Compared {
@@ -251,7 +253,7 @@ fn compare(
         shortfall,
         runs: groups.iter().map(|group| group.runs.len()).collect(),
         repeated: groups.iter().map(|group| group.repeated).collect(),
-        differences: differences(baseline, others, metrics, seed),
+        differences,
         judgements,
         notes,
         doubts,

@@ -72,6 +72,15 @@ pub struct Difference {
     pub runs_needed: Option<u32>,
 }
 
+impl Difference {
+    /// Takes back what was found, because the runs cannot be believed; the values of each side stay.
+    pub fn take_back(&mut self) {
+        (self.estimate, self.low, self.high) = (None, None, None);
+        (self.p, self.p_adjusted, self.runs_needed) = (None, None, None);
+        (self.found, self.why) = (Found::Open, None);
+    }
+}
+
 /// Compares each of `others` with `baseline` on each metric.
 #[must_use]
 pub fn differences(baseline: &Group, others: &[&Group], metrics: &[Metric], seed: u64) -> Vec<Difference> {
@@ -139,7 +148,7 @@ fn settle(difference: &mut Difference, tests: usize) {
         return;
     }
     if same {
-        difference.why = difference.a.own.as_ref().or(difference.b.own.as_ref()).cloned();
+        difference.why = difference.a.hides(&difference.b, difference.metric);
         difference.found = if difference.why.is_none() { Found::Same } else { Found::Open };
         return;
     }

@@ -42,6 +42,20 @@ pub struct Side {
     pub own: Option<String>,
 }
 
+impl Side {
+    /// Why this side and `other` need not be alike where their values of `metric` are: how late the datagrams were that never came is
+    /// not known of either.
+    #[must_use]
+    pub fn hides(&self, other: &Self, metric: Metric) -> Option<String> {
+        let latency = matches!(metric, Metric::Quantile(_) | Metric::Max);
+        let has_lost = |side: &Self| side.values.iter().any(|&value| Metric::is_lost(value));
+        (latency && has_lost(self) && has_lost(other))
+            .then(|| format!("{} is lost on both sides: compare the loss", metric.name()))
+            .or_else(|| self.own.clone())
+            .or_else(|| other.own.clone())
+    }
+}
+
 impl Group {
     /// Reads runs: each path is the directory of a run, its `run.json`, or a directory of such directories.
     ///

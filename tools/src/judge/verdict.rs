@@ -194,7 +194,7 @@ fn decide(tested: Tested, p_fail: f64, rules: usize) -> Judgement {
         Verdict::Inconclusive
     };
     // What both sides have in common makes them look alike, and never different.
-    let hidden = judgement.a.own.as_ref().or(judgement.b.own.as_ref()).cloned();
+    let hidden = judgement.a.hides(&judgement.b, judgement.rule.metric);
     if let (Verdict::Pass, Some(_)) = (verdict, &hidden) {
         let p_fail = Some(p_fail);
         return Judgement { p_fail, verdict: Verdict::Inconclusive, why: hidden, ..judgement };
@@ -272,6 +272,16 @@ mod tests {
         assert_eq!(open.verdict, Verdict::Inconclusive);
         assert!(open.runs_needed.unwrap() > 50, "{open:?}");
         assert_eq!(one("p99>+5%", &CALM, &times(0.5)).verdict, Verdict::Pass);
+    }
+
+    #[test]
+    fn what_is_lost_on_both_sides_is_never_found_to_be_alike() {
+        let lost = [60e9; 5];
+        let both = one("p99>+5%", &lost, &lost);
+        assert_eq!(both.verdict, Verdict::Inconclusive);
+        assert!(both.why.unwrap().contains("lost on both sides"));
+        assert_eq!(one("p99>+5%", &CALM, &lost).verdict, Verdict::Fail);
+        assert_eq!(one("p99>+5%", &lost, &CALM).verdict, Verdict::Pass);
     }
 
     #[test]

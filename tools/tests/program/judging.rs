@@ -303,6 +303,8 @@ fn programs_take_turns_and_their_processor_time_is_compared() {
     let (first, second) = (reflector(free_port()), reflector(free_port()));
     let mut arguments =
         vec!["ab", "udp", &first, &second, "--blocks", "2", "--metrics", "p50,cpu/pkt", "--json"];
+    // The machine may be busy.
+    arguments.push("--allow-invalid");
     arguments.extend(SHORT);
     arguments.extend(["--out", out.to_str().unwrap()]);
     let (code, text, stderr) = output(&arguments);
@@ -353,7 +355,8 @@ fn an_interrupt_keeps_the_runs_that_are_complete() {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(130), "{text}");
-    assert!(text.contains("interrupted") && text.contains("p50"), "{text}");
+    assert!(text.contains("interrupted") && text.contains("p50") && text.contains("no verdict: "), "{text}");
+    assert!(!["better", "worse", "same"].iter().any(|found| text.contains(&format!(" {found} │"))), "{text}");
     bundle::read(&out.join("A/01")).unwrap();
     // Whoever judges these runs later is told, though each of them is whole.
     let [a, b] = ["A", "B"].map(|side| out.join(side).to_str().unwrap().to_owned());
@@ -509,6 +512,7 @@ fn a_sweep_has_a_row_for_each_load_and_a_calibration_one_for_each_figure() {
 #[test]
 fn our_own_designs_are_compared_in_a_network_of_their_own() {
     let mut arguments = vec!["ab", "--io", "suspend,drop", "--blocks", "1", "--json", "--flows", "2"];
+    arguments.push("--allow-invalid");
     arguments.extend(SHORT);
     let (code, text, stderr) = output(&arguments);
     assert!(code == 0 || code == 4, "{code} {text} {stderr}");
