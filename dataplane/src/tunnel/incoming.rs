@@ -169,6 +169,9 @@ impl Tunnel {
         peer.stats.received_message_bytes += datagram.len() as u64;
         self.authentic(index, path, now);
         let peer = &mut self.peers[index];
+        if let Some(paths) = &mut peer.paths {
+            paths.called(path, now);
+        }
         peer.timers.session_made(now);
         peer.timers.anything_sent(now);
         if let Some(path) = peer.answers_by(path) {
@@ -209,6 +212,9 @@ impl Tunnel {
         self.authentic(index, path, now);
         let handshake = self.handshake(now);
         let peer = &mut self.peers[index];
+        if let Some(paths) = &mut peer.paths {
+            paths.answered(path);
+        }
         peer.told_silent = false;
         peer.timers.session_made(now);
         peer.timers.handshake_complete();

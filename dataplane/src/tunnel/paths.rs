@@ -12,17 +12,21 @@
 //! So an initiation is the question whether a way carries both directions, and the peer follows us with the next message.
 //! The answer makes a new session; the packets on the way that is left belong to the one before, and its replay window
 //! does not move on without them: whatever either way delivers is accepted, however much one is faster.
+//!
+//! A peer that sends on its own is not silent when it is only our messages that are lost: see [`unheard`].
 
 mod candidates;
 mod leg;
 mod regain;
 #[cfg(test)]
 mod tests;
+mod unheard;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use self::leg::Leg;
+use self::unheard::Hearing;
 use super::peer::Path;
 
 /// A way on which something was sent and nothing heard for this long is suspect.
@@ -142,6 +146,7 @@ pub struct Paths {
     in_pair: bool,
     /// The direct way is in use and suspect: until then its answer is waited for.
     verdict_at: Option<Instant>,
+    hearing: Hearing,
     /// The direct way is in use because there was no other, since then.
     forced: Option<Instant>,
     hold: Duration,
@@ -179,6 +184,7 @@ impl Paths {
             ask_at: None,
             in_pair: false,
             verdict_at: None,
+            hearing: Hearing::default(),
             forced: None,
             hold: HOLD_MIN,
             taken_back: None,
@@ -226,6 +232,7 @@ impl Paths {
         }
         self.direct = Leg::new(path);
         (self.verdict_at, self.forced, self.probed) = (None, None, None);
+        self.hearing = Hearing::default();
         self.known = None;
         self.to_ask.clear();
         // The direct way is tried first.
@@ -241,6 +248,7 @@ impl Paths {
         let known = std::mem::replace(&mut self.relayed.path, path);
         if path.is_none() && known.is_some() {
             self.relayed.forget();
+            self.hearing = Hearing::default();
             if self.active == Kind::Relayed && self.direct.path.is_some() {
                 self.switch(Kind::Direct, now);
                 (self.forced, self.taken_back) = (Some(now), None);
@@ -333,8 +341,8 @@ impl Paths {
         match self.looks_for() {
             Kind::Direct => {
                 self.relayed.path?;
-                let suspect = self.direct.suspect_at()?;
-                Some(self.verdict_at.unwrap_or(suspect))
+                let silent = self.direct.suspect_at().map(|suspect| self.verdict_at.unwrap_or(suspect));
+                silent.into_iter().chain(self.doubt_at()).min()
             }
             Kind::Relayed => {
                 if let Some(probed) = self.probed {
@@ -359,6 +367,9 @@ impl Paths {
             return Some(action);
         }
         match self.looks_for() {
+            Kind::Direct if self.doubt_at().is_some_and(|at| at <= now) => {
+                self.poll_doubt(now).or_else(|| self.poll(now))
+            }
             Kind::Direct => self.poll_direct(now),
             Kind::Relayed => self.poll_relayed(now),
         }
@@ -403,6 +414,7 @@ impl Paths {
         self.untold = Some(now);
         self.figures.switches += 1;
         (self.verdict_at, self.probed) = (None, None);
+        self.hearing = Hearing::default();
         self.to_ask.clear();
         (self.answers, self.failures, self.invited) = (0, 0, false);
         self.leg_mut(kind).forget();

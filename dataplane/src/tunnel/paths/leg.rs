@@ -9,7 +9,7 @@ use crate::tunnel::peer::Path;
 /// [`SILENCE`] they keep below two seconds, and where the round trip is short, before the moment at which TCP tries for the third
 /// time (0.2, 0.6 and 1.4 s after it was cut; the next is after 3 s).
 const PATIENCE_MIN: Duration = Duration::from_millis(200);
-const PATIENCE_MAX: Duration = Duration::from_millis(900);
+pub(super) const PATIENCE_MAX: Duration = Duration::from_millis(900);
 /// The same while the round trip is not known.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Without an answer to more than one message, silence is suspect only behind so many batches of messages that were no

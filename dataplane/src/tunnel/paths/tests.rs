@@ -65,6 +65,11 @@ struct World {
     talks: bool,
     /// It answers nothing, and keeps alive ten seconds after it heard something.
     keepalive_at: Option<Instant>,
+    /// It sends data of its own so often.
+    peer_sends_every: Option<Duration>,
+    peer_sends_at: Instant,
+    /// When it starts a handshake because it has sent and heard nothing.
+    peer_calls_at: Option<Instant>,
     /// By arrival and number; whether it is for the peer.
     under_way: BTreeMap<(Instant, u64), (bool, Kind, Message)>,
     number: u64,
@@ -90,6 +95,9 @@ impl World {
             peer_at: Kind::Direct,
             talks: true,
             keepalive_at: None,
+            peer_sends_every: None,
+            peer_sends_at: now,
+            peer_calls_at: None,
             under_way: BTreeMap::new(),
             number: 0,
             switches: Vec::new(),
@@ -114,12 +122,21 @@ impl World {
     fn arrive(&mut self, to_peer: bool, kind: Kind, message: Message) {
         if !to_peer {
             self.ours.heard(path(kind), self.now);
-            if message == Message::Response {
-                self.carry(true, self.active(), Message::Keepalive);
+            match message {
+                Message::Response => {
+                    self.ours.answered(path(kind));
+                    self.carry(true, self.active(), Message::Keepalive);
+                }
+                Message::Initiation => {
+                    self.ours.called(path(kind), self.now);
+                    self.carry(true, kind, Message::Response);
+                }
+                Message::Data | Message::Keepalive => {}
             }
             return;
         }
         self.peer_at = kind;
+        self.peer_calls_at = None;
         match message {
             Message::Initiation => self.carry(false, kind, Message::Response),
             Message::Data if self.talks => self.carry(false, kind, Message::Data),
@@ -141,6 +158,18 @@ impl World {
         if self.keepalive_at.is_some_and(|at| at <= self.now) {
             self.keepalive_at = None;
             self.carry(false, self.peer_at, Message::Keepalive);
+        }
+        if let Some(every) = self.peer_sends_every
+            && self.peer_sends_at <= self.now
+        {
+            self.peer_sends_at = self.now + every;
+            self.carry(false, self.peer_at, Message::Data);
+            // WireGuard paper, section 6.5: after Keepalive-Timeout and Rekey-Timeout.
+            self.peer_calls_at.get_or_insert(self.now + 15 * SECOND);
+        }
+        if self.peer_calls_at.is_some_and(|at| at <= self.now) {
+            self.peer_calls_at = Some(self.now + 5 * SECOND + MS * 100);
+            self.carry(false, self.peer_at, Message::Initiation);
         }
         if self.next_send <= self.now {
             self.next_send = self.now + self.send_every;
@@ -223,7 +252,7 @@ proptest! {
         let mut world = World::new(direct_ms, relayed_ms);
         (world.talks, world.send_every) = (talks, MS * send_ms);
         world.pass(MS * before_ms);
-        // One direction is as bad as both.
+        // One direction is as bad as both, for a peer that sends only in answer.
         (world.direct.there, world.direct.back) = (there && !back, back && !there);
         let cut_at = world.now;
         // What was under way when it was cut is still heard, and so may be the one keepalive of a peer that only listens.
@@ -237,6 +266,40 @@ proptest! {
         world.wait_for(Kind::Direct, 9 * SECOND);
         world.pass(60 * SECOND);
         prop_assert_eq!(world.switches.len(), 2, "{:?}", world.switches);
+    }
+
+    #[test]
+    fn a_peer_that_is_heard_and_does_not_hear_us_is_found_by_its_second_call(
+        direct_ms in 1..150_u32, relayed_ms in 1..400_u32, send_ms in 1..200_u32, peer_sends_ms in 1..2_000_u32,
+        before_ms in 0..30_000_u32, talks: bool,
+    ) {
+        let mut world = World::new(direct_ms, relayed_ms);
+        (world.talks, world.send_every) = (talks, MS * send_ms);
+        world.peer_sends_every = Some(MS * peer_sends_ms);
+        world.pass(MS * before_ms);
+        prop_assert_eq!(&world.switches, &[]);
+        world.direct.there = false;
+        // The peer calls after 15 s and again 5 s later; the answer to our own question is waited for no more than a second.
+        world.wait_for(Kind::Relayed, 23 * SECOND);
+        world.pass(60 * SECOND);
+        prop_assert_eq!(world.switches.len(), 1, "it is not taken back while it does not work: {:?}", world.switches);
+        world.direct.there = true;
+        world.wait_for(Kind::Direct, 70 * SECOND);
+        world.pass(60 * SECOND);
+        prop_assert_eq!(world.switches.len(), 2, "{:?}", world.switches);
+    }
+
+    #[test]
+    fn a_peer_that_calls_again_because_one_answer_was_lost_is_asked_and_stays(
+        direct_ms in 1..150_u32, spacing_ms in 4_000..8_000_u32,
+    ) {
+        let mut world = World::new(direct_ms, 40);
+        for _ in 0..2 {
+            world.carry(false, Kind::Direct, Message::Initiation);
+            world.pass(MS * spacing_ms);
+        }
+        world.pass(10 * SECOND);
+        prop_assert_eq!((world.switches.len(), world.ours.figures().probes), (0, 1));
     }
 
     #[test]
@@ -255,7 +318,7 @@ proptest! {
     #[test]
     fn whatever_happens_the_policy_holds_and_no_timer_spins(
         policy in prop_oneof![Just(Policy::Auto), Just(Policy::Direct), Just(Policy::Relay)],
-        events in proptest::collection::vec((0..10_u8, 0..4_000_u32), 1..300),
+        events in proptest::collection::vec((0..12_u8, 0..4_000_u32), 1..300),
     ) {
         let mut now = Instant::now();
         let mut paths = Paths::new(policy, Some(direct()));
@@ -271,6 +334,8 @@ proptest! {
                 6 => paths.initiated(direct(), now),
                 7 => paths.set_direct(None),
                 8 => paths.set_candidates(addresses(["192.0.2.7:1", "10.0.0.7:2", DIRECT]).into_iter(), now + SECOND, now),
+                9 => paths.called(direct(), now),
+                10 => paths.answered(direct()),
                 _ => paths.forget_source(),
             }
             let mut actions = 0;
