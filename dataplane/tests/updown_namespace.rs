@@ -770,6 +770,10 @@ fn a_reload_sets_the_tunnel_to_its_file_while_packets_pass() {
     let reload = by_name("reload");
     assert_eq!(told(&reload), "towpath: again: 0 peers added, 0 changed, 0 removed\n");
     assert_eq!(by_name("strip").stdout, ask("strip").stdout);
+    // A tunnel of the same name in another network namespace is another one.
+    let elsewhere = hosts.b.run(|| hosts.towpath(&["reload", file.to_str().unwrap()]).output().unwrap());
+    assert!(elsewhere.status.code() == Some(1), "{elsewhere:?}");
+    assert!(told(&elsewhere).contains("is in another network namespace"), "{elsewhere:?}");
 
     // Another prefix of the same peer, and one peer more.
     let more =

@@ -42,6 +42,7 @@ pub(super) fn run(flags: &Flags) -> Result<(), Failure> {
     for warning in warnings {
         say(&format!("{}: {warning}", file.display()));
     }
+    ticket::is_here(&name)?;
     let tunnel = show::ask(Path::new(DIRECTORY), &name, Wanted { allowed_ips: true, stages: false })
         .map_err(|error| Failure::other(of_ask(&error, &name)))?;
     let (endpoints, missing) = resolved(&file, &config, &tunnel);

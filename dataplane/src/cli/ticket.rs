@@ -1,9 +1,11 @@
 //! `towpath ticket`: prints the ticket of a running tunnel, or gives it a peer's.
 
+use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -97,14 +99,9 @@ pub(super) fn odd(interface: &str) -> Failure {
 
 /// A request to the running tunnel, and its answer.
 pub(super) fn ask(interface: &str, request: &str) -> Result<String, Failure> {
-    let file = Path::new(DIRECTORY).join(format!("{interface}.sock"));
-    let failed = |error: io::Error| {
-        Failure::other(format!(
-            "{}: {error}; a tunnel of that name has to run, and it answers who started it, and root",
-            file.display()
-        ))
-    };
+    let (file, failed) = (path(interface), |error| unreachable(interface, &error));
     let mut socket = UnixStream::connect(&file).map_err(failed)?;
+    refuse_elsewhere(&socket, interface)?;
     socket.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     socket.write_all(request.as_bytes()).map_err(failed)?;
     socket.shutdown(Shutdown::Write).map_err(failed)?;
@@ -113,6 +110,39 @@ pub(super) fn ask(interface: &str, request: &str) -> Result<String, Failure> {
     match socket.take(ANSWER_MAX).read_to_string(&mut answer) {
         Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(failed(error)),
         Ok(_) | Err(_) => Ok(answer),
+    }
+}
+
+fn path(interface: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{interface}.sock"))
+}
+
+fn unreachable(interface: &str, error: &io::Error) -> Failure {
+    Failure::other(format!(
+        "{}: {error}; a tunnel of that name has to run, and it answers who started it, and root",
+        path(interface).display()
+    ))
+}
+
+/// Makes sure that the tunnel of this name, if there is one, is of the network namespace that this program is in.
+pub(super) fn is_here(interface: &str) -> Result<(), Failure> {
+    UnixStream::connect(path(interface)).map_or(Ok(()), |socket| refuse_elsewhere(&socket, interface))
+}
+
+/// Refuses a tunnel of another network namespace: all of them share the folder of sockets, and what this namespace's file says is
+/// not for it. Whose namespace cannot be told (its process is not seen, or was another when it began to listen) is believed.
+fn refuse_elsewhere(socket: &UnixStream, interface: &str) -> Result<(), Failure> {
+    let Ok(server) = rustix::net::sockopt::socket_peercred(socket) else { return Ok(()) };
+    let namespace = |process: &str| {
+        fs::metadata(format!("/proc/{process}/ns/net")).map(|found| (found.dev(), found.ino()))
+    };
+    let server = server.pid.as_raw_nonzero();
+    match (namespace("self"), namespace(&server.to_string())) {
+        (Ok(ours), Ok(other)) if ours != other => Err(Failure::other(format!(
+            "{interface}: the tunnel of this name is in another network namespace, that of process {server}: run this there, or \
+             give the two tunnels different names"
+        ))),
+        _ => Ok(()),
     }
 }
 
