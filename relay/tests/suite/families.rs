@@ -43,13 +43,11 @@ fn relay(flags: &[&str]) -> RelayProcess {
     RelayProcess::start(&[&own[..], &allow, flags].concat())
 }
 
-/// Ends a relay that has lost nothing on its way out, other than what is named.
-fn stop(relay: RelayProcess, lost: &[&str]) -> String {
+/// Ends a relay that has lost nothing on its way out.
+fn stop(relay: RelayProcess) -> String {
     let (status, log) = relay.stop();
     assert!(status.success() && log.contains(" unexplained=0 "), "{log}");
-    let drops: Vec<&str> =
-        log.split_whitespace().filter_map(|word| word.strip_prefix("egress_drops.")).collect();
-    assert_eq!(drops, lost, "{log}");
+    assert!(!log.contains(" egress_drops."), "{log}");
     log
 }
 
@@ -179,7 +177,7 @@ fn one_client_talks_to_peers_of_both_families() {
             assert!(becomes_free(relayed[1]), "{way:?}");
             assert_eq!(delete(&mut client, AddressFamily::V6), Some(437));
         }
-        stop(relay, &[]);
+        stop(relay);
     }
 }
 
@@ -200,7 +198,7 @@ fn a_client_of_one_family_talks_to_peers_of_the_other() {
         assert_eq!(bind(&mut client, number(0), peer.local_addr().unwrap()), None);
         talk(&client, number(0), &peer, relayed);
     }
-    stop(relay, &[]);
+    stop(relay);
 }
 
 #[test]
@@ -261,7 +259,7 @@ fn a_closed_port_is_reported_with_icmp_and_healthy_peers_lose_nothing() {
             }
             assert!((1..ROUNDS).contains(&reports), "{reports} reports, {way:?}");
         }
-        stop(relay, &[]);
+        stop(relay);
     }
 }
 
@@ -291,7 +289,7 @@ fn a_storm_of_icmp_is_reported_ten_times_a_second_and_heard_of_again_later() {
         client.socket.send(&indication(dead, b"anybody?", false)).unwrap();
         let (datagram, _) = receive(&client.socket);
         assert_eq!(heard(&datagram), Some((dead, Icmp { kind: 3, code: 3, error_data: 0 })), "{way:?}");
-        let log = stop(relay, &[]);
+        let log = stop(relay);
         assert!(log.contains(".rate_limited="), "{log}");
     }
 }
@@ -309,7 +307,7 @@ fn a_peer_without_permission_is_not_reported() {
     peer.send_to(b"hello", relayed).unwrap();
     let (datagram, _) = receive(&client.socket);
     assert_eq!(Message::parse(&datagram).unwrap().data(), Some(&b"hello"[..]));
-    stop(relay, &[]);
+    stop(relay);
 }
 
 /// Gives the loopback interface of this namespace the MTU of an Ethernet.
@@ -406,7 +404,7 @@ fn dont_fragment_sets_df_and_drops_what_does_not_fit_and_nothing_else_has_it() {
                 std::iter::repeat_with(|| witness.next(port)).find(|&(seen, _)| seen == 4 + len).unwrap();
             assert_eq!((seen, df), (4 + len, false), "{way:?}");
         }
-        let log = stop(relay, &[]);
+        let log = stop(relay);
         assert!(log.contains(".egress_too_big=2 "), "{log}");
     }
 }
@@ -434,7 +432,7 @@ fn t49_what_does_not_fit_into_a_message_is_counted_and_never_cut() {
             assert_eq!(datagram, channel_message(number(0), &vec![3; len]));
         }
     }
-    let log = stop(relay, &[]);
+    let log = stop(relay);
     assert!(log.contains(".mtu=4 "), "{log}");
 }
 
@@ -463,7 +461,7 @@ fn t50_payload_that_looks_like_stun_or_channel_data_is_opaque_both_ways() {
         peer.send_to(&payload, relayed).unwrap();
         assert_eq!(receive(&client.socket).0, channel_message(number(0), &payload));
     }
-    stop(relay, &[]);
+    stop(relay);
 }
 
 #[test]
@@ -483,5 +481,5 @@ fn t38_clients_bound_to_each_other_cause_one_datagram_for_each_they_send() {
         client.socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         assert!(client.socket.recv(&mut [0; 100]).is_err(), "nothing goes round by itself");
     }
-    stop(relay, &[]);
+    stop(relay);
 }

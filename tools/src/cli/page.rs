@@ -1,9 +1,12 @@
 //! A file that a long command writes at its end: that it can be written is made sure of at the beginning.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+
+use crate::format::output::whole_file;
 
 /// The place of the file.
 #[derive(Debug)]
@@ -28,12 +31,12 @@ impl Page {
         Ok(Self(path.to_owned()))
     }
 
-    /// Writes the file.
+    /// Writes the file: the whole of it, or it stays as it was.
     ///
     /// # Errors
     /// What the file system answers, with the path.
     pub(super) fn write(&self, text: &str) -> anyhow::Result<()> {
-        fs::write(&self.0, text).with_context(|| format!("cannot write {}", self.0.display()))
+        whole_file(&self.0, |out| Ok(out.write_all(text.as_bytes())?))
     }
 }
 

@@ -475,6 +475,21 @@ mod tests {
         }
     }
 
+    /// What a sender found that had nothing to send.
+    fn nothing() -> Outcome {
+        Outcome {
+            sent: vec![Sent::default()],
+            bytes: 0,
+            cpu_ns: 0,
+            stalls: Stalls::default(),
+            lateness: histogram(),
+            asked: Vec::new(),
+            refusal: None,
+            refused_far: 0,
+            slack_error: None,
+        }
+    }
+
     #[test]
     fn measured_sending_waits_for_a_main_thread_that_is_late() {
         const BUSY_NS: u64 = 50_000_000;
@@ -486,18 +501,7 @@ mod tests {
             }
             let begin = thread_cpu_ns();
             while thread_cpu_ns() - begin < BUSY_NS {}
-            let sent = vec![Sent::default()];
-            Ok(Outcome {
-                sent,
-                bytes: 0,
-                cpu_ns: 0,
-                stalls: Stalls::default(),
-                lateness: histogram(),
-                asked: Vec::new(),
-                refusal: None,
-                refused_far: 0,
-                slack_error: None,
-            })
+            Ok(nothing())
         };
         let receive = |_: &mut Receiver, _, shared: &Shared| {
             while shared.sender_done_ns.load(Ordering::Acquire) == 0 {
@@ -520,18 +524,7 @@ mod tests {
             while shared.start().is_none() {
                 thread::sleep(Duration::from_millis(1));
             }
-            let sent = vec![Sent::default()];
-            Ok(Outcome {
-                sent,
-                bytes: 0,
-                cpu_ns: 0,
-                stalls: Stalls::default(),
-                lateness: histogram(),
-                asked: Vec::new(),
-                refusal: None,
-                refused_far: 0,
-                slack_error: None,
-            })
+            Ok(nothing())
         };
         // This process is the device; it is busy throughout a drain.
         let receive = |_: &mut Receiver, _, shared: &Shared| {
@@ -562,17 +555,7 @@ mod tests {
             thread::sleep(Duration::from_millis(50));
             stop.store(true, Ordering::Relaxed);
             sending_ns.store(monotonic_ns() - shared.start().unwrap(), Ordering::Relaxed);
-            Ok(Outcome {
-                sent: vec![Sent::default()],
-                bytes: 0,
-                cpu_ns: 0,
-                stalls: Stalls::default(),
-                lateness: histogram(),
-                asked: Vec::new(),
-                refusal: None,
-                refused_far: 0,
-                slack_error: None,
-            })
+            Ok(nothing())
         };
         let receive = |_: &mut Receiver, _, shared: &Shared| {
             while shared.sender_done_ns.load(Ordering::Acquire) == 0 {
@@ -603,17 +586,7 @@ mod tests {
                     thread::yield_now();
                 }
                 stop.store(interrupted, Ordering::Relaxed);
-                Ok(Outcome {
-                    sent: vec![Sent { sent: 10, refused: 2, unsent: 5 }],
-                    bytes: 0,
-                    cpu_ns: 0,
-                    stalls: Stalls::default(),
-                    lateness: histogram(),
-                    asked: Vec::new(),
-                    refusal: None,
-                    refused_far: 0,
-                    slack_error: None,
-                })
+                Ok(Outcome { sent: vec![Sent { sent: 10, refused: 2, unsent: 5 }], ..nothing() })
             };
             let receive = |_: &mut Receiver, _, _: &Shared| Ok(());
             let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
@@ -634,18 +607,7 @@ mod tests {
                 }
                 // Until the main thread has looked at the clocks after measured sending.
                 thread::sleep(Duration::from_millis(250));
-                let sent = vec![Sent::default()];
-                Ok(Outcome {
-                    sent,
-                    bytes: 0,
-                    cpu_ns: 0,
-                    stalls: Stalls::default(),
-                    asked: Vec::new(),
-                    lateness: histogram(),
-                    refusal: None,
-                    refused_far: 0,
-                    slack_error: None,
-                })
+                Ok(nothing())
             };
             let receive = |_: &mut Receiver, _, _: &Shared| Ok(());
             let ends = Ends { send, receive, sockets: Vec::new(), peers: None };
