@@ -213,7 +213,7 @@ impl Tunnel {
         let handshake = self.handshake(now);
         let peer = &mut self.peers[index];
         if let Some(paths) = &mut peer.paths {
-            paths.answered(path);
+            paths.answered(path, now);
         }
         peer.told_silent = false;
         peer.timers.session_made(now);

@@ -27,6 +27,8 @@ pub(super) struct Leg {
     pub(super) heard: Option<Instant>,
     /// Batches heard with no more than [`SILENCE`] between them.
     run: u8,
+    /// When the initiation was sent whose response is awaited, for the round trip.
+    asked: Option<Instant>,
     round_trip: Option<Duration>,
 }
 
@@ -43,6 +45,11 @@ impl Leg {
     pub(super) fn initiated(&mut self, now: Instant) {
         self.unanswered.get_or_insert((now, 1));
         self.initiated.get_or_insert(now);
+        // The response to the one before may still come, and is then told from this one's by nothing.
+        let may_come = self.asked.is_some_and(|at| now.saturating_duration_since(at) < PATIENCE_MAX);
+        if !may_come {
+            self.asked = Some(now);
+        }
     }
 
     pub(super) fn heard(&mut self, now: Instant) {
@@ -50,8 +57,13 @@ impl Leg {
         self.run = if in_a_run { self.run.saturating_add(1) } else { 0 };
         self.heard = Some(now);
         self.unanswered = None;
-        if let Some(sent) = self.initiated.take() {
-            let sample = now.saturating_duration_since(sent);
+        self.initiated = None;
+    }
+
+    /// The response to an initiation came. Only it tells how long an answer takes: what a peer sends on its own may come at once.
+    pub(super) fn answered(&mut self, now: Instant) {
+        if let Some(asked) = self.asked.take() {
+            let sample = now.saturating_duration_since(asked);
             self.round_trip = Some(self.round_trip.map_or(sample, |known| (known * 3 + sample) / 4));
         }
     }
@@ -68,6 +80,6 @@ impl Leg {
 
     /// What is asked next is a matter of what comes.
     pub(super) fn forget(&mut self) {
-        (self.unanswered, self.initiated, self.run) = (None, None, 0);
+        (self.unanswered, self.initiated, self.asked, self.run) = (None, None, None, 0);
     }
 }

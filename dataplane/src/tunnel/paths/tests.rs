@@ -124,7 +124,7 @@ impl World {
             self.ours.heard(path(kind), self.now);
             match message {
                 Message::Response => {
-                    self.ours.answered(path(kind));
+                    self.ours.answered(path(kind), self.now);
                     self.carry(true, self.active(), Message::Keepalive);
                 }
                 Message::Initiation => {
@@ -290,6 +290,19 @@ proptest! {
     }
 
     #[test]
+    fn a_far_peer_that_sends_now_and_then_is_given_the_time_that_its_answer_takes(
+        direct_ms in 1..200_u32, relayed_ms in 1..400_u32, send_ms in 1..200_u32, peer_sends_ms in 1_001..3_000_u32,
+    ) {
+        // Between two of its messages it is silent for long enough to be asked, and what it sends on its own may come before its
+        // answer.
+        let mut world = World::new(direct_ms, relayed_ms);
+        (world.talks, world.send_every) = (false, MS * send_ms);
+        world.peer_sends_every = Some(MS * peer_sends_ms);
+        world.pass(200 * SECOND);
+        prop_assert_eq!(&world.switches, &[]);
+    }
+
+    #[test]
     fn a_peer_that_calls_again_because_one_answer_was_lost_is_asked_and_stays(
         direct_ms in 1..150_u32, spacing_ms in 4_000..8_000_u32,
     ) {
@@ -335,7 +348,7 @@ proptest! {
                 7 => paths.set_direct(None),
                 8 => paths.set_candidates(addresses(["192.0.2.7:1", "10.0.0.7:2", DIRECT]).into_iter(), now + SECOND, now),
                 9 => paths.called(direct(), now),
-                10 => paths.answered(direct()),
+                10 => paths.answered(direct(), now),
                 _ => paths.forget_source(),
             }
             let mut actions = 0;

@@ -49,8 +49,10 @@ impl Paths {
     }
 
     /// The peer has answered a handshake of ours by `path`; [`Paths::heard`] is told as well.
-    pub fn answered(&mut self, path: Path) {
-        if Kind::from(path) == Kind::Direct {
+    pub fn answered(&mut self, path: Path, now: Instant) {
+        let kind = Kind::from(path);
+        self.leg_mut(kind).answered(now);
+        if kind == Kind::Direct {
             self.hearing = Hearing::default();
         }
     }
