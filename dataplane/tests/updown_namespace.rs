@@ -888,6 +888,41 @@ fn only_the_own_tunnel_is_saved_whoever_serves_its_name() {
     assert!(others.wait().success(), "{}", others.log());
 }
 
+/// The kernel gives the inode of a namespace that is gone to the next one; what was killed there has another cookie noted.
+#[test]
+fn what_was_killed_in_a_namespace_that_is_gone_is_not_taken_back_in_another() {
+    let Some(hosts) = hosts("what_was_killed_in_a_namespace_that_is_gone_is_not_taken_back_in_another")
+    else {
+        return;
+    };
+    let hook = hosts.path("conf").join("hook");
+    let line = format!("PostDown = touch {}", hook.display());
+    let file = hosts.configuration(1, &line, "AllowedIPs = 10.99.0.2/32");
+    let leave_one = || {
+        killed(&mut hosts.start(&hosts.a, &file));
+        let mut journals = fs::read_dir(hosts.path("run")).unwrap();
+        let journal = journals.next().unwrap().unwrap().path();
+        let text = fs::read_to_string(&journal).unwrap();
+        assert!(journals.next().is_none() && text.contains("\"namespace_cookie\":"), "{text}");
+        fs::write(&journal, text.replace("\"namespace_cookie\":", "\"namespace_cookie\":9")).unwrap();
+    };
+    leave_one();
+    let down = hosts.down("tow1");
+    let told = String::from_utf8_lossy(&down.stderr);
+    assert_eq!(down.status.code(), Some(1), "{down:?}");
+    assert_eq!(told.matches("in a network namespace that is gone").count(), 1, "{told}");
+    assert!(told.contains("tow1 is not up by `towpath up`"), "{told}");
+    assert!(!hook.exists() && !hosts.path("run").exists());
+
+    leave_one();
+    let mut next = hosts.start(&hosts.a, &file);
+    let log = next.log();
+    assert_eq!(log.matches("in a network namespace that is gone").count(), 1, "{log}");
+    assert!(!hook.exists() && !log.contains("it is taken back"), "{log}");
+    assert!(hosts.down("tow1").status.success());
+    assert!(next.wait().success() && hook.exists(), "{}", next.log());
+}
+
 #[test]
 fn a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now() {
     let Some(hosts) = hosts("a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now")

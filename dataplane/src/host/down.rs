@@ -14,6 +14,7 @@ use crate::config::HostSection;
 /// When there is none, or it is another user's.
 pub fn down(interface: &str) -> io::Result<()> {
     let directory = journal::directory();
+    journal::clear_stale(&directory);
     if !journal::exists(&directory, interface) {
         let more = if super::is_there(interface) {
             ": somebody else has made the interface of this name; end it by `wg-quick down` or `ip link del`"

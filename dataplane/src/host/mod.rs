@@ -130,6 +130,7 @@ impl Host {
     pub fn open(interface: &str, file: &Path, config: &Config) -> io::Result<Self> {
         let signals = stop_signals()?;
         let directory = journal::directory();
+        journal::clear_stale(&directory);
         let journal = match Journal::open(&directory, interface) {
             Ok(Found::Free(journal)) => journal,
             Ok(Found::Running(process)) => {
