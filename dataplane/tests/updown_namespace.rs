@@ -990,6 +990,9 @@ fn an_interface_of_somebody_else_is_left_as_it_is() {
         hosts.a.sh(&format!("{make}; ip addr add 10.31.0.1/24 dev tow1"));
         let show = || hosts.a.sh("ip addr show tow1; ip route show table all");
         let (before, state) = (show(), hosts.state());
+        let down = hosts.down("tow1");
+        let told = String::from_utf8_lossy(&down.stderr);
+        assert!(down.status.code() == Some(1) && told.contains("RUNTIME_DIRECTORY"), "{told}");
         let mut refused = hosts.spawn(&hosts.a, &file);
         assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
         assert!(refused.log().contains("`ip link del tow1`"), "{}", refused.log());

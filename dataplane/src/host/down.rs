@@ -17,7 +17,8 @@ pub fn down(interface: &str) -> io::Result<()> {
     journal::clear_stale(&directory);
     if !journal::exists(&directory, interface) {
         let more = if super::is_there(interface) {
-            ": somebody else has made the interface of this name; end it by `wg-quick down` or `ip link del`"
+            ": somebody else has made the interface of this name; end it by `wg-quick down` or `ip link del`, or by `towpath down` \
+             with the RUNTIME_DIRECTORY that its `towpath up` had"
         } else {
             ""
         };
