@@ -13,10 +13,10 @@ mod on_hosts;
 mod unwritable;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -888,6 +888,19 @@ fn only_the_own_tunnel_is_saved_whoever_serves_its_name() {
     assert_eq!(fs::read_to_string(&file).unwrap().replace("\n\n", "\n"), two.replace("\n\n", "\n"));
     others.signal(Signal::TERM);
     assert!(others.wait().success(), "{}", others.log());
+
+    // As `wg set` does it; the file has neither port nor mark.
+    let file = hosts.configuration(1, "SaveConfig = true", "AllowedIPs = 10.99.0.2/32");
+    let mut running = hosts.start(&hosts.a, &file);
+    let mut wg = UnixStream::connect("/var/run/wireguard/tow1.sock").unwrap();
+    wg.write_all(b"set=1\nfwmark=119\n\n").unwrap();
+    let mut answer = [0; 64];
+    let len = wg.read(&mut answer).unwrap();
+    assert_eq!(&answer[..len], b"errno=0\n\n");
+    let down = hosts.down("tow1");
+    assert!(down.status.success() && running.wait().success(), "{down:?} {}", running.log());
+    let saved = fs::read_to_string(&file).unwrap();
+    assert!(saved.contains("\nFwMark = 119\n") && saved.contains("\nListenPort = "), "{saved}");
 }
 
 /// The kernel gives the inode of a namespace that is gone to the next one; what was killed there has another cookie noted.
@@ -950,7 +963,7 @@ fn a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now() {
     let mut theirs = hosts.run(&hosts.a, hosts.towpath(&["tow2", "-f"]));
     let start = Instant::now();
     // The file of the killed one is there all the time, and nobody serves it.
-    while std::os::unix::net::UnixStream::connect("/run/wireguard/tow2.sock").is_err() {
+    while UnixStream::connect("/run/wireguard/tow2.sock").is_err() {
         assert!(start.elapsed() < PATIENCE, "{}", theirs.log());
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -58,6 +58,7 @@ pub fn down(interface: &str) -> io::Result<()> {
         journal,
         signals: super::stop_signals()?,
         tunnel: None,
+        mark: 0,
     };
     host.end();
     // Where it lives, somebody else has it.
