@@ -271,7 +271,12 @@ fn assemble(
     let firewall_mark = host.connect(&mut handle, index, config)?;
     setup::mark_sockets(&sockets, firewall_mark)?;
     let listener = Listener::bind(name)
-        .inspect_err(|error| tracing::info!("`wg` does not see this tunnel: {error}"))
+        .inspect_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => tracing::warn!(
+                "`wg` does not see this tunnel, nor does `towpath show`: {error}, which is that of the file"
+            ),
+            _ => tracing::info!("`wg` does not see this tunnel: {error}"),
+        })
         .ok();
     tracing::info!(
         interface = name,

@@ -122,6 +122,8 @@ fn usage_errors_exit_with_2_and_name_the_remedy() {
         (&["wg0.conf"], "", "towpath up wg0.conf"),
         (&["/etc/wireguard/wg0.conf", "-f"], "", "towpath up /etc/wireguard/wg0.conf"),
         (&["wg0", "wg1"], "", "wg1"),
+        (&[".."], "", "use 1 to 15"),
+        (&["."], "", "use 1 to 15"),
         (&["status"], "", "towpath show"),
         (&["stop"], "", "towpath down"),
         (&["shwo"], "", "did you mean towpath show?"),

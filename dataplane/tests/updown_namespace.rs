@@ -13,10 +13,10 @@ mod on_hosts;
 mod unwritable;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -880,12 +880,62 @@ fn only_the_own_tunnel_is_saved_whoever_serves_its_name() {
     let mut others = hosts.start(&hosts.b, &other);
     assert!(!others.log().contains("does not see this tunnel"), "{}", others.log());
     let mut running = hosts.start(&hosts.a, &file);
-    assert!(running.log().contains("does not see this tunnel"), "{}", running.log());
+    let log = running.log();
+    let told = log.lines().find(|line| line.contains("does not see this tunnel")).unwrap_or_default();
+    assert!(told.contains("WARN") && told.contains("use another interface name"), "{log}");
     let down = hosts.down("same");
     assert!(down.status.success() && running.wait().success(), "{down:?} {}", running.log());
     assert_eq!(fs::read_to_string(&file).unwrap().replace("\n\n", "\n"), two.replace("\n\n", "\n"));
     others.signal(Signal::TERM);
     assert!(others.wait().success(), "{}", others.log());
+
+    // As `wg set` does it; the file has neither port nor mark.
+    let file = hosts.configuration(1, "SaveConfig = true", "AllowedIPs = 10.99.0.2/32");
+    let mut running = hosts.start(&hosts.a, &file);
+    let mut wg = UnixStream::connect("/var/run/wireguard/tow1.sock").unwrap();
+    wg.write_all(b"set=1\nfwmark=119\n\n").unwrap();
+    let mut answer = [0; 64];
+    let len = wg.read(&mut answer).unwrap();
+    assert_eq!(&answer[..len], b"errno=0\n\n");
+    let down = hosts.down("tow1");
+    assert!(down.status.success() && running.wait().success(), "{down:?} {}", running.log());
+    let saved = fs::read_to_string(&file).unwrap();
+    assert!(saved.contains("\nFwMark = 119\n") && saved.contains("\nListenPort = "), "{saved}");
+}
+
+/// The kernel gives the inode of a namespace that is gone to the next one; what was killed there has another cookie noted.
+#[test]
+fn what_was_killed_in_a_namespace_that_is_gone_is_not_taken_back_in_another() {
+    let Some(hosts) = hosts("what_was_killed_in_a_namespace_that_is_gone_is_not_taken_back_in_another")
+    else {
+        return;
+    };
+    let hook = hosts.path("conf").join("hook");
+    let line = format!("PostDown = touch {}", hook.display());
+    let file = hosts.configuration(1, &line, "AllowedIPs = 10.99.0.2/32");
+    let leave_one = || {
+        killed(&mut hosts.start(&hosts.a, &file));
+        let mut journals = fs::read_dir(hosts.path("run")).unwrap();
+        let journal = journals.next().unwrap().unwrap().path();
+        let text = fs::read_to_string(&journal).unwrap();
+        assert!(journals.next().is_none() && text.contains("\"namespace_cookie\":"), "{text}");
+        fs::write(&journal, text.replace("\"namespace_cookie\":", "\"namespace_cookie\":9")).unwrap();
+    };
+    leave_one();
+    let down = hosts.down("tow1");
+    let told = String::from_utf8_lossy(&down.stderr);
+    assert_eq!(down.status.code(), Some(1), "{down:?}");
+    assert_eq!(told.matches("in a network namespace that is gone").count(), 1, "{told}");
+    assert!(told.contains("tow1 is not up by `towpath up`"), "{told}");
+    assert!(!hook.exists() && !hosts.path("run").exists());
+
+    leave_one();
+    let mut next = hosts.start(&hosts.a, &file);
+    let log = next.log();
+    assert_eq!(log.matches("in a network namespace that is gone").count(), 1, "{log}");
+    assert!(!hook.exists() && !log.contains("it is taken back"), "{log}");
+    assert!(hosts.down("tow1").status.success());
+    assert!(next.wait().success() && hook.exists(), "{}", next.log());
 }
 
 #[test]
@@ -913,7 +963,7 @@ fn a_killed_one_is_not_saved_and_nothing_is_taken_from_who_has_its_name_now() {
     let mut theirs = hosts.run(&hosts.a, hosts.towpath(&["tow2", "-f"]));
     let start = Instant::now();
     // The file of the killed one is there all the time, and nobody serves it.
-    while std::os::unix::net::UnixStream::connect("/run/wireguard/tow2.sock").is_err() {
+    while UnixStream::connect("/run/wireguard/tow2.sock").is_err() {
         assert!(start.elapsed() < PATIENCE, "{}", theirs.log());
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -955,6 +1005,9 @@ fn an_interface_of_somebody_else_is_left_as_it_is() {
         hosts.a.sh(&format!("{make}; ip addr add 10.31.0.1/24 dev tow1"));
         let show = || hosts.a.sh("ip addr show tow1; ip route show table all");
         let (before, state) = (show(), hosts.state());
+        let down = hosts.down("tow1");
+        let told = String::from_utf8_lossy(&down.stderr);
+        assert!(down.status.code() == Some(1) && told.contains("RUNTIME_DIRECTORY"), "{told}");
         let mut refused = hosts.spawn(&hosts.a, &file);
         assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
         assert!(refused.log().contains("`ip link del tow1`"), "{}", refused.log());

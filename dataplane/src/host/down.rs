@@ -14,9 +14,11 @@ use crate::config::HostSection;
 /// When there is none, or it is another user's.
 pub fn down(interface: &str) -> io::Result<()> {
     let directory = journal::directory();
+    journal::clear_stale(&directory);
     if !journal::exists(&directory, interface) {
         let more = if super::is_there(interface) {
-            ": somebody else has made the interface of this name; end it by `wg-quick down` or `ip link del`"
+            ": somebody else has made the interface of this name; end it by `wg-quick down` or `ip link del`, or by `towpath down` \
+             with the RUNTIME_DIRECTORY that its `towpath up` had"
         } else {
             ""
         };
@@ -56,6 +58,7 @@ pub fn down(interface: &str) -> io::Result<()> {
         journal,
         signals: super::stop_signals()?,
         tunnel: None,
+        mark: 0,
     };
     host.end();
     // Where it lives, somebody else has it.

@@ -5,6 +5,7 @@
 //! kernel knows which process that is) runs the tunnel. Its lines are JSON and are only ever appended:
 //!
 //! ```text
+//!  {"namespace_cookie":4097}
 //!  {"runs":"/etc/towpath/wg0.conf","with":{…}}
 //!  {"done":{"rule":{…}}}
 //!  {"taken_back":true}
@@ -25,7 +26,9 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::Step;
+use super::names::Resolver;
 use crate::config::Fixed;
+use crate::sys::namespace;
 
 /// Where the files are, unless the service manager names another place (`RUNTIME_DIRECTORY` of systemd.exec(5)).
 pub const DIRECTORY: &str = "/run/towpath";
@@ -70,6 +73,10 @@ enum Line {
         runs: PathBuf,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         with: Option<Fixed>,
+    },
+    /// The network namespace that the tunnel is in; its inode, which the file is named after, is used again when it is gone.
+    Namespace {
+        namespace_cookie: u64,
     },
 }
 
@@ -209,6 +216,12 @@ impl Journal {
         if !text.is_empty() && !text.ends_with('\n') {
             file.write_all(b"\n")?;
         }
+        if cookie_in(&text).is_none()
+            && let Ok(namespace_cookie) = namespace::cookie()
+        {
+            // Without it, it is as one of an older kernel, and only its name tells of which namespace it is.
+            let _ = self.append(&Line::Namespace { namespace_cookie });
+        }
         Ok(())
     }
 }
@@ -222,10 +235,75 @@ fn steps_in(text: &str) -> Vec<Step> {
             // It has its place: a later line may say that it is taken back.
             Ok(Line::Unknown { .. }) => steps.push(Step::Unknown),
             Ok(Line::TakenBack { .. }) => _ = steps.pop(),
-            Ok(Line::Runs { .. }) | Err(_) => {}
+            Ok(Line::Runs { .. } | Line::Namespace { .. }) | Err(_) => {}
         }
     }
     steps
+}
+
+/// The network namespace that a journal is of, where that was noted.
+fn cookie_in(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| match serde_json::from_str(line) {
+        Ok(Line::Namespace { namespace_cookie }) => Some(namespace_cookie),
+        _ => None,
+    })
+}
+
+/// Removes the journals of tunnels that were killed in a network namespace that is gone, whose inode this one has got. What they
+/// had done there is gone with it, and their hooks would be run in a namespace that is not theirs. Not for a process that has a journal
+/// open: it would lose its lock.
+pub fn clear_stale(directory: &Path) {
+    let (Ok(namespace), Ok(cookie)) = (namespace::current(), namespace::cookie()) else { return };
+    for path in journals_of(directory, namespace) {
+        match remove_stale(&path, cookie) {
+            Ok(Some(steps)) => tracing::warn!(
+                "{}: a process that was killed has left it in a network namespace that is gone: it is removed, and no hook of it is run{}",
+                path.display(),
+                records_in(&steps)
+            ),
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{}: {error}", path.display()),
+        }
+    }
+}
+
+/// What is left outside the network namespace, and how it is removed: by a person, as another tunnel may have the name by now.
+fn records_in(steps: &[Step]) -> String {
+    let commands = steps.iter().filter_map(|step| match step {
+        Step::Names { program: Resolver::Resolvconf, record } => Some(format!("`resolvconf -d {record}`")),
+        _ => None,
+    });
+    let commands: Vec<_> = commands.collect();
+    if commands.is_empty() {
+        return String::new();
+    }
+    format!("; its name servers stay until {}", commands.join(" and "))
+}
+
+/// Removes a journal if it is of another network namespace; the answer is what was in it.
+fn remove_stale(path: &Path, cookie: u64) -> io::Result<Option<Vec<Step>>> {
+    let file = match File::options().read(true).write(true).open(path) {
+        // Its process has just ended, or it is another user's.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(None);
+        }
+        opened => opened?,
+    };
+    let mut text = String::new();
+    (&file).take(LENGTH_MAX).read_to_string(&mut text)?;
+    if cookie_in(&text).is_none_or(|noted| noted == cookie) {
+        return Ok(None);
+    }
+    // Whoever is as far as we are now has it, or has removed it.
+    if fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || file.metadata()?.nlink() == 0 {
+        return Ok(None);
+    }
+    fs::remove_file(path)?;
+    if let Some(directory) = path.parent() {
+        // Others have files in it, or it is the service manager's.
+        let _ = fs::remove_dir(directory);
+    }
+    Ok(Some(steps_in(&text)))
 }
 
 /// The configuration that the last process to run this tunnel has noted, and what that said.
@@ -273,8 +351,7 @@ pub fn turn(directory: &Path) -> Turn {
 
 /// The journal's file: the same name in another network namespace is another interface.
 fn path(directory: &Path, interface: &str) -> io::Result<PathBuf> {
-    let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
-    Ok(directory.join(format!("{interface}@{namespace}")))
+    Ok(directory.join(format!("{interface}@{}", namespace::current()?)))
 }
 
 /// Whether there is a journal of an interface of this network namespace.
@@ -286,16 +363,20 @@ pub fn exists(directory: &Path, interface: &str) -> bool {
 /// The steps of all other journals of this network namespace, of tunnels that run or were killed.
 #[must_use]
 pub fn steps_of_others(directory: &Path, interface: &str) -> Vec<Step> {
-    let Ok(own) = path(directory, interface) else { return Vec::new() };
-    let namespace = |path: &Path| {
-        let name = path.file_name().and_then(|name| name.to_str())?;
-        Some(name.rsplit_once('@')?.1.to_owned())
+    let (Ok(own), Ok(namespace)) = (path(directory, interface), namespace::current()) else {
+        return Vec::new();
     };
-    let files =
-        fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
-    let others = files.filter(|file| *file != own && namespace(file) == namespace(&own));
+    let others = journals_of(directory, namespace).filter(|file| *file != own);
     let texts = others.filter_map(|file| fs::read_to_string(file).ok());
     texts.flat_map(|text| steps_in(&text)).collect()
+}
+
+/// The files of all journals of a network namespace.
+fn journals_of(directory: &Path, namespace: u64) -> impl Iterator<Item = PathBuf> {
+    let files =
+        fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let end = format!("@{namespace}");
+    files.filter(move |file| file.file_name().is_some_and(|name| name.to_string_lossy().ends_with(&end)))
 }
 
 #[cfg(test)]
@@ -342,6 +423,48 @@ mod tests {
         assert!(journal.is_empty() && exists(&directory, "wg0"));
         journal.remove();
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn what_is_of_a_namespace_that_is_gone_is_removed_and_what_does_not_say_so_is_kept() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let directory = folder.path().join("towpath");
+        let mut journal = free(&directory);
+        journal.note(hook("ours")).expect("noted");
+        let path = journal.path.clone();
+        drop(journal);
+        let text = fs::read_to_string(&path).expect("text");
+        let cookie = namespace::cookie().expect("Linux 5.14");
+        assert_eq!(cookie_in(&text), Some(cookie));
+        clear_stale(&directory);
+        let journal = free(&directory);
+        assert_eq!(journal.steps, [hook("ours")]);
+        drop(journal);
+        assert_eq!(fs::read_to_string(&path).expect("text"), text, "it is said once");
+
+        // One of an older version is as ours, and says so from now on.
+        let line = |cookie: u64| format!("{{\"namespace_cookie\":{cookie}}}\n");
+        fs::write(&path, text.replace(&line(cookie), "")).expect("written");
+        clear_stale(&directory);
+        let journal = free(&directory);
+        assert_eq!(journal.steps, [hook("ours")]);
+        drop(journal);
+        assert_eq!(cookie_in(&fs::read_to_string(&path).expect("text")), Some(cookie));
+
+        // One of another interface in the namespace that had our inode; of another inode nothing is known.
+        let gone = text.replace(&line(cookie), &line(cookie + 1));
+        let number = namespace::current().expect("a number");
+        let (stale, other) =
+            (directory.join(format!("wg1@{number}")), directory.join(format!("wg1@1{number}")));
+        for file in [&path, &stale, &other] {
+            fs::write(file, &gone).expect("written");
+        }
+        assert_eq!(records_in(&steps_in(&gone)), "");
+        let record = Step::Names { program: Resolver::Resolvconf, record: "tun.wg0".to_owned() };
+        assert_eq!(records_in(&[record]), "; its name servers stay until `resolvconf -d tun.wg0`");
+        clear_stale(&directory);
+        assert!(!path.exists() && !stale.exists() && other.exists());
+        assert!(free(&directory).is_empty());
     }
 
     #[test]

@@ -119,6 +119,8 @@ pub struct Host {
     signals: StopSignals,
     /// Where the tunnel that this process runs is asked how it is set, if that is to be saved.
     tunnel: Option<UnixStream>,
+    /// The mark of the tunnel's sockets when it was brought up, 0 for none.
+    mark: u32,
 }
 
 impl Host {
@@ -130,6 +132,7 @@ impl Host {
     pub fn open(interface: &str, file: &Path, config: &Config) -> io::Result<Self> {
         let signals = stop_signals()?;
         let directory = journal::directory();
+        journal::clear_stale(&directory);
         let journal = match Journal::open(&directory, interface) {
             Ok(Found::Free(journal)) => journal,
             Ok(Found::Running(process)) => {
@@ -165,6 +168,7 @@ impl Host {
             journal,
             signals,
             tunnel: None,
+            mark: 0,
         };
         if !host.journal.is_empty() {
             tracing::warn!(
@@ -254,7 +258,8 @@ impl Host {
     /// What the kernel or a program refused, with the remedy.
     pub fn connect(&mut self, handle: &mut Handle, index: u32, config: &Config) -> io::Result<u32> {
         self.set_names()?;
-        self.route(handle, index, config)
+        self.mark = self.route(handle, index, config)?;
+        Ok(self.mark)
     }
 
     /// Takes back what is still to be taken back, once the interface is gone.
@@ -333,7 +338,7 @@ impl Host {
                     "another version of towpath has done something that this one does not know: it stays";
                 return Err(io::Error::other(text));
             }
-            Step::Save { file } => save::save(self.tunnel.as_ref(), file)?,
+            Step::Save { file } => save::save(self.tunnel.as_ref(), file, self.mark)?,
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `SaveConfig = true`: the file is written anew, from how the tunnel is set at its end.
 //!
-//! `[Interface]` stays as it is but for ListenPort, PrivateKey and FwMark, where they are given. Peers are those there are;
+//! `[Interface]` stays as it is but for PrivateKey, where it is given, ListenPort, and FwMark, where it is given or was set since. Peers are those there are;
 //! comments in a peer's section stay, and so does an Endpoint with a name.
 
 use std::fmt::Write as _;
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use crate::config::Config;
 use crate::tunnel::key::{KEY_LEN, PublicKey, SecretKey};
 
 /// How long the loop may take for an answer.
@@ -20,13 +21,21 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// No answer is longer than this, bytes.
 const ANSWER_MAX: u64 = 64 << 20;
 
-/// Writes the configuration of a running tunnel anew; there is none any more after its process was killed.
-pub(super) fn save(tunnel: Option<&UnixStream>, file: &Path) -> io::Result<()> {
+/// Writes the configuration of a running tunnel anew; there is none any more after its process was killed. `mark` is what it was
+/// brought up with, 0 for none.
+pub(super) fn save(tunnel: Option<&UnixStream>, file: &Path, mark: u32) -> io::Result<()> {
     let saved = || -> io::Result<()> {
         let text = Zeroizing::new(fs::read_to_string(file)?);
         let device = ask(tunnel)?;
-        let new = rewritten(&text, &device)?;
-        replace(file, &new)
+        let new = rewritten(&text, &device, mark)?;
+        replace(file, &new)?;
+        if is_other_key(file, &device) {
+            tracing::warn!(
+                "SaveConfig: {}: the private key that was set meanwhile is not saved: its PrivateKeyFile is left as it is",
+                file.display()
+            );
+        }
+        Ok(())
     };
     saved().map_err(|error| {
         io::Error::new(error.kind(), format!("SaveConfig: {} stays as it was: {error}", file.display()))
@@ -46,6 +55,15 @@ fn ask(tunnel: Option<&UnixStream>) -> io::Result<Zeroizing<String>> {
         return Err(io::Error::other("the tunnel does not say how it is set"));
     }
     Ok(text)
+}
+
+/// Whether the tunnel has another private key than the one in a file that its configuration names.
+fn is_other_key(file: &Path, device: &str) -> bool {
+    let has = Device::parse(device).ok().and_then(|device| device.private_key);
+    let (Some(has), Ok((config, _))) = (has, Config::load(file)) else { return false };
+    // `wg` clamps what it sets.
+    let written = config.private_key;
+    !written.is_zero() && *written.to_base64() != *has && *written.clamped().to_base64() != *has
 }
 
 /// Beside the file first, so that there is a whole one at any time; with the owner, group and mode of the old one. Where the
@@ -145,19 +163,22 @@ fn is_heading(line: &str, name: &str) -> bool {
 }
 
 /// The text of a configuration, with what the tunnel tells of itself in it.
-fn rewritten(text: &str, answer: &str) -> io::Result<Zeroizing<String>> {
+fn rewritten(text: &str, answer: &str, mark: u32) -> io::Result<Zeroizing<String>> {
     let device = Device::parse(answer)?;
     // Text that holds keys and grows would leave copies of them behind.
     let mut new = Zeroizing::new(String::with_capacity(2 * text.len() + 2 * answer.len()));
     let lines: Vec<&str> = text.lines().collect();
     let first_peer = lines.iter().position(|line| is_heading(line, "[peer]")).unwrap_or(lines.len());
-    let has_port =
-        lines[..first_peer].iter().filter_map(|line| pair(line)).any(|(key, _)| key == "listenport");
+    let has = |wanted| lines[..first_peer].iter().filter_map(|line| pair(line)).any(|(key, _)| key == wanted);
+    let port = device.listen_port.as_ref().filter(|_| !has("listenport"));
+    // What the tunnel was brought up with is in the file already, or is what a default route has chosen and chooses anew.
+    let is_set = device.firewall_mark.as_ref().map_or(Ok(0), |now| now.parse()) != Ok(mark);
+    let new_mark = device.firewall_mark.as_ref().filter(|_| is_set && !has("fwmark"));
     for line in &lines[..first_peer] {
         let replaced = match pair(line).as_ref().map(|(key, _)| key.as_str()) {
             Some("listenport") => device.listen_port.as_ref().map(|port| ("ListenPort", port.as_str())),
             Some("privatekey") => device.private_key.as_ref().map(|key| ("PrivateKey", key.as_str())),
-            Some("fwmark") => Some(("FwMark", device.firewall_mark.as_deref().unwrap_or("off"))),
+            Some("fwmark") if is_set => Some(("FwMark", device.firewall_mark.as_deref().unwrap_or("off"))),
             _ => None,
         };
         // Writing to a string does not fail, here and below.
@@ -165,10 +186,10 @@ fn rewritten(text: &str, answer: &str) -> io::Result<Zeroizing<String>> {
             Some((key, value)) => writeln!(new, "{key} = {value}"),
             None => writeln!(new, "{line}"),
         };
-        if is_heading(line, "[interface]")
-            && let Some(port) = device.listen_port.as_ref().filter(|_| !has_port)
-        {
-            let _ = writeln!(new, "ListenPort = {port}");
+        if is_heading(line, "[interface]") {
+            for (key, value) in [("ListenPort", port), ("FwMark", new_mark)] {
+                let _ = value.map(|value| writeln!(new, "{key} = {value}"));
+            }
         }
     }
     let sections = sections_of(&lines[first_peer..]);
@@ -244,10 +265,42 @@ mod tests {
              Endpoint = office.example:51820\nPersistentKeepalive = 25\n\n[Peer]\nPublicKey = {three64}\n\
              PresharedKey = {two64}\nEndpoint = [2001:db8::1]:7\n"
         );
-        assert_eq!(*rewritten(&text, &answer).expect("good"), expected);
+        assert_eq!(*rewritten(&text, &answer, 0).expect("good"), expected);
         // A second time nothing changes.
-        assert_eq!(*rewritten(&expected, &answer).expect("good"), expected);
-        assert!(rewritten(&text, "public_key=12\n").is_err());
+        assert_eq!(*rewritten(&expected, &answer, 0).expect("good"), expected);
+        assert!(rewritten(&text, "public_key=12\n", 0).is_err());
+    }
+
+    #[test]
+    fn a_mark_that_was_set_since_is_written_and_one_that_a_default_route_has_is_not() {
+        let text = "[Interface]\nListenPort = 4000\nAddress = 10.9.0.1/24\n";
+        let written = |answer: &str, mark| {
+            let new = rewritten(text, &format!("listen_port=4000\n{answer}errno=0\n\n"), mark).expect("good");
+            new.lines().find_map(|line| line.strip_prefix("FwMark = ")).map(str::to_owned)
+        };
+        assert_eq!(written("fwmark=119\n", 0).as_deref(), Some("119"));
+        assert_eq!(written("fwmark=119\n", 51_820).as_deref(), Some("119"));
+        assert_eq!(written("fwmark=51820\n", 51_820), None);
+        assert_eq!(written("", 51_820), None);
+        let off = "[Interface]\nListenPort = 4000\nFwMark = off\n";
+        let new = rewritten(off, "listen_port=4000\nfwmark=51820\nerrno=0\n\n", 51_820).expect("good");
+        assert_eq!(*new, off);
+    }
+
+    #[test]
+    fn a_key_that_the_file_does_not_get_is_noticed() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let file = folder.path().join("wg0.conf");
+        let key = |byte: u8| SecretKey::new([byte; KEY_LEN]).clamped();
+        let hexadecimal =
+            |byte: u8| key(byte).expose().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        fs::write(folder.path().join("wg0.key"), &*key(7).to_base64()).expect("written");
+        fs::write(&file, "[Interface]\nPrivateKeyFile = wg0.key\n").expect("written");
+        let noticed = |byte| is_other_key(&file, &format!("private_key={}\nerrno=0\n\n", hexadecimal(byte)));
+        assert!(!noticed(7) && noticed(8));
+        // Where the file has the key, it was written; where it has none, a hook sets it.
+        fs::write(&file, "[Interface]\n").expect("written");
+        assert!(!noticed(8));
     }
 
     #[test]

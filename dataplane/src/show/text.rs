@@ -73,7 +73,11 @@ fn of_peer(text: &mut String, peer: &Peer) {
     }
     if let Some(path) = peer.path {
         let relay = peer.relay.map_or_else(String::new, |relay| format!(" by {relay}"));
-        line("path", format!("{}{relay}", path.name()));
+        let silent = if peer.path_answered == Some(false) { " (no answer yet)" } else { "" };
+        line("path", format!("{}{relay}{silent}", path.name()));
+    }
+    if let Some(code) = peer.relay_refusal {
+        line("relay", format!("refuses this peer ({code})"));
     }
     if let Some(prefixes) = &peer.allowed_ips {
         let prefixes: Vec<_> = prefixes.iter().map(ToString::to_string).collect();
@@ -127,7 +131,9 @@ pub(super) mod tests {
             preshared_key: true,
             endpoint: Some("192.0.2.2:51820".parse().unwrap()),
             path: Some(Way::Relayed),
+            path_answered: Some(true),
             relay: Some("203.0.113.5:3478".parse().unwrap()),
+            relay_refusal: None,
             allowed_ips: Some(["10.0.0.2/32", "fd00::/64"].map(|net| net.parse().unwrap()).into()),
             handshake_age_s: Some(62.9),
             persistent_keepalive_s: 25,
@@ -173,6 +179,14 @@ peer: SILENT=
         let mut relayed = tunnel();
         relayed.device.relay = Some("203.0.113.5:3478".parse().unwrap());
         assert!(of(&relayed).contains("\n  relay: 203.0.113.5:3478, no address yet\n"));
+        relayed.peers[1].path_answered = Some(false);
+        assert!(of(&relayed).contains("\n  path: relayed by 203.0.113.5:3478 (no answer yet)\n"));
+        (relayed.peers[1].path, relayed.peers[1].relay) = (Some(Way::Direct), None);
+        assert!(of(&relayed).contains("\n  path: direct (no answer yet)\n"));
+        relayed.peers[1].path_answered = None;
+        assert!(of(&relayed).contains("\n  path: direct\n"));
+        relayed.peers[1].relay_refusal = Some(403);
+        assert!(of(&relayed).contains("\n  path: direct\n  relay: refuses this peer (403)\n"));
         relayed.device.relayed = Some("203.0.113.5:49160".parse().unwrap());
         assert!(of(&relayed).contains("\n  relay: 203.0.113.5:3478, our address 203.0.113.5:49160\n"));
     }

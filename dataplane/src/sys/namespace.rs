@@ -1,7 +1,10 @@
-//! User, network and mount namespaces (namespaces(7)), for the lab and for tests.
+//! User, network and mount namespaces (namespaces(7)): which one this is, and, for the lab and for tests, others.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt as _;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Moves this process into a new user namespace, as its root, and a new network namespace.
 /// Works without privileges where user namespaces are allowed. Call it while the process has one thread.
@@ -42,6 +45,37 @@ pub fn enter(namespace: impl AsFd) -> io::Result<()> {
     // SAFETY: setns takes two integers and touches no memory of ours.
     let answer = unsafe { libc::setns(namespace.as_fd().as_raw_fd(), libc::CLONE_NEWNET) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The number of the calling thread's network namespace among those that there are now: its inode (namespaces(7)). Another one
+/// may get it when this one is gone.
+///
+/// # Errors
+/// Where /proc is not to be seen.
+pub fn current() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
+}
+
+/// A number of the calling thread's network namespace that no other one gets while this kernel runs (SO_NETNS_COOKIE, Linux 5.14).
+///
+/// # Errors
+/// ENOPROTOOPT before that; no descriptors.
+pub fn cookie() -> io::Result<u64> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let mut cookie = 0_u64;
+    let mut len = size_of_val(&cookie) as libc::socklen_t;
+    let cookie_ptr: *mut u64 = &raw mut cookie;
+    // SAFETY: `cookie` and `len` live on this stack frame until the call returns; `len` says how many bytes may be written.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            cookie_ptr.cast(),
+            &raw mut len,
+        )
+    };
+    if answer == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 fn unshare(flags: i32) -> io::Result<()> {

@@ -267,8 +267,12 @@ pub fn check_name(name: &str) -> io::Result<()> {
 fn named_request(name: &str) -> io::Result<libc::ifreq> {
     let bytes = name.as_bytes();
     let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'/' && *byte != b':' && *byte != b'%';
-    if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || !bytes.iter().all(plain) {
-        let text = format!("interface name {name:?}: use 1 to 15 letters, digits, '.', '_' or '-'");
+    // The kernel takes neither for a name: both are directories (dev_valid_name of net/core/dev.c).
+    let is_directory = matches!(name, "." | "..");
+    if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || !bytes.iter().all(plain) || is_directory {
+        let text = format!(
+            "interface name {name:?}: use 1 to 15 letters, digits, '.', '_' or '-', and not '.' or '..' alone"
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     // SAFETY: `struct ifreq` is plain data for which all zero bytes are valid.
@@ -307,7 +311,7 @@ mod tests {
 
     #[test]
     fn bad_names_are_refused_with_the_fix() {
-        for name in ["", "a-name-that-is-too-long", "with space", "sla/sh"] {
+        for name in ["", "a-name-that-is-too-long", "with space", "sla/sh", ".", ".."] {
             let error = named_request(name).expect_err("refused").to_string();
             assert!(error.contains("use 1 to 15"), "{error}");
         }

@@ -26,6 +26,8 @@ pub struct PeerView<'a> {
     pub preshared_key: Option<&'a SecretKey>,
     /// Where it is reached.
     pub path: Option<Path>,
+    /// Whether anything authentic has ever come by that path, or, where there is no choice between ways, from the peer at all.
+    pub is_heard: bool,
     /// What is routed to it, in order.
     pub allowed_ips: &'a BTreeSet<IpNet>,
     /// Seconds; 0 for none.
@@ -64,6 +66,10 @@ impl Tunnel {
             public_key: peer.public_key,
             preshared_key: peer.noise.preshared(),
             path: peer.path,
+            is_heard: peer
+                .paths
+                .as_ref()
+                .map_or(peer.stats.received_message_bytes > 0, |paths| paths.is_heard()),
             allowed_ips: &peer.allowed_ips,
             persistent_keepalive: peer.timers.persistent_keepalive(),
             stats: peer.stats,

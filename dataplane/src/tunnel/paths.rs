@@ -213,6 +213,12 @@ impl Paths {
         self.leg(self.active).path
     }
 
+    /// Whether anything authentic has ever come by the way in use.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.leg(self.active).heard.is_some()
+    }
+
     /// Its counters.
     #[must_use]
     pub fn figures(&self) -> PathFigures {

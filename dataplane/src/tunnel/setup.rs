@@ -1,6 +1,6 @@
 //! From a configuration to a running interface: paths and MTU are decided, sockets bound, addresses and routes set.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path as FilePath;
@@ -60,7 +60,7 @@ pub fn plan(
     let mut peers = Vec::with_capacity(config.peers.len());
     let mut relayed = Vec::new();
     let mut inquiries = Inquiries::default();
-    let mut called = Vec::new();
+    let mut called = BTreeSet::new();
     let mut policies = HashMap::new();
     let choices = choices(file, &config.relays, &found.relays, &mut inquiries)?;
     let mut outside: Vec<SocketAddr> = choices.iter().filter_map(|choice| choice.server).collect();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::quality::FixedState;
 
-use crate::stun::ChannelNumber;
+use crate::stun::{ChannelNumber, ErrorCode};
 
 /// A binding lasts 10 minutes (RFC 8656 section 12); it is renewed after 8 to 9.
 const REFRESH_AFTER: Duration = Duration::from_secs(8 * 60);
@@ -23,8 +23,8 @@ struct Channel {
     peer: SocketAddr,
     /// The server has confirmed it.
     bound: bool,
-    /// The server has refused it the last time.
-    refused: bool,
+    /// The server has refused it the last time, with this code.
+    refused: Option<ErrorCode>,
     /// When to bind it (again); `None` while a request is in flight.
     due: Option<Instant>,
     /// Set when nobody wants it any more: the number rests until then.
@@ -48,7 +48,7 @@ impl Channels {
         if let Some(&number) = self.by_peer.get(&peer) {
             return Some(number);
         }
-        let fresh = Channel { peer, bound: false, refused: false, due: Some(now), rests_until: None };
+        let fresh = Channel { peer, bound: false, refused: None, due: Some(now), rests_until: None };
         // To the server a peer has one number for as long as the binding lasts, and any other is a mistake of ours.
         let own = |channel: &Channel| channel.rests_until.is_some() && channel.peer == peer;
         let free = |channel: &Channel| channel.rests_until.is_some_and(|until| until <= now);
@@ -89,6 +89,11 @@ impl Channels {
         self.get(number).filter(|channel| channel.bound).map(|_| number)
     }
 
+    /// With which code the server has refused the channel to a peer the last time; `None` where it has not. O(1).
+    pub(super) fn refusal(&self, peer: SocketAddr) -> Option<ErrorCode> {
+        self.get(*self.by_peer.get(&peer)?)?.refused
+    }
+
     /// The peer behind a number. Also while the server's confirmation is on its way: data may overtake it. O(1).
     pub(super) fn peer(&self, number: ChannelNumber) -> Option<SocketAddr> {
         let channel = self.get(number)?;
@@ -101,16 +106,16 @@ impl Channels {
             return false;
         };
         channel.due = Some(now + REFRESH_AFTER + jitter);
-        channel.refused = false;
+        channel.refused = None;
         !std::mem::replace(&mut channel.bound, true)
     }
 
     /// A binding is refused.
-    pub(super) fn refuse(&mut self, number: ChannelNumber, now: Instant) {
+    pub(super) fn refuse(&mut self, number: ChannelNumber, code: ErrorCode, now: Instant) {
         if let Some(channel) = self.get_mut(number).filter(|channel| channel.rests_until.is_none()) {
             channel.due = Some(now + RETRY_AFTER);
             channel.bound = false;
-            channel.refused = true;
+            channel.refused = Some(code);
         }
     }
 
@@ -121,7 +126,7 @@ impl Channels {
         let mut found = false;
         for _ in 0..RETRY_WANTED {
             let refused = self.table.iter_mut().filter(|channel| {
-                channel.refused && channel.due.is_some_and(|due| due > now && due <= latest)
+                channel.refused.is_some() && channel.due.is_some_and(|due| due > now && due <= latest)
             });
             let Some(first) = refused.min_by_key(|channel| channel.due) else { break };
             first.due = Some(now);

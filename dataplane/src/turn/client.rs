@@ -296,6 +296,12 @@ impl Client {
         self.channels.bound(peer)
     }
 
+    /// With which code (RFC 8656 section 19) the server has refused a channel to `peer` the last time; `None` where it has not. O(1).
+    #[must_use]
+    pub fn refusal(&self, peer: SocketAddr) -> Option<u16> {
+        self.channels.refusal(peer).map(|code| code.0)
+    }
+
     /// The next datagram for the server.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         self.transmits.pop_front()

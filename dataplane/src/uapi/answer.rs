@@ -106,6 +106,7 @@ mod tests {
             public_key: PublicKey([1; KEY_LEN]),
             preshared_key: Some(&preshared),
             path: Some(Path::Direct { to: "[fe80::1%2]:51820".parse().expect("an address"), from: None }),
+            is_heard: true,
             allowed_ips: &allowed_ips,
             persistent_keepalive: 25,
             stats,

@@ -130,8 +130,14 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// By which way.
     pub path: Option<Way>,
+    /// Whether anything authentic has come by that way; none where there is no way, or from an older version.
+    #[serde(default)]
+    pub path_answered: Option<bool>,
     /// The relay, when it is by that way.
     pub relay: Option<SocketAddr>,
+    /// With which code of RFC 8656 the relay refuses a channel to the peer; none where it does not.
+    #[serde(default)]
+    pub relay_refusal: Option<u16>,
     /// What is routed to it, when that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_ips: Option<Vec<IpNet>>,

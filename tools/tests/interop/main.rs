@@ -14,6 +14,7 @@ mod load;
 mod managed;
 mod marking;
 mod offload;
+mod oneway;
 mod others;
 mod path;
 mod paths;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     // Those that take longest come first, so that none of them is the last and waited for.
     let waiting = tests![Turn::Waiting;
         others::boringtun_is_either_end,
+        oneway::a_path_that_carries_only_what_the_peer_sends_is_left_for_the_relay,
         path::an_address_that_changes_under_traffic_costs_a_moment,
         path::a_narrow_way_is_told_to_who_sends_on_it,
         paths::two_ends_behind_random_nat_meet_at_the_relay,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::shutdown::ledger;
 use super::tunnel::{End, start_towpath_with, start_wireguard_go};
-use super::world::{World, command, sh, try_sh};
+use super::world::{World, command, keys, sh, try_sh};
 
 const JSON: [&str; 2] = ["--log-format", "json"];
 
@@ -110,6 +110,13 @@ pub fn an_automatic_mtu_follows_the_routes(world: World) {
     sh("ip -n a link set a0 mtu 1500; ip -n a route change default via 10.1.0.1");
     until("all is as before", Duration::from_secs(5), || mtu("a") == 1_420);
     assert!(ping("-s 1392 -M do 10.77.0.2").0);
+    // So does a peer that comes later, and one that is gone does not.
+    let (_, public) = keys();
+    sh("ip -n a route add 10.2.0.9/32 via 10.1.0.1 mtu lock 1390");
+    sh(&format!("ip netns exec a wg set towa peer {public} endpoint 10.2.0.9:7"));
+    until("the new peer's route is the narrowest", Duration::from_secs(5), || mtu("a") == 1_310);
+    sh(&format!("ip netns exec a wg set towa peer {public} remove"));
+    until("the peer is gone", Duration::from_secs(5), || mtu("a") == 1_420);
     drop((caller, callee));
 }
 

@@ -31,6 +31,7 @@ pub fn a_relay_that_refuses_the_peers_new_port_is_not_shown_as_its_way(world: Wo
     caller.wait_for("refuses a channel to peer 10.2.0.2:900 (403)");
     for _ in 0..3 {
         let (text, peer) = shown();
+        assert!(text.contains("relay: refuses this peer (403)"), "{text}");
         assert!(!text.contains("path: ") && peer["path"].is_null() && peer["relay"].is_null(), "{text}");
         // It goes on calling meanwhile.
         std::thread::sleep(std::time::Duration::from_millis(300));

@@ -155,10 +155,11 @@ fn loss(old: &Peer, now: &Peer) -> Option<f64> {
 fn way(peer: &Peer) -> String {
     let address =
         |address: Option<std::net::SocketAddr>| address.map_or_else(String::new, |it| it.to_string());
+    let silent = if peer.path_answered == Some(false) { " (no answer yet)" } else { "" };
     match peer.path {
         None => "unknown".to_owned(),
-        Some(Way::Direct) => format!("direct {}", address(peer.endpoint)),
-        Some(Way::Relayed) => format!("relay {}", address(peer.relay)),
+        Some(Way::Direct) => format!("direct{silent} {}", address(peer.endpoint)),
+        Some(Way::Relayed) => format!("relay{silent} {}", address(peer.relay)),
     }
 }
 
@@ -206,6 +207,9 @@ pub(super) mod tests {
         model.update(later(0));
         assert_eq!((model.received, model.rows[0].received), (None, None));
         assert_eq!(model.rows[0].way, "relay 203.0.113.5:3478");
+        let mut silent = later(0);
+        silent.peers[1].path_answered = Some(false);
+        assert_eq!(way(&silent.peers[1]), "relay (no answer yet) 203.0.113.5:3478");
         assert_eq!(model.latency_s(), None);
         assert_eq!(model.latency(Stage::Ring).total(), 1, "since the start, for want of more");
         model.update(later(2));

@@ -371,7 +371,7 @@ impl App {
             self.tickets.remove(&view.public_key);
         }
         self.tunnel.remove_peer(index);
-        self.outside.names.forget(index);
+        self.outside.forget(index, now);
         if let Some(relay) = &mut self.relay {
             relay.forget_peer(index, now);
         }
@@ -383,7 +383,7 @@ impl App {
 
     /// Sets where a peer is reached: directly, and where there is a relay, over it as well.
     pub(super) fn set_endpoint(&mut self, index: PeerIndex, address: SocketAddr, now: Instant) {
-        self.outside.note_stop(now);
+        self.outside.note_called(index, now);
         let (direct, relayed) = (Path::Direct { to: address, from: None }, Path::Relayed { peer: address });
         let paths = self.tunnel.paths(index);
         let allows = |path| paths.is_none_or(|paths| paths.allows(path));

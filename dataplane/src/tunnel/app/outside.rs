@@ -1,7 +1,7 @@
 //! What is found out about the network outside while packets pass: how long they may be on the way to each peer, what MTU suits
 //! all, and where names lead.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -52,8 +52,8 @@ pub struct Inquiries {
 /// What an MTU that is found out depends on.
 #[derive(Debug)]
 pub struct AutoMtu {
-    /// Peers with an endpoint.
-    pub peers: Vec<PeerIndex>,
+    /// Peers with an endpoint; those that are given one while it runs come to them.
+    pub peers: BTreeSet<PeerIndex>,
     /// The smallest MTU that the interface may have, bytes.
     pub least: u16,
 }
@@ -99,6 +99,22 @@ impl Outside {
     /// Addresses may have changed.
     pub fn note_addresses(&mut self) {
         self.address_news |= self.addresses.as_mut().is_some_and(AddressWatch::take);
+    }
+
+    /// Somebody says where a peer is.
+    pub fn note_called(&mut self, peer: PeerIndex, now: Instant) {
+        if let Some(auto) = &mut self.auto {
+            auto.of.peers.insert(peer);
+        }
+        self.note_stop(now);
+    }
+
+    /// A peer is gone.
+    pub fn forget(&mut self, peer: PeerIndex, now: Instant) {
+        self.names.forget(peer);
+        if self.auto.as_mut().is_some_and(|auto| auto.of.peers.remove(&peer)) {
+            self.note_stop(now);
+        }
     }
 
     /// A peer or a relay is somewhere else, where another route may lead.

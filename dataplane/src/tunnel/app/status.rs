@@ -54,12 +54,13 @@ impl App {
         }
         for _ in 0..PEERS_TOLD {
             telling.last = self.tunnel.next_peer(telling.last);
-            let Some(view) = telling.last.and_then(|index| self.tunnel.view(index)) else {
+            let Some((index, view)) = telling.last.and_then(|index| Some((index, self.tunnel.view(index)?)))
+            else {
                 telling.parts.push_back(answer::end(None));
                 uapi.answer(telling.client, telling.parts);
                 return None;
             };
-            telling.parts.push_back(line(&self.peer_status(&view, telling.wanted, now)));
+            telling.parts.push_back(line(&self.peer_status(index, &view, telling.wanted, now)));
         }
         Some(telling)
     }
@@ -113,7 +114,13 @@ impl App {
         }
     }
 
-    fn peer_status(&self, view: &PeerView<'_>, wanted: Wanted, now: Instant) -> Peer {
+    /// With which code the relay refuses a channel to where it is to look for a peer, if it does.
+    fn refusal_shown(&self, index: PeerIndex) -> Option<u16> {
+        let relay = self.relay.as_ref()?;
+        relay.client.refusal(relay.peer(index)?)
+    }
+
+    fn peer_status(&self, index: PeerIndex, view: &PeerView<'_>, wanted: Wanted, now: Instant) -> Peer {
         let stats = &view.stats;
         let path = self.way_shown(view.path);
         let relay = self.relay.as_ref().filter(|_| path == Some(Way::Relayed)).map(|relay| relay.server);
@@ -123,7 +130,9 @@ impl App {
             preshared_key: view.preshared_key.is_some(),
             endpoint: view.path.as_ref().map(Path::remote),
             path,
+            path_answered: path.map(|_| view.is_heard),
             relay,
+            relay_refusal: self.refusal_shown(index),
             allowed_ips: wanted.allowed_ips.then(|| view.allowed_ips.iter().copied().collect()),
             handshake_age_s: handshake.map(|age| age.as_secs_f64()),
             persistent_keepalive_s: view.persistent_keepalive,

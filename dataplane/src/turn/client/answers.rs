@@ -158,7 +158,7 @@ impl Client {
                 self.report(reason);
             }
             Request::ChannelBind { number, peer } => {
-                self.channels.refuse(number, now);
+                self.channels.refuse(number, code, now);
                 // Also of one that was never bound: where the peer was heard of before, it is taken to be reached so.
                 self.events.push_back(Event::ChannelLost { peer });
                 self.report(reason);
