@@ -226,27 +226,25 @@ fn up_tunnel(up: &Up) -> Result<(), Failure> {
     outcome
 }
 
-fn run_tunnel(file: &Path, name: &str, mut config: Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
+fn run_tunnel(file: &Path, name: &str, config: Config, up: &Up, host: &mut Host) -> Result<(), Failure> {
     let (seeds, cookie_secret) = randomness()?;
     let from = file.to_owned();
-    let plan = move || {
-        let found = Found::wait_for(&from, &config);
-        let planned = setup::plan(&from, &config, found, seeds, cookie_secret);
-        // From here on the keys are the tunnel's alone.
-        config.forget_keys();
-        (planned, config)
-    };
-    let planned = host.before_interface().and_then(|()| host.beside(plan));
-    let (plan, config) = match planned {
+    let look_up = move || (Found::wait_for(&from, &config), config);
+    let looked_up = host.before_interface().and_then(|()| host.beside(look_up));
+    let (found, mut config) = match looked_up {
         // We are to end, and so we do.
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {
             tracing::info!("{error}");
             return Ok(());
         }
-        planned => planned?,
+        looked_up => looked_up?,
     };
+    // Here and not beside: what a thread has allocated goes back to it, and the plan for many peers is megabytes.
+    let plan = apart(|| setup::plan(file, &config, found, seeds, cookie_secret));
+    // From here on the keys are the tunnel's alone.
+    config.forget_keys();
     let plan = plan?;
-    let app = apart(|| assemble(file, name, &config, plan, up, host))?;
+    let app = apart(|| assemble(file, name, config, plan, up, host))?;
     host.serve(|halt, started| engine::run_until(app, &up.engine, halt, || started.tell()))?;
     Ok(())
 }
@@ -254,7 +252,7 @@ fn run_tunnel(file: &Path, name: &str, mut config: Config, up: &Up, host: &mut H
 fn assemble(
     file: &Path,
     name: &str,
-    config: &Config,
+    config: Config,
     plan: Plan,
     up: &Up,
     host: &mut Host,
@@ -267,8 +265,8 @@ fn assemble(
     let sockets = setup::bind_sockets(config.listen_port, gro, LISTEN_PATIENCE)?;
     let mut handle = netlink::Handle::open().map_err(io::Error::from)?;
     let (tun, index) =
-        setup::make_interface(&mut handle, name, config, plan.tunnel.mtu, up.engine.tun_options())?;
-    let firewall_mark = host.connect(&mut handle, index, config)?;
+        setup::make_interface(&mut handle, name, &config, plan.tunnel.mtu, up.engine.tun_options())?;
+    let firewall_mark = host.connect(&mut handle, index, &config)?;
     setup::mark_sockets(&sockets, firewall_mark)?;
     let listener = Listener::bind(name)
         .inspect_err(|error| match error.kind() {
@@ -306,6 +304,8 @@ fn assemble(
         admin,
         crypto_threads: up.crypto.threads(),
     };
+    // With many peers that is megabytes: the tunnel takes their place, instead of standing beside them until it ends.
+    drop(config);
     Ok(App::new(Tunnel::new(&plan.tunnel, now), tun, sockets, relay, management))
 }
 

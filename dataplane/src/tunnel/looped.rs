@@ -60,8 +60,7 @@ impl Outside {
             return;
         }
         self.forget(&peer.outside);
-        peer.outside.clear();
-        peer.outside.extend(addresses());
+        peer.outside = addresses().collect();
         for address in &peer.outside {
             let known = self.peers.entry(*address).or_insert((0, index));
             *known = (known.0 + 1, index);

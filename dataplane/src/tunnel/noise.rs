@@ -237,6 +237,7 @@ impl Noise {
             pending.finish(&identity.keys, self.preshared.as_ref(), datagram).ok_or(Cause::BadTag)?;
         // It and those before it are over. A later one is not: the peer goes on with the last that it has answered.
         state.pending[place..].fill_with(|| None);
+        state.jar.forget(local);
         let origin = Origin { local, remote, initiator: true, born: now, slept: world.slept() };
         let mut session = Session::new(origin, keys);
         session.seal(&[], &mut out[..DATA_OVERHEAD]);
@@ -321,11 +322,15 @@ impl Noise {
         out: &mut [u8],
         now: Instant,
     ) -> Result<OpenedData, Cause> {
-        let sessions = self.state.as_mut().map(|state| &mut state.sessions).ok_or(Cause::UnknownIndex)?;
+        let state = self.state.as_mut().ok_or(Cause::UnknownIndex)?;
+        let sessions = &mut state.sessions;
         let session = sessions.get_mut(receiver).ok_or(Cause::UnknownIndex)?;
         let (len, missing) = session.open(counter, (datagram, body), out, now)?;
         let (age, initiator) = (session.age(now), session.origin.initiator);
         let confirmed = sessions.confirm(receiver);
+        if confirmed {
+            state.jar.forget(receiver);
+        }
         Ok(OpenedData { len, confirmed, age, initiator, missing })
     }
 

@@ -162,7 +162,7 @@ pub(super) struct Peer {
     pub(super) paths: Option<Box<Paths>>,
     pub(super) awaits_path: bool,
     /// Where it is, or may be, reached directly, as [`super::looped::Outside`] knows it.
-    pub(super) outside: Vec<SocketAddr>,
+    pub(super) outside: Box<[SocketAddr]>,
     pub(super) path_mtu: PathMtu,
     pub(super) staged: Staged,
     /// It is in the queue of peers whose staged packets can leave.
@@ -201,7 +201,7 @@ impl Peer {
             path: config.path,
             paths: None,
             awaits_path: config.awaits_path,
-            outside: Vec::new(),
+            outside: Box::default(),
             path_mtu: PathMtu::default(),
             staged: Staged::default(),
             unstaging: false,

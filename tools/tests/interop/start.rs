@@ -8,8 +8,8 @@ use dataplane::sys::namespace;
 
 use super::world::{Process, World, command, keys};
 
-/// What the start may take, a handshake included; of the fastest of some runs, because others may need the cores as well. A
-/// build for tests is slower, and is mostly run beside something else.
+/// What the start may take, a handshake included, in the middle of some runs. A build for tests is slower, and is mostly run
+/// beside something else.
 const START_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 150 } else { 50 });
 const RUNS: usize = 5;
 /// How often is tried whether packets pass.
@@ -95,7 +95,7 @@ pub fn a_tunnel_carries_packets_soon_after_its_start(world: World) {
         let mut times: Vec<Duration> = runs.iter().map(|run| run[which]).collect();
         times.sort();
         println!("{what} after {:.1?} (median of {RUNS}; {times:.1?})", times[RUNS / 2]);
-        assert!(times[0] <= START_MAX, "{what}: {times:?}");
+        assert!(times[RUNS / 2] <= START_MAX, "{what}: {times:?}");
     }
     drop(callee);
 }

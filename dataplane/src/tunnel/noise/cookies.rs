@@ -132,8 +132,8 @@ const WAYS: usize = 2;
 /// one by each way: over a relay, or to another address of the peer's.
 #[derive(Default)]
 pub(super) struct Jar {
-    /// The one used last is first.
-    ways: [Option<Way>; WAYS],
+    /// The one used last is first. Each is in memory of its own: most peers have none, see [`Jar::forget`].
+    ways: [Option<Box<Way>>; WAYS],
 }
 
 /// What there is of one way.
@@ -188,14 +188,27 @@ impl Jar {
         Ok(way.path)
     }
 
+    /// A message has been answered by more than a cookie: no reply to it is waited for. A way of which there is no cookie is forgotten.
+    pub fn forget(&mut self, answered: SessionIndex) {
+        for way in &mut self.ways {
+            if let Some(held) = way
+                && held.last.take_if(|(index, _)| *index == answered).is_some()
+                && held.cookie.is_none()
+            {
+                *way = None;
+            }
+        }
+    }
+
     /// What there is of a way, in the place of the one that was not used for longest if it is new.
     fn way(&mut self, path: Path) -> &mut Way {
         let known = self.ways.iter().position(|way| way.as_ref().is_some_and(|way| way.path.leads_as(path)));
-        let place = known.unwrap_or(WAYS - 1);
+        let vacant = || self.ways.iter().position(Option::is_none);
+        let place = known.or_else(vacant).unwrap_or(WAYS - 1);
         self.ways[..=place].rotate_right(1);
         if known.is_none() {
             self.ways[0] = None;
         }
-        self.ways[0].get_or_insert(Way { path, last: None, cookie: None })
+        self.ways[0].get_or_insert_with(|| Box::new(Way { path, last: None, cookie: None }))
     }
 }

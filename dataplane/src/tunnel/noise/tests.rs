@@ -295,6 +295,25 @@ fn each_of_two_ways_has_a_cookie_of_its_own() {
 }
 
 #[test]
+fn a_message_that_is_answered_waits_for_no_cookie() {
+    let theirs_by_key = Identity::new(&secret(THEIR_SEED), &[3; 32]);
+    let seen = "192.0.2.1:7".parse().expect("an address");
+    for (we_begin, answered) in [(true, false), (true, true), (false, false), (false, true)] {
+        let (mut ours, mut theirs) = (Ours::new(None), Theirs::new(None));
+        let message = if we_begin { ours.initiate() } else { answer(ours.take(&theirs.initiate())) };
+        let mut reply = [0; COOKIE_REPLY];
+        assert_eq!(theirs_by_key.check_mac2(&message, seen, 0, &mut reply), CookieCheck::Reply);
+        let follows = answer(theirs.take(&message));
+        if answered {
+            ours.take(&follows);
+        }
+        let taken = ours.noise.handle_cookie_reply(&reply, ours.now);
+        let expected = if answered { Err(Cause::UnknownIndex) } else { Ok(outset(&ours.world).path) };
+        assert_eq!(taken, expected, "begun by us: {we_begin}");
+    }
+}
+
+#[test]
 fn boringtun_proves_itself_with_our_cookie() {
     let (ours, mut theirs) = (Ours::new(None), Theirs::new(None));
     let [source, elsewhere]: [SocketAddr; 2] =
