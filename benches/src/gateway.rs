@@ -52,28 +52,63 @@ pub fn run(arguments: &Arguments, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What may be resident, in MiB, while every peer has one session, or two: with one peer, and with up to ten thousand.
+const RESIDENT_MAX: [(usize, f64); 2] = [(1, 30.0), (10_000, 64.0)];
+
 fn memory(world: &World, peers: usize, out: &mut impl Write) -> anyhow::Result<()> {
     writeln!(
         out,
-        "{:>7} {:>9} {:>9} {:>10} {:>12} {:>13} {:>9} {:>13}",
-        "peers", "prefixes", "ready s", "idle MiB", "active MiB", "KiB/session", "storm s", "CPU µs/each"
+        "{:>7} {:>9} {:>9} {:>10} {:>9} {:>9} {:>10} {:>9} {:>9} {:>10} {:>9} {:>13}",
+        "peers",
+        "prefixes",
+        "ready s",
+        "idle MiB",
+        "sessions",
+        "MiB",
+        "KiB/each",
+        "sessions",
+        "MiB",
+        "KiB/each",
+        "storm s",
+        "CPU µs/each"
     )?;
     let mut sizes = vec![1, peers];
     sizes.dedup();
+    let mut missed = Vec::new();
     for peers in sizes {
         let measured = gateway::measure(world, peers)?;
         let mib = |kib: u64| kib as f64 / 1024.0;
-        writeln!(
+        write!(
             out,
-            "{peers:>7} {:>9} {:>9.2} {:>10.1} {:>12.1} {:>13.2} {:>9.2} {:>13.0}",
+            "{peers:>7} {:>9} {:>9.2} {:>10.1}",
             peers * gateway::PREFIXES_EACH,
             measured.start.as_secs_f64(),
             mib(measured.idle_kib),
-            mib(measured.active_kib),
-            measured.active_kib.saturating_sub(measured.idle_kib) as f64 / peers as f64,
+        )?;
+        let (mut kib_before, mut sessions_before) = (measured.idle_kib, 0);
+        for (kib, sessions) in measured.active_kib.into_iter().zip(measured.sessions) {
+            let each = kib.saturating_sub(kib_before) as f64 / (sessions - sessions_before) as f64;
+            write!(out, " {sessions:>9} {:>9.1} {each:>10.2}", mib(kib))?;
+            (kib_before, sessions_before) = (kib, sessions);
+        }
+        writeln!(
+            out,
+            " {:>9.2} {:>13.0}",
             measured.storm.as_secs_f64(),
             measured.handshake_cpu.as_secs_f64() * 1e6,
         )?;
+        // For more than ten thousand there is no target.
+        let Some((_, most)) = RESIDENT_MAX.iter().find(|(up_to, _)| peers <= *up_to) else { continue };
+        let [one, two] = measured.active_kib.map(mib);
+        let resident =
+            format!("{peers} peers: {one:.1} MiB with a session each, {two:.1} with two (target {most})");
+        writeln!(out, "{resident}")?;
+        if one.max(two) > *most {
+            missed.push(resident);
+        }
+    }
+    if !missed.is_empty() {
+        bail!("a target is missed: {}", missed.join("; "));
     }
     Ok(())
 }
