@@ -17,7 +17,7 @@ use tools::netns::{Address, Namespace};
 
 use super::figures::Ledger;
 use super::programs::Programs;
-use super::relay::sockets;
+use super::relay::{PASSWORD, Relay, USER, server, sockets};
 use super::rows::{Contender, Who};
 use super::world::World;
 use crate::load;
@@ -26,6 +26,8 @@ use crate::process::{Process, Role, now};
 /// Of the tunnel's devices.
 pub const MTU: u32 = 1420;
 const PORT: u16 = 51_820;
+/// Where ours show their figures; each end has a namespace, and with it this port, to itself.
+const ADMIN: &str = "127.0.0.1:9642";
 /// How long a tunnel or a program inside may take to start.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -47,14 +49,16 @@ impl End<'_> {
 /// A tunnel from A to B.
 pub struct Tunnel {
     ends: [Process; 2],
-    ours: bool,
+    /// Of ours: A's end has an allocation there, and a channel to B's. Nothing is to go over it.
+    relay: Option<Relay>,
 }
 
 /// Inner addresses of A and B.
 pub const INSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
 
 impl Tunnel {
-    /// Starts both ends and waits until packets flow.
+    /// Starts both ends and waits until packets flow. Ours have everything switched on that waits for its time to come: figures at
+    /// both ends, and a relay at A's, whose own cost is not counted.
     ///
     /// # Errors
     /// When an end does not start, or no packet comes through.
@@ -66,7 +70,10 @@ impl Tunnel {
         };
         let a = end(&world.topology.a, "bench-a", Address::A_DIRECT, INSIDE[0])?;
         let b = end(&world.topology.b, "bench-b", Address::B_DIRECT, INSIDE[1])?;
-        let ours = contender.who == Who::Towpath;
+        let relay = match contender.who {
+            Who::Towpath => Some(start_relay(world, programs)?),
+            _ => None,
+        };
         let start = |own: &End<'_>, other: &End<'_>| match contender.who {
             Who::Towpath => start_ours(world, contender, own, other),
             Who::Boringtun => {
@@ -75,7 +82,10 @@ impl Tunnel {
             }
             _ => start_other("wireguard-go", &["-f"], programs, own, other),
         };
-        let tunnel = Self { ends: [start(&a, &b)?, start(&b, &a)?], ours };
+        let tunnel = Self { ends: [start(&a, &b)?, start(&b, &a)?], relay };
+        if let Some(relay) = &tunnel.relay {
+            relay.wait_for_channel(world)?;
+        }
         shake_hands(world)?;
         Ok(tunnel)
     }
@@ -106,18 +116,34 @@ impl Tunnel {
     /// Ends both; ours say what they did.
     ///
     /// # Errors
-    /// When ours do not end or keep no ledger.
+    /// When ours do not end or keep no ledger, or have left the direct path.
     pub fn stop(self) -> anyhow::Result<Option<Ledger>> {
-        if !self.ours {
+        // Kept until they have ended.
+        let Some(_relay) = self.relay else {
             // They have nothing left to say, and their dropping kills them.
             return Ok(None);
-        }
+        };
         let mut sum = Ledger::default();
         for end in self.ends {
-            sum.add(&Ledger::read(&end.stop()?).context("towpath ended without a ledger")?);
+            let log = end.stop()?;
+            if let Some(line) = log.iter().find(|line| line.contains("another path is used")) {
+                bail!("the tunnel was to stay on its direct path: {line}");
+            }
+            sum.add(&Ledger::read(&log).context("towpath ended without a ledger")?);
         }
         Ok(Some(sum))
     }
+}
+
+/// A relay that reaches B's end where A's does, by another cable.
+fn start_relay(world: &World, programs: &Programs) -> anyhow::Result<Relay> {
+    let end = Ipv4Net::new_assert(Address::B_DIRECT, 32).into();
+    world.topology.relay.run(|| {
+        // The second time it is there.
+        let _ = Handle::open()?.add_route_via(end, Address::B_AT_RELAY.into());
+        anyhow::Ok(())
+    })??;
+    Relay::start(world, &Contender { name: "towpath", who: Who::Towpath, flags: "--workers 1" }, programs)
 }
 
 fn start_ours(
@@ -126,8 +152,17 @@ fn start_ours(
     own: &End<'_>,
     other: &End<'_>,
 ) -> anyhow::Result<Process> {
+    let relay = if own.outside == Address::A_DIRECT {
+        let file = world.write("relay-password", PASSWORD)?;
+        format!(
+            "#towpath: Relay = turn:{}\n#towpath: RelayUsername = {USER}\n#towpath: RelayPasswordFile = {file}\n",
+            server()
+        )
+    } else {
+        String::new()
+    };
     let text = format!(
-        "[Interface]\nPrivateKey = {}\nAddress = {}/24\nListenPort = {PORT}\nMTU = {MTU}\n\
+        "[Interface]\nPrivateKey = {}\nAddress = {}/24\nListenPort = {PORT}\nMTU = {MTU}\n{relay}\
          [Peer]\nPublicKey = {}\nAllowedIPs = {}/32\nEndpoint = {}:{PORT}\n",
         *own.private.to_base64(),
         own.inside,
@@ -137,8 +172,11 @@ fn start_ours(
     );
     let file = world.write(&format!("{}.conf", own.device), &text)?;
     let flags = contender.flags.split_whitespace().map(str::to_owned);
-    let arguments: Vec<String> =
-        ["up", &file, "--log-format", "json"].into_iter().map(str::to_owned).chain(flags).collect();
+    let arguments: Vec<String> = ["up", &file, "--log-format", "json", "--admin", ADMIN]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(flags)
+        .collect();
     let mut process = Process::start("towpath", Role::Tunnel, &arguments, Some(own.namespace))?;
     process.wait_for("\"ready\"", PATIENCE)?;
     Ok(process)

@@ -39,9 +39,11 @@ pub struct Measured {
     pub start: Duration,
     /// Resident when it is ready, in KiB …
     pub idle_kib: u64,
-    /// … and when every peer has a session.
-    pub active_kib: u64,
-    /// How long it took until they had.
+    /// … when every peer has one session, and when each has two: the one before is kept until it has expired.
+    pub active_kib: [u64; 2],
+    /// Sessions that the gateway had made by then, altogether: more than one for a peer whose initiation was sent again.
+    pub sessions: [u64; 2],
+    /// How long it took until each had one.
     pub storm: Duration,
     /// CPU time of the gateway for one of them, with its cookie and its first packet.
     pub handshake_cpu: Duration,
@@ -57,6 +59,8 @@ struct Far {
     inside: Ipv4Addr,
     address: IpAddr,
     done: bool,
+    /// Responses that it has had, of which each is a session of the gateway's.
+    responses: u64,
 }
 
 fn private(seed: u32) -> SecretKey {
@@ -91,7 +95,7 @@ fn configuration(gateway: &SecretKey, publics: &[PublicKey]) -> String {
     text
 }
 
-/// Starts a gateway with `peers` of them, and lets all shake hands.
+/// Starts a gateway with `peers` of them, and lets all shake hands, twice.
 ///
 /// # Errors
 /// When it does not start or does not answer.
@@ -124,6 +128,7 @@ pub fn measure(world: &World, peers: usize) -> anyhow::Result<Measured> {
             inside: inside(number),
             address: addresses[number as usize / AT_ONE_ADDRESS],
             done: false,
+            responses: 0,
         })
         .collect();
     let before = load::cpu_seconds(process.pid())?;
@@ -131,14 +136,22 @@ pub fn measure(world: &World, peers: usize) -> anyhow::Result<Measured> {
     shake_hands(&socket, &mut ends)?;
     let storm = begun.elapsed();
     let used = load::cpu_seconds_since(process.pid(), before)?;
-    std::thread::sleep(Duration::from_secs(1));
-    let active_kib = load::resident_kib(process.pid(), "VmRSS");
+    let held = |ends: &[Far]| {
+        std::thread::sleep(Duration::from_secs(1));
+        let sessions = ends.iter().map(|end| end.responses).sum::<u64>();
+        (load::resident_kib(process.pid(), "VmRSS"), sessions)
+    };
+    let one = held(&ends);
+    ends.iter_mut().for_each(|end| end.done = false);
+    shake_hands(&socket, &mut ends)?;
+    let two = held(&ends);
     let ledger = Ledger::read(&process.stop()?).context("towpath ended without a ledger")?;
     if ledger.unexplained != 0 || ledger.drops.get("allowed_ips").is_some_and(|count| *count > 0) {
         bail!("the gateway lost packets: {ledger:?}");
     }
     let handshake_cpu = Duration::from_secs_f64(used / peers as f64);
-    Ok(Measured { start, idle_kib, active_kib, storm, handshake_cpu })
+    let (active_kib, sessions) = ([one.0, two.0], [one.1, two.1]);
+    Ok(Measured { start, idle_kib, active_kib, sessions, storm, handshake_cpu })
 }
 
 /// Addresses at A that B finds there.
@@ -239,6 +252,7 @@ impl Far {
             }
             return Ok(false);
         }
+        self.responses += 1;
         let Self { identity, world, noise, .. } = self;
         let Ok(len) = noise.handle_response(identity, world, datagram, &mut message, now()) else {
             // To an initiation that was sent again.

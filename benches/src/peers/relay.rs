@@ -5,9 +5,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use dataplane::admin::client;
 use dataplane::stun::channel_data;
 use dataplane::sys::udp::{RECEIVE_LEN, ReceiveBatch, UdpOptions, UdpSocket};
 use dataplane::turn::{Client, ClientConfig, Event};
+use relay::admin::ADDRESS_DEFAULT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tools::netns::{Address, Namespace};
 use zeroize::Zeroizing;
@@ -94,6 +96,26 @@ impl Relay {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Waits until a client of ours has an allocation and a channel.
+    ///
+    /// # Errors
+    /// When none has in time, or the relay shows no metrics.
+    pub fn wait_for_channel(&self, world: &World) -> anyhow::Result<()> {
+        world.topology.relay.run(|| {
+            let deadline = now() + PATIENCE;
+            while now() < deadline {
+                let reply = client::get(ADDRESS_DEFAULT, "/metrics", PATIENCE)?;
+                let text = String::from_utf8_lossy(&reply.body);
+                let channels = text.lines().find_map(|line| line.strip_prefix("towpath_relay_channels "));
+                if channels.context("the relay does not say how many channels it has")? != "0" {
+                    return Ok(());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bail!("no channel was bound in {PATIENCE:?}")
+        })?
     }
 
     /// Ends it; ours says what it did.
