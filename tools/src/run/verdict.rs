@@ -221,6 +221,14 @@ fn limits(observed: &Observations, delays: Delays<'_>, tolerance: Tolerance) -> 
             ledger.unsent
         ));
     }
+    let no_room = ledger.refused.saturating_sub(observed.refused_far);
+    if no_room > 0 && enough && tolerance.sees(Check::Offered) {
+        limits.push(format!(
+            "{} found no room on this host{}, and would count as lost; lower --rate, or raise --send-buffer",
+            units::count(no_room, "datagram"),
+            refusal(observed)
+        ));
+    }
     let too_late = |lateness: &Distribution| {
         // One tells of the others.
         LATENESS.into_iter().find_map(|(name, times)| {
@@ -299,8 +307,9 @@ fn refusal(observed: &Observations) -> String {
     observed.refusal.as_ref().map(|error| format!(" with {error:?}")).unwrap_or_default()
 }
 
-/// A quantile, or the largest value where samples are too few for it; `None` without any.
-fn figure(distribution: &Distribution, name: &str) -> Option<u64> {
+/// A quantile in nanoseconds, or the largest value where samples are too few for it; `None` without any.
+#[must_use]
+pub fn figure(distribution: &Distribution, name: &str) -> Option<u64> {
     let quantile = distribution.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted);
     quantile.and_then(|quantile| quantile.value_ns).or(distribution.max_ns)
 }
@@ -415,6 +424,12 @@ mod tests {
         assert_eq!(reset(500).line(), "VALID");
         assert_eq!(reset(500).notes, ["500 sends were refused by the kernel with \"reset\""]);
         assert_eq!(reset(490).validity, Validity::GeneratorLimited, "ten found no room here");
+        // One of a thousand is enough: it counts as lost, and the device never had it.
+        let ledger =
+            Ledger { intended: 9_999, sent: 9_998, refused: 1, received: 9_998, ..Ledger::default() };
+        let one = verdict(&Observations { ledger, ..fine() }, 1_000, 50_000);
+        assert_eq!(one.validity, Validity::GeneratorLimited);
+        assert!(one.reasons[0].starts_with("1 datagram found no room on this host"), "{one:?}");
     }
 
     #[test]
