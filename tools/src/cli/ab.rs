@@ -63,7 +63,7 @@ struct Compared {
     sides: Vec<(String, String)>,
     /// Runs of each side that are complete.
     runs: Vec<usize>,
-    /// Runs of each side that were repeated because they could not be believed.
+    /// Runs of each side that were repeated, each with its whole block, because they could not be believed.
     repeated: Vec<u32>,
     /// What is missing of the runs that were asked for, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,7 +134,7 @@ fn of_targets(args: Args) -> anyhow::Result<Found> {
     let stop = super::stop_flag()?;
     let names: Vec<String> = (0..targets.len()).map(letter).collect();
     let seed = base.seed;
-    let plan = Plan { sides: names.clone(), blocks: args.blocks, seed, out: args.out };
+    let plan = Plan { sides: names.clone(), blocks: args.blocks, seed, whole_blocks: true, out: args.out };
     let bar = progress::bar(targets.len() as u64 * u64::from(args.blocks));
     let collected = collect(&plan, &stop, &bar, |turn| {
         measure(&targets[turn.side], &turn.spec(&base, &names[turn.side], &stop), &stop, turn.progress)
@@ -187,6 +187,7 @@ fn of_designs(args: Args) -> anyhow::Result<Found> {
             sides: names.clone(),
             blocks: args.blocks,
             seed: base.seed,
+            whole_blocks: true,
             out: args.out.as_ref().map(|out| out.join(through.name())),
         };
         let collected = collect(&plan, &stop, &bar, |turn| {

@@ -24,6 +24,8 @@ pub struct Group {
     pub dead: Vec<String>,
     /// How many were made again because they could not be believed.
     pub repeated: u32,
+    /// Whether any of these was so for itself, not with its whole block.
+    pub repeated_alone: bool,
 }
 
 /// One side's values of one metric.
@@ -73,6 +75,7 @@ impl Group {
         }
         dead.extend(members.iter().filter_map(Member::cut));
         let repeated = members.iter().map(Member::repeated).sum();
+        let repeated_alone = members.iter().any(Member::repeated_alone);
         let mut runs = there.iter().map(|path| bundle::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
         // Runs are the sample: one that counts twice makes the rest look surer than it is.
@@ -83,7 +86,7 @@ impl Group {
             ))
             .into());
         }
-        Ok(Self { name: name.to_owned(), runs, dead, repeated })
+        Ok(Self { name: name.to_owned(), runs, dead, repeated, repeated_alone })
     }
 
     /// Refuses a run on both sides: it is no second sample, and what it has in common with itself would make the sides look alike.

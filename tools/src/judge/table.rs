@@ -71,7 +71,12 @@ pub fn notes(groups: &[&Group]) -> Vec<String> {
     if groups.iter().any(|group| group.repeated > 0) {
         let of = |group: &&Group| format!("{} of {}", group.repeated, group.name);
         let by_side = groups.iter().map(of).collect::<Vec<_>>().join(", ");
-        notes.push(format!("repeated because they were not VALID: {by_side}"));
+        let alone = groups.len() > 1 && groups.iter().any(|group| group.repeated > 0 && group.repeated_alone);
+        let how = match alone {
+            true => ", each for itself: sides that were repeated unequally were not picked alike",
+            false => "",
+        };
+        notes.push(format!("repeated because they were not VALID: {by_side}{how}"));
     }
     for group in groups {
         let lost = group.side(Metric::Loss).lost;
