@@ -14,7 +14,7 @@ use crate::ab::designs::{Designs, Through};
 use crate::ab::{Collected, Plan, Target, check_is_new, collect, measure};
 use crate::demo;
 use crate::judge::{
-    Difference, Group, Judgement, Metric, difference_table, differences, notes, verdict_table,
+    COLUMNS, Difference, Group, Judgement, Metric, difference_table, differences, notes, verdict_table,
 };
 use crate::progress;
 use crate::report::{Report, Section};
@@ -276,10 +276,11 @@ fn report(compared: &[Compared], failed: bool) -> Report {
         let mut notes = vec![format!(
             "Each run is one sample; runs of each side: {}; in interleaved random blocks. p: exact permutation test, two-sided, corrected by \
              Holm over the table; from and to: 95 % of each comparison alone. better and worse: p ≤ 0.05; same: within 5 % \
-             (loss: 0.01 %) for sure; open: neither.",
+             (loss: 0.01 %) for sure; open: neither. {COLUMNS}",
             runs.join(", ")
         )];
         notes.extend(compared.differences.iter().filter_map(judging::open));
+        notes.extend(judging::drifts(compared.differences.iter().map(|difference| &difference.drift)));
         notes.extend(compared.notes.iter().cloned());
         report.sections.push(Section {
             title: format!(
@@ -300,7 +301,12 @@ fn report(compared: &[Compared], failed: bool) -> Report {
             report.sections.push(Section {
                 title: format!("{}: {side} by the rules", compared.title),
                 table: verdict_table(judged),
-                notes: judging::reasons(judged),
+                notes: [
+                    judging::reasons(judged),
+                    judging::drifts(judged.iter().map(|judged| &judged.drift)),
+                    vec![COLUMNS.to_owned()],
+                ]
+                .concat(),
                 ..Section::default()
             });
         }
@@ -360,9 +366,11 @@ mod tests {
                 for quantile in &mut run.latency.response.quantiles {
                     (quantile.value_ns, quantile.grade) = (Some(p99_ns), crate::run::Grade::Solid);
                 }
-                // A sender that was on time.
-                run.latency.lateness.max_ns = Some(1);
-                run.latency.lateness.quantiles.iter_mut().for_each(|quantile| quantile.value_ns = Some(1));
+                // A sender and a receiver that were on time.
+                for late in std::iter::once(&mut run.latency.lateness).chain(&mut run.latency.receiving) {
+                    late.max_ns = Some(1);
+                    late.quantiles.iter_mut().for_each(|quantile| quantile.value_ns = Some(1));
+                }
                 if number == 2 {
                     run.verdict.validity = odd_one;
                 }
