@@ -266,13 +266,17 @@ fn cautions(outcome: &Outcome, base: &RunSpec) -> [String; 2] {
         outcome.trials.iter().filter_map(|trial| Some((trial.rate, trial.late_ns?))).collect();
     let is_even =
         |(rate, late_ns): &&(f64, u64)| *late_ns as f64 <= EVEN * 1e9 * f64::from(base.burst) / rate;
-    let latest =
-        late.iter().map(|&(_, late_ns)| late_ns).max().map_or("unknown".to_owned(), units::nanoseconds);
+    let seen = late.iter().map(|&(_, late_ns)| late_ns).max().map_or("no trial was kept".to_owned(), |latest| {
+        format!(
+            "p99.9 of its lateness was within a tenth of the gap between bursts in {} of {}, and {} at most",
+            late.iter().filter(is_even).count(),
+            units::count(late.len() as u64, "trial"),
+            units::nanoseconds(latest)
+        )
+    });
     let believed = format!(
-        "sender: p99.9 of its lateness was within a tenth of the gap between bursts in {} of {}, and {latest} at most; up to {} (or a \
-         quarter of the service's) a trial is kept, and up to {} of steal. Late sends leave in bunches, of which more may be lost",
-        late.iter().filter(is_even).count(),
-        units::count(late.len() as u64, "trial"),
+        "sender: {seen}; up to {} (or a quarter of the service's) of it a trial is kept, and up to {} of steal. Late sends leave in bunches, \
+         of which more may be lost",
         units::nanoseconds(base.lateness_limit.as_nanos() as u64),
         units::share(base.steal_limit)
     );
@@ -468,6 +472,7 @@ mod tests {
         let text = report(&outcome, &base).to_text();
         let kept = "2 trials at 3.00 kpps were not kept; the last one: GENERATOR-LIMITED: last";
         assert!(text.contains("ended: the generator could not offer") && text.contains(kept), "{text}");
+        assert!(text.contains("sender: no trial was kept; up to 1.00 ms"), "{text}");
         outcome.limited = false;
         assert!(outcome.why_ended().starts_with("the time of --budget was up"));
 

@@ -377,6 +377,7 @@ mod tests {
         let at = |run: i32| (first + every * run, 1.0 + 0.001 * f64::from(run * 5 % 3));
         let runs: Vec<(i32, f64)> = (0..6).map(at).collect();
         Side {
+            name: format!("side of minute {first}"),
             values: runs
                 .iter()
                 .map(|(minute, noise)| 50_000.0 * times * noise * drift.powi(*minute))
