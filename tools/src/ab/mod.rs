@@ -29,7 +29,7 @@ pub use target::{Target, measure};
 /// Told about ten times a second which share of a run has passed.
 pub type Progress<'a> = &'a (dyn Fn(f64) + Sync);
 
-/// How often a run that cannot be believed is repeated before it is kept as it is.
+/// How often a run that cannot be believed is repeated before it is kept as it is; a block so often for each of its sides.
 const REPEATS_MAX: u32 = 3;
 
 /// What is run, how often, and where it goes.
@@ -41,6 +41,10 @@ pub struct Plan {
     pub blocks: u32,
     /// Decides the order.
     pub seed: u64,
+    /// Whether a run that cannot be believed is repeated with its whole block. What is believed depends on the run itself (a faster side
+    /// has to be met by a more punctual generator), so that sides of which each was repeated for itself were not picked alike, and
+    /// can no longer be dealt out anew by a permutation test. Without it each is: loads that differ are no such sides.
+    pub whole_blocks: bool,
     /// Directory in which each side has one, with a numbered one for each run; `series.json` in it says what became of them.
     pub out: Option<PathBuf>,
 }
@@ -88,7 +92,8 @@ impl Collected {
             made: group.runs.len(),
             repeated: group.repeated,
         };
-        Series { planned: plan.blocks, sides: self.groups.iter().map(side).collect(), cut }
+        let sides = self.groups.iter().map(side).collect();
+        Series { planned: plan.blocks, sides, whole_blocks: plan.whole_blocks, cut }
     }
 
     /// Why there is nothing to show: what kept the first run from being made.
@@ -161,7 +166,8 @@ fn take_turns(
     measure: &mut dyn FnMut(Turn<'_>) -> anyhow::Result<RunResult>,
 ) -> anyhow::Result<Collected> {
     let log = unfinished.map(|dir| dir.join(bundle::LATENCY_HLOG));
-    let group = |name: &String| Group { name: name.clone(), ..Group::default() };
+    let group =
+        |name: &String| Group { name: name.clone(), repeated_alone: !plan.whole_blocks, ..Group::default() };
     let groups = plan.sides.iter().map(group).collect();
     let mut collected = Collected { groups, interrupted: false, failure: None };
     let note = |collected: &Collected| -> anyhow::Result<()> {
@@ -172,44 +178,54 @@ fn take_turns(
     let begin = bar.position() / progress::STEPS;
     let mut done = 0;
     for (block, sides) in (0_u32..).zip(order(plan.sides.len(), plan.blocks, plan.seed)) {
-        for side in sides {
-            let mut attempt = 0;
+        let repeats_max = if plan.whole_blocks { REPEATS_MAX * sides.len() as u32 } else { REPEATS_MAX };
+        let (mut at, mut attempt) = (0, 0);
+        while let Some(&side) = sides.get(at) {
             bar.set_message(format!("{} {}/{}", plan.sides[side], block + 1, plan.blocks));
-            let run = loop {
-                let progress = |share| progress::step(bar, begin + done, share);
-                let made = measure(Turn { side, block, log: log.as_deref(), progress: &progress });
-                let stopped = stop.load(Ordering::Relaxed);
-                let run = match made {
-                    // The signal came when it was over.
-                    Ok(run) if stopped && !run.interrupted && run.verdict.validity == Validity::Valid => {
-                        break run;
-                    }
-                    // What the signal cut short is no sample of anything.
-                    _ if stopped => {
-                        collected.interrupted = true;
-                        return Ok(collected);
-                    }
-                    Ok(run) => run,
-                    Err(error) => {
-                        collected.failure = Some(error);
-                        return Ok(collected);
-                    }
-                };
-                if run.verdict.validity == Validity::Valid || attempt == REPEATS_MAX {
-                    break run;
+            let progress = |share| progress::step(bar, begin + done, share);
+            let made = measure(Turn { side, block, log: log.as_deref(), progress: &progress });
+            let stopped = stop.load(Ordering::Relaxed);
+            let run = match made {
+                // The signal came when it was over.
+                Ok(run) if stopped && !run.interrupted && run.verdict.validity == Validity::Valid => run,
+                // What the signal cut short is no sample of anything.
+                _ if stopped => {
+                    collected.interrupted = true;
+                    return Ok(collected);
                 }
+                Ok(run) => run,
+                Err(error) => {
+                    collected.failure = Some(error);
+                    return Ok(collected);
+                }
+            };
+            if run.verdict.validity != Validity::Valid && attempt < repeats_max {
                 attempt += 1;
                 collected.groups[side].repeated += 1;
-            };
+                if plan.whole_blocks && at > 0 {
+                    collected.failure = take_back(&mut collected.groups, plan, block, &sides[..at])
+                        .and_then(|()| note(&collected))
+                        .err();
+                    if collected.failure.is_some() {
+                        return Ok(collected);
+                    }
+                    done -= at as u64;
+                    at = 0;
+                }
+                continue;
+            }
             if let Some((out, unfinished)) = plan.out.as_ref().zip(unfinished) {
-                let dir = out.join(&plan.sides[side]).join(format!("{:02}", block + 1));
-                collected.failure = keep(&run, unfinished, &dir).err();
+                collected.failure = keep(&run, unfinished, &directory(out, plan, side, block)).err();
             }
             collected.groups[side].runs.push(run);
             if collected.failure.is_none() {
                 collected.failure = note(&collected).err();
             }
+            at += 1;
             done += 1;
+            if !plan.whole_blocks {
+                attempt = 0;
+            }
             progress::step(bar, begin + done, 0.0);
             if collected.failure.is_some() {
                 return Ok(collected);
@@ -221,6 +237,22 @@ fn take_turns(
         }
     }
     Ok(collected)
+}
+
+/// The directory of a run.
+fn directory(out: &Path, plan: &Plan, side: usize, block: u32) -> PathBuf {
+    out.join(&plan.sides[side]).join(format!("{:02}", block + 1))
+}
+
+/// Takes the runs of a block that is begun anew away, those of `sides`.
+fn take_back(groups: &mut [Group], plan: &Plan, block: u32, sides: &[usize]) -> anyhow::Result<()> {
+    for &side in sides {
+        groups[side].runs.pop();
+        let Some(out) = &plan.out else { continue };
+        let dir = directory(out, plan, side, block);
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot take {} away", dir.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes a run and moves it to its place.
@@ -286,7 +318,68 @@ pub(crate) mod tests {
     }
 
     fn plan(out: Option<PathBuf>) -> Plan {
-        Plan { sides: vec!["A".to_owned(), "B".to_owned()], blocks: 3, seed: 1, out }
+        let sides = vec!["A".to_owned(), "B".to_owned()];
+        Plan { sides, blocks: 3, seed: 1, whole_blocks: true, out }
+    }
+
+    #[test]
+    fn a_run_that_is_not_valid_is_repeated_with_its_whole_block_so_that_no_side_is_picked_more() {
+        let (good, never) = (run_of_a_moment(), AtomicBool::new(false));
+        let dir = tempfile::tempdir().unwrap();
+        let mut number = 0;
+        // Every other run of A cannot be believed, as those of a faster side; B's all can.
+        let mut made_of = [0, 0];
+        let mut bad_ones = |turn: Turn<'_>| {
+            number += 1;
+            made_of[turn.side] += 1;
+            let mut run =
+                RunResult { run_id: format!("{number:016x}"), started_unix_ns: number, ..good.clone() };
+            if turn.side == 0 && made_of[0] % 2 == 1 {
+                run.verdict.validity = Validity::GeneratorLimited;
+            }
+            Ok(run)
+        };
+        let out = dir.path().join("whole");
+        let whole = plan(Some(out.clone()));
+        let collected = collect(&whole, &never, &ProgressBar::hidden(), &mut bad_ones).unwrap();
+        // Of each block the runs are of one go, one directly behind the other.
+        for block in 0..3 {
+            let [a, b] = [0, 1].map(|side: usize| collected.groups[side].runs[block].started_unix_ns);
+            assert_eq!(a.abs_diff(b), 1, "{a} and {b}");
+        }
+        assert_eq!([collected.groups[0].repeated, collected.groups[1].repeated], [3, 0]);
+        for (side, group) in ["A", "B"].into_iter().zip(&collected.groups) {
+            let read = Group::read(side, &[out.join(side)]).unwrap();
+            let ids = |group: &Group| group.runs.iter().map(|run| run.run_id.clone()).collect::<Vec<_>>();
+            assert_eq!(
+                (ids(&read), read.doubts().len()),
+                (ids(group), 0),
+                "what was taken back is not there"
+            );
+            let said = crate::judge::notes(&[&read, &read]).join("; ");
+            assert!(!said.contains("each for itself"), "{said}");
+        }
+
+        let alone = Plan { whole_blocks: false, ..plan(None) };
+        let collected = collect(&alone, &never, &ProgressBar::hidden(), &mut bad_ones).unwrap();
+        let said = crate::judge::notes(&[&collected.groups[0], &collected.groups[1]]).join("; ");
+        assert!(said.contains("not VALID: 3 of A, 0 of B, each for itself"), "{said}");
+    }
+
+    #[test]
+    fn a_block_that_is_never_valid_is_kept_as_it_is_in_the_end() {
+        let (mut bad, never) = (run_of_a_moment(), AtomicBool::new(false));
+        bad.verdict.validity = Validity::Invalid;
+        let mut made = 0;
+        let collected = collect(&plan(None), &never, &ProgressBar::hidden(), |_| {
+            made += 1;
+            Ok(bad.clone())
+        });
+        let groups = collected.unwrap().groups;
+        assert_eq!([groups[0].runs.len(), groups[1].runs.len()], [3, 3]);
+        // The first run of each block is made again three times for each of the two sides.
+        assert_eq!((made, groups[0].repeated + groups[1].repeated), (3 * (6 + 2), 3 * 6));
+        assert!(!groups[0].doubts().is_empty());
     }
 
     #[test]

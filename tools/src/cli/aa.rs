@@ -87,8 +87,13 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
     metrics.retain(|metric| metric.by_ratio());
     let page = args.out.as_ref().map(|out| Page::claim(&out.join(AA_JSON))).transpose()?;
     let stop = super::stop_flag()?;
-    let plan =
-        Plan { sides: vec!["A".to_owned()], blocks: args.runs, seed: base.seed, out: args.out.clone() };
+    let plan = Plan {
+        sides: vec!["A".to_owned()],
+        blocks: args.runs,
+        seed: base.seed,
+        whole_blocks: true,
+        out: args.out.clone(),
+    };
     let bar = progress::bar(u64::from(args.runs));
     let collected = collect(&plan, &stop, &bar, |turn| {
         measure(&target, &turn.spec(&base, "A", &stop), &stop, turn.progress)

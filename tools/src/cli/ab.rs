@@ -14,7 +14,7 @@ use crate::ab::designs::{Designs, Through};
 use crate::ab::{Collected, Plan, Target, check_is_new, collect, measure};
 use crate::demo;
 use crate::judge::{
-    Difference, Group, Judgement, Metric, difference_table, differences, notes, verdict_table,
+    COLUMNS, Difference, Group, Judgement, Metric, difference_table, differences, notes, verdict_table,
 };
 use crate::progress;
 use crate::report::{Report, Section};
@@ -63,7 +63,7 @@ struct Compared {
     sides: Vec<(String, String)>,
     /// Runs of each side that are complete.
     runs: Vec<usize>,
-    /// Runs of each side that were repeated because they could not be believed.
+    /// Runs of each side that were repeated, each with its whole block, because they could not be believed.
     repeated: Vec<u32>,
     /// What is missing of the runs that were asked for, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,7 +134,7 @@ fn of_targets(args: Args) -> anyhow::Result<Found> {
     let stop = super::stop_flag()?;
     let names: Vec<String> = (0..targets.len()).map(letter).collect();
     let seed = base.seed;
-    let plan = Plan { sides: names.clone(), blocks: args.blocks, seed, out: args.out };
+    let plan = Plan { sides: names.clone(), blocks: args.blocks, seed, whole_blocks: true, out: args.out };
     let bar = progress::bar(targets.len() as u64 * u64::from(args.blocks));
     let collected = collect(&plan, &stop, &bar, |turn| {
         measure(&targets[turn.side], &turn.spec(&base, &names[turn.side], &stop), &stop, turn.progress)
@@ -187,6 +187,7 @@ fn of_designs(args: Args) -> anyhow::Result<Found> {
             sides: names.clone(),
             blocks: args.blocks,
             seed: base.seed,
+            whole_blocks: true,
             out: args.out.as_ref().map(|out| out.join(through.name())),
         };
         let collected = collect(&plan, &stop, &bar, |turn| {
@@ -275,10 +276,11 @@ fn report(compared: &[Compared], failed: bool) -> Report {
         let mut notes = vec![format!(
             "Each run is one sample; runs of each side: {}; in interleaved random blocks. p: exact permutation test, two-sided, corrected by \
              Holm over the table; from and to: 95 % of each comparison alone. better and worse: p ≤ 0.05; same: within 5 % \
-             (loss: 0.01 %) for sure; open: neither.",
+             (loss: 0.01 %) for sure; open: neither. {COLUMNS}",
             runs.join(", ")
         )];
         notes.extend(compared.differences.iter().filter_map(judging::open));
+        notes.extend(judging::drifts(compared.differences.iter().map(|difference| &difference.drift)));
         notes.extend(compared.notes.iter().cloned());
         report.sections.push(Section {
             title: format!(
@@ -299,7 +301,12 @@ fn report(compared: &[Compared], failed: bool) -> Report {
             report.sections.push(Section {
                 title: format!("{}: {side} by the rules", compared.title),
                 table: verdict_table(judged),
-                notes: judging::reasons(judged),
+                notes: [
+                    judging::reasons(judged),
+                    judging::drifts(judged.iter().map(|judged| &judged.drift)),
+                    vec![COLUMNS.to_owned()],
+                ]
+                .concat(),
                 ..Section::default()
             });
         }
@@ -359,9 +366,11 @@ mod tests {
                 for quantile in &mut run.latency.response.quantiles {
                     (quantile.value_ns, quantile.grade) = (Some(p99_ns), crate::run::Grade::Solid);
                 }
-                // A sender that was on time.
-                run.latency.lateness.max_ns = Some(1);
-                run.latency.lateness.quantiles.iter_mut().for_each(|quantile| quantile.value_ns = Some(1));
+                // A sender and a receiver that were on time.
+                for late in std::iter::once(&mut run.latency.lateness).chain(&mut run.latency.receiving) {
+                    late.max_ns = Some(1);
+                    late.quantiles.iter_mut().for_each(|quantile| quantile.value_ns = Some(1));
+                }
                 if number == 2 {
                     run.verdict.validity = odd_one;
                 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::EXIT_INVALID;
 use super::judging::{self, Allowed};
 use crate::compare::Comparison;
-use crate::judge::{Group, Metric, circumstances, difference_table, differences, notes};
+use crate::judge::{COLUMNS, Group, Metric, circumstances, difference_table, differences, notes};
 use crate::report::{Curve, Report, Section};
 use crate::run::CurvePoint;
 use crate::statistics::quantile_shift;
@@ -103,11 +103,12 @@ fn sides(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut lines = vec![format!(
         "Each run is one sample: {} of A, {} of B. p: exact permutation test, two-sided, corrected by Holm over the table; from and \
-         to: 95 % of each comparison alone.",
+         to: 95 % of each comparison alone. {COLUMNS}",
         a.runs.len(),
         b.runs.len()
     )];
     lines.extend(found.iter().filter_map(judging::open));
+    lines.extend(judging::drifts(found.iter().map(|difference| &difference.drift)));
     lines.extend(notes(&[&a, &b]));
     lines.extend(obstacle.as_ref().map(|why| format!("not to be compared: {why}")));
     let section = Section {

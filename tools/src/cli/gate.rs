@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::EXIT_INVALID;
 use super::judging::{self, Allowed, Judging};
-use crate::judge::{self, Group, Judgement, Verdict, circumstances, verdict_table};
+use crate::judge::{self, COLUMNS, Group, Judgement, Verdict, circumstances, verdict_table};
 use crate::report::junit::{self, Case, Outcome};
 use crate::report::{Cell, Report, Section};
 use crate::run::Problem;
@@ -80,6 +80,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<ExitCode> {
         Allowed { allow_invalid: args.judging.allow_invalid, allow_different: args.allow_different };
     let obstacle = allowed.obstacle(&doubts, &different);
     let mut notes = judging::reasons(&judged);
+    notes.extend(judging::drifts(judged.iter().map(|judged| &judged.drift)));
     notes.extend(judge::notes(&[&a, &b]));
     notes.extend(args.judging.noise()?);
     notes.extend(obstacle.as_ref().map(|why| format!("no verdict: {why}")));
@@ -139,6 +140,7 @@ fn report(output: &Output) -> Report {
         "Each run is one sample; exact permutation of their logarithms. at least, at most: each for sure at the rule's confidence. \
          p fail is corrected by Holm over all rules; for the whole to pass, every rule has to."
             .to_owned(),
+        COLUMNS.to_owned(),
     ];
     notes.extend(output.notes.iter().cloned());
     let section = Section { table: verdict_table(&output.rules), notes, ..Section::default() };

@@ -124,6 +124,15 @@ pub(super) fn open(difference: &Difference) -> Option<String> {
     }
 }
 
+/// That values drift, where the sides took turns: nothing of their difference is due to that, but it makes runs differ.
+pub(super) fn drifts<'a>(drifts: impl Iterator<Item = &'a Option<String>>) -> Vec<String> {
+    let shared =
+        |drift: &String| format!("{drift}, more than the sides differ by; they took turns and share it");
+    let mut said: Vec<String> = drifts.flatten().map(shared).collect();
+    said.dedup();
+    said
+}
+
 /// Why rules are not decided, and what would decide them.
 pub(super) fn reasons(judgements: &[Judgement]) -> Vec<String> {
     let reason = |judged: &Judgement| {

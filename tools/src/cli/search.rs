@@ -14,11 +14,14 @@ use crate::report::{Cell, Report, Section, Table};
 use crate::run::{Kind, Problem, RunSpec};
 use crate::search::calibrate::{Calibration, calibrate, ceiling, with_reflector};
 use crate::search::measure::{End, Unoffered, bar, carry_out};
-use crate::search::{Found, Goal, Search, Trial};
+use crate::search::{Found, Goal, NotKept, Search, Trial};
 use crate::units::{self, Rate};
 
 /// The share of the generator's own ceiling up to which a device is searched.
 const CEILING_SHARE: f64 = 0.8;
+
+/// The share of the gap between bursts by which these may be late so that the load counts as even.
+const EVEN: f64 = 0.1;
 
 /// Options of `towpath-lab search`.
 #[derive(Debug, clap::Args)]
@@ -86,6 +89,8 @@ pub(super) struct Outcome {
     pub(super) found: Vec<Found>,
     /// Every trial, by rising rate.
     pub(super) trials: Vec<Trial>,
+    /// Trials that do not count, by rising rate.
+    pub(super) not_kept: Vec<NotKept>,
     /// Whether the generator could not offer what the search asked for.
     pub(super) limited: bool,
     #[serde(skip)]
@@ -103,6 +108,10 @@ impl Outcome {
         match (self.end, unbounded) {
             _ if self.failure.is_some() => "a trial could not be made".to_owned(),
             (Some(End::Interrupted), _) => "interrupted".to_owned(),
+            (Some(End::OutOfTime), _) if self.limited => {
+                "the generator could not offer what was asked for, and then the time of --budget was up; see `towpath-lab calibrate`"
+                    .to_owned()
+            }
             (Some(End::OutOfTime), _) => "the time of --budget was up; raise it to go on".to_owned(),
             _ if self.limited => "the generator was the limit: it could not offer what was asked for; see `towpath-lab calibrate`".to_owned(),
             (_, Some(Found { goal, lower: None, .. })) => {
@@ -127,6 +136,7 @@ impl Outcome {
             calibration: Some(known),
             found: Vec::new(),
             trials: Vec::new(),
+            not_kept: Vec::new(),
             limited: false,
             end,
             failure,
@@ -188,6 +198,7 @@ pub(super) fn outcome(
         range: [min, max],
         found: search.found(),
         trials: search.trials().cloned().collect(),
+        not_kept: search.not_kept().cloned().collect(),
         limited: search.limited(),
         end,
         failure,
@@ -214,6 +225,7 @@ pub(super) fn print(outcome: &Outcome, base: &RunSpec, json: bool) -> anyhow::Re
     if json {
         let mut all = serde_json::to_value(outcome)?;
         all["ended"] = outcome.why_ended().into();
+        all["notes"] = cautions(outcome, base).to_vec().into();
         super::print(&format!("{}\n", serde_json::to_string_pretty(&all)?))
     } else {
         super::print(&report(outcome, base).to_text())
@@ -227,6 +239,48 @@ fn exit(outcome: &Outcome) -> ExitCode {
         _ if outcome.found.iter().any(|found| !found.complete) => EXIT_INCONCLUSIVE,
         _ => 0,
     })
+}
+
+/// What bounds rest on besides the device: what is known of the generator, and what was believed of it.
+fn cautions(outcome: &Outcome, base: &RunSpec) -> [String; 2] {
+    let known = |rate: Option<f64>| rate.map_or("unknown".to_owned(), units::rate);
+    let generator = match (outcome.ceiling, &outcome.calibration) {
+        (Some(ceiling), _) => {
+            let safe = CEILING_SHARE * ceiling;
+            let beyond = format!("; --force: what is found above 80 % of it, {}, may be its own limit", units::rate(safe));
+            format!(
+                "generator: {} by itself, to a reflector on loopback{}",
+                units::rate(ceiling),
+                if outcome.range[1] > safe * 1.000_001 { &beyond } else { "" }
+            )
+        }
+        (None, Some(Found { lower, upper, .. })) => format!(
+            "generator: its calibration was broken off; it keeps {}, and what it does not keep is {}",
+            known(*lower),
+            known(*upper)
+        ),
+        (None, None) => "generator: not calibrated, because --max was given: a bound may be its own limit; see `towpath-lab calibrate`"
+            .to_owned(),
+    };
+    let late: Vec<(f64, u64)> =
+        outcome.trials.iter().filter_map(|trial| Some((trial.rate, trial.late_ns?))).collect();
+    let is_even =
+        |(rate, late_ns): &&(f64, u64)| *late_ns as f64 <= EVEN * 1e9 * f64::from(base.burst) / rate;
+    let seen = late.iter().map(|&(_, late_ns)| late_ns).max().map_or("no trial was kept".to_owned(), |latest| {
+        format!(
+            "p99.9 of its lateness was within a tenth of the gap between bursts in {} of {}, and {} at most",
+            late.iter().filter(is_even).count(),
+            units::count(late.len() as u64, "trial"),
+            units::nanoseconds(latest)
+        )
+    });
+    let believed = format!(
+        "sender: {seen}; up to {} (or a quarter of the service's) of it a trial is kept, and up to {} of steal. Late sends leave in bunches, \
+         of which more may be lost",
+        units::nanoseconds(base.lateness_limit.as_nanos() as u64),
+        units::share(base.steal_limit)
+    );
+    [generator, believed]
 }
 
 fn report(outcome: &Outcome, base: &RunSpec) -> Report {
@@ -250,18 +304,7 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
         .iter()
         .filter_map(|found| Some(format!("{}: {}", found.goal, found.note.as_ref()?)))
         .collect();
-    let known = |rate: Option<f64>| rate.map_or("unknown".to_owned(), units::rate);
-    notes.push(match (outcome.ceiling, &outcome.calibration) {
-        (Some(ceiling), _) => {
-            format!("generator: {} by itself, to a reflector on loopback", units::rate(ceiling))
-        }
-        (None, Some(Found { lower, upper, .. })) => format!(
-            "generator: its calibration was broken off; it keeps {}, and what it does not keep is {}",
-            known(*lower),
-            known(*upper)
-        ),
-        (None, None) => "generator: not calibrated, because --max was given".to_owned(),
-    });
+    notes.extend(cautions(outcome, base));
     let bits =
         outcome.found.iter().filter_map(|found| found.lower).fold(0.0, f64::max) * 8.0 * base.mean_size();
     notes.push(format!(
@@ -277,6 +320,15 @@ fn report(outcome: &Outcome, base: &RunSpec) -> Report {
         if base.gso { " in one superpacket" } else { "" },
         base.seed
     ));
+    notes.extend(outcome.not_kept.iter().map(|not_kept| {
+        let kept = if not_kept.trials == 1 { "was not kept" } else { "were not kept; the last one" };
+        format!(
+            "{} at {} {kept}: {}",
+            units::count(not_kept.trials, "trial"),
+            units::rate(not_kept.rate),
+            not_kept.reason
+        )
+    }));
     let mut trials = Table {
         header: ["trial", "seconds", "sent", "lost", "of them queued", "p50", "p99"]
             .map(str::to_owned)
@@ -397,6 +449,50 @@ fn calibration(found: &Calibration, base: &RunSpec) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_search_that_the_generator_limited_says_so_when_its_time_is_up_too() {
+        let base = RunSpec::new(Kind::Udp, ([127, 0, 0, 1], 9).into());
+        let mut search = Search::new(vec!["ndr".parse().unwrap()], 1_000.0, 3_000.0, 0.005);
+        search.next_trial();
+        search.discard("GENERATOR-LIMITED: first");
+        search.discard("GENERATOR-LIMITED: last");
+        search.limit();
+        let mut outcome = Outcome {
+            ceiling: None,
+            calibration: None,
+            range: [1_000.0, 3_000.0],
+            found: search.found(),
+            trials: search.trials().cloned().collect(),
+            not_kept: search.not_kept().cloned().collect(),
+            limited: search.limited(),
+            end: Some(End::OutOfTime),
+            failure: None,
+        };
+        let text = report(&outcome, &base).to_text();
+        let kept = "2 trials at 3.00 kpps were not kept; the last one: GENERATOR-LIMITED: last";
+        assert!(text.contains("ended: the generator could not offer") && text.contains(kept), "{text}");
+        assert!(text.contains("sender: no trial was kept; up to 1.00 ms"), "{text}");
+        outcome.limited = false;
+        assert!(outcome.why_ended().starts_with("the time of --budget was up"));
+
+        // What a bound rests on: a generator that nobody measured, or more than is safe of one, and sends that were late.
+        assert!(
+            text.contains("not calibrated, because --max was given: a bound may be its own limit"),
+            "{text}"
+        );
+        let late = |rate, late_ns| Trial { late_ns: Some(late_ns), ..Trial::new(rate, 1.0, 1_000, 0) };
+        outcome.trials = vec![late(1_000.0, 100_000), late(2_000.0, 51_000)];
+        outcome.ceiling = Some(3_000.0);
+        let text = report(&outcome, &base).to_text();
+        assert!(
+            text.contains("--force: what is found above 80 % of it, 2.40 kpps, may be its own limit"),
+            "{text}"
+        );
+        assert!(text.contains("in 1 of 2 trials, and 100 µs at most; up to 1.00 ms"), "{text}");
+        outcome.range[1] = 2_400.0;
+        assert!(!report(&outcome, &base).to_text().contains("--force"));
+    }
 
     #[test]
     fn what_a_calibration_knew_when_it_was_interrupted_is_told() {

@@ -118,7 +118,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<ExitCode> {
         RunSpec { rate_pps, ..base.clone() }.check()?;
     }
     let sides = args.points.iter().map(|percent| format!("{percent}%")).collect();
-    let plan = Plan { sides, blocks: args.blocks, seed: base.seed, out: args.out };
+    let plan = Plan { sides, blocks: args.blocks, seed: base.seed, whole_blocks: false, out: args.out };
     let bar = progress::bar(plan.runs());
     let collected = collect(&plan, &stop, &bar, |turn| {
         let spec = turn.spec(&base, &plan.sides[turn.side], &stop);

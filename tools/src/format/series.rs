@@ -21,6 +21,9 @@ pub struct Series {
     pub planned: u32,
     /// The sides, by the names of their directories.
     pub sides: Vec<Side>,
+    /// Whether a run that was made again was so with its whole block; absent, and false, in files of earlier versions.
+    #[serde(default)]
+    pub whole_blocks: bool,
     /// Why not all were made; absent when all were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<String>,
@@ -88,6 +91,12 @@ impl Member {
         self.series.sides[self.side].repeated
     }
 
+    /// Whether these were made again without the other runs of their blocks.
+    #[must_use]
+    pub fn repeated_alone(&self) -> bool {
+        !self.series.whole_blocks && self.repeated() > 0
+    }
+
     /// That not all of its runs were made, and why, in a sentence; `None` when all were.
     #[must_use]
     pub fn cut(&self) -> Option<String> {
@@ -113,7 +122,7 @@ mod tests {
         let out = directory.path().canonicalize().unwrap();
         let side = |name: &str, made| Side { name: name.to_owned(), made, repeated: 2 };
         let cut = Some("interrupted".to_owned());
-        let series = Series { planned: 6, sides: vec![side("A", 4), side("B", 3)], cut };
+        let series = Series { planned: 6, sides: vec![side("A", 4), side("B", 3)], whole_blocks: true, cut };
         for run in ["A/01", "B/01", "C/01"] {
             fs::create_dir_all(out.join(run)).unwrap();
             fs::write(out.join(run).join("run.json"), "{}").unwrap();
@@ -127,6 +136,12 @@ mod tests {
             assert!(said.ends_with("B was cut short (interrupted): 3 of 6 runs are there"), "{said}");
         }
         assert_eq!(Member::of(&out.join("C/01")).unwrap(), None, "it is not of the series");
+        let text = fs::read_to_string(out.join(SERIES_JSON)).unwrap();
+        let earlier = text.replace("\"whole_blocks\": true,", "");
+        assert_ne!(text, earlier);
+        fs::write(out.join(SERIES_JSON), earlier).unwrap();
+        let member = Member::of(&out.join("A")).unwrap().unwrap();
+        assert!(member.repeated_alone(), "a file of an earlier version is read, and says that");
         Series { cut: None, ..series }.write(&out).unwrap();
         assert_eq!(Member::of(&out.join("A")).unwrap().unwrap().cut(), None);
         fs::write(out.join(SERIES_JSON), "[]").unwrap();

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::group::{Group, Side};
 use super::metric::Metric;
+use super::moments::{Drift, UNSHARED};
 use crate::statistics::permutation::count;
 use crate::statistics::sample::pooled_deviation;
 use crate::statistics::size::{runs_at_least, runs_to_tell};
@@ -70,6 +71,9 @@ pub struct Difference {
     pub why: Option<String>,
     /// Runs a side with which the estimate would be significant, if it is right.
     pub runs_needed: Option<u32>,
+    /// A drift of the values over time that is larger than their difference, where the sides took turns and share it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<String>,
 }
 
 impl Difference {
@@ -77,7 +81,7 @@ impl Difference {
     pub fn take_back(&mut self) {
         (self.estimate, self.low, self.high) = (None, None, None);
         (self.p, self.p_adjusted, self.runs_needed) = (None, None, None);
-        (self.found, self.why) = (Found::Open, None);
+        (self.found, self.why, self.drift) = (Found::Open, None, None);
     }
 }
 
@@ -128,6 +132,7 @@ fn compare(baseline: &Group, other: &Group, metric: Metric, seed: u64) -> Differ
         found: Found::Open,
         why,
         runs_needed: None,
+        drift: None,
     }
 }
 
@@ -141,7 +146,19 @@ fn settle(difference: &mut Difference, tests: usize) {
     } else {
         low >= -SAME_LOSS && high <= SAME_LOSS
     };
-    if p <= ALPHA + 1e-12 {
+    let metric = difference.metric;
+    let shift = if metric.by_ratio() { estimate.ln() } else { estimate };
+    let margin = if metric.by_ratio() { SAME.ln_1p() } else { SAME_LOSS };
+    let is_different = p <= ALPHA + 1e-12;
+    if let Some(drift) = Drift::of(&difference.a, &difference.b, metric.by_ratio()) {
+        let text = drift.text(metric, metric.by_ratio());
+        if (is_different && drift.explains(shift)) || (same && !is_different && drift.explains(margin)) {
+            difference.why = Some(format!("{text}, {UNSHARED}"));
+            return;
+        }
+        difference.drift = drift.exceeds(shift).then_some(text);
+    }
+    if is_different {
         let more = mean_shift_is_up(difference);
         difference.found =
             if more == difference.metric.more_is_better() { Found::Better } else { Found::Worse };

@@ -24,20 +24,28 @@ pub struct Group {
     pub dead: Vec<String>,
     /// How many were made again because they could not be believed.
     pub repeated: u32,
+    /// Whether any of these was so for itself, not with its whole block.
+    pub repeated_alone: bool,
 }
 
 /// One side's values of one metric.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Side {
+    /// What the side is called.
+    #[serde(skip)]
+    pub name: String,
     /// One for each run.
     pub values: Vec<f64>,
+    /// When each run started, in seconds after the epoch; empty where that is not known.
+    #[serde(skip)]
+    pub starts_s: Vec<f64>,
     /// Datagrams sent and not come back, over all runs.
     #[serde(skip)]
     pub lost: Proportion,
     /// Why a run has no value; then there is no verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
-    /// Where the metric is the sender's own lateness in good part, which hides differences: then it shows no equality.
+    /// Where the metric is the lab's own lateness in good part, which hides differences: then it shows no equality.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own: Option<String>,
 }
@@ -73,6 +81,7 @@ impl Group {
         }
         dead.extend(members.iter().filter_map(Member::cut));
         let repeated = members.iter().map(Member::repeated).sum();
+        let repeated_alone = members.iter().any(Member::repeated_alone);
         let mut runs = there.iter().map(|path| bundle::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
         runs.sort_by_key(|run: &RunResult| run.started_unix_ns);
         // Runs are the sample: one that counts twice makes the rest look surer than it is.
@@ -83,7 +92,7 @@ impl Group {
             ))
             .into());
         }
-        Ok(Self { name: name.to_owned(), runs, dead, repeated })
+        Ok(Self { name: name.to_owned(), runs, dead, repeated, repeated_alone })
     }
 
     /// Refuses a run on both sides: it is no second sample, and what it has in common with itself would make the sides look alike.
@@ -113,23 +122,25 @@ impl Group {
             some: self.runs.iter().map(|run| run.ledger.gone()).sum(),
             all: self.runs.iter().map(|run| run.ledger.tried()).sum(),
         };
+        let name = self.name.clone();
+        let starts_s = self.runs.iter().map(|run| run.started_unix_ns as f64 / 1e9).collect();
         match values {
-            Ok(values) => Side { values, lost, missing: None, own: self.own(metric) },
-            Err(missing) => Side { lost, missing: Some(missing), ..Side::default() },
+            Ok(values) => Side { name, values, starts_s, lost, missing: None, own: self.own(metric) },
+            Err(missing) => Side { name, lost, missing: Some(missing), ..Side::default() },
         }
     }
 
-    /// What to say of a latency that is the sender's own in half of the runs or more.
+    /// What to say of a latency that is the lab's own in half of the runs or more.
     fn own(&self, metric: Metric) -> Option<String> {
         if !matches!(metric, Metric::Quantile(_) | Metric::Max) {
             return None;
         }
-        let is_own = |run: &&RunResult| is_own(&run.latency.lateness, &run.latency.service, metric.name());
+        let is_own = |run: &&RunResult| is_own(run.latency.delays(), metric.name());
         let (own, all) = (self.runs.iter().filter(is_own).count(), self.runs.len());
         (2 * own >= all && own > 0).then(|| {
             format!(
-                "the sender's own lateness is more than a quarter of what the service took in {own} of {all} runs of {}, which \
-                 hides differences; free a core, try --pace spin, or send less",
+                "the lateness of the lab's own sender and receiver is more than a quarter of what the service took in {own} of \
+                 {all} runs of {}, which hides differences; free a core, try --pace spin, or send less",
                 self.name
             )
         })

@@ -4,10 +4,15 @@ use super::circumstances::{hosts, loads};
 use super::differences::{Difference, Found};
 use super::group::{Group, Side};
 use super::metric::Metric;
+use super::moments::out_of_turn;
 use super::verdict::{Judgement, Verdict};
 use crate::report::{Cell, Table, Tone};
 use crate::statistics::sample::median;
 use crate::units;
+
+/// What the columns of both tables are, in a sentence.
+pub const COLUMNS: &str = "The columns of the sides are medians of their runs; between the sides stands the Hodges-Lehmann shift, the median over \
+     all pairs of a run of each, which need not be the quotient of the two.";
 
 /// One row for each rule.
 #[must_use]
@@ -62,16 +67,26 @@ pub fn difference_table(baseline: &str, differences: &[Difference]) -> Table {
     Table { header: header.map(str::to_owned).into(), rows: differences.iter().map(row).collect() }
 }
 
-/// What a reader of a table has to know: how runs were made otherwise, what cannot be believed or was repeated, and what was lost.
+/// What a reader of a table has to know: that sides did not take turns, how runs were made otherwise, what cannot be believed or was repeated, and what was lost.
 #[must_use]
 pub fn notes(groups: &[&Group]) -> Vec<String> {
-    let mut notes = loads(groups);
+    let mut notes: Vec<String> = groups
+        .split_first()
+        .into_iter()
+        .flat_map(|(first, others)| others.iter().filter_map(|other| out_of_turn(first, other)))
+        .collect();
+    notes.extend(loads(groups));
     notes.extend(hosts(groups));
     notes.extend(groups.iter().flat_map(|group| group.doubts()));
     if groups.iter().any(|group| group.repeated > 0) {
         let of = |group: &&Group| format!("{} of {}", group.repeated, group.name);
         let by_side = groups.iter().map(of).collect::<Vec<_>>().join(", ");
-        notes.push(format!("repeated because they were not VALID: {by_side}"));
+        let alone = groups.len() > 1 && groups.iter().any(|group| group.repeated > 0 && group.repeated_alone);
+        let how = match alone {
+            true => ", each for itself: sides that were repeated unequally were not picked alike",
+            false => "",
+        };
+        notes.push(format!("repeated because they were not VALID: {by_side}{how}"));
     }
     for group in groups {
         let lost = group.side(Metric::Loss).lost;

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::group::Side;
 use super::metric::Metric;
+use super::moments::{Drift, UNSHARED};
 use super::rule::{Margin, Rule};
 use crate::statistics::permutation::count;
 use crate::statistics::sample::{median, pooled_deviation};
@@ -61,6 +62,9 @@ pub struct Judgement {
     pub why: Option<String>,
     /// Runs a side that would decide, if things are as they seem.
     pub runs_needed: Option<u32>,
+    /// A drift of the values over time that is larger than their difference, where the sides took turns and share it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<String>,
 }
 
 impl Judgement {
@@ -94,6 +98,7 @@ struct Tested {
     judgement: Judgement,
     distance: f64,
     deviation: f64,
+    drift: Option<Drift>,
 }
 
 /// Judges each rule on its two sides. `min_effect_ns` is a difference of latency that is never worth a FAIL; `seed` is for
@@ -127,6 +132,7 @@ fn without_values(rule: &Rule, a: &Side, b: &Side) -> Judgement {
         verdict: Verdict::Inconclusive,
         why: why.or_else(|| Some("a side has no runs".to_owned())),
         runs_needed: None,
+        drift: None,
     }
 }
 
@@ -154,6 +160,9 @@ fn test(rule: &Rule, a: &Side, b: &Side, min_effect_ns: f64, seed: u64) -> Optio
     let estimate = Shift::new(&on_a, &on_b, alpha)?.estimate;
     let deviation = pooled_deviation(&on_a, &on_b);
     let (end, other) = (scale.off(low), scale.off(high));
+    let drift = Drift::of(a, b, scale.logarithmic);
+    let shared = drift.as_ref().filter(|drift| drift.exceeds(estimate));
+    let shared = shared.map(|drift| drift.text(rule.metric, scale.logarithmic));
     let judgement = Judgement {
         rule: *rule,
         a: a.clone(),
@@ -167,8 +176,9 @@ fn test(rule: &Rule, a: &Side, b: &Side, min_effect_ns: f64, seed: u64) -> Optio
         verdict: Verdict::Inconclusive,
         why: None,
         runs_needed: None,
+        drift: shared,
     };
-    Some(Tested { p_fail, judgement, distance: estimate - limit, deviation })
+    Some(Tested { p_fail, judgement, distance: estimate - limit, deviation, drift })
 }
 
 /// The shift on the scale beyond which the rule fails.
@@ -183,7 +193,7 @@ fn limit(rule: &Rule, sign: f64, median_a: f64, min_effect_ns: f64) -> f64 {
 }
 
 fn decide(tested: Tested, p_fail: f64, rules: usize) -> Judgement {
-    let Tested { judgement, distance, deviation, .. } = tested;
+    let Tested { judgement, distance, deviation, drift, .. } = tested;
     let alpha = 1.0 - judgement.rule.confidence + 1e-12;
     let p_pass = judgement.p_pass.unwrap_or(1.0);
     let verdict = if p_fail <= alpha {
@@ -198,6 +208,12 @@ fn decide(tested: Tested, p_fail: f64, rules: usize) -> Judgement {
     if let (Verdict::Pass, Some(_)) = (verdict, &hidden) {
         let p_fail = Some(p_fail);
         return Judgement { p_fail, verdict: Verdict::Inconclusive, why: hidden, ..judgement };
+    }
+    if let Some(drift) = drift.filter(|drift| verdict != Verdict::Inconclusive && drift.explains(distance)) {
+        let drift = drift.text(judgement.rule.metric, !judgement.rule.by_difference());
+        let why = Some(format!("{drift}, {UNSHARED}"));
+        let p_fail = Some(p_fail);
+        return Judgement { p_fail, verdict: Verdict::Inconclusive, why, drift: None, ..judgement };
     }
     let (mut why, mut runs_needed) = (None, None);
     if verdict == Verdict::Inconclusive {
@@ -354,6 +370,54 @@ mod tests {
         let alike = judged(&CALM);
         assert_eq!((alike.verdict, alike.why.as_deref()), (Verdict::Inconclusive, Some("late")));
         assert_eq!(judged(&times(1.1)).verdict, Verdict::Fail);
+    }
+
+    /// Six runs a minute apart, from minute `first` on, each `drift` times the one before.
+    fn drifting(first: i32, drift: f64, times: f64, every: i32) -> Side {
+        let at = |run: i32| (first + every * run, 1.0 + 0.001 * f64::from(run * 5 % 3));
+        let runs: Vec<(i32, f64)> = (0..6).map(at).collect();
+        Side {
+            name: format!("side of minute {first}"),
+            values: runs
+                .iter()
+                .map(|(minute, noise)| 50_000.0 * times * noise * drift.powi(*minute))
+                .collect(),
+            starts_s: runs.iter().map(|(minute, _)| 60.0 * f64::from(*minute)).collect(),
+            ..Side::default()
+        }
+    }
+
+    #[test]
+    fn a_drift_that_explains_the_difference_takes_the_verdict_and_one_that_is_shared_does_not() {
+        let judged = |a: Side, b: Side| judge(&[("p99>+5%".parse().unwrap(), a, b)], 0.0, 1).remove(0);
+        // One server, all of A before all of B, on a machine that becomes slower by 2 % a minute.
+        let after = judged(drifting(0, 1.02, 1.0, 1), drifting(6, 1.02, 1.0, 1));
+        assert!(after.estimate.unwrap() > 1.05 && after.low.unwrap() > 1.05, "{after:?}");
+        assert_eq!(after.verdict, Verdict::Inconclusive);
+        let why = after.why.unwrap();
+        assert!(
+            why.starts_with("p99 drifts by +10") && why.contains("of side of minute") && why.contains("ab`"),
+            "{why}"
+        );
+        // A slower server on one that becomes faster.
+        let hidden = judged(drifting(0, 0.98, 1.0, 1), drifting(6, 0.98, 1.1, 1));
+        assert!(hidden.estimate.unwrap() < 1.0 && hidden.verdict == Verdict::Inconclusive, "{hidden:?}");
+        // The same machine, in turns: what differs shows, and the drift is told.
+        let worse = judged(drifting(0, 1.02, 1.0, 2), drifting(1, 1.02, 1.4, 2));
+        assert_eq!((worse.verdict, worse.drift), (Verdict::Fail, None), "larger than the drift");
+        let alike = judged(drifting(0, 1.004, 1.0, 2), drifting(1, 1.004, 1.0, 2));
+        assert_eq!(alike.verdict, Verdict::Pass);
+        assert!(alike.drift.unwrap().starts_with("p99 drifts by +4"));
+        // A difference that no drift makes, and too few runs to see one.
+        let far = judged(drifting(0, 1.02, 1.0, 1), drifting(6, 1.02, 1.5, 1));
+        assert_eq!(far.verdict, Verdict::Fail);
+        let few = |side: Side| Side {
+            values: side.values[..5].to_vec(),
+            starts_s: side.starts_s[..5].to_vec(),
+            ..side
+        };
+        let few = judged(few(drifting(0, 1.02, 1.0, 1)), few(drifting(6, 1.02, 1.0, 1)));
+        assert_eq!(few.verdict, Verdict::Fail);
     }
 
     #[test]

@@ -153,7 +153,7 @@ pub fn judge(observed: &Observations, delays: Delays<'_>, tolerance: Tolerance) 
     };
     let reasons = faults.into_iter().chain(limits).collect();
     let mut notes = notes(observed);
-    notes.extend(own(delays.lateness, delays.service));
+    notes.extend(own(delays));
     Verdict { validity, reasons, notes }
 }
 
@@ -221,6 +221,14 @@ fn limits(observed: &Observations, delays: Delays<'_>, tolerance: Tolerance) -> 
             ledger.unsent
         ));
     }
+    let no_room = ledger.refused.saturating_sub(observed.refused_far);
+    if no_room > 0 && enough && tolerance.sees(Check::Offered) {
+        limits.push(format!(
+            "{} found no room on this host{}, and would count as lost; lower --rate, or raise --send-buffer",
+            units::count(no_room, "datagram"),
+            refusal(observed)
+        ));
+    }
     let too_late = |lateness: &Distribution| {
         // One tells of the others.
         LATENESS.into_iter().find_map(|(name, times)| {
@@ -281,14 +289,14 @@ fn notes(observed: &Observations) -> Vec<String> {
     .collect()
 }
 
-/// Which figures of the response are the sender's own in good part.
-fn own(lateness: &Distribution, service: &Distribution) -> Option<String> {
-    let known = service.quantiles.iter().filter(|quantile| quantile.grade != Grade::Omitted);
+/// Which figures of the response are the lab's own in good part.
+fn own(delays: Delays<'_>) -> Option<String> {
+    let known = delays.service.quantiles.iter().filter(|quantile| quantile.grade != Grade::Omitted);
     let names = known.map(|quantile| quantile.name.as_str()).chain(["max"]);
-    let own: Vec<&str> = names.filter(|name| is_own(lateness, service, name)).collect();
+    let own: Vec<&str> = names.filter(|name| is_own(delays, name)).collect();
     (!own.is_empty()).then(|| {
         format!(
-            "the sender's own lateness is more than a quarter of what the service took in {}",
+            "the lateness of the lab's own sender and receiver is more than a quarter of what the service took in {}",
             own.join(", ")
         )
     })
@@ -299,17 +307,20 @@ fn refusal(observed: &Observations) -> String {
     observed.refusal.as_ref().map(|error| format!(" with {error:?}")).unwrap_or_default()
 }
 
-/// A quantile, or the largest value where samples are too few for it; `None` without any.
-fn figure(distribution: &Distribution, name: &str) -> Option<u64> {
+/// A quantile in nanoseconds, or the largest value where samples are too few for it; `None` without any.
+#[must_use]
+pub fn figure(distribution: &Distribution, name: &str) -> Option<u64> {
     let quantile = distribution.quantile(name).filter(|quantile| quantile.grade != Grade::Omitted);
     quantile.and_then(|quantile| quantile.value_ns).or(distribution.max_ns)
 }
 
-/// Whether more than a quarter of what the device needed was added to a figure by the sender's own lateness: `p50` and the like, or
-/// `max`. Differences between devices are then smaller in the response than they are.
+/// Whether more than a quarter of what the service took in a figure, `p50` and the like or `max`, is as much as the lateness of the sender
+/// and the receiver together in the same figure. Differences between devices are then smaller in the response than they are.
 #[must_use]
-pub fn is_own(lateness: &Distribution, service: &Distribution, name: &str) -> bool {
-    figure(lateness, name).is_some_and(|late| figure(service, name).is_some_and(|needed| late > needed / 4))
+pub fn is_own(delays: Delays<'_>, name: &str) -> bool {
+    let late = |lateness: &Distribution| figure(lateness, name).unwrap_or(0);
+    let own = late(delays.lateness).saturating_add(delays.receiving.map_or(0, late));
+    figure(delays.service, name).is_some_and(|needed| own > needed / 4)
 }
 
 /// Which of the generator's own faults it could not look for.
@@ -415,6 +426,12 @@ mod tests {
         assert_eq!(reset(500).line(), "VALID");
         assert_eq!(reset(500).notes, ["500 sends were refused by the kernel with \"reset\""]);
         assert_eq!(reset(490).validity, Validity::GeneratorLimited, "ten found no room here");
+        // One of a thousand is enough: it counts as lost, and the device never had it.
+        let ledger =
+            Ledger { intended: 9_999, sent: 9_998, refused: 1, received: 9_998, ..Ledger::default() };
+        let one = verdict(&Observations { ledger, ..fine() }, 1_000, 50_000);
+        assert_eq!(one.validity, Validity::GeneratorLimited);
+        assert!(one.reasons[0].starts_with("1 datagram found no room on this host"), "{one:?}");
     }
 
     #[test]
@@ -477,11 +494,19 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_are_the_senders_own_are_named() {
+    fn figures_that_are_the_labs_own_are_named() {
         let found = verdict(&fine(), 40_000, 50_000);
         assert_eq!(found.validity, Validity::Valid);
         assert!(found.notes[0].ends_with("in p50, p90, p99, max"), "{found:?}");
         assert!(verdict(&fine(), 10_000, 50_000).notes.is_empty());
+        // Neither the sender nor the receiver alone: the two together.
+        let found = |receiving_ns| {
+            let (lateness, receiving, service) =
+                (&constant(10_000), Some(&constant(receiving_ns)), &constant(50_000));
+            judge(&fine(), Delays { lateness, receiving, service }, TOLERANCE)
+        };
+        assert!(found(5_000).notes[0].contains("sender and receiver"), "{:?}", found(5_000));
+        assert!(found(2_000).notes.is_empty());
     }
 
     #[test]

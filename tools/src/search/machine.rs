@@ -82,6 +82,17 @@ impl Grid {
     }
 }
 
+/// Trials at one load that do not count, because their runs were not VALID.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NotKept {
+    /// What should have been offered, in datagrams a second.
+    pub rate: f64,
+    /// How many there were.
+    pub trials: u64,
+    /// Validity and reasons of the last.
+    pub reason: String,
+}
+
 /// How far a goal has come.
 #[derive(Clone, Debug, Default)]
 struct Progress {
@@ -101,6 +112,7 @@ pub struct Search {
     width: f64,
     grid: Grid,
     trials: BTreeMap<usize, Vec<Trial>>,
+    not_kept: BTreeMap<usize, NotKept>,
     /// The highest load that the generator can offer.
     ceiling: usize,
     /// The load of the trial that is being made.
@@ -113,7 +125,15 @@ impl Search {
     pub fn new(goals: Vec<Goal>, min: f64, max: f64, width: f64) -> Self {
         let grid = Grid::new(min, max.max(min * 1.000_001), width);
         let goals = goals.into_iter().map(|goal| (goal, Progress::default())).collect();
-        Self { goals, width, grid, trials: BTreeMap::new(), ceiling: grid.last, asked: None }
+        Self {
+            goals,
+            width,
+            grid,
+            trials: BTreeMap::new(),
+            not_kept: BTreeMap::new(),
+            ceiling: grid.last,
+            asked: None,
+        }
     }
 
     /// How long after the last send of a trial of so many seconds what a queue held may come, in nanoseconds: as large a share of the
@@ -134,6 +154,20 @@ impl Search {
     pub fn record(&mut self, trial: Trial) {
         let Some(load) = self.asked.take() else { return };
         self.trials.entry(load).or_default().push(trial);
+    }
+
+    /// A run at the load that was asked for was not VALID, for `reason`: it may be made again.
+    pub fn discard(&mut self, reason: &str) {
+        let Some(load) = self.asked else { return };
+        let none = NotKept { rate: self.grid.rate(load), trials: 0, reason: String::new() };
+        let not_kept = self.not_kept.entry(load).or_insert(none);
+        not_kept.trials += 1;
+        reason.clone_into(&mut not_kept.reason);
+    }
+
+    /// What was discarded, by rising load.
+    pub fn not_kept(&self) -> impl Iterator<Item = &NotKept> {
+        self.not_kept.values()
     }
 
     /// The generator cannot offer the load that was asked for: the search stays below it.

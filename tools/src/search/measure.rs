@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use super::machine::{Next, Search};
 use super::trials::Trial;
 use crate::run::clock::monotonic_ns;
-use crate::run::verdict::Validity;
+use crate::run::verdict::{Validity, figure};
 use crate::run::{Grade, RunResult, RunSpec, run};
 use crate::units;
 
@@ -75,7 +75,9 @@ pub fn carry_out(
             stop: Some(Arc::clone(stop)),
             ..base.clone()
         };
-        let Some(result) = believed(&spec, unoffered, stop, show)? else { return Ok(End::Interrupted) };
+        let Some(result) = believed(search, &spec, unoffered, stop, show)? else {
+            return Ok(End::Interrupted);
+        };
         let patience_ns = search.patience_ns(seconds);
         let of_run = |result: &RunResult| trial(result, rate, seconds, patience_ns);
         match (result.verdict.validity, unoffered) {
@@ -87,8 +89,9 @@ pub fn carry_out(
     Ok(End::Over)
 }
 
-/// Makes a run, again if it cannot be believed; `None` when it was interrupted.
+/// Makes a run, again if it cannot be believed, and tells `search` of those that are thrown away; `None` when it was interrupted.
 fn believed(
+    search: &mut Search,
     spec: &RunSpec,
     unoffered: Unoffered,
     stop: &AtomicBool,
@@ -101,6 +104,9 @@ fn believed(
             return Ok(None);
         }
         let result = made?;
+        if result.verdict.validity != Validity::Valid && unoffered == Unoffered::Limits {
+            search.discard(&result.verdict.line());
+        }
         if result.verdict.validity == Validity::Valid || attempt == repeats {
             return Ok(Some(result));
         }
@@ -122,7 +128,8 @@ pub fn trial(result: &RunResult, rate: f64, seconds: f64, patience_ns: u64) -> T
     let max = result.latency.response.max_ns.filter(|_| ledger.gone() == 0);
     let latency = latency.into_iter().chain([("max", max.map(|ns| ns as f64))]).collect();
     let queued = queued(result, patience_ns);
-    Trial { latency, queued, ..Trial::new(rate, seconds, ledger.tried(), ledger.gone() + queued) }
+    let late_ns = figure(&result.latency.lateness, "p99.9");
+    Trial { latency, queued, late_ns, ..Trial::new(rate, seconds, ledger.tried(), ledger.gone() + queued) }
 }
 
 /// Datagrams that came back in time, but too long after the last send.

@@ -14,5 +14,5 @@ pub mod trials;
 mod simulated;
 
 pub use goal::{Criterion, Goal};
-pub use machine::{Found, Next, Search};
+pub use machine::{Found, Next, NotKept, Search};
 pub use trials::Trial;

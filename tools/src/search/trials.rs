@@ -20,6 +20,8 @@ pub struct Trial {
     pub queued: u64,
     /// The same as a share.
     pub loss: f64,
+    /// p99.9 of the sender's lateness in nanoseconds, the longest where there were too few; absent where it is not known.
+    pub late_ns: Option<u64>,
     /// Latency quantiles in nanoseconds, by name; what was lost is infinitely late, and absent.
     pub latency: Vec<(&'static str, Option<f64>)>,
 }
@@ -29,7 +31,7 @@ impl Trial {
     #[must_use]
     pub fn new(rate: f64, seconds: f64, sent: u64, lost: u64) -> Self {
         let loss = if sent == 0 { 1.0 } else { lost as f64 / sent as f64 };
-        Self { rate, seconds, sent, lost, queued: 0, loss, latency: Vec::new() }
+        Self { rate, seconds, sent, lost, queued: 0, loss, late_ns: None, latency: Vec::new() }
     }
 
     /// The latency by name; `None` when that part was lost or has too few samples.

@@ -15,6 +15,7 @@ pub mod quantile_shift;
 pub mod rank;
 pub mod sample;
 pub mod size;
+pub mod trend;
 
 pub use binomial::Proportion;
 pub use permutation::Splits;

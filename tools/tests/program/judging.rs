@@ -11,6 +11,15 @@ use tools::format::bundle;
 
 use super::{Reflector, lab, output, short_run};
 
+/// Sets all quantiles of a distribution, and its longest.
+fn every_figure(run: &mut Value, figures: &str, ns: u64) {
+    let figures = &mut run["latency"][figures];
+    figures["max_ns"] = ns.into();
+    for quantile in figures["quantiles"].as_array_mut().unwrap() {
+        quantile["value_ns"] = ns.into();
+    }
+}
+
 /// Runs like that in `from`, with one p50 and p99 each, in a directory for each.
 fn side(dir: &Path, from: &Value, p99_ns: &[u64]) -> String {
     for (index, &p99_ns) in p99_ns.iter().enumerate() {
@@ -20,10 +29,9 @@ fn side(dir: &Path, from: &Value, p99_ns: &[u64]) -> String {
             quantile["value_ns"] = ns.into();
             quantile["grade"] = "solid".into();
         }
-        // A sender that was on time.
-        run["latency"]["lateness"]["max_ns"] = 1.into();
-        for quantile in run["latency"]["lateness"]["quantiles"].as_array_mut().unwrap() {
-            quantile["value_ns"] = 1.into();
+        // A sender and a receiver that were on time.
+        for figures in ["lateness", "receiving"] {
+            every_figure(&mut run, figures, 1);
         }
         run["verdict"] = json!({ "validity": "VALID", "reasons": [], "notes": [] });
         run["started_unix_ns"] = (index as u64).into();
@@ -196,7 +204,7 @@ fn sides_with_different_loads_get_no_verdict_unless_that_is_allowed() {
 }
 
 #[test]
-fn a_sender_that_was_as_late_as_the_device_shows_no_equality() {
+fn a_lab_that_was_as_late_as_the_device_shows_no_equality() {
     let dir = tempfile::tempdir().unwrap();
     let (run, a) = calm_side(dir.path());
     let b = side(&dir.path().join("b"), &run, &[50_100, 50_300, 49_700, 50_000, 49_900]);
@@ -204,20 +212,75 @@ fn a_sender_that_was_as_late_as_the_device_shows_no_equality() {
         &b,
         |index| index < 3,
         |run| {
-            for (figures, ns) in [("service", 40_000), ("lateness", 11_000)] {
-                run["latency"][figures]["max_ns"] = ns.into();
-                for quantile in run["latency"][figures]["quantiles"].as_array_mut().unwrap() {
-                    quantile["value_ns"] = ns.into();
-                }
+            // Each alone is less than a quarter.
+            for (figures, ns) in [("service", 40_000), ("lateness", 6_000), ("receiving", 5_000)] {
+                every_figure(run, figures, ns);
             }
         },
     );
     let (code, text, _) = output(&["gate", &a, "--", &b, "--fail", "p99>+5%"]);
-    assert!(code == 3 && text.contains("lateness is more than a quarter"), "{code} {text}");
+    assert!(code == 3 && text.contains("receiver is more than a quarter"), "{code} {text}");
     assert!(text.contains("3 of 5 runs of B"), "{text}");
     assert_eq!(output(&["gate", &a, "--", &b, "--fail", "pps<-2%"]).0, 0);
     let (code, text, _) = output(&["compare", &a, "--", &b]);
-    assert!(code == 0 && text.contains("B p50: the sender's own lateness"), "{code} {text}");
+    assert!(code == 0 && text.contains("B p50: the lateness of the lab's own"), "{code} {text}");
+    // A run of a version that did not know the receiver's is read without it.
+    alter(&b, |_| true, |run| _ = run["latency"].as_object_mut().unwrap().remove("receiving"));
+    assert_eq!(output(&["gate", &a, "--", &b, "--fail", "p99>+5%"]).0, 0);
+}
+
+#[test]
+fn sides_that_did_not_take_turns_say_so_in_every_form_and_a_drift_is_no_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, a) = calm_side(dir.path());
+    let b = side(&dir.path().join("b"), &run, &[50_100, 50_300, 49_700, 50_000, 49_900]);
+    let html = dir.path().join("page.html");
+    let forms = || {
+        let gate = |form: &[&str]| output(&[&["gate", &a, "--", &b, "--fail", "p99>+5%"], form].concat());
+        let compare = |form: &[&str]| output(&[&["compare", &a, "--", &b], form].concat());
+        let page = compare(&["--html", html.to_str().unwrap()]);
+        let pages = [gate(&[]), gate(&["--json"]), gate(&["--md"]), compare(&["--json"]), page];
+        let mut texts = pages.map(|(code, text, _)| (code, text)).to_vec();
+        texts.push((0, fs::read_to_string(&html).unwrap()));
+        texts
+    };
+    for (code, text) in forms() {
+        assert!(code == 0 && !text.contains("towpath-lab ab"), "{text}");
+        assert!(text.starts_with('{') || text.contains("Hodges-Lehmann shift"), "{text}");
+    }
+    // Nanoseconds are what JSON has of the times; B began an hour later.
+    alter(
+        &b,
+        |_| true,
+        |run| {
+            run["started_unix_ns"] = (3_600_000_000_000 + run["started_unix_ns"].as_u64().unwrap()).into();
+        },
+    );
+    for (code, text) in forms() {
+        let said = text.matches("all runs of A were made before the first of B").count();
+        assert!(code == 0 && said == 1 && text.contains("towpath-lab ab"), "{said} {text}");
+    }
+
+    // A machine that becomes slower, and one server.
+    let slower = |name: &str, from: u64| {
+        let p99: Vec<u64> = (from..from + 6).map(|run| 50_000 + 1_000 * run).collect();
+        let side = side(&dir.path().join(name), &run, &p99);
+        for index in 0..6 {
+            let path = Path::new(&side).join(index.to_string()).join(bundle::RUN_JSON);
+            let mut run: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+            run["started_unix_ns"] = (1_000_000_000 * (from + index)).into();
+            fs::write(&path, run.to_string()).unwrap();
+        }
+        side
+    };
+    let (before, after) = (slower("before", 0), slower("after", 6));
+    let (code, text, _) = output(&["gate", &before, "--", &after, "--fail", "p99>+5%"]);
+    assert!(code == 3 && text.contains("p99>+5%: p99 drifts by +10"), "{code} {text}");
+    let (code, text, _) = output(&["compare", &before, "--", &after]);
+    assert!(
+        code == 0 && text.contains("B p99: p99 drifts by +10") && !text.contains("worse │"),
+        "{code} {text}"
+    );
 }
 
 #[test]
