@@ -256,6 +256,37 @@ fn a_receive_buffer_that_is_too_small_voids_the_run() {
 }
 
 #[test]
+fn what_the_own_buffer_drops_one_by_one_excuses_nothing_that_was_lost_on_the_way() {
+    // The far end keeps one datagram in five, the receive buffer as many as fit: each skb that is dropped there is one datagram.
+    for _ in 0..5 {
+        let reflector = BadReflector::start(Plan { drop: 200, ..Plan::default() });
+        let spec = RunSpec {
+            rate_pps: 5_000.0,
+            burst: 250,
+            size: 1_000,
+            receive_buffer: 2_048,
+            duration: Duration::from_millis(500),
+            warmup: Duration::ZERO,
+            drain: Duration::from_millis(300),
+            pace: Pace::Sleep,
+            ..RunSpec::new(Kind::Udp, reflector.address)
+        };
+        let result = run(&spec, |_| {}).unwrap();
+        let log = reflector.finish();
+        let (account, kept) = (&result.account, log.seen - log.returned);
+        let own = account.causes.iter().find(|loss| loss.cause == "own-rx").unwrap();
+        println!("{}; the far end kept {kept} of {}", account.line(), log.seen);
+        let Some(skbs) = own.skbs else { continue };
+        assert!(kept > 0 && account.balances(), "{}", account.line());
+        assert_eq!(own.datagrams, skbs, "{}", account.line());
+        assert_eq!(account.lost_by("path"), result.ledger.lost - skbs, "{}", account.line());
+        assert!(account.lost_by("path") >= kept, "{}", account.line());
+        return;
+    }
+    panic!("nothing was dropped");
+}
+
+#[test]
 fn a_queue_before_the_device_shows_between_the_send_and_the_device() {
     if !user_namespace::inside("validity::a_queue_before_the_device_shows_between_the_send_and_the_device") {
         return;
