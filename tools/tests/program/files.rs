@@ -167,6 +167,14 @@ fn a_report_is_markdown_csv_junit_and_json_as_well() {
     let (code, text, stderr) = output(&["report", run, &other]);
     assert_eq!(code, 0, "{stderr}");
     assert!(text.contains("At 2.00 kpps") && text.contains("a log does not say what was lost"), "{text}");
+    // Two sides without a load in common: no heading stands over nothing.
+    for only in ["Only a|b, \"c\" <&> has runs at this load", "Only other has runs at this load"] {
+        assert!(text.contains(only), "{only}: {text}");
+    }
+    let (_, alone, _) = output(&["report", run]);
+    assert!(!alone.contains("At 2.00 kpps") && alone.contains("Runs"), "{alone}");
+    let (_, alone, _) = output(&["report", run, "--md"]);
+    assert!(!alone.contains("At 2.00 kpps") && alone.contains("## Runs"), "{alone}");
     let (_, markdown, _) = output(&["report", run, &other, "--md"]);
     assert!(
         markdown.starts_with("# towpath-lab report") && markdown.contains("| a\\|b, \"c\" &lt;&amp;> |"),
