@@ -13,7 +13,7 @@ use tools::run::clock::monotonic_ns;
 use tools::run::verdict::{Check, Validity};
 use tools::run::{Arrivals, Kind, Pace, RunResult, RunSpec, run};
 
-use super::bad_reflector::{BadReflector, Plan};
+use super::bad_reflector::{BadReflector, Log, Plan};
 use super::user_namespace;
 use super::user_namespace::left_out::left_out;
 
@@ -160,7 +160,7 @@ fn a_modest_run_on_loopback_ends_valid() {
 fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
     let _alone = alone();
     let stall_each_second = Some(Duration::from_millis(100));
-    let (result, tolerance_ns) = left_alone(|| {
+    let stalled = || {
         let reflector = BadReflector::start(Plan { stall_each_second, ..Plan::default() });
         let spec = RunSpec {
             size: 120,
@@ -172,10 +172,15 @@ fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
             ..RunSpec::new(Kind::Udp, reflector.address)
         };
         let result = run(&spec, |_| {}).unwrap();
-        reflector.finish();
-        assert_eq!((result.ledger.received, result.ledger.lost), (3_000, 0));
-        result
+        (result, reflector.finish())
+    };
+    // A far end that was kept from its core for so long that its socket overflowed did more than stall as it was told.
+    let got_all = |(result, log): &(RunResult, Log)| log.seen == result.ledger.sent;
+    let ((result, _), tolerance_ns) = left_alone(|| {
+        let found = (0..TRIES).map(|_| stalled()).find(got_all);
+        found.expect("the far end missed something of each run")
     });
+    assert_eq!((result.ledger.received, result.ledger.lost), (3_000, 0));
     // One datagram in ten is due while the far end does nothing and waits for the rest of that time, 0 to 100 ms alike: 1 in 100
     // waits more than 90 ms, 1 in 20 more than 50. Here the service has it too: it is the far end that stalled.
     let histograms = result.histograms.unwrap();
