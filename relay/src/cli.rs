@@ -265,7 +265,9 @@ fn bind_group(address: SocketAddr, gro: bool, steering: Steering) -> io::Result<
         UdpOptions { gro, packet_info, without_df, patience: LISTEN_PATIENCE, ..UdpOptions::default() };
     UdpSocket::bind_group(address, &options, steering.members, steering.seed).map_err(|error| {
         let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => "another program has it: stop that one or choose another --listen",
+            io::ErrorKind::AddrInUse => {
+                "another program has it, perhaps a relay that still drains, which a second SIGTERM ends: stop that one or choose another --listen"
+            }
             io::ErrorKind::AddrNotAvailable => "no interface has this address: choose another --listen",
             io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
             io::ErrorKind::Unsupported => "start the relay with --workers 1",

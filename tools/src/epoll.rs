@@ -3,11 +3,14 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 
 /// Events that one wait answers at most.
 const EVENTS_MAX: usize = 256;
+/// What epoll_wait(2) counts time in.
+const MILLISECOND_NS: u64 = 1_000_000;
 
 /// A set of descriptors that are watched, each under a number.
 pub struct Watch {
@@ -64,12 +67,21 @@ impl Watch {
     /// Waits up to `within_ns`, less than a second, until one of them is ready, or a signal comes; [`Watch::ready`] says which.
     ///
     /// # Errors
-    /// What epoll_wait(2) answers, other than EINTR.
+    /// What epoll_wait(2) and ppoll(2) answer, other than EINTR.
     pub fn wait(&mut self, within_ns: u64) -> io::Result<()> {
-        let wait = Timespec { tv_sec: 0, tv_nsec: within_ns.min(999_999_999) as i64 };
+        let mut wait = Timespec { tv_sec: 0, tv_nsec: within_ns.min(999_999_999) as i64 };
         self.events.clear();
+        // The kernel would round up to whole milliseconds. epoll_pwait2(2) does not, but is of Linux 5.11; ppoll(2) is older, and takes
+        // the set as one descriptor.
+        if !within_ns.is_multiple_of(MILLISECOND_NS) {
+            match poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&wait)) {
+                Ok(0) | Err(Errno::INTR) => return Ok(()),
+                Ok(_) => wait.tv_nsec = 0,
+                Err(error) => return Err(error.into()),
+            }
+        }
         match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 use dataplane::status::{Counts, short_number};
+use rustix::termios::tcgetwinsize;
 
 use super::client::{AskError, StatusArgs, are_stale, ask, ask_fresh};
 use super::status::Status;
@@ -14,10 +15,18 @@ use crate::server::figures::Direction;
 
 /// Between two looks: rates are counted over it.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The first table of what is of less interest while all goes well.
+const REQUESTS: &str = "Requests, by method";
 /// Users shown.
 const USERS_SHOWN: usize = 20;
-/// Clears a terminal and goes to its first line.
-const CLEAR: &str = "\x1b[2J\x1b[H";
+/// Clears a terminal, goes to its first line, and lets it cut lines that are too long.
+const BEGIN: &str = "\x1b[2J\x1b[H\x1b[?7l";
+/// Lets it wrap lines again.
+const END: &str = "\x1b[?7h";
+/// Rows of a terminal that does not say how many it has.
+const ROWS: usize = 24;
+/// The longest name of a user, in letters, with which a terminal of 80 columns has room for the other figures.
+const NAME_MAX: usize = 20;
 
 /// Runs `towpath-relay status`.
 #[must_use]
@@ -54,7 +63,7 @@ impl From<io::Error> for Failure {
 
 fn show(args: &StatusArgs) -> Result<(), Failure> {
     let mut out = io::stdout();
-    let clear = if args.watch && out.is_terminal() { CLEAR } else { "" };
+    let draws = args.watch && out.is_terminal();
     // Whoever watches wants to see a relay that hangs, all others to be told.
     let ask = |address| if args.watch { ask(address) } else { ask_fresh(address) };
     let mut before = ask(args.admin)?;
@@ -69,8 +78,12 @@ fn show(args: &StatusArgs) -> Result<(), Failure> {
         let now = ask(args.admin)?;
         if args.json {
             print_json(&mut out, &now)?;
+        } else if draws {
+            let rows = tcgetwinsize(&out).ok().map(|size| usize::from(size.ws_row)).filter(|&rows| rows > 0);
+            write!(out, "{BEGIN}{}{END}", frame(&before, &now, rows.unwrap_or(ROWS)))?;
+            out.flush()?;
         } else {
-            write!(out, "{clear}{}", text(&before, &now))?;
+            write!(out, "{}", text(&before, &now))?;
             out.flush()?;
         }
         if !args.watch {
@@ -88,44 +101,89 @@ fn print_json(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
 
 /// Two looks at a relay as tables.
 fn text(before: &Status, now: &Status) -> String {
-    let seconds = (now.uptime_s - now.age_s) - (before.uptime_s - before.age_s);
-    // Another start counts from zero, and figures that have not moved on have no rate.
-    let rates = (before.started_unix_s == now.started_unix_s && seconds > 0.0).then_some((before, seconds));
-    let mut text = String::new();
+    let mut text = head(now).join("; ") + "\n";
     // Writing to a String cannot fail, here and below.
-    let _ = writeln!(
-        text,
-        "towpath-relay {}, {}, up {}; {} out, {} in, GSO {}; workers {}",
-        now.version,
-        now.phase,
-        humantime::format_duration(Duration::from_secs(now.uptime_s as u64)),
-        now.io,
-        now.ingress_design,
-        if now.gso { "on" } else { "off" },
-        now.workers
-    );
-    if are_stale(now) {
-        let _ = writeln!(text, "the relay hangs: these figures are {:.0} s old", now.age_s);
+    for line in troubles(now) {
+        let _ = writeln!(text, "{line}");
     }
-    if now.last_reload_refused {
-        let _ =
-            writeln!(text, "the configuration is older than its files: the log says what is wrong with them");
-    }
+    let rates = rates(before, now);
     let _ = writeln!(text, "{}", held(now));
     let _ = writeln!(text, "{}", traffic(rates, now));
-    for (title, head, counts, old) in [
-        ("Requests", "method", &now.requests, &before.requests),
-        ("Refused", "error code", &now.refusals, &before.refusals),
-        ("Refused", "rule", &now.rules, &before.rules),
-        ("Lost", "cause", &now.drops, &before.drops),
-        ("Connections ended", "reason", &now.connections.ended, &before.connections.ended),
-        ("Configuration read again", "outcome", &now.reloads, &before.reloads),
-    ] {
+    for (title, counts, old) in counted(before, now) {
         let old = rates.map(|(_, seconds)| (old, seconds));
-        let _ = writeln!(text, "{}", counters(title, head, counts, old));
+        let _ = writeln!(text, "{}", counters(title, counts, old));
     }
     let _ = writeln!(text, "{}", users(now));
     text
+}
+
+/// The same for a terminal with so many rows: without borders and empty tables, and cut where there is no more room.
+fn frame(before: &Status, now: &Status, rows: usize) -> String {
+    let rates = rates(before, now);
+    let mut lines: Vec<String> = head(now).into_iter().chain(troubles(now)).collect();
+    let mut tables = vec![held(now), traffic(rates, now)];
+    for (title, counts, old) in counted(before, now) {
+        // Those who relay most come behind what is lost and refused.
+        if title == REQUESTS && !now.users.is_empty() {
+            tables.push(users(now));
+        }
+        if counts.values().any(|&count| count > 0) {
+            tables.push(counters(title, counts, rates.map(|(_, seconds)| (old, seconds))));
+        }
+    }
+    for mut table in tables {
+        let text = table.load_style(presets::NOTHING).to_string();
+        let mut rows = text.lines().map(|line| line.trim_end().to_owned());
+        lines.extend(rows.next().map(|heading| format!("\x1b[1m{heading}\x1b[0m")));
+        lines.extend(rows);
+    }
+    // The last line is for how to end it.
+    let room = rows.saturating_sub(1);
+    let last = if lines.len() > room {
+        lines.truncate(room);
+        "more: without --watch; Ctrl-C ends"
+    } else {
+        "Ctrl-C ends"
+    };
+    lines.push(last.to_owned());
+    lines.join("\r\n")
+}
+
+/// What the rates are counted from: another start counts from zero, and figures that have not moved on have no rate.
+fn rates<'a>(before: &'a Status, now: &Status) -> Option<(&'a Status, f64)> {
+    let seconds = (now.uptime_s - now.age_s) - (before.uptime_s - before.age_s);
+    (before.started_unix_s == now.started_unix_s && seconds > 0.0).then_some((before, seconds))
+}
+
+/// What it is, and how it works.
+fn head(now: &Status) -> [String; 2] {
+    let up = humantime::format_duration(Duration::from_secs(now.uptime_s as u64));
+    let gso = if now.gso { "on" } else { "off" };
+    [
+        format!("towpath-relay {}, {}, up {up}", now.version, now.phase),
+        format!("{} out, {} in, GSO {gso}; workers {}", now.io, now.ingress_design, now.workers),
+    ]
+}
+
+/// What is wrong with it.
+fn troubles(now: &Status) -> Vec<String> {
+    let stale = are_stale(now).then(|| format!("the relay hangs: these figures are {:.0} s old", now.age_s));
+    let refused = now.last_reload_refused.then(|| {
+        "the configuration is older than its files: the log says what is wrong with them".to_owned()
+    });
+    stale.into_iter().chain(refused).collect()
+}
+
+/// What is counted by name, now and before; what is lost and refused comes first, for a terminal that has no room for all.
+fn counted<'a>(before: &'a Status, now: &'a Status) -> [(&'static str, &'a Counts, &'a Counts); 6] {
+    [
+        ("Lost, by cause", &now.drops, &before.drops),
+        ("Refused, by error code", &now.refusals, &before.refusals),
+        ("Refused, by rule", &now.rules, &before.rules),
+        (REQUESTS, &now.requests, &before.requests),
+        ("Connections ended, by reason", &now.connections.ended, &before.connections.ended),
+        ("Configuration read again, by outcome", &now.reloads, &before.reloads),
+    ]
 }
 
 fn held(status: &Status) -> Table {
@@ -178,8 +236,8 @@ fn traffic(rates: Option<(&Status, f64)>, now: &Status) -> Table {
 }
 
 /// What is not zero, most first.
-fn counters(title: &str, head: &str, now: &Counts, before: Option<(&Counts, f64)>) -> Table {
-    let mut table = table(&[&format!("{title}, by {head}"), "all", "/s"]);
+fn counters(title: &str, now: &Counts, before: Option<(&Counts, f64)>) -> Table {
+    let mut table = table(&[title, "all", "/s"]);
     let mut counted: Vec<_> = now.iter().filter(|&(_, &count)| count > 0).collect();
     counted.sort_by(|left, right| right.1.cmp(left.1).then_with(|| left.0.cmp(right.0)));
     for &(name, &count) in &counted {
@@ -196,14 +254,8 @@ fn counters(title: &str, head: &str, now: &Counts, before: Option<(&Counts, f64)
 }
 
 fn users(status: &Status) -> Table {
-    let mut table = table(&[
-        "Users, by bytes",
-        "credentials",
-        "allocations",
-        "bytes to peers",
-        "bytes to clients",
-        "packets shaped",
-    ]);
+    let mut table =
+        table(&["Users, by bytes", "credentials", "allocations", "to peers", "to clients", "shaped"]);
     for user in status.users.iter().take(USERS_SHOWN) {
         table.add_row([
             printable(&user.name),
@@ -221,9 +273,18 @@ fn users(status: &Status) -> Table {
     table
 }
 
-/// A name without what would move a terminal's cursor.
+/// A name without what would move a terminal's cursor, and cut where the rest would push the figures off the screen.
 fn printable(name: &str) -> String {
-    name.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+    let mut printed: String = name
+        .chars()
+        .take(NAME_MAX)
+        .map(|letter| if letter.is_control() { '\u{fffd}' } else { letter })
+        .collect();
+    if name.chars().nth(NAME_MAX).is_some() {
+        printed.pop();
+        printed.push('…');
+    }
+    printed
 }
 
 fn unknown() -> String {
@@ -283,6 +344,47 @@ mod tests {
         assert_eq!(words("secret"), ["al\u{fffd}[2Jice", "secret", "1", "1.5M", "0", "4"]);
         assert!(line("towpath-relay").contains("draining, up 2s; uring out, epoll in, GSO on; workers 1"));
         assert!(!text.contains('\x1b'));
+    }
+
+    #[test]
+    fn a_terminal_of_80_by_24_shows_the_most_important_without_scrolling_or_wrapping() {
+        let start = origin();
+        let later = start + Duration::from_secs(2);
+        let status = |snapshot: &Snapshot, now| Status::new(snapshot, &about(start), Phase::Serving, now);
+        let plain = |text: &str| text.replace("\x1b[1m", "").replace("\x1b[0m", "");
+        let shown = |now: &Status, rows| {
+            let frame = plain(&frame(&status(&snapshot(start), start), now, rows));
+            let lines: Vec<String> = frame.split("\r\n").map(str::to_owned).collect();
+            assert!(lines.len() <= rows, "{frame}");
+            let widest = lines.iter().map(|line| line.chars().count()).max().unwrap();
+            assert!(widest <= 80, "{widest}: {frame}");
+            lines
+        };
+        let mut quiet = status(&snapshot(later), later);
+        quiet.drops.clear();
+        quiet.uptime_s = 86_400.0 * 400.0 + 86_399.0;
+        let lines = shown(&quiet, 60);
+        assert!(lines.iter().all(|line| !line.contains("Lost") && !line.contains("Users")), "{lines:?}");
+        assert_eq!(lines.last().unwrap(), "Ctrl-C ends");
+        // Long names, and then more than there is room for.
+        let mut busy = status(&with_user(snapshot(later), u64::MAX / 3), later);
+        for user in &mut busy.users {
+            user.name = "name".repeat(100);
+        }
+        let is_there = |lines: &[String], part: &str| {
+            assert!(lines.iter().any(|line| line.contains(part)), "{part}: {lines:?}");
+        };
+        let lines = shown(&busy, 60);
+        for part in ["namenamenamenamenam…", "no_permission", "Connections ended"] {
+            is_there(&lines, part);
+        }
+        busy.drops.extend((0..30).map(|number| (format!("a_long_name_of_cause_{number}"), u64::MAX)));
+        let lines = shown(&busy, 24);
+        assert_eq!((lines.len(), lines[23].as_str()), (24, "more: without --watch; Ctrl-C ends"));
+        for part in ["allocations", "to clients", "Lost, by cause", "a_long_name_of_cause_0"] {
+            is_there(&lines, part);
+        }
+        assert_eq!(shown(&busy, 1).len(), 1);
     }
 
     #[test]

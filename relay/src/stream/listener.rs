@@ -164,7 +164,11 @@ impl StreamListener {
 fn on(address: SocketAddr, kind: Kind, error: &io::Error) -> io::Error {
     let flag = format!("--listen-{}", kind.to_string().to_lowercase());
     let remedy = match error.kind() {
-        io::ErrorKind::AddrInUse => format!("another program has it: stop that one or choose another {flag}"),
+        io::ErrorKind::AddrInUse => {
+            format!(
+                "another program has it, perhaps a relay that still drains, which a second SIGTERM ends: stop that one or choose another {flag}"
+            )
+        }
         io::ErrorKind::AddrNotAvailable => format!("no interface has this address: choose another {flag}"),
         io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE".to_owned(),
         io::ErrorKind::Unsupported => "start the relay with --workers 1".to_owned(),

@@ -166,6 +166,9 @@ pub(super) fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
 /// What the first counted beyond the second, a line for each tag of the first.
 fn beyond(a: &Log, b: &Log) -> anyhow::Result<Log> {
     let mut rest = Log { start_unix_s: a.start_unix_s, ..Log::default() };
+    if a.fate.is_some() {
+        rest.notes.push("what was lost is not said of what A counted beyond B".to_owned());
+    }
     for tag in a.tags() {
         let mut counts = whole(a, tag)?;
         if let Some(part) = b.whole(tag).map_err(Problem::Usage)? {
@@ -194,6 +197,9 @@ fn format_of(path: &Path, given: Option<Format>) -> Result<Format, Problem> {
 fn write(log: &Log, format: Format, path: &Path) -> anyhow::Result<()> {
     for note in &log.notes {
         super::tell(note);
+    }
+    if let Some(fate) = log.fate.as_ref().filter(|_| format == Format::Csv) {
+        super::tell(&format!("rows of {} have no place for it: {}", path.display(), fate.sentence()));
     }
     output::write(log, format, path)
 }

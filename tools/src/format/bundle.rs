@@ -9,13 +9,19 @@ use dataplane::hlog;
 use serde::Deserialize;
 
 use super::bounded;
+use super::fate::Fate;
 use super::hgrm;
+use super::output::whole_file;
 use crate::run::{Histograms, RunResult, SCHEMA, intervals};
 
 /// Name of the JSON file in the directory.
 pub const RUN_JSON: &str = "run.json";
 /// Name of the interval log in it.
 pub const LATENCY_HLOG: &str = "latency.hlog";
+/// Name of the log in it that has the other histograms as well.
+pub const DETAIL_HLOG: &str = "detail.hlog";
+/// Name of the distribution in it.
+pub const LATENCY_HGRM: &str = "latency.hgrm";
 
 /// Most bytes of a `run.json`, and most commas in it: it has ten figures of each of up to 65,536 flows.
 const RUN_BYTES_MAX: u64 = 32 << 20;
@@ -46,13 +52,18 @@ pub fn write(result: &RunResult, dir: &Path) -> anyhow::Result<()> {
         if !is_there {
             intervals::write_whole(&log, result, &histograms.response)?;
         }
-        let detail = dir.join("detail.hlog");
+        let fate = Fate::of(result);
+        put_on_top(&log, &fate)?;
+        let detail = dir.join(DETAIL_HLOG);
         let add_detail = || {
             fs::copy(&log, &detail)?;
             write_detail(&detail, result, histograms)
         };
         add_detail().with_context(|| format!("cannot write {}", detail.display()))?;
-        create(dir, "latency.hgrm", |out| hgrm::write(out, &histograms.response, 1_000.0))?;
+        create(dir, LATENCY_HGRM, |out| {
+            hgrm::write(out, &histograms.response, 1_000.0)?;
+            fate.alone(None).write(out)
+        })?;
     }
     // Last, so that a directory with a run.json is complete.
     create(dir, RUN_JSON, |out| {
@@ -76,6 +87,16 @@ fn create(
         // Half of it would be taken for all of it, or for that of another program.
         let _ = fs::remove_file(&path);
         format!("cannot write {}", path.display())
+    })
+}
+
+/// Writes what became of the run into the header of its log, where every reader looks for comments; it was not known when the log
+/// was begun.
+fn put_on_top(log: &Path, fate: &Fate) -> anyhow::Result<()> {
+    whole_file(log, |out| {
+        fate.write(out)?;
+        io::copy(&mut File::open(log)?, out)?;
+        Ok(())
     })
 }
 

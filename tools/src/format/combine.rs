@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::counts::Counts;
+use super::fate::Fate;
 use super::log::{Line, Log};
 
 /// Where lines of several logs meet.
@@ -57,8 +58,19 @@ pub fn merge(logs: &[Log], align: Align) -> Result<Log, String> {
         Ok(Line { tag: tag.map(str::to_owned), start_s: index as f64 * length_s, length_s, counts })
     };
     let lines = cells.into_iter().map(sum).collect::<Result<_, String>>()?;
-    let notes = logs.iter().flat_map(|log| log.notes.clone()).collect();
-    Ok(Log { start_unix_s: start, lines, notes })
+    let mut notes: Vec<String> = logs.iter().flat_map(|log| log.notes.clone()).collect();
+    let fates: Vec<&Fate> = logs.iter().filter_map(|log| log.fate.as_ref()).collect();
+    let fate = match fates.as_slice() {
+        [first, others @ ..] if fates.len() == logs.len() => {
+            Some(others.iter().fold((*first).clone(), |sum, fate| sum.together(fate)))
+        }
+        [] => None,
+        _ => {
+            notes.push("not all of the logs say what was lost, so their sum does not".to_owned());
+            None
+        }
+    };
+    Ok(Log { start_unix_s: start, lines, notes, fate })
 }
 
 /// Refuses logs that are too large to be kept in memory together: call it after each that is read.
@@ -106,9 +118,16 @@ pub fn subtract(whole: &Counts, part: &Counts) -> Result<Counts, String> {
 
 /// Keeps the lines that begin from `from_s` on and before `until_s`, and only those with `tag` when one is named.
 pub fn cut(log: &mut Log, from_s: f64, until_s: f64, tag: Option<&str>) {
-    log.lines.retain(|line| {
-        (from_s..until_s).contains(&line.start_s) && tag.is_none_or(|tag| line.tag.as_deref() == tag_of(tag))
-    });
+    let before = log.lines.len();
+    log.lines.retain(|line| (from_s..until_s).contains(&line.start_s));
+    if let Some(fate) = log.fate.as_mut().filter(|_| log.lines.len() < before) {
+        fate.lost.clear();
+        log.notes.push(
+            "when something was lost is not known: of a part, the figures are those of what arrived"
+                .to_owned(),
+        );
+    }
+    log.lines.retain(|line| tag.is_none_or(|tag| line.tag.as_deref() == tag_of(tag)));
 }
 
 /// `untagged` names the lines without a tag.
@@ -120,6 +139,7 @@ pub fn tag_of(name: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::super::counts::Layout;
+    use super::super::fate::tests::lossy;
     use super::*;
 
     fn line(tag: Option<&str>, start_s: f64, values: &[(u64, u64)]) -> Line {
@@ -129,7 +149,7 @@ mod tests {
     }
 
     fn log(start: Option<f64>, lines: Vec<Line>) -> Log {
-        Log { start_unix_s: start, lines, notes: Vec::new() }
+        Log { start_unix_s: start, lines, ..Log::default() }
     }
 
     fn shape(log: &Log) -> Vec<(Option<&str>, f64, u64)> {
@@ -180,5 +200,28 @@ mod tests {
         assert_eq!(cut_to(0.0, 1.0, None), 1);
         assert_eq!(cut_to(1.0, f64::INFINITY, None), 2);
         assert_eq!((cut_to(0.0, 9.0, Some("up")), cut_to(0.0, 9.0, Some("untagged"))), (1, 2));
+    }
+
+    #[test]
+    fn what_was_lost_goes_with_whole_logs_and_is_not_known_of_parts() {
+        let run = |start| Log {
+            fate: Some(lossy()),
+            ..log(Some(start), vec![line(None, 0.0, &[]), line(None, 1.0, &[])])
+        };
+        let merged = merge(&[run(0.0), run(9.0)], Align::Clock).unwrap();
+        assert_eq!((merged.lost(None), merged.notes.len()), (Some(8), 0));
+        let nameless = Log { fate: None, ..run(9.0) };
+        let merged = merge(&[run(0.0), nameless], Align::Clock).unwrap();
+        assert!(
+            merged.fate.is_none() && merged.notes[0].contains("not all of the logs say"),
+            "{:?}",
+            merged.notes
+        );
+        let cut_to = |until, tag| {
+            let mut log = run(0.0);
+            cut(&mut log, 0.0, until, tag);
+            (log.lost(None), log.notes.len())
+        };
+        assert_eq!((cut_to(1.0, None), cut_to(2.0, Some("untagged"))), ((None, 1), (Some(4), 0)));
     }
 }

@@ -144,7 +144,7 @@ pub fn read(input: impl Read) -> Result<Log, String> {
         counts.push(value.min(HIGHEST_NS), count)?;
     }
     let line = Line { tag: None, start_s: 0.0, length_s: 0.0, counts };
-    Ok(Log { start_unix_s: None, lines: vec![line], notes: vec![note] })
+    Ok(Log { start_unix_s: None, lines: vec![line], notes: vec![note], fate: None })
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::bounded::{self, Bounded};
+use super::bundle::{self, DETAIL_HLOG, LATENCY_HGRM, LATENCY_HLOG, RUN_JSON};
+use super::fate::Fate;
 use super::log::{Line, Log};
 use super::{foreign, hgrm_reader};
 
@@ -48,7 +50,7 @@ impl Unit {
 /// # Errors
 /// When it cannot be read or is nothing that is known; the message names the file.
 pub fn read(path: &Path, unit: Option<Unit>) -> anyhow::Result<Log> {
-    let path = if path.is_dir() { path.join("detail.hlog") } else { path.to_owned() };
+    let path = if path.is_dir() { path.join(DETAIL_HLOG) } else { path.to_owned() };
     let name = || path.display().to_string();
     let file = File::open(&path).with_context(|| {
         format!("cannot read {}; give a directory of `run --out`, a .hlog or a .hgrm", name())
@@ -66,9 +68,27 @@ pub fn read(path: &Path, unit: Option<Unit>) -> anyhow::Result<Log> {
         let text = text.with_context(|| format!("{} is not text of a distribution", name()))?;
         distribution(&text, unit.unwrap_or(Unit::Us))
     };
-    let log = log.map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
+    let mut log = log.map_err(|error| anyhow::anyhow!("{}: {error}", name()))?;
     anyhow::ensure!(!log.lines.is_empty(), "{} holds no histogram", name());
+    if log.fate.is_none() {
+        add_fate(&mut log, &path);
+    }
     Ok(log)
+}
+
+/// What became of the run whose directory a log is in, for one that was written before logs said it.
+fn add_fate(log: &mut Log, path: &Path) {
+    let is_ours = path
+        .file_name()
+        .is_some_and(|name| [LATENCY_HLOG, DETAIL_HLOG, LATENCY_HGRM].iter().any(|ours| name == *ours));
+    let run = path.with_file_name(RUN_JSON);
+    if !is_ours || !run.exists() {
+        return;
+    }
+    match bundle::read(&run) {
+        Ok(result) => log.fate = Some(Fate::of(&result)),
+        Err(error) => log.notes.push(format!("what was lost is not known: {error:#}")),
+    }
 }
 
 /// Whether a file that begins like this is an interval log or a bare histogram: no distribution has the word, and every
@@ -106,5 +126,6 @@ fn distribution(text: &str, unit: Unit) -> Result<Log, String> {
         start_unix_s: None,
         lines: vec![Line { tag: None, start_s: 0.0, length_s: 0.0, counts }],
         notes,
+        fate: Fate::read(text.lines()),
     })
 }

@@ -13,6 +13,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::counts::Counts;
 use super::encoding;
+use super::fate::{self, Fate};
 
 /// Longest line, in bytes: the largest histogram that is decoded, compressed by two thirds at least, in base64.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -62,6 +63,8 @@ pub struct Log {
     pub lines: Vec<Line>,
     /// What was left out or guessed.
     pub notes: Vec<String>,
+    /// What became of the run that made it, where it says so.
+    pub fate: Option<Fate>,
 }
 
 impl Log {
@@ -122,6 +125,12 @@ impl Log {
         Counts::sum(self.tagged(tag).map(|line| &line.counts))
     }
 
+    /// How many there are beyond those that are counted under a tag, or without one; `None` when that is not known.
+    #[must_use]
+    pub fn lost(&self, tag: Option<&str>) -> Option<u64> {
+        self.fate.as_ref()?.lost(tag)
+    }
+
     /// Counters that are not zero in all lines together, which is what it takes of memory.
     #[must_use]
     pub fn entries(&self) -> usize {
@@ -134,6 +143,7 @@ impl Log {
 struct Parser {
     log: Log,
     base_unix_s: Option<f64>,
+    fate: fate::Reader,
     entries: usize,
     work: u64,
     tags: HashSet<String>,
@@ -175,6 +185,7 @@ impl Parser {
     }
 
     fn comment(&mut self, comment: &str) {
+        self.fate.line(comment);
         let seconds = |name: &str| -> Option<f64> {
             let rest = comment.trim_start_matches('[').strip_prefix(name)?.trim_start();
             rest.split([' ', ',', ']']).next()?.parse().ok().filter(|seconds: &f64| seconds.is_finite())
@@ -246,6 +257,7 @@ impl Parser {
         if self.log.start_unix_s.is_none() && !self.log.lines.is_empty() {
             self.log.notes.push("the log does not say when it started".to_owned());
         }
+        self.log.fate = self.fate.finish();
         self.log
     }
 }

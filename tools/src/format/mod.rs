@@ -7,6 +7,7 @@ pub mod combine;
 pub mod counts;
 pub mod csv;
 pub mod encoding;
+pub mod fate;
 pub mod find;
 pub mod foreign;
 pub mod hgrm;

@@ -89,6 +89,9 @@ pub fn write_to(log: &Log, format: Format, out: &mut impl Write) -> anyhow::Resu
                 )
             };
             hgrm::write(out, &whole(log, *tag)?.histogram(), 1_000.0)?;
+            if let Some(fate) = &log.fate {
+                fate.alone(*tag).write(out)?;
+            }
         }
     }
     Ok(())
@@ -112,6 +115,9 @@ fn write_hlog(log: &Log, out: &mut impl Write) -> anyhow::Result<()> {
     let start_ns = (log.start_unix_s.unwrap_or(0.0) * 1e9).round().max(0.0);
     let date =
         jiff::Timestamp::from_nanosecond(start_ns as i128).map(|date| date.to_string()).unwrap_or_default();
+    if let Some(fate) = &log.fate {
+        fate.write(out)?;
+    }
     let mut writer = hlog::Writer::new(out, "towpath-lab convert, values in ns", start_ns as u64, &date)?;
     for Line { tag, start_s, length_s, counts } in &log.lines {
         let max = counts.ends().map_or(0, |ends| ends.1);
@@ -147,19 +153,21 @@ fn write_csv(log: &Log, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// The figures and counts of each tag.
+/// The figures and counts of each tag, and what became of the run: null where the log does not say it.
 ///
 /// # Errors
 /// When no histogram can hold all of a tag.
 pub fn json(log: &Log) -> anyhow::Result<serde_json::Value> {
     let tags = log.tags().into_iter().map(|tag| {
         let counts = whole(log, tag)?;
-        let figures = Distribution::new(&counts.histogram(), 0);
+        let figures = Distribution::new(&counts.histogram(), log.lost(tag).unwrap_or(0));
         let counts: Vec<(u64, u64)> = counts.iter().collect();
         Ok(json!({ "tag": tag, "lines": log.tagged(tag).count(), "figures": figures, "counts": counts }))
     });
     let tags = tags.collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(json!({ "start_unix_s": log.start_unix_s, "unit": "ns", "notes": log.notes, "tags": tags }))
+    Ok(
+        json!({ "start_unix_s": log.start_unix_s, "unit": "ns", "notes": log.notes, "run": log.fate, "tags": tags }),
+    )
 }
 
 #[cfg(test)]

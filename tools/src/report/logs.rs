@@ -6,8 +6,9 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{Cell, Report, Section, Table};
+use super::{Cell, Report, Section, Table, Tone};
 use crate::compare::quantile_cell;
+use crate::format::fate::Fate;
 use crate::format::log::Log;
 use crate::format::output::whole;
 use crate::run::Distribution;
@@ -33,10 +34,13 @@ pub fn show(name: &str, log: &Log) -> anyhow::Result<String> {
     for tag in log.tags() {
         let histogram = whole(log, tag)?.histogram();
         let tag_name = tag.unwrap_or("untagged");
-        table.rows.push(figures(tag_name, &Distribution::new(&histogram, 0)));
-        notes.extend(over_time(log, tag).map(|line| format!("{tag_name}, p99 over time: {line}")));
+        let lost = log.lost(tag);
+        table.rows.push(figures(tag_name, &Distribution::new(&histogram, lost.unwrap_or(0)), lost));
+        notes.extend(
+            over_time(log, tag).map(|line| format!("{tag_name}, p99 over time{}: {line}", of_what(lost))),
+        );
         // Writing to a String cannot fail.
-        let _ = write!(spread, "\n{tag_name}\n{}", bars(&histogram));
+        let _ = write!(spread, "\n{tag_name}\n{}", bars(&histogram, lost.unwrap_or(0)));
     }
     notes.extend(log.notes.iter().cloned());
     let start =
@@ -44,17 +48,41 @@ pub fn show(name: &str, log: &Log) -> anyhow::Result<String> {
     let start = start.map_or(String::new(), |start| format!(", from {start}"));
     let title = format!("{name}: {}{start}", units::count(log.lines.len() as u64, "line"));
     let section = Section { table, notes, ..Section::default() };
-    Ok(Report { title, notes: Vec::new(), sections: vec![section] }.to_text() + &spread)
+    let notes = vec![fate(log.fate.as_ref())];
+    Ok(Report { title, notes, sections: vec![section] }.to_text() + &spread)
+}
+
+/// What became of the run.
+fn fate(fate: Option<&Fate>) -> String {
+    fate.map_or_else(
+        || "what was lost is not said: the figures are those of what arrived".to_owned(),
+        |fate| format!("the run: {}", fate.sentence()),
+    )
+}
+
+/// What figures of single lines are of, where something was lost nobody knows when.
+fn of_what(lost: Option<u64>) -> &'static str {
+    if lost.is_some_and(|lost| lost > 0) { " of what arrived" } else { "" }
 }
 
 fn header(first: &str) -> Vec<String> {
-    [first, "count", "min"].into_iter().chain(COLUMNS).chain(["max", "mean"]).map(str::to_owned).collect()
+    [first, "count", "lost", "min"]
+        .into_iter()
+        .chain(COLUMNS)
+        .chain(["max", "mean"])
+        .map(str::to_owned)
+        .collect()
 }
 
-fn figures(name: &str, distribution: &Distribution) -> Vec<Cell> {
+fn figures(name: &str, distribution: &Distribution, lost: Option<u64>) -> Vec<Cell> {
     let time = |ns: Option<u64>| Cell::from(ns.map_or("–".to_owned(), nanoseconds));
+    let lost = match lost {
+        None => Cell::from("–"),
+        Some(0) => Cell::from("0"),
+        Some(lost) => Cell::new(lost.to_string(), Tone::Bad),
+    };
     let mut cells =
-        vec![Cell::from(name), Cell::from(distribution.count.to_string()), time(distribution.min_ns)];
+        vec![Cell::from(name), Cell::from(distribution.count.to_string()), lost, time(distribution.min_ns)];
     cells.extend(COLUMNS.map(|column| quantile_cell(distribution, column)));
     let mean = distribution.min_ns.map(|_| distribution.mean_ns.round() as u64);
     cells.extend([time(distribution.max_ns), time(mean)]);
@@ -82,8 +110,8 @@ fn over_time(log: &Log, tag: Option<&str>) -> Option<String> {
     Some(format!("{sparks}  {} to {}", nanoseconds(low), nanoseconds(high)))
 }
 
-/// A bar for each part of a decade.
-fn bars(histogram: &Histogram<u64>) -> String {
+/// A bar for each part of a decade, and one for what was lost.
+fn bars(histogram: &Histogram<u64>, lost: u64) -> String {
     // 1, 2 and 5 of each decade begin a bar.
     let begin = |value: u64| {
         let decade = 10_u64.pow(value.max(1).ilog10());
@@ -98,20 +126,16 @@ fn bars(histogram: &Histogram<u64>) -> String {
     for step in histogram.iter_recorded() {
         *counts.entry(begin(step.value_iterated_to())).or_default() += step.count_at_value();
     }
-    let most = counts.values().copied().max().unwrap_or(1) as f64;
-    let total = histogram.len().max(1) as f64;
+    let most = counts.values().copied().max().unwrap_or(1).max(lost) as f64;
+    let total = (histogram.len() + lost).max(1) as f64;
+    let starts = counts.into_iter().map(|(start, count)| (format!("{}…", nanoseconds(start)), count));
     let mut text = String::new();
-    for (start, count) in counts {
+    for (start, count) in starts.chain((lost > 0).then(|| ("lost".to_owned(), lost))) {
         // Whatever there is has at least a mark.
         let length = (count as f64 / most * BAR).ceil() as usize;
         let share = 100.0 * count as f64 / total;
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{:>8}… {:<40} {count:>10}  {share:>6.2} %",
-            nanoseconds(start),
-            "█".repeat(length)
-        );
+        let _ = writeln!(text, "{start:>9} {:<40} {count:>10}  {share:>6.2} %", "█".repeat(length));
     }
     text
 }
@@ -119,6 +143,8 @@ fn bars(histogram: &Histogram<u64>) -> String {
 /// Two logs side by side.
 #[derive(Debug, Serialize)]
 pub struct Difference {
+    /// What became of the runs.
+    runs: [Option<Fate>; 2],
     tags: Vec<TagDifference>,
 }
 
@@ -141,12 +167,14 @@ impl Difference {
         tags.extend(more);
         let figures = |log: &Log, tag: Option<&str>| -> anyhow::Result<Option<Distribution>> {
             let counts = log.whole(tag).map_err(anyhow::Error::msg)?;
-            Ok(counts.map(|counts| Distribution::new(&counts.histogram(), 0)))
+            let lost = log.lost(tag).unwrap_or(0);
+            Ok(counts.map(|counts| Distribution::new(&counts.histogram(), lost)))
         };
         let of = |tag: Option<&str>| -> anyhow::Result<TagDifference> {
             Ok(TagDifference { tag: tag.map(str::to_owned), a: figures(a, tag)?, b: figures(b, tag)? })
         };
-        Ok(Self { tags: tags.into_iter().map(of).collect::<anyhow::Result<_>>()? })
+        let runs = [a, b].map(|log| log.fate.clone());
+        Ok(Self { runs, tags: tags.into_iter().map(of).collect::<anyhow::Result<_>>()? })
     }
 
     /// A table with the figures of both and their ratios.
@@ -154,8 +182,10 @@ impl Difference {
     pub fn report(&self, a: &str, b: &str) -> Report {
         let section = |difference: &TagDifference| {
             let mut table = Table { header: header(""), rows: Vec::new() };
-            for (name, distribution) in [(a, &difference.a), (b, &difference.b)] {
-                table.rows.extend(distribution.as_ref().map(|distribution| figures(name, distribution)));
+            let sides = [(a, &difference.a), (b, &difference.b)];
+            for ((name, distribution), run) in sides.into_iter().zip(&self.runs) {
+                let lost = run.as_ref().and_then(|run| run.lost(difference.tag.as_deref()));
+                table.rows.extend(distribution.as_ref().map(|figured| figures(name, figured, lost)));
             }
             if let (Some(a), Some(b)) = (&difference.a, &difference.b) {
                 table.rows.push(ratios(a, b));
@@ -165,10 +195,15 @@ impl Difference {
         };
         Report {
             title: "towpath-lab diff".to_owned(),
-            notes: vec![
-                "One log a side says nothing about chance; `towpath-lab report` takes repeated runs."
-                    .to_owned(),
-            ],
+            notes: [a, b]
+                .into_iter()
+                .zip(&self.runs)
+                .map(|(name, run)| format!("{name}: {}", fate(run.as_ref())))
+                .chain([
+                    "One log a side says nothing about chance; `towpath-lab report` takes repeated runs."
+                        .to_owned(),
+                ])
+                .collect(),
             sections: self.tags.iter().map(section).collect(),
         }
     }
@@ -185,6 +220,7 @@ fn ratios(a: &Distribution, b: &Distribution) -> Vec<Cell> {
     let mut cells = vec![
         Cell::from("second ÷ first"),
         times(Some(a.count as f64), Some(b.count as f64)),
+        Cell::from(""),
         times(time(a.min_ns), time(b.min_ns)),
     ];
     cells.extend(COLUMNS.map(|column| times(quantile(a, column), quantile(b, column))));
@@ -196,6 +232,7 @@ fn ratios(a: &Distribution, b: &Distribution) -> Vec<Cell> {
 mod tests {
     use super::*;
     use crate::format::counts::{Counts, Layout};
+    use crate::format::fate::tests::lossy;
     use crate::format::log::Line;
 
     fn log(times: &[(f64, u64, u64)]) -> Log {
@@ -208,6 +245,7 @@ mod tests {
             start_unix_s: Some(0.0),
             lines: times.iter().map(line).collect(),
             notes: vec!["a note".to_owned()],
+            fate: None,
         }
     }
 
@@ -222,6 +260,41 @@ mod tests {
         assert_eq!(bars.len(), 2, "{text}");
         assert!(bars[0].starts_with(" 1.00 µs… ████") && bars[0].ends_with("400   80.00 %"), "{}", bars[0]);
         assert!(bars[1].starts_with(" 50.0 µs… ██████████ "), "{}", bars[1]);
+    }
+
+    #[test]
+    fn what_was_lost_is_later_than_all_that_is_counted() {
+        let whole = log(&[(0.0, 1_000, 400), (1.0, 2_000, 300)]);
+        let text = show("x", &whole).unwrap();
+        assert!(text.contains("what was lost is not said") && !text.contains("lost  █"), "{text}");
+        let lost = Fate { lost: [("untagged".to_owned(), 300)].into(), ..lossy() };
+        let run = Log { fate: Some(lost), ..whole.clone() };
+        let text = show("x", &run).unwrap();
+        assert!(text.contains("the run: GENERATOR-LIMITED (interrupted), 3 of 10 lost"), "{text}");
+        let row: Vec<&str> = text
+            .lines()
+            .find(|line| line.starts_with("│ untagged"))
+            .unwrap()
+            .split(['│', '┆'])
+            .map(str::trim)
+            .collect();
+        // 30 % of a thousand: p50 arrived, p90 and p99 did not.
+        assert_eq!(&row[2..8], ["700", "300", "1.00 µs", "2.00 µs", "lost", "lost"], "{text}");
+        let bar = text.lines().last().unwrap();
+        assert!(bar.trim_start().starts_with("lost ███") && bar.ends_with("300   30.00 %"), "{bar}");
+        assert!(text.contains("p99 over time of what arrived: "), "{text}");
+        let difference = Difference::new(&whole, &run).unwrap();
+        let text = difference.report("a", "b").to_text();
+        assert!(
+            text.contains("a: what was lost is not said") && text.contains("b: the run: GENERATOR"),
+            "{text}"
+        );
+        let json = serde_json::to_value(&difference).unwrap();
+        assert_eq!(
+            (&json["runs"][1]["ledger"]["lost"], &json["runs"][0]),
+            (&2.into(), &serde_json::Value::Null)
+        );
+        assert_eq!(json["tags"][0]["b"]["lost"], 300);
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub(super) fn page(report: &Report) -> String {
     // Writing to a String cannot fail, here and below.
     let _ = writeln!(text, "# {}", escape(&report.title));
     notes(&mut text, &report.notes);
-    for section in &report.sections {
+    for section in report.sections.iter().filter(|section| section.has_text()) {
         if !section.title.is_empty() {
             let _ = writeln!(text, "\n## {}", escape(&section.title));
         }

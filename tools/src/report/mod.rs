@@ -41,6 +41,13 @@ pub struct Section {
     pub plots: Vec<Plot>,
 }
 
+impl Section {
+    /// Whether there is something to read under its heading, where plots are not drawn.
+    fn has_text(&self) -> bool {
+        !(self.table.header.is_empty() && self.notes.is_empty())
+    }
+}
+
 /// Rows of text; the first column is the row's name, the others are aligned to the right.
 #[derive(Clone, Debug, Default)]
 pub struct Table {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use super::shift;
 use crate::format::bundle;
 use crate::format::counts::Counts;
+use crate::format::fate::Fate;
 use crate::format::find::{self, Found};
 use crate::format::input::{self, Unit};
 use crate::format::log::Line;
@@ -164,18 +165,19 @@ impl Runs {
         let whole = log.whole(tag.as_deref()).map_err(anyhow::Error::msg)?;
         let histogram = whole.with_context(|| format!("{} holds no histogram", path.display()))?.histogram();
         self.notes.extend(log.notes.iter().map(|note| format!("{}: {note}", path.display())));
-        self.notes.push(match &tag {
-            None => format!("{}: a log does not say what was lost", path.display()),
-            Some(tag) => format!("{}: {tag} is shown; a log does not say what was lost", path.display()),
-        });
+        let shown = tag.as_ref().map_or(String::new(), |tag| format!("{tag} is shown; "));
+        let fate =
+            log.fate.as_ref().map_or_else(|| "a log does not say what was lost".to_owned(), Fate::sentence);
+        self.notes.push(format!("{}: {shown}{fate}", path.display()));
+        let lost = log.lost(tag.as_deref()).unwrap_or(0);
         Ok(Run {
             path: path.to_owned(),
             name: name(path),
             side: 0,
             started_unix_s: log.start_unix_s.unwrap_or(0.0),
             result: None,
-            response: Distribution::new(&histogram, 0),
-            curve: curve(&histogram, 0),
+            response: Distribution::new(&histogram, lost),
+            curve: curve(&histogram, lost),
             lines: log.lines.into_iter().filter(|line| line.tag == tag).collect(),
         })
     }

@@ -172,6 +172,7 @@ fn at_rate(runs: &Runs, rate: Option<f64>) -> Section {
         all.push(plots::shift(&format!("Shift by quantile, against {}", runs.sides[0]), &shifts));
     }
     all.push(dots_of(runs, &here));
+    notes.extend(not_compared(runs, &here).filter(|_| shifts.is_empty()));
     let (maps, left_out) = heat_maps(runs, &here);
     all.extend(maps);
     if left_out > 0 {
@@ -179,6 +180,22 @@ fn at_rate(runs: &Runs, rate: Option<f64>) -> Section {
     }
     let title = rate.map_or("Logs without a load".to_owned(), |rate| format!("At {}", units::rate(rate)));
     Section { title, notes, table: sides_table(&shifts), curves: curves.collect(), plots: all }
+}
+
+/// Why there is no table of sides at a load; nothing where there is one side in all.
+fn not_compared(runs: &Runs, here: &[&Run]) -> Option<String> {
+    let first = runs.sides.first().filter(|_| runs.sides.len() > 1)?;
+    let mut sides: Vec<usize> = here.iter().map(|run| run.side).collect();
+    sides.sort_unstable();
+    sides.dedup();
+    Some(match sides.as_slice() {
+        [only] => format!(
+            "Only {} has runs at this load: there is nothing to compare them with.",
+            runs.sides[*only]
+        ),
+        [0, ..] => "Too little arrived for a comparison.".to_owned(),
+        _ => format!("{first}, with which the other sides are compared, has no runs at this load."),
+    })
 }
 
 /// Every other side against the first, where both have runs at that load.

@@ -20,6 +20,9 @@ pub(super) fn page(report: &Report) -> String {
 }
 
 fn section(text: &mut String, section: &Section) {
+    if !section.has_text() {
+        return;
+    }
     if !section.title.is_empty() {
         let _ = writeln!(text, "\n{}", section.title);
     }

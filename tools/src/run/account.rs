@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::ledger::Ledger;
 use super::server::ServerDrops;
 
-/// Datagrams that one skb holds at most: UDP_MAX_SEGMENTS, as large as the kernel makes superpackets.
-const DATAGRAMS_PER_SKB_MAX: u64 = 64;
 /// Ends the names of causes that the kernel counts in skbs.
 const SKBS: &str = "_skbs";
 
@@ -21,8 +19,8 @@ pub struct Loss {
     pub cause: String,
     /// Datagrams.
     pub datagrams: u64,
-    /// What the kernel counted, where it counts in skbs: superpackets of up to 64 datagrams. `datagrams` is then what no other
-    /// cause has lost, as far as these superpackets can have held it.
+    /// What the kernel counted, where it counts in skbs: as many datagrams, or superpackets. `datagrams` is then what no other cause
+    /// has lost, as far as these skbs can have held it: none more than the largest superpacket of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skbs: Option<u64>,
 }
@@ -42,13 +40,15 @@ pub struct Account {
     pub unexplained: i64,
 }
 
-/// What the generator lost by itself.
+/// What the generator lost by itself, and knows of superpackets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Own {
     /// Superpackets that its sockets dropped on receipt.
     pub receive_skbs: u64,
     /// Datagrams that the in-process peer could not send back.
     pub peer_refused: u64,
+    /// Datagrams of the largest superpacket of the run: no skb is believed to have held more, or more than one where this is below 2.
+    pub segments_max: u64,
 }
 
 impl Account {
@@ -85,7 +85,7 @@ impl Account {
         let mut in_skbs = vec![("own-rx".to_owned(), own.receive_skbs)];
         in_skbs.extend(of_servers().filter(|(cause, _)| cause.ends_with(SKBS)));
         for (cause, skbs) in in_skbs {
-            let datagrams = take(skbs.saturating_mul(DATAGRAMS_PER_SKB_MAX));
+            let datagrams = take(skbs.saturating_mul(own.segments_max.max(1)));
             causes.push(Loss { cause, datagrams, skbs: (skbs > 0).then_some(skbs) });
         }
         if !asked {
@@ -167,7 +167,7 @@ mod tests {
 
     fn server(name: &str, causes: &[(&str, u64)]) -> ServerDrops {
         let causes = causes.iter().map(|&(cause, count)| (cause.to_owned(), count)).collect();
-        ServerDrops { name: name.to_owned(), causes, trouble: None }
+        ServerDrops { name: name.to_owned(), causes, ..ServerDrops::default() }
     }
 
     #[test]
@@ -190,12 +190,25 @@ mod tests {
     #[test]
     fn superpackets_take_what_they_can_have_held_and_no_more() {
         let tunnel = server("tunnel", &[("kernel_rcvbuf_skbs", 2), ("busy", 10)]);
-        let account = Account::new(&ledger(100), Own::default(), std::slice::from_ref(&tunnel), true);
+        let of_64 = Own { segments_max: 64, ..Own::default() };
+        let account = Account::new(&ledger(100), of_64, std::slice::from_ref(&tunnel), true);
         assert_eq!((account.lost_by("tunnel:kernel_rcvbuf_skbs"), account.unexplained), (90, 0));
         assert!(account.line().contains("tunnel:kernel_rcvbuf_skbs 90 (2 skbs)"));
-        let account = Account::new(&ledger(300), Own { receive_skbs: 1, ..Own::default() }, &[tunnel], true);
+        let account = Account::new(&ledger(300), Own { receive_skbs: 1, ..of_64 }, &[tunnel], true);
         assert_eq!((account.lost_by("own-rx"), account.lost_by("tunnel:kernel_rcvbuf_skbs")), (64, 128));
         assert_eq!(account.unexplained, 300 - 10 - 64 - 128);
+    }
+
+    #[test]
+    fn an_skb_excuses_no_more_than_this_run_has_sent_in_one() {
+        let device = server("a", &[("a-b_queue_skbs", 3)]);
+        // Segments of the largest superpacket, and what three dropped skbs explain of 100 that are lost.
+        for (segments_max, explained) in [(0, 3), (1, 3), (8, 24), (64, 100)] {
+            let own = Own { segments_max, ..Own::default() };
+            let account = Account::new(&ledger(100), own, std::slice::from_ref(&device), true);
+            assert_eq!(account.lost_by("a:a-b_queue_skbs"), explained, "{segments_max}");
+            assert_eq!(account.unexplained, 100 - explained.cast_signed(), "{segments_max}");
+        }
     }
 
     #[test]
@@ -212,12 +225,12 @@ mod tests {
         #[test]
         fn any_account_balances(
             lost in 0..900_u64, corrupt in 0..1_000_u64, receive_skbs in 0..20_u64, peer_refused in 0..1_000_u64,
-            busy in 0..1_000_u64, skbs in 0..20_u64, asked in any::<bool>(),
+            segments_max in 0..=64_u64, busy in 0..1_000_u64, skbs in 0..20_u64, asked in any::<bool>(),
         ) {
             let servers = [server("a", &[("busy", busy), ("kernel_rcvbuf_skbs", skbs)]), server("b", &[("mtu", busy / 2)])];
             let ledger = Ledger { corrupt, ..ledger(lost) };
             // Without servers, the devices of a lab may still be among them.
-            let account = Account::new(&ledger, Own { receive_skbs, peer_refused }, &servers, asked);
+            let account = Account::new(&ledger, Own { receive_skbs, peer_refused, segments_max }, &servers, asked);
             prop_assert!(account.balances(), "{account:?}");
             prop_assert!(asked || account.unexplained <= 0);
         }

@@ -48,6 +48,8 @@ pub struct Datagrams<'a, W> {
     /// Answers of the kernel, in the order of `held`.
     answers: Vec<Answer>,
     asking: Asking,
+    /// Datagrams of the largest message so far.
+    segments_max: usize,
 }
 
 impl<'a, W: Wrap> Datagrams<'a, W> {
@@ -67,12 +69,13 @@ impl<'a, W: Wrap> Datagrams<'a, W> {
             bytes: 0,
             answers: Vec::with_capacity(HELD_MAX),
             asking: Asking::new(spec, path.sockets.len(), spec.tx_stamps > 0 && takes_numbers()),
+            segments_max: 0,
         })
     }
 
-    /// The sends that asked for a stamp.
-    pub fn finish(self) -> Vec<Noted> {
-        self.asking.finish()
+    /// The sends that asked for a stamp, and the datagrams of the largest message.
+    pub fn finish(self) -> (Vec<Noted>, usize) {
+        (self.asking.finish(), self.segments_max)
     }
 
     /// Holds one message, after others have left where there is no room for it.
@@ -161,6 +164,7 @@ impl<W: Wrap> Outlet for Datagrams<'_, W> {
                 true => (SIZE_MAX / frame_len).clamp(1, GSO_SEGMENTS_MAX as usize).min(rest.len()),
                 false => 1,
             };
+            self.segments_max = self.segments_max.max(together);
             let (now, later) = rest.split_at(together);
             let leave_ns = start_ns + burst.leave_ns();
             let held = Held {

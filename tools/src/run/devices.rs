@@ -58,7 +58,7 @@ impl Snapshot {
                 (format!("{device}{QUEUE}"), skbs)
             };
             let causes = after.into_iter().map(grown).filter(|entry| entry.1 > 0).collect();
-            ServerDrops { name: host.name, causes, trouble }
+            ServerDrops { name: host.name, causes, trouble, ..ServerDrops::default() }
         };
         self.0
             .into_iter()

@@ -393,7 +393,16 @@ fn assemble(spec: &RunSpec, run_id: u64, found: Found) -> RunResult {
     let (admins, devices) = before.servers;
     let mut servers = admins.until_now();
     servers.extend(devices.until_now());
-    let own = Own { receive_skbs: observed.own_socket_drops, peer_refused: observed.peer_refused };
+    let peer_segments = peer.as_ref().map_or(0, |peer| peer.segments_max);
+    let own_segments = outcome.segments_max.max(receiver.segments_max).max(peer_segments) as u64;
+    // Where both ends are here, they know what was sent in one. What lies between others shows in what these got.
+    let all_ends = peer.is_some() || spec.kind.is_wireguard();
+    let others = servers.iter().filter(|_| !all_ends).map(server::ServerDrops::segments_max);
+    let own = Own {
+        receive_skbs: observed.own_socket_drops,
+        peer_refused: observed.peer_refused,
+        segments_max: others.fold(own_segments, u64::max),
+    };
     let account = Account::new(&ledger, own, &servers, !spec.server_admins.is_empty());
     let verdict = verdict::judge(&observed, latency.delays(), tolerance);
     let troubles =
@@ -484,6 +493,7 @@ mod tests {
             stalls: Stalls::default(),
             lateness: histogram(),
             asked: Vec::new(),
+            segments_max: 0,
             refusal: None,
             refused_far: 0,
             slack_error: None,

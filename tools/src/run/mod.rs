@@ -192,7 +192,8 @@ fn measure_datagrams<W: Wrap + Send, F: Framing + Send>(
         send: move |timing, shared: &Shared, stop: &AtomicBool| {
             let mut outlet = Datagrams::new(spec, out, run_id, wrap)?;
             let outcome = sender::send(spec, &mut outlet, timing, shared, stop)?;
-            Ok(Outcome { asked: outlet.finish(), ..outcome })
+            let (asked, segments_max) = outlet.finish();
+            Ok(Outcome { asked, segments_max, ..outcome })
         },
         receive: move |receiver: &mut Receiver, drain_ns, shared: &Shared| {
             receiver.run(back, framing, drain_ns, shared)

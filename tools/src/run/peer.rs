@@ -37,6 +37,8 @@ pub(super) struct Books {
     pub clock_backwards: u64,
     /// Arrivals with this run's id that the schedule does not have.
     pub unknown: u64,
+    /// Datagrams of the largest superpacket that arrived, or was sent back.
+    pub segments_max: usize,
     run_id: u64,
     /// Return stamps rise strictly, so that they also tell the order of sending.
     last_turned_ns: u64,
@@ -70,7 +72,9 @@ impl<'a> Peer<'a> {
             let (start_ns, ended_ns) = (shared.start(), shared.ended());
             let kernel_ns = arrival.stamp_ns.map(|stamp| offset.to_monotonic(stamp));
             let when = When { arrived_ns: now, kernel_ns, late, start_ns, ended_ns };
-            for datagram in arrival.bytes.chunks_mut(segment_size.max(1)) {
+            let segments = arrival.bytes.chunks_mut(segment_size.max(1));
+            books.segments_max = books.segments_max.max(segments.len());
+            for datagram in segments {
                 if !books.has_room(datagram.len()) {
                     books.give_back(&sockets[index], from);
                 }
@@ -94,6 +98,7 @@ impl Books {
             sent: vec![Sent::default(); intended_by_flow.len()],
             clock_backwards: 0,
             unknown: 0,
+            segments_max: 0,
             run_id,
             last_turned_ns: 0,
             out: Vec::with_capacity(65_536),
@@ -147,6 +152,7 @@ impl Books {
         if self.out.is_empty() {
             return;
         }
+        self.segments_max = self.segments_max.max(self.out_flows.len());
         let accepted = socket.send_segments(to, None, 0, &self.out, self.out_size).is_ok();
         for &flow in self.out_flows.iter().filter(|&&flow| flow != UNCOUNTED) {
             let sent = &mut self.sent[flow as usize];

@@ -141,6 +141,8 @@ pub struct Receiver {
     pub unknown: u64,
     /// Bytes of payload that arrived in time, each datagram counted once.
     pub bytes: u64,
+    /// Datagrams of the largest superpacket that arrived.
+    pub segments_max: usize,
     /// Datagrams that came back after one which the peer had sent later.
     pub down_reordered: u64,
     run_id: u64,
@@ -168,6 +170,7 @@ impl Receiver {
             clock_backwards: 0,
             unknown: 0,
             bytes: 0,
+            segments_max: 0,
             down_reordered: 0,
             turned_ns: vec![0; intended_by_flow.len()],
             run_id,
@@ -197,7 +200,9 @@ impl Receiver {
                 let late = arrived_ns > late_after_ns;
                 let (start_ns, ended_ns) = (shared.start(), shared.ended());
                 let when = When { arrived_ns, kernel_ns, late, start_ns, ended_ns };
-                for datagram in arrival.bytes.chunks(segment_size.max(1)) {
+                let segments = arrival.bytes.chunks(segment_size.max(1));
+                self.segments_max = self.segments_max.max(segments.len());
+                for datagram in segments {
                     let Some(payload) = framing.payload(socket, datagram) else { continue };
                     self.handle(payload, when);
                 }

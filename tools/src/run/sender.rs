@@ -61,6 +61,8 @@ pub struct Outcome {
     pub lateness: Histogram<u64>,
     /// The sends that asked when the device took them.
     pub asked: Vec<Noted>,
+    /// Datagrams of the largest superpacket that was sent.
+    pub segments_max: usize,
     /// Why the kernel refused the first measured send that it did.
     pub refusal: Option<io::Error>,
     /// Datagrams refused because of the far end or the way there ([`is_far`]); the others found no room on this host.
@@ -192,8 +194,18 @@ pub fn send(
     let cpu_ns = thread_cpu_ns() - cpu_before_ns;
     let stalls = sender.watch.stalls();
     let Tally { sent, bytes, lateness, refusal, refused_far, .. } = sender.tally;
-    let asked = Vec::new();
-    Ok(Outcome { sent, bytes, cpu_ns, stalls, lateness, asked, refusal, refused_far, slack_error })
+    Ok(Outcome {
+        sent,
+        bytes,
+        cpu_ns,
+        stalls,
+        lateness,
+        asked: Vec::new(),
+        segments_max: 0,
+        refusal,
+        refused_far,
+        slack_error,
+    })
 }
 
 struct Sender<'a, O> {

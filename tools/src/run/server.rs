@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::monotonic_ns;
 use super::problem::Problem;
+use super::spec::GSO_SEGMENTS_MAX;
 use crate::netns::Namespace;
 
 /// How long a server may take for its answer, and for figures that are new.
@@ -81,6 +82,17 @@ pub struct ServerDrops {
     /// Why the figures are not those of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Datagrams in the superpackets that it got, beyond one in each: 0 when it got none that held several.
+    #[serde(default)]
+    pub beyond_one: u64,
+}
+
+impl ServerDrops {
+    /// Datagrams that the largest superpacket which it got can have held.
+    #[must_use]
+    pub fn segments_max(&self) -> u64 {
+        self.beyond_one.saturating_add(1).min(u64::from(GSO_SEGMENTS_MAX))
+    }
 }
 
 /// The counters of one server at one moment.
@@ -90,6 +102,8 @@ struct Counters {
     age_s: f64,
     started: f64,
     drops: BTreeMap<String, u64>,
+    /// Datagrams received, and the superpackets that they came in.
+    received: [u64; 2],
 }
 
 /// The counters of all servers at one moment.
@@ -119,7 +133,7 @@ impl Snapshot {
             found.push(match read(&admin) {
                 Ok(after) => difference(name, &before, &after),
                 Err(problem) => {
-                    ServerDrops { name, causes: BTreeMap::new(), trouble: Some(problem.to_string()) }
+                    ServerDrops { name, trouble: Some(problem.to_string()), ..ServerDrops::default() }
                 }
             });
         }
@@ -137,7 +151,9 @@ fn difference(name: String, before: &Counters, after: &Counters) -> ServerDrops 
     let causes = after.drops.iter().map(since).filter(|entry| entry.1 > 0).collect();
     let trouble =
         restarted.then(|| "it was started anew during the run; what it lost before is gone".to_owned());
-    ServerDrops { name, causes, trouble }
+    let then = if restarted { [0, 0] } else { before.received };
+    let [datagrams, superpackets] = [0, 1].map(|place| after.received[place].saturating_sub(then[place]));
+    ServerDrops { name, causes, trouble, beyond_one: datagrams.saturating_sub(superpackets) }
 }
 
 /// The counters of a moment that is not before this call.
@@ -207,6 +223,7 @@ fn parse(text: &str) -> Option<Counters> {
         age_s: value("figures_age_seconds ")?,
         started: value("start_time_seconds ")?,
         drops,
+        received: [value("ingress_packets_total ")? as u64, value("ingress_superpackets_total ")? as u64],
     })
 }
 
@@ -219,11 +236,12 @@ mod tests {
     const RELAY: &str = "# HELP towpath_relay_build_info Always 1.\ntowpath_relay_build_info{version=\"0.1.0\"} 1\n\
         towpath_relay_start_time_seconds 1700000000\ntowpath_relay_figures_age_seconds 0.05\n\
         # TYPE towpath_relay_drops_total counter\ntowpath_relay_drops_total{cause=\"busy\"} 3\n\
-        towpath_relay_drops_total{cause=\"policy_rate\"} 1000000\n";
+        towpath_relay_drops_total{cause=\"policy_rate\"} 1000000\n\
+        towpath_relay_ingress_packets_total 90\ntowpath_relay_ingress_superpackets_total 80\n";
 
     fn counters(drops: &[(&str, u64)], started: f64) -> Counters {
         let drops = drops.iter().map(|&(cause, count)| (cause.to_owned(), count)).collect();
-        Counters { program: "relay", age_s: 0.05, started, drops }
+        Counters { program: "relay", age_s: 0.05, started, drops, received: [90, 80] }
     }
 
     #[test]
@@ -241,7 +259,12 @@ mod tests {
         let found =
             difference("relay".into(), &before, &counters(&[("busy", 7), ("replay", 5), ("ecn", 1)], 1.01));
         assert_eq!(found.causes, [("busy".to_owned(), 4), ("ecn".to_owned(), 1)].into());
-        assert_eq!(found.trouble, None);
+        assert_eq!((found.trouble.as_ref(), found.beyond_one, found.segments_max()), (None, 0, 1));
+        let got = |datagrams: u64, superpackets: u64| {
+            let after = Counters { received: [90 + datagrams, 80 + superpackets], ..before.clone() };
+            difference("relay".into(), &before, &after).segments_max()
+        };
+        assert_eq!((got(500, 500), got(500, 493), got(50_000, 900)), (1, 8, 64));
         let anew = difference("relay".into(), &before, &counters(&[("busy", 2)], 3.0));
         assert_eq!(anew.causes, [("busy".to_owned(), 2)].into());
         assert!(anew.trouble.unwrap().contains("anew"));

@@ -2,7 +2,7 @@
 //! each flow, and to the millisecond. The log is the known answer: it is read as text and counted here, not by the lab.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use serde_json::Value;
 use tools::reflect::Reflector;
 use tools::reflect::journal::Journal;
 use tools::reflect::plan::Plan;
+use tools::run::clock::monotonic_ns;
 use tools::run::ledger::Ledger;
 use tools::run::{Arrivals, Kind, Pace, RunSpec, run};
 
@@ -210,4 +211,40 @@ fn a_stall_of_a_tenth_is_felt_as_long_as_it_lasts() {
         found.push(figures);
     }
     panic!("p99, p95 and p50 in ms: {found:?}");
+}
+
+#[test]
+fn a_delay_below_a_millisecond_is_not_rounded_up_to_one() {
+    const DELAY: Duration = Duration::from_micros(300);
+    let delay_ns = DELAY.as_nanos() as u64;
+    let plan = Plan { delay: vec!["300us".parse().unwrap()], ..Plan::default() };
+    let reflector = Reflector::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(reflector.local_addrs()[0]).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let done = AtomicBool::new(false);
+    // How long answers took, and a plain sleep of the same length: that is what the machine adds.
+    let timed = |work: &mut dyn FnMut()| {
+        let from_ns = monotonic_ns();
+        work();
+        monotonic_ns() - from_ns
+    };
+    let (mut answers, mut sleeps) = std::thread::scope(|scope| {
+        let far_end = scope.spawn(|| reflector.run_by_plan::<Vec<u8>>(plan, None, None, &done));
+        let mut answer = || {
+            socket.send(&[7; 60]).unwrap();
+            assert_eq!(socket.recv(&mut [0; 100]).unwrap(), 60);
+        };
+        let pair = |_| (timed(&mut answer), timed(&mut || std::thread::sleep(DELAY)));
+        let pairs: (Vec<u64>, Vec<u64>) = (0..400).map(pair).unzip();
+        done.store(true, Ordering::Relaxed);
+        far_end.join().unwrap().unwrap();
+        pairs
+    });
+    answers.sort_unstable();
+    sleeps.sort_unstable();
+    let (answer, sleep) = (answers[200], sleeps[200]);
+    println!("answered after {answer} ns, slept for {sleep} ns");
+    assert!(answers[0] >= delay_ns, "{}", answers[0]);
+    assert!(answer < sleep + 400_000, "answered after {answer} ns, slept for {sleep} ns");
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tools::format::counts::{Counts, Layout};
-use tools::format::encoding;
+use tools::format::{bundle, encoding};
 
 use super::left_out::left_out;
 use super::{Reflector, output, short_run};
@@ -67,6 +67,75 @@ fn logs_of_others_are_shown_converted_merged_and_compared() {
     // The first half alone.
     let (_, text, _) = output(&["show", &log, "--until", "1s"]);
     assert!(text.contains(": 1 line\n") && text.contains("1000"), "{text}");
+}
+
+#[test]
+fn a_run_that_loses_looks_no_faster_for_whoever_has_only_its_logs() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let reflector = Reflector::start_with("127.0.0.1:0", &["--loss", "30%"]);
+    short_run(&reflector.address, Path::new(&path("run")), &[]);
+    let run = bundle::read(Path::new(&path("run"))).unwrap();
+    let (lost, count) = (run.latency.response.lost, run.latency.response.count);
+    assert!(lost > 0 && count > 0);
+    let verdict = run.verdict.validity.name();
+    // What the files say of themselves, away from the run's directory.
+    for name in ["latency.hlog", "detail.hlog", "latency.hgrm"] {
+        fs::copy(path("run/").to_owned() + name, path(name)).unwrap();
+    }
+    for (from, to) in [("run", "all.hlog"), ("latency.hlog", "one.hgrm"), ("latency.hgrm", "two.hlog")] {
+        let (code, _, stderr) = output(&["convert", &path(from), &path(to)]);
+        assert_eq!(code, 0, "{stderr}");
+    }
+    let logs = [
+        "run",
+        "run/latency.hlog",
+        "latency.hlog",
+        "detail.hlog",
+        "latency.hgrm",
+        "all.hlog",
+        "one.hgrm",
+        "two.hlog",
+    ];
+    for name in logs {
+        let (_, text, _) = output(&["show", &path(name)]);
+        assert!(text.contains(&format!("the run: {verdict}, ")), "{name}: {text}");
+        let row = text.lines().find(|line| line.starts_with("│ untagged")).unwrap();
+        let cells: Vec<&str> = row.split(['│', '┆']).map(str::trim).collect();
+        assert_eq!(
+            (cells[2], cells[3]),
+            (count.to_string().as_str(), lost.to_string().as_str()),
+            "{name}: {text}"
+        );
+        assert_eq!(cells[7], "lost", "p99 of {name}: {text}");
+        let (_, text, _) = output(&["show", &path(name), "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["run"]["ledger"], serde_json::to_value(run.ledger).unwrap(), "{name}");
+        for tag in json["tags"].as_array().unwrap() {
+            let lost = match tag["tag"].as_str() {
+                None => lost,
+                Some("service") => run.latency.service.lost,
+                Some(other) => {
+                    assert_eq!(other, "lateness");
+                    0
+                }
+            };
+            assert_eq!(tag["figures"]["lost"], lost, "{name}: {tag}");
+        }
+    }
+    // One that was written before logs said it, beside its run.json.
+    let old = fs::read_to_string(path("run/latency.hlog")).unwrap();
+    let old: Vec<&str> =
+        old.lines().filter(|line| !line.starts_with("#[Verdict") && !line.starts_with("#[Lost")).collect();
+    fs::write(path("run/latency.hlog"), old.join("\n") + "\n").unwrap();
+    fs::write(path("old.hlog"), old.join("\n") + "\n").unwrap();
+    let (_, text, _) = output(&["diff", &path("run/latency.hlog"), &path("old.hlog")]);
+    assert!(text.contains(&format!("run/latency.hlog: the run: {verdict}, ")), "{text}");
+    assert!(text.contains("old.hlog: what was lost is not said"), "{text}");
+    // The report takes a log for what it says as well.
+    let (_, text, _) = output(&["report", &path("latency.hlog"), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["runs"][0]["response"]["lost"], lost, "{text}");
 }
 
 #[test]
@@ -167,6 +236,14 @@ fn a_report_is_markdown_csv_junit_and_json_as_well() {
     let (code, text, stderr) = output(&["report", run, &other]);
     assert_eq!(code, 0, "{stderr}");
     assert!(text.contains("At 2.00 kpps") && text.contains("a log does not say what was lost"), "{text}");
+    // Two sides without a load in common: no heading stands over nothing.
+    for only in ["Only a|b, \"c\" <&> has runs at this load", "Only other has runs at this load"] {
+        assert!(text.contains(only), "{only}: {text}");
+    }
+    let (_, alone, _) = output(&["report", run]);
+    assert!(!alone.contains("At 2.00 kpps") && alone.contains("Runs"), "{alone}");
+    let (_, alone, _) = output(&["report", run, "--md"]);
+    assert!(!alone.contains("At 2.00 kpps") && alone.contains("## Runs"), "{alone}");
     let (_, markdown, _) = output(&["report", run, &other, "--md"]);
     assert!(
         markdown.starts_with("# towpath-lab report") && markdown.contains("| a\\|b, \"c\" &lt;&amp;> |"),

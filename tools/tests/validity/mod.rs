@@ -13,19 +13,70 @@ use tools::run::clock::monotonic_ns;
 use tools::run::verdict::{Check, Validity};
 use tools::run::{Arrivals, Kind, Pace, RunResult, RunSpec, run};
 
-use super::bad_reflector::{BadReflector, Plan};
+use super::bad_reflector::{BadReflector, Log, Plan};
 use super::user_namespace;
 use super::user_namespace::left_out::left_out;
 
 const MS: u64 = 1_000_000;
-/// How often figures that the machine itself can spoil are tried for.
+/// How often a machine that leaves a test alone is waited for.
 const TRIES: u32 = 10;
+/// How late a thread that sleeps may wake on a core that others leave alone.
+const QUIET_NS: u64 = MS;
 
 /// Tests that keep a processor busy, or need one that is not.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does `work`, again while others took the machine meanwhile, and answers what it found when they took least, with the tolerance for
+/// that. What it finds has no part in the choice: that is made by threads, one on each core, that sleep for a millisecond at a time
+/// and see how late they wake.
+fn left_alone<T>(mut work: impl FnMut() -> T) -> (T, u64) {
+    let mut best: Option<(T, u64)> = None;
+    for _ in 0..TRIES {
+        let (found, late_ns) = watched(&mut work);
+        if best.as_ref().is_none_or(|(_, least_ns)| late_ns < *least_ns) {
+            best = Some((found, late_ns));
+        }
+        if late_ns < QUIET_NS {
+            break;
+        }
+    }
+    let (found, late_ns) = best.unwrap();
+    let more_ns = if late_ns < QUIET_NS { 0 } else { 3 * late_ns };
+    println!("sleepers woke {late_ns} ns late at most; so much more is tolerated: {more_ns} ns");
+    (found, 2 * MS + more_ns)
+}
+
+/// What `work` answers, and how late a sleeper woke meanwhile at most, on any core.
+fn watched<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    let ours = sched_getaffinity(None).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sleepers: Vec<_> = (0..CpuSet::MAX_CPU)
+            .filter(|&core| ours.is_set(core))
+            .map(|core| {
+                let done = &done;
+                scope.spawn(move || {
+                    let mut only_one = CpuSet::new();
+                    only_one.set(core);
+                    sched_setaffinity(None, &only_one).unwrap();
+                    let mut latest_ns = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        let due_ns = monotonic_ns() + MS;
+                        std::thread::sleep(Duration::from_nanos(MS));
+                        latest_ns = latest_ns.max(monotonic_ns() - due_ns);
+                    }
+                    latest_ns
+                })
+            })
+            .collect();
+        let found = work();
+        done.store(true, Ordering::Relaxed);
+        (found, sleepers.into_iter().map(|sleeper| sleeper.join().unwrap()).max().unwrap())
+    })
 }
 
 /// Starts a run in a process of its own, so that it can be stopped.
@@ -109,11 +160,7 @@ fn a_modest_run_on_loopback_ends_valid() {
 fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
     let _alone = alone();
     let stall_each_second = Some(Duration::from_millis(100));
-    let within = |value: u64, answer: u64| value.abs_diff(answer * MS) <= 2 * MS;
-    // One datagram in ten is due while the far end does nothing and waits for the rest of that time, 0 to 100 ms alike: 1 in 100
-    // waits more than 90 ms, 1 in 20 more than 50. The machine may stall, too; then it is tried again.
-    let mut seen = Vec::new();
-    for _ in 0..TRIES {
+    let stalled = || {
         let reflector = BadReflector::start(Plan { stall_each_second, ..Plan::default() });
         let spec = RunSpec {
             size: 120,
@@ -125,63 +172,72 @@ fn a_far_end_that_stalls_for_a_tenth_of_the_time_gives_the_known_quantiles() {
             ..RunSpec::new(Kind::Udp, reflector.address)
         };
         let result = run(&spec, |_| {}).unwrap();
-        reflector.finish();
-        assert_eq!((result.ledger.received, result.ledger.lost), (3_000, 0));
-        let histograms = result.histograms.unwrap();
-        let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| histograms.response.value_at_quantile(share));
-        seen.push((p50, p95, p99));
-        // Here the service has it too: it is the far end that stalled.
-        let service = histograms.service.value_at_quantile(0.99);
-        if within(p99, 90) && within(p95, 50) && p50 < 10 * MS && within(service, 90) {
-            return;
+        (result, reflector.finish())
+    };
+    // A far end that was kept from its core for so long that its socket overflowed did more than stall as it was told.
+    let got_all = |(result, log): &(RunResult, Log)| log.seen == result.ledger.sent;
+    let ((result, _), tolerance_ns) = left_alone(|| {
+        let found = (0..TRIES).map(|_| stalled()).find(got_all);
+        found.expect("the far end missed something of each run")
+    });
+    assert_eq!((result.ledger.received, result.ledger.lost), (3_000, 0));
+    // One datagram in ten is due while the far end does nothing and waits for the rest of that time, 0 to 100 ms alike: 1 in 100
+    // waits more than 90 ms, 1 in 20 more than 50. Here the service has it too: it is the far end that stalled.
+    let histograms = result.histograms.unwrap();
+    for (name, histogram) in [("response", &histograms.response), ("service", &histograms.service)] {
+        for (share, answer) in [(0.5, 0), (0.95, 50 * MS), (0.99, 90 * MS)] {
+            let value = histogram.value_at_quantile(share);
+            assert!(
+                value.abs_diff(answer) <= tolerance_ns,
+                "{name} at {share}: {value} ns instead of {answer}"
+            );
         }
     }
-    panic!("p50, p95 and p99 should be near 0, 50 and 90 ms: {seen:?}");
 }
 
 #[test]
 fn a_generator_that_is_stopped_blames_itself_and_not_the_service() {
     let _alone = alone();
-    // What else stops it, or the reflector, spoils the figures; then it is tried again.
-    let mut seen = Vec::new();
-    for _ in 0..TRIES {
-        match stopped_generator() {
-            Ok(()) => return,
-            Err(figures) => seen.push(figures),
-        }
-    }
-    panic!("{seen:#?}");
+    let ((result, stopped), tolerance_ns) = left_alone(stopped_generator);
+    let length = stopped.iter().sum::<u64>() / stopped.len() as u64;
+    println!("stopped for {stopped:?} ns");
+    let near = |name: &str, value: u64, answer: u64| {
+        assert!(value.abs_diff(answer) <= tolerance_ns, "{name}: {value} ns instead of {answer}");
+    };
+    let p99 =
+        |distribution: &tools::run::Distribution| distribution.quantile("p99").unwrap().value_ns.unwrap();
+    // As with a far end that stalls: of a thousand datagrams a second ten wait longer than all but 10 ms of the stop, fifty longer
+    // than all but 50. It lasted 100 ms, or what the machine made of that.
+    let latency = &result.latency;
+    near("p99 of the response", p99(&latency.response), length - 10 * MS);
+    near("p99 of the lateness", p99(&latency.lateness), length - 10 * MS);
+    let p95 = result.curve.iter().min_by(|one, other| {
+        let distance = |point: &tools::run::CurvePoint| (point.quantile - 0.95).abs();
+        distance(one).total_cmp(&distance(other))
+    });
+    near("p95 of the response", p95.unwrap().value_ns, length - 50 * MS);
+    // The service has nothing of it.
+    near("p99 of the service", p99(&latency.service), 0);
 }
 
-/// Stops a generator twice; what is not as it should be in its figures.
-fn stopped_generator() -> Result<(), String> {
+/// Stops a generator for 100 ms in each of two seconds; how long it was stopped for.
+fn stopped_generator() -> (RunResult, [u64; 2]) {
     let reflector = BadReflector::start(Plan::default());
     let mut child = start(&reflector, &["--rate", "1kpps", "--duration", "2s", "--pace", "sleep"]);
-    let mut stopped = Vec::new();
-    for second in 0..2 {
+    let stopped = [0, 1].map(|second| {
         until_began(&reflector, &mut child, Duration::from_millis(400 + 1_000 * second));
         let pid = Pid::from_child(&child);
         let from = monotonic_ns();
         kill_process(pid, Signal::STOP).unwrap();
         std::thread::sleep(Duration::from_millis(100));
         kill_process(pid, Signal::CONT).unwrap();
-        stopped.push(monotonic_ns() - from);
-    }
+        monotonic_ns() - from
+    });
     let (code, result) = finish(child);
     reflector.finish();
     assert_eq!((code, result.verdict.validity), (Some(4), Validity::GeneratorLimited));
     assert!(result.verdict.reasons[0].contains("lateness"), "{:?}", result.verdict);
-    let quantile =
-        |distribution: &tools::run::Distribution| distribution.quantile("p99").unwrap().value_ns.unwrap();
-    let (response, service) = (quantile(&result.latency.response), quantile(&result.latency.service));
-    let lateness = quantile(&result.latency.lateness);
-    // As with a far end that stalls, p99 lies 10 ms below the length of a stop.
-    let (shortest, longest) = (stopped.iter().min().unwrap(), stopped.iter().max().unwrap());
-    let plausible = shortest - 20 * MS..longest + 30 * MS;
-    let figures = format!("stopped {stopped:?}, response {response}, service {service}, lateness {lateness}");
-    println!("{figures}");
-    let good = plausible.contains(&response) && plausible.contains(&lateness) && service < 30 * MS;
-    if good { Ok(()) } else { Err(figures) }
+    (result, stopped)
 }
 
 #[test]
@@ -253,6 +309,37 @@ fn a_receive_buffer_that_is_too_small_voids_the_run() {
     let blind = RunSpec { blind: Some(Check::OwnDrops), ..small };
     assert!(!found(&blind).expect("nothing was dropped").0, "another check has seen it");
     reflector.finish();
+}
+
+#[test]
+fn what_the_own_buffer_drops_one_by_one_excuses_nothing_that_was_lost_on_the_way() {
+    // The far end keeps one datagram in five, the receive buffer as many as fit: each skb that is dropped there is one datagram.
+    for _ in 0..5 {
+        let reflector = BadReflector::start(Plan { drop: 200, ..Plan::default() });
+        let spec = RunSpec {
+            rate_pps: 5_000.0,
+            burst: 250,
+            size: 1_000,
+            receive_buffer: 2_048,
+            duration: Duration::from_millis(500),
+            warmup: Duration::ZERO,
+            drain: Duration::from_millis(300),
+            pace: Pace::Sleep,
+            ..RunSpec::new(Kind::Udp, reflector.address)
+        };
+        let result = run(&spec, |_| {}).unwrap();
+        let log = reflector.finish();
+        let (account, kept) = (&result.account, log.seen - log.returned);
+        let own = account.causes.iter().find(|loss| loss.cause == "own-rx").unwrap();
+        println!("{}; the far end kept {kept} of {}", account.line(), log.seen);
+        let Some(skbs) = own.skbs else { continue };
+        assert!(kept > 0 && account.balances(), "{}", account.line());
+        assert_eq!(own.datagrams, skbs, "{}", account.line());
+        assert_eq!(account.lost_by("path"), result.ledger.lost - skbs, "{}", account.line());
+        assert!(account.lost_by("path") >= kept, "{}", account.line());
+        return;
+    }
+    panic!("nothing was dropped");
 }
 
 #[test]
